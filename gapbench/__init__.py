@@ -1,0 +1,41 @@
+"""gapbench: what a unified multimodal LLM can draw, against what it can recognise."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gapbench.flow import Run as Run
+    from gapbench.flow import open_run as open_run
+    from gapbench.flow import run as run
+    from gapbench.judges import load_judge as load_judge
+    from gapbench.models import load_model as load_model
+    from gapbench.tasks import load_task as load_task
+    from gapbench.types import Answer as Answer
+    from gapbench.types import GapbenchError as GapbenchError
+    from gapbench.types import Generation as Generation
+    from gapbench.types import Prompt as Prompt
+    from gapbench.types import Rates as Rates
+    from gapbench.types import Verdict as Verdict
+
+# Imported at first use: `import gapbench` and `gapbench --help` need no torch.
+_HOMES = {
+    "load_judge": "judges",
+    "load_model": "models",
+    "load_task": "tasks",
+    "run": "flow",
+    "open_run": "flow",
+    "Run": "flow",
+    **dict.fromkeys(
+        ("Answer", "GapbenchError", "Generation", "Prompt", "Rates", "Verdict"), "types"
+    ),
+}
+__all__ = sorted(_HOMES)
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gapbench' has no attribute {name!r}")
+    return getattr(import_module(f"gapbench.{_HOMES[name]}"), name)

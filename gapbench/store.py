@@ -1,0 +1,269 @@
+"""The run folder: append-only records, content-addressed images, one writer.
+
+run.json           identity, versions, machine
+plan.json          the prompts, samples and judges the latest command asked for
+generations.jsonl  one Generation a line
+verdicts.jsonl     one Verdict a line
+images/ab/<sha256>.png, tokens/ab/<sha256>.npy
+rates.json, sheets/
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, BinaryIO, Final, TypeVar
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+from PIL import Image
+
+from gapbench.types import GapbenchError, Generation, Verdict
+
+FORMAT: Final = 1
+_SHA: Final = re.compile(r"[0-9a-f]{64}")
+
+_FILES: Final = {Generation: "generations.jsonl", Verdict: "verdicts.jsonl"}
+R = TypeVar("R", Generation, Verdict)
+
+
+class RunFolder:
+    """One run's files.
+
+    `create` opens a folder for an identity, `open` one that exists. Every method that writes turns
+    an operating-system error into a GapbenchError that says how to go on.
+    """
+
+    def __init__(self, path: Path, meta: dict[str, Any]) -> None:
+        self.path, self.meta = path, meta
+
+    @classmethod
+    def create(cls, out: Path, model: str, identity: dict[str, Any], about: Any) -> RunFolder:
+        """The folder of an identity under `out`, made if there is none.
+
+        `about` (versions, machine) is recorded when the folder is made. Raises GapbenchError where
+        the folder holds another identity or another format.
+        """
+        path = folder_for(out, model, identity)
+        if (path / "run.json").exists():
+            folder = cls.open(path)
+            if folder.meta["identity"] != identity:
+                raise GapbenchError(
+                    f"{path} holds a run of another identity (weights, recipe or seed); "
+                    "move it away or choose another --out"
+                )
+            return folder
+        meta = {"format": FORMAT, "model": model, "identity": identity, **about}
+        with _saying_how_to_resume(path):
+            path.mkdir(parents=True, exist_ok=True)
+            write_atomic(path / "run.json", _json(meta))
+        return cls(path, meta)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run. Raises GapbenchError where it is none, or of another format."""
+        meta = read_json(path / "run.json")
+        if meta.get("format") != FORMAT:
+            raise GapbenchError(
+                f"{path} has run format {meta.get('format')}, this gapbench reads {FORMAT}; "
+                "use the gapbench that wrote it, or run again into another --out"
+            )
+        for key in ("model", "identity"):
+            if key not in meta:
+                raise GapbenchError(f"{path / 'run.json'}: {key!r} is missing; the file was edited")
+        return cls(path, meta)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep a second writer out, and drop a last line that a crash tore."""
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise GapbenchError(
+                f"{self.path} is being written by another gapbench; wait for it to end"
+            ) from error
+        try:
+            for name in _FILES.values():
+                _drop_torn_line(self.path / name)
+            yield
+        finally:
+            lock.release()
+
+    def generations(self) -> dict[tuple[str, int], Generation]:
+        """(prompt text, seed) -> Generation; only those whose files are there."""
+        found = {(g.prompt, g.seed): g for g in self._read(Generation)}
+        return {k: g for k, g in found.items() if self._complete(g)}
+
+    def verdicts(self) -> dict[tuple[str, str, str], Verdict]:
+        """(image, question, judge fingerprint) -> Verdict."""
+        return {(v.image, v.question, v.fingerprint): v for v in self._read(Verdict)}
+
+    def append(self, records: Iterable[Generation | Verdict]) -> None:
+        """Add records: flushed and on disk when this returns."""
+        lines: dict[str, str] = {}
+        for record in records:
+            name = _FILES[type(record)]
+            lines[name] = lines.get(name, "") + json.dumps(asdict(record)) + "\n"
+        with _saying_how_to_resume(self.path):
+            for name, text in lines.items():
+                with (self.path / name).open("ab") as file:
+                    file.write(text.encode())
+                    _to_disk(file)
+
+    def add_image(self, image: Image.Image) -> str:
+        """Store an image as PNG; returns the sha256 of its bytes."""
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        return self._add("images", ".png", buffer.getvalue())
+
+    def add_tokens(self, tokens: NDArray[np.int32]) -> str:
+        """Store token ids; returns the sha256 of the file's bytes."""
+        buffer = io.BytesIO()
+        np.save(buffer, tokens, allow_pickle=False)
+        return self._add("tokens", ".npy", buffer.getvalue())
+
+    def image(self, sha256: str) -> Image.Image:
+        """An image by its digest, RGB. Raises GapbenchError where it is missing or altered."""
+        data = self._get(self.image_path(sha256), sha256)
+        return Image.open(io.BytesIO(data)).convert("RGB")
+
+    def tokens(self, sha256: str) -> NDArray[np.int32]:
+        """Token ids by the digest of their file."""
+        data = self._get(self._place("tokens", ".npy", sha256), sha256)
+        tokens: NDArray[np.int32] = np.load(io.BytesIO(data), allow_pickle=False)
+        return tokens
+
+    def image_path(self, sha256: str) -> Path:
+        return self._place("images", ".png", sha256)
+
+    def write(self, name: str, value: Any) -> None:
+        """Replace a JSON file of the folder whole."""
+        with _saying_how_to_resume(self.path):
+            write_atomic(self.path / name, _json(value))
+
+    def read(self, name: str) -> Any:
+        return read_json(self.path / name)
+
+    def _complete(self, generation: Generation) -> bool:
+        return self.image_path(generation.image).exists() and (
+            generation.tokens is None or self._place("tokens", ".npy", generation.tokens).exists()
+        )
+
+    def _place(self, kind: str, suffix: str, sha256: str) -> Path:
+        if not _SHA.fullmatch(sha256):
+            raise GapbenchError(f"{self.path}: {sha256!r} is no sha256; the records were edited")
+        return self.path / kind / sha256[:2] / (sha256 + suffix)
+
+    def _add(self, kind: str, suffix: str, data: bytes) -> str:
+        sha256 = hashlib.sha256(data).hexdigest()
+        place = self._place(kind, suffix, sha256)
+        if not place.exists():
+            with _saying_how_to_resume(self.path):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(place, data)
+        return sha256
+
+    def _get(self, place: Path, sha256: str) -> bytes:
+        try:
+            data = place.read_bytes()
+        except OSError as error:
+            raise GapbenchError(
+                f"{place} is missing; run the same command again to make it anew"
+            ) from error
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise GapbenchError(
+                f"{place} was altered (its sha256 is not its name); delete it and run the same "
+                "command again"
+            )
+        return data
+
+    def _read(self, kind: type[R]) -> list[R]:
+        file = self.path / _FILES[kind]
+        if not file.exists():
+            return []
+        names = {field.name for field in fields(kind)}
+        records = []
+        for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], 1):
+            try:
+                raw = json.loads(line)
+                if set(raw) != names:
+                    raise ValueError(f"keys {sorted(set(raw) ^ names)} are missing or unknown")
+                records.append(kind(**raw))
+            except (ValueError, TypeError) as error:
+                raise GapbenchError(
+                    f"{file}:{number}: broken record ({error}); delete the line and run the same "
+                    "command again"
+                ) from error
+        return records
+
+
+def folder_for(out: Path, model: str, identity: dict[str, Any]) -> Path:
+    """Where a run of this identity lives: <model>-<first 8 hex digits of the identity's hash>."""
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return out / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', model)}-{digest[:8]}"
+
+
+def write_atomic(file: Path, data: bytes) -> None:
+    """Replace a file whole: a reader or a crash sees the old bytes or the new."""
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as opened:
+            opened.write(data)
+            _to_disk(opened)
+        part.replace(file)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def read_json(file: Path) -> Any:
+    """Raises GapbenchError where the file is missing or no JSON object."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise GapbenchError(f"{file}: cannot be read; is {file.parent} a run folder?") from error
+    except ValueError as error:
+        raise GapbenchError(f"{file}: not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise GapbenchError(f"{file}: not a JSON object")
+    return value
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _to_disk(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _drop_torn_line(file: Path) -> None:
+    if not file.exists():
+        return
+    data = file.read_bytes()
+    if data and not data.endswith(b"\n"):
+        with file.open("r+b") as opened:
+            opened.truncate(data.rfind(b"\n") + 1)
+
+
+@contextmanager
+def _saying_how_to_resume(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        raise GapbenchError(
+            f"{path}: {'the disk is full' if full else error}; what was computed is kept, "
+            f"{'free some space' if full else 'mend it'} and run the same command again"
+        ) from error

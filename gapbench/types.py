@@ -1,0 +1,106 @@
+"""The four records that flow through gapbench (design: Prompt -> Generation -> Verdict -> Rates).
+
+All are frozen and hold plain values only, so that a record is a line of JSON and back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Tier = Literal["easy", "medium", "hard"]
+TIERS: tuple[Tier, ...] = ("easy", "medium", "hard")
+
+
+class GapbenchError(Exception):
+    """A mistake a person can mend: what was wrong, where, and what to do, in one line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What to draw.
+
+    `requirement` is what a judge checks, as JSON values; `question` is what the model is asked
+    about an image of this prompt (the task's verdict question with the text filled in).
+    """
+
+    id: str
+    task: str
+    category: str
+    tier: Tier
+    text: str
+    question: str
+    requirement: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """One image of one prompt text.
+
+    `image` and `tokens` are the sha256 of the PNG file and of the token-id file (None where the
+    model has no discrete tokens); `effective_prompt` is the prompt as the model got it; `logprob`
+    is the log-probability, in nats, of the drawn tokens under the guided sampling distribution;
+    `seconds` is the batch's wall time divided by its size.
+    """
+
+    prompt: str
+    sample: int
+    seed: int
+    image: str
+    tokens: str | None
+    effective_prompt: str
+    logprob: float | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a judge says: the part of a Verdict that is the judge's own.
+
+    `verdict` is 1, 0 or None (abstained, with the reason); `p_yes` is the probability of 1 where
+    the judge gives one, and `mass` the probability of the two answers together before they were
+    normalised; `score` is the judge's own scale where it has one; `text` is what it said.
+    """
+
+    verdict: int | None
+    p_yes: float | None = None
+    mass: float | None = None
+    score: float | None = None
+    text: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict(Answer):
+    """One judge's answer about one image, named by the sha256 of its file."""
+
+    image: str
+    question: str
+    judge: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """One figure over verdicts.
+
+    `value` is None where the denominator carries nothing. `numerator` and `denominator` are raw
+    counts (sums, for scores) over images; `value` equals their quotient within a category and
+    weighs categories equally above it. `low` and `high` bound the 95 % interval; `n_prompts` are
+    the prompts behind the denominator; `deff` is the design effect (variance over prompts as
+    clusters, divided by the variance if all images were independent); `abstained` counts the
+    images left out because a judge gave no verdict.
+    """
+
+    level: Literal["category", "tier", "task", "overall"]
+    name: str
+    metric: str
+    value: float | None
+    low: float | None
+    high: float | None
+    numerator: float
+    denominator: float
+    n_prompts: int
+    deff: float | None
+    abstained: int
