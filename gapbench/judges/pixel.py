@@ -1,0 +1,89 @@
+"""The pixel judge of the shapes world: finds sprites by colour and template. No model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from gapbench.shapes import BACKGROUND, CELL, COLORS, GRID, MASKS, SIZE, SPRITE, Sprite, unmet
+from gapbench.types import Answer, GapbenchError, Prompt
+
+# Noise of 30 levels a channel moves a colour by 52 at most; sprites are at least 209 away from
+# the background and 75 from each other's colour, so these decide rightly at that noise.
+FOREGROUND: Final = 104.0
+SPECKS: Final = 3
+"""A cell with at most this many foreground pixels is empty."""
+TOLERANCE: Final = 3
+"""Pixels by which a sprite may miss its template; templates are at least 8 apart."""
+AGREEMENT: Final = 0.85
+"""Share of a sprite's pixels that must be nearest to one colour."""
+COLOR_ERROR: Final = 60.0
+"""Largest distance of a sprite's mean colour from that colour."""
+
+_NAMES = tuple(MASKS)
+_TEMPLATES = np.zeros((len(_NAMES), CELL, CELL), bool)
+_TEMPLATES[:, :SPRITE, :SPRITE] = np.stack([MASKS[name] for name in _NAMES])
+_PALETTE = np.array(list(COLORS.values()), np.float32)
+
+
+class PixelJudge:
+    """Reads an image cell by cell and decides the requirement by the rules of `shapes`."""
+
+    name = "pixel"
+    fingerprint = "pixel-1"
+
+    def question(self, prompt: Prompt) -> str:
+        items = prompt.requirement.get("include", ())
+        if not items or any("shape" not in item or "count" not in item for item in items):
+            raise GapbenchError(
+                f"judge pixel cannot judge task {prompt.task}: prompt {prompt.id} has no "
+                "requirement of the shapes world; choose another judge with --judge"
+            )
+        return json.dumps(prompt.requirement, sort_keys=True)
+
+    def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
+        return [_decide(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+
+
+def _decide(image: Image.Image, prompt: Prompt) -> Answer:
+    if image.size != (SIZE, SIZE):
+        return Answer(
+            verdict=None, reason=f"image is {image.width} x {image.height}, not {SIZE} x {SIZE}"
+        )
+    scene, blobs = read(np.asarray(image.convert("RGB")))
+    reason = "; ".join(blobs) if blobs else unmet(scene, prompt.requirement)
+    return Answer(verdict=int(reason is None), reason=reason)
+
+
+def read(image: NDArray[np.uint8]) -> tuple[dict[int, Sprite], list[str]]:
+    """Sprites by cell, and what could not be read, from a (24, 24, 3) picture."""
+    pixels = image.reshape(GRID, CELL, GRID, CELL, 3).swapaxes(1, 2).reshape(-1, CELL, CELL, 3)
+    pixels = pixels.astype(np.float32)
+    drawn = np.linalg.norm(pixels - np.array(BACKGROUND, np.float32), axis=-1) > FOREGROUND
+    misses = (drawn[:, None] != _TEMPLATES).sum((2, 3))
+    scene: dict[int, Sprite] = {}
+    blobs: list[str] = []
+    for cell in np.flatnonzero(drawn.sum((1, 2)) > SPECKS).tolist():
+        best = int(misses[cell].argmin())
+        shape, texture = _NAMES[best]
+        if misses[cell, best] > TOLERANCE:
+            blobs.append(
+                f"unreadable blob in cell {cell + 1} "
+                f"({misses[cell, best]} pixels off a {texture} {shape})"
+            )
+            continue
+        inside = pixels[cell][drawn[cell] & _TEMPLATES[best]]
+        nearest = np.linalg.norm(inside[:, None] - _PALETTE, axis=-1).argmin(1)
+        color = int(np.bincount(nearest, minlength=len(_PALETTE)).argmax())
+        share = float((nearest == color).mean())
+        error = float(np.linalg.norm(inside.mean(0) - _PALETTE[color]))
+        if share < AGREEMENT or error > COLOR_ERROR:
+            blobs.append(f"unreadable colour of the {shape} in cell {cell + 1}")
+            continue
+        scene[cell] = Sprite(shape, tuple(COLORS)[color], texture)
+    return scene, blobs
