@@ -1,0 +1,57 @@
+"""The model as judge of its own images."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Final, Literal
+
+from PIL import Image
+
+from gapbench.models.base import Model
+from gapbench.types import Answer, Prompt
+
+ANSWERS: Final = (" The score is 0", " The score is 1")
+"""What the verdict question asks for (paper section 1), up to the digit that decides."""
+Mode = Literal["logits", "text"]
+NAMES: Final[dict[Mode, str]] = {"logits": "self", "text": "self-text"}
+NEEDS: Final[dict[Mode, str]] = {"logits": "judge_logits", "text": "judge_text"}
+_SCORE: Final = re.compile(r"\bscore\s*(?:is|:|=)?\s*[{\[\"'*]*([01])\b(?![.,]\d)", re.IGNORECASE)
+_BARE: Final = re.compile(r"^[{\[\"'*\s]*([01])[}\]\"'*\s.]*$")
+
+
+class OwnJudge:
+    """Asks a model the verdict question: by the probabilities of the two answers, or in words."""
+
+    def __init__(self, model: Model, mode: Mode) -> None:
+        self.model, self.mode = model, mode
+        self.name = NAMES[mode]
+        self.fingerprint = f"{self.name}-1-{model.fingerprint}"
+
+    def question(self, prompt: Prompt) -> str:
+        return prompt.question
+
+    def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
+        questions = [prompt.question for prompt in prompts]
+        if self.mode == "text":
+            return [parse(text) for text in self.model.reply(images, questions)]
+        return [
+            weigh(float(no), float(yes)) for no, yes in self.model.judge(images, questions, ANSWERS)
+        ]
+
+
+def weigh(no: float, yes: float) -> Answer:
+    """An answer from the log-probabilities of "The score is 0" and "... 1"; a tie is a 0."""
+    if not (math.isfinite(no) or math.isfinite(yes)) or math.isnan(no + yes):
+        return Answer(verdict=None, reason=f"log-probabilities of the answers are {no} and {yes}")
+    p_yes = 1 / (1 + math.exp(min(no - yes, 700.0)))
+    return Answer(verdict=int(p_yes > 0.5), p_yes=p_yes, mass=math.exp(no) + math.exp(yes))
+
+
+def parse(text: str) -> Answer:
+    """An answer from words: the last "score is 0" or "1", or a reply that is just the digit."""
+    found = _SCORE.findall(text) or _BARE.findall(text)
+    if not found:
+        return Answer(verdict=None, text=text, reason="the reply names no score of 0 or 1")
+    return Answer(verdict=int(found[-1]), text=text)

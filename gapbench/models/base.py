@@ -1,0 +1,99 @@
+"""What a model adapter is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+if TYPE_CHECKING:
+    import torch
+
+CAPABILITIES = {
+    "generate": "draws images from prompts",
+    "judge_logits": "gives the log-probability of an answer about an image",
+    "judge_text": "answers a question about an image in words",
+    "image_tokens": "draws through discrete tokens, which are kept",
+    "image_logprobs": "gives per-token log-probabilities of an image, differentiable",
+    "train": "its weights can be trained and saved",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """One generated image.
+
+    `tokens` is (T,) int32, or None where the model has no discrete tokens; `logprob` is the sum
+    of their log-probabilities in nats under the distribution they were drawn from.
+    """
+
+    image: Image.Image
+    tokens: NDArray[np.int32] | None
+    effective_prompt: str
+    logprob: float | None
+
+
+class Model(Protocol):
+    """A unified model: one set of weights that draws and judges.
+
+    An adapter is cheap to make; `load` brings in the weights and `release` gives them back, so
+    that a model and a large judge share one device in turn. `name`, `fingerprint`, `recipe` and
+    `capabilities` are known before loading.
+    """
+
+    @property
+    def name(self) -> str:
+        """As given to --model."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of weights, processor files, adapter version and dtype."""
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """Sampling parameters, as used."""
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """Which of CAPABILITIES it has."""
+
+    def load(self) -> None:
+        """Bring the weights onto the device; nothing if they are there."""
+
+    def release(self) -> None:
+        """Free the weights and the device memory."""
+
+    def refuses(self, text: str) -> str | None:
+        """Why a prompt text cannot be drawn (say, it holds a special token), or None."""
+
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Drawing]:
+        """Draw one image for each (prompt, seed).
+
+        An image depends on its prompt and seed alone: not on the batch, its size or its order.
+        """
+
+    def judge(
+        self, images: Sequence[Image.Image], questions: Sequence[str], answers: Sequence[str]
+    ) -> NDArray[np.float64]:
+        """Log-probability in nats of each whole answer, (images, answers): judge_logits."""
+
+    def reply(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
+        """What the model says, greedily decoded. Capability judge_text."""
+
+
+class TrainableModel(Model, Protocol):
+    """A model whose image tokens can be scored and whose weights can be trained."""
+
+    def image_logprobs(
+        self, prompts: Sequence[str], tokens: NDArray[np.int32], unconditional: bool = False
+    ) -> torch.Tensor:
+        """Per-token log-probabilities in nats of (B, T) tokens under the conditional branch
+        (or the one that guidance subtracts): (B, T), differentiable. Capability image_logprobs."""
+
+    def save(self, folder: Path) -> None:
+        """Write weights (safetensors) and processor files in the hub's layout."""

@@ -1,0 +1,379 @@
+"""Janus (DeepSeek) in transformers' own classes, with our own sampler and verdict pass.
+
+transformers' `generate(generation_mode="image")` draws all rows from one global stream, applies
+top-k 50 unasked, has no guidance-free path and returns no log-probabilities; hence the loop here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from gapbench.models.base import Drawing
+from gapbench.models.sampling import Recipe, draw, guide, uniforms, warp
+from gapbench.types import GapbenchError
+
+if TYPE_CHECKING:
+    from transformers import JanusForConditionalGeneration, JanusProcessor
+
+ADAPTER: Final = "janus-1"
+SMALL: Final = 100_000_000
+"""Bytes of weights under which a CPU computes in float64 by default (it costs little, and a batch's
+make-up can no longer tip a rounding) and with one thread (more only get in each other's way)."""
+REPLY_TOKENS: Final = 64
+
+
+class JanusModel:
+    """Adapter for a folder with a Janus checkpoint in the hub's layout."""
+
+    capabilities = frozenset(
+        {"generate", "judge_logits", "judge_text", "image_tokens", "image_logprobs", "train"}
+    )
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        recipe: Recipe | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+    ) -> None:
+        self.name, self.folder = name, folder
+        weights = sorted(folder.glob("*.safetensors"))
+        if not weights:
+            raise GapbenchError(
+                f"model {name}: no .safetensors file in {folder}; other weight formats are not "
+                "loaded, save the checkpoint with save_pretrained first"
+            )
+        settings = sorted(
+            f for f in folder.iterdir() if f.suffix in {".json", ".jinja"} and f.is_file()
+        )
+        self._sampling = recipe or _recipe(folder)
+        self.recipe: dict[str, Any] = asdict(self._sampling)
+        self.device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        on_cpu = self.device == "cpu"
+        small = sum(f.stat().st_size for f in weights) < SMALL
+        self._threads = 1 if on_cpu and small else None
+        auto = "bfloat16" if not on_cpu else "float64" if small else "float32"
+        self.dtype = auto if dtype == "auto" else dtype
+        digest = hashlib.sha256(f"{ADAPTER} {self.dtype}\n".encode())
+        for file in weights + settings:
+            digest.update(f"{file.name} {_sha256(file)}\n".encode())
+        self.fingerprint = digest.hexdigest()
+        self._model: JanusForConditionalGeneration | None = None
+        self._processor: JanusProcessor | None = None
+
+    # -- loading ---------------------------------------------------------------------------
+
+    def load(self) -> None:
+        if self._model is not None:
+            return
+        from transformers import JanusForConditionalGeneration
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        try:
+            model = JanusForConditionalGeneration.from_pretrained(
+                self.folder, dtype=getattr(torch, self.dtype), local_files_only=True
+            )
+        except Exception as error:  # safetensors and transformers raise many kinds
+            raise GapbenchError(
+                f"model {self.name}: cannot load {self.folder}: {_first_line(error)}"
+            ) from error
+        model.config.tie_word_embeddings = False
+        self._model = model.to(self.device).eval()
+        if self._threads:
+            self._before = torch.get_num_threads()
+            torch.set_num_threads(self._threads)
+
+    def release(self) -> None:
+        if self._model is not None and self._threads:
+            torch.set_num_threads(self._before)
+        self._model = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    @property
+    def module(self) -> JanusForConditionalGeneration:
+        """The loaded transformers model."""
+        self.load()
+        assert self._model is not None
+        return self._model
+
+    @property
+    def processor(self) -> JanusProcessor:
+        """The tokenizer and image processor; needs no weights."""
+        if self._processor is None:
+            from transformers import JanusProcessor
+
+            try:
+                self._processor = JanusProcessor.from_pretrained(self.folder, local_files_only=True)
+            except Exception as error:  # as above
+                raise GapbenchError(
+                    f"model {self.name}: cannot load the processor in {self.folder}: "
+                    f"{_first_line(error)}"
+                ) from error
+        return self._processor
+
+    def save(self, folder: Path) -> None:
+        self.module.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    def refuses(self, text: str) -> str | None:
+        for token in self.processor.tokenizer.get_added_vocab():
+            if token.strip() and token in text:
+                return f"it contains {token!r}, which {self.name} reads as a special token"
+        tokens = len(self._heads([text])[1][0]) + self.processor.num_image_tokens
+        room = self._context
+        if tokens > room:
+            return f"with its image it takes {tokens} tokens, {self.name} has room for {room}"
+        return None
+
+    @property
+    def _context(self) -> int:
+        from transformers import JanusConfig
+
+        config = JanusConfig.from_pretrained(self.folder, local_files_only=True)
+        return int(config.text_config.max_position_embeddings)
+
+    # -- drawing ---------------------------------------------------------------------------
+
+    def _heads(self, prompts: Sequence[str]) -> tuple[list[str], Tensor, Tensor]:
+        """Effective prompts, and their left-padded ids and mask up to the image's start token."""
+        chats = [
+            [{"role": "user", "content": [{"type": "text", "text": prompt}]}] for prompt in prompts
+        ]
+        texts = [
+            self.processor.apply_chat_template(chat, add_generation_prompt=True) for chat in chats
+        ]
+        batch = self.processor(
+            text=texts, generation_mode="image", padding=True, return_tensors="pt"
+        )
+        effective = [text + self.processor.image_start_token for text in texts]
+        return (
+            effective,
+            batch["input_ids"].to(self.device),
+            batch["attention_mask"].to(self.device),
+        )
+
+    def _unconditional(self, ids: Tensor) -> Tensor:
+        """The same rows with all but the two start tokens blanked, as Janus was trained."""
+        tokenizer = self.processor.tokenizer
+        keep = (ids == tokenizer.bos_token_id) | (ids == tokenizer.boi_token_id)
+        return ids.masked_fill(~keep, tokenizer.pad_token_id)
+
+    @torch.inference_mode()
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Drawing]:
+        from transformers import DynamicCache
+
+        core, recipe = self.module.model, self._sampling
+        guided = recipe.guidance != 1
+        distinct = list(dict.fromkeys(prompts))
+        effective, ids, mask = self._heads(distinct)
+        rows = torch.tensor([distinct.index(prompt) for prompt in prompts], device=self.device)
+        if guided:
+            ids = torch.cat([ids, self._unconditional(ids)])
+            mask = mask.repeat(2, 1)
+            rows = torch.cat([rows, rows + len(distinct)])
+
+        # Each prompt's prefix is computed once and copied to its samples.
+        cache = DynamicCache()
+        hidden = core.language_model(
+            inputs_embeds=core.get_input_embeddings()(ids),
+            attention_mask=mask,
+            position_ids=_positions(mask),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[rows, -1]
+        cache.batch_select_indices(rows)
+        mask = mask[rows]
+        position = mask.sum(1, keepdim=True)
+
+        steps = self.processor.num_image_tokens
+        uniform = uniforms(list(seeds), steps)
+        tokens = torch.empty(len(prompts), steps, dtype=torch.long, device=self.device)
+        logprob = torch.zeros(len(prompts), dtype=torch.float64, device=self.device)
+        for step in range(steps):
+            logits = core.generation_head(hidden).double()
+            logprobs = warp(guide(logits, recipe.guidance) if guided else logits, recipe)
+            token = draw(logprobs, uniform[:, step])
+            tokens[:, step] = token
+            logprob += logprobs.gather(1, token.unsqueeze(1)).squeeze(1)
+            if step + 1 == steps:
+                break
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+            embeds = self.module.prepare_embeddings_for_image_generation(token.unsqueeze(1))
+            hidden = core.language_model(
+                inputs_embeds=embeds.repeat(2, 1, 1) if guided else embeds,
+                attention_mask=mask,
+                position_ids=position + step,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state[:, -1]
+        ids_ = tokens.to("cpu", torch.int32).numpy()
+        return [
+            Drawing(self.decode(row), row, effective[distinct.index(prompt)], float(total))
+            for prompt, row, total in zip(prompts, ids_, logprob.tolist(), strict=True)
+        ]
+
+    @torch.inference_mode()
+    def decode(self, tokens: NDArray[np.int32]) -> Image.Image:
+        """(T,) token ids to a picture. One at a time, so that its bytes depend on them alone."""
+        row = torch.from_numpy(tokens).long().unsqueeze(0).to(self.device)
+        pixels = self.module.decode_image_tokens(row)[0].float()
+        levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        return Image.fromarray(levels.cpu().numpy())
+
+    def image_logprobs(
+        self, prompts: Sequence[str], tokens: NDArray[np.int32], unconditional: bool = False
+    ) -> Tensor:
+        core = self.module.model
+        _, ids, mask = self._heads(prompts)
+        if unconditional:
+            ids = self._unconditional(ids)
+        target = torch.from_numpy(tokens).long().to(self.device)
+        drawn = self.module.prepare_embeddings_for_image_generation(target[:, :-1])
+        embeds = torch.cat([core.get_input_embeddings()(ids), drawn], 1)
+        mask = torch.cat([mask, mask.new_ones(drawn.shape[:2])], 1)
+        hidden = core.language_model(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=_positions(mask),
+            use_cache=False,
+        ).last_hidden_state[:, ids.shape[1] - 1 :]
+        logits = core.generation_head(hidden)
+        logprobs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        found: Tensor = logprobs.gather(2, target.unsqueeze(2)).squeeze(2)
+        return found
+
+    # -- judging ---------------------------------------------------------------------------
+
+    def _chat(self, question: str) -> str:
+        from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
+
+        # The processor puts the system prompt first; a question that brings it would say it twice.
+        system = DEFAULT_SYSTEM_PROMPT.strip()
+        if self.processor.use_default_system_prompt and question.startswith(system):
+            question = question[len(system) :].lstrip()
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        chat = [{"role": "user", "content": content}]
+        text: str = self.processor.apply_chat_template(chat, add_generation_prompt=True)
+        return text
+
+    def _asked(self, images: Sequence[Image.Image], texts: Sequence[str]) -> dict[str, Tensor]:
+        batch = self.processor(
+            text=list(texts), images=list(images), padding=True, return_tensors="pt"
+        ).to(self.device)
+        batch["pixel_values"] = batch["pixel_values"].to(self.module.dtype)
+        return dict(batch)
+
+    def _answer_ids(self, texts: Sequence[str], answers: Sequence[str]) -> list[list[int]]:
+        """Token ids of each answer after the texts, which must not change how those are cut."""
+        tokenizer = self.processor.tokenizer
+        found: list[list[int]] = []
+        for answer in answers:
+            tails = set()
+            for text in dict.fromkeys(texts):
+                asked, full = tokenizer(text)["input_ids"], tokenizer(text + answer)["input_ids"]
+                if full[: len(asked)] != asked:
+                    raise GapbenchError(
+                        f"model {self.name}: the answer {answer!r} merges with the question's last "
+                        "token, so it cannot be scored; give the answer a leading space"
+                    )
+                tails.add(tuple(full[len(asked) :]))
+            if len(tails) != 1:
+                raise GapbenchError(
+                    f"model {self.name}: the answer {answer!r} is cut differently after different "
+                    "questions, so it cannot be scored"
+                )
+            found.append(list(tails.pop()))
+        return found
+
+    @torch.inference_mode()
+    def judge(
+        self, images: Sequence[Image.Image], questions: Sequence[str], answers: Sequence[str]
+    ) -> NDArray[np.float64]:
+        texts = [self._chat(question) for question in questions]
+        tails = self._answer_ids(texts, answers)
+        # Answers that differ in their last token only share one row: all are read off one forward.
+        contexts = list(dict.fromkeys(tuple(tail[:-1]) for tail in tails))
+        width = max(map(len, contexts))
+        batch = self._asked(images, texts)
+        count = len(texts)
+        ids, mask = (batch[k].repeat(len(contexts), 1) for k in ("input_ids", "attention_mask"))
+        pad = self.processor.tokenizer.pad_token_id
+        more = torch.tensor([[*c, *[pad] * (width - len(c))] for c in contexts], device=self.device)
+        more = more.long().reshape(len(contexts), width).repeat_interleave(count, 0)
+        ids = torch.cat([ids, more], 1)
+        mask = torch.cat([mask, mask.new_ones(more.shape)], 1)
+        logits = self.module(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=_positions(mask),
+            pixel_values=batch["pixel_values"].repeat(len(contexts), 1, 1, 1),
+            logits_to_keep=width + 1,
+            use_cache=False,
+        ).logits
+        logprobs = logits.double().log_softmax(-1).reshape(len(contexts), count, width + 1, -1)
+        total = torch.zeros(count, len(answers), dtype=torch.float64)
+        for column, tail in enumerate(tails):
+            row = logprobs[contexts.index(tuple(tail[:-1]))]
+            for place, token in enumerate(tail):
+                total[:, column] += row[:, place, token].cpu()
+        return total.numpy()
+
+    @torch.inference_mode()
+    def reply(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
+        batch = self._asked(images, [self._chat(question) for question in questions])
+        out = self.module.generate(
+            **batch,
+            generation_mode="text",
+            do_sample=False,
+            max_new_tokens=REPLY_TOKENS,
+            pad_token_id=self.processor.tokenizer.pad_token_id,
+        )
+        words = out[:, batch["input_ids"].shape[1] :]
+        return [
+            str(text).strip()
+            for text in self.processor.tokenizer.batch_decode(words, skip_special_tokens=True)
+        ]
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """Position ids that start at 0 with each row's first real token."""
+    return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def _recipe(folder: Path) -> Recipe:
+    """The recipe in a checkpoint's generation_config.json; upstream's where that is silent."""
+    file = folder / "generation_config.json"
+    try:
+        config = json.loads(file.read_text()) if file.exists() else {}
+    except ValueError as error:
+        raise GapbenchError(f"{file}: not JSON ({error}); mend or remove it") from error
+    names = {
+        "guidance": "guidance_scale",
+        "temperature": "temperature",
+        "top_k": "top_k",
+        "top_p": "top_p",
+    }
+    return Recipe(**{k: config[v] for k, v in names.items() if config.get(v) is not None})
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0]

@@ -1,0 +1,75 @@
+"""Drawing tokens so that a row depends on its own random stream alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gapbench.types import GapbenchError
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Sampling parameters of an autoregressive image model.
+
+    `guidance` follows the Janus convention, uncond + guidance * (cond - uncond), so 1 is none;
+    `top_k` 0 and `top_p` 1 keep every token; `temperature` 0 takes the likeliest token.
+    """
+
+    guidance: float = 5.0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        bounds = (
+            ("guidance", self.guidance >= 0, "0 or more"),
+            ("temperature", self.temperature >= 0, "0 or more"),
+            ("top_k", self.top_k >= 0, "0 or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+        )
+        for name, fits, range_ in bounds:
+            if not fits:
+                raise GapbenchError(f"recipe: {name} is {getattr(self, name)}, must be {range_}")
+
+
+def uniforms(seeds: list[int], steps: int) -> Tensor:
+    """(len(seeds), steps) numbers in [0, 1), row i from seed i alone, the same on every device."""
+    streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return torch.stack([torch.rand(steps, generator=g, dtype=torch.float64) for g in streams])
+
+
+def guide(logits: Tensor, guidance: float) -> Tensor:
+    """Combine (2B, V) logits, conditional rows first, into (B, V)."""
+    cond, uncond = logits.chunk(2)
+    return uncond + guidance * (cond - uncond)
+
+
+def warp(logits: Tensor, recipe: Recipe) -> Tensor:
+    """(B, V) log-probabilities in float64 after temperature, top-k and top-p, in that order."""
+    logits = logits.double()
+    if recipe.temperature == 0:
+        best = logits.argmax(-1, keepdim=True)
+        return torch.full_like(logits, -torch.inf).scatter(-1, best, 0.0)
+    logits = logits / recipe.temperature
+    if 0 < recipe.top_k < logits.shape[-1]:
+        least = logits.topk(recipe.top_k).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if recipe.top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        probs = ordered.softmax(-1)
+        beyond = probs.cumsum(-1) - probs >= recipe.top_p
+        logits = logits.masked_fill(beyond.scatter(-1, order, beyond), -torch.inf)
+    return logits.log_softmax(-1)
+
+
+def draw(logprobs: Tensor, uniform: Tensor) -> Tensor:
+    """(B,) tokens by inverting the cumulative distribution of (B, V) at (B,) uniforms."""
+    cumulative = logprobs.exp().cumsum(-1)
+    point = uniform.to(cumulative.device).unsqueeze(-1) * cumulative[..., -1:]
+    token = torch.searchsorted(cumulative, point, right=True).squeeze(-1)
+    # Rounding may leave the point on the last edge: the last token that can be drawn is meant.
+    last = logprobs.shape[-1] - 1 - (logprobs > -torch.inf).flip(-1).int().argmax(-1)
+    return torch.minimum(token, last)
