@@ -1,0 +1,143 @@
+"""Intervals for ratios of sums over images, with the prompt as the unit (design, section 4).
+
+Everything here works on sums per prompt. A stratum is one category's array of shape (prompts, 6),
+whose columns are the constants below. A level is a list of strata, each with at least one valid
+image. Its ratio weighs categories equally: sum_c(num_c / valid_c) / sum_c(den_c / valid_c); with
+one category that is num / den.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+# Columns of a stratum: sums over a prompt's images of the numerator term, the denominator term
+# (0 or 1), whether the image is valid, the squared numerator term, whether the numerator term is
+# neither 0 nor 1, and whether the image was left out for want of a verdict.
+NUMERATOR, DENOMINATOR, VALID, SQUARE, FRACTIONAL, ABSTAINED = range(6)
+
+Z = 1.96
+SMALL_CELL = 100
+EXTREME = 0.05
+BLOCK_CELLS = 4_000_000
+
+
+def wilson(value: float, n: float, z: float = Z) -> tuple[float, float]:
+    """Wilson's score interval of a share `value` in [0, 1] seen on `n` > 0 independent trials.
+
+    `n` need not be whole: an effective sample size goes here. Source: Wilson 1927; for shares over
+    few prompts as arXiv 2503.01747 advises.
+    """
+    centre = value + z * z / (2 * n)
+    half = z * math.sqrt(value * (1 - value) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def bootstrap(sums: Floats, name: str, draws: int) -> Floats:
+    """Column totals of `draws` resamples, with replacement, of a category's prompts.
+
+    `sums` is (prompts, columns), the result (draws, columns). The draws depend on `name` and on
+    the set of rows only, never on their order. Prompts with equal rows are exchangeable, so what
+    is drawn is how often each distinct row occurs: exactly the bootstrap over prompts.
+    """
+    profiles, sizes = np.unique(sums, axis=0, return_counts=True)
+    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:16]))
+    # Blocks bound the memory where profiles are about as many as prompts; the draws do not change.
+    block = max(1, BLOCK_CELLS // len(profiles))
+    blocks = [min(block, draws - start) for start in range(0, draws, block)]
+    shares = sizes / len(sums)
+    return np.concatenate(
+        [rng.multinomial(len(sums), shares, size=size) @ profiles for size in blocks]
+    )
+
+
+def ratio(totals: Floats) -> Floats:
+    """The level's ratio from totals (categories, ..., at least 3); NaN where it is 0 / 0.
+
+    The last axis holds numerator, denominator and valid first; the result has the axes between.
+    """
+    numerator, denominator, valid = np.moveaxis(totals[..., : VALID + 1], -1, 0)
+    # A category that a draw leaves without valid images adds 0 / 1 to both sums: it drops out.
+    unit = np.where(valid > 0, valid, 1.0) if len(totals) > 1 else np.ones_like(valid)
+    with np.errstate(invalid="ignore"):
+        result: Floats = (numerator / unit).sum(axis=0) / (denominator / unit).sum(axis=0)
+    return result
+
+
+def variances(strata: Sequence[Floats], value: float) -> tuple[float, float]:
+    """Linearised variances of a level's ratio `value`: (prompts as clusters, images independent).
+
+    The first is sum_c C/(C-1) sum_i z_i^2 over the C prompts of each category, z_i being a prompt's
+    residual, centred in its category (arXiv 2411.00640; peers, section 4). The second sums the
+    squares of the same residuals image by image, which for 0/1 terms within a category is the
+    binomial value (1 - value) / denominator. A category of one prompt has no spread of its own:
+    its residual is taken about the level's value instead. A second figure of exactly 0 says that
+    no category varies at all.
+    """
+    totals = np.stack([stratum.sum(axis=0) for stratum in strata])
+    weights = _weights(totals)
+    cluster = independent = scale = 0.0
+    for stratum, total, weight in zip(strata, totals, weights, strict=True):
+        prompts = int(np.count_nonzero(stratum[:, VALID]))
+        drift = (total[NUMERATOR] - value * total[DENOMINATOR]) / total[VALID]
+        correction = prompts / (prompts - 1) if prompts > 1 else 1.0
+        centre = drift if prompts > 1 else 0.0
+        residual = stratum[:, NUMERATOR] - value * stratum[:, DENOMINATOR]
+        residual = residual - centre * stratum[:, VALID]
+        raw = total[SQUARE] + value * value * total[DENOMINATOR]
+        rows = raw - 2 * value * total[NUMERATOR] - centre * centre * total[VALID]
+        cluster += weight**2 * correction * float(residual @ residual)
+        independent += weight**2 * rows
+        scale += weight**2 * raw
+    # `rows` is a difference of sums: what is left of a true 0 is rounding, not variance.
+    if independent <= 1e-12 * scale:
+        independent = 0.0
+    return cluster, independent
+
+
+def _weights(totals: Floats) -> Floats:
+    """Each category's weight per image in the ratio, over the weighted denominator."""
+    per_image = 1 / totals[:, VALID] if len(totals) > 1 else np.ones(1)
+    weights: Floats = per_image / (per_image @ totals[:, DENOMINATOR])
+    return weights
+
+
+def _clusters(strata: Sequence[Floats]) -> float:
+    """Prompts behind the denominator, at equal category weights (Kish's effective number)."""
+    totals = np.stack([stratum.sum(axis=0) for stratum in strata])
+    shares = _weights(totals) * totals[:, DENOMINATOR]
+    prompts = np.array([np.count_nonzero(stratum[:, DENOMINATOR]) for stratum in strata])
+    return float(1 / (shares**2 / np.maximum(prompts, 1)).sum())
+
+
+def interval(strata: Sequence[Floats], value: float, drawn: Floats) -> tuple[float, float, float]:
+    """Low and high end of the 95 % interval of a level's ratio `value`, and its design effect.
+
+    `drawn` (draws,) is the ratio recomputed on each bootstrap draw; NaN marks a draw whose
+    denominator is 0, which is dropped. The percentile interval is taken, except for small
+    (< 100 prompts behind the denominator) or extreme (< 5 %, > 95 %) shares: those get Wilson's on
+    the effective sample size. Where the variance between prompts cannot be estimated (one prompt,
+    or no category varies) images of one prompt count as one.
+    """
+    total = np.sum([stratum.sum(axis=0) for stratum in strata], axis=0)
+    denominator = float(total[DENOMINATOR])
+    prompts = sum(int(np.count_nonzero(stratum[:, DENOMINATOR])) for stratum in strata)
+    cluster, independent = variances(strata, value)
+    known = prompts > 1 and independent > 0
+    deff = cluster / independent if known else denominator / _clusters(strata)
+    extreme = not EXTREME <= value <= 1 - EXTREME
+    if total[FRACTIONAL] == 0 and (prompts < SMALL_CELL or extreme):
+        binomial = value * (1 - value)
+        # No sample is worth more than its images, however evenly prompts fall out.
+        n = binomial / max(cluster, binomial / denominator) if known else denominator / deff
+        low, high = wilson(value, n)
+    else:
+        low, high = (float(end) for end in np.nanquantile(drawn, (0.025, 0.975)))
+    return min(low, value), max(high, value), deff

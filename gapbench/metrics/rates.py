@@ -1,0 +1,231 @@
+"""The seven rates over verdicts (paper.md, section 2), at each category, task, tier and overall."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from gapbench.metrics.intervals import (
+    ABSTAINED,
+    DENOMINATOR,
+    NUMERATOR,
+    VALID,
+    Floats,
+    bootstrap,
+    interval,
+    ratio,
+)
+from gapbench.types import TIERS, GapbenchError, Rates
+
+METRICS = {
+    "non_unification": "share of images the model itself rejects (paper, section 2)",
+    "weak_generation": "of the images the model rejects, the share the outside judge rejects too"
+    " (paper, section 2)",
+    "misunderstanding": "of the images the model rejects, the share the outside judge accepts"
+    " (paper, section 2)",
+    "false_positive": "of the images the outside judge rejects, the share the model accepts"
+    " (paper, section 2)",
+    "generation": "mean of the outside judge's own score (paper, section 2: Gen.)",
+    "self_accuracy": "share of images on which the model and the outside judge agree"
+    " (paper, section 2: pi_und = J)",
+    "mismatch_acceptance": "share of images the model accepts for another prompt of the category"
+    " (paper, section 5)",
+}
+
+KEYS = ("task", "category", "tier", "prompt")
+VERDICTS = ("own", "outside", "mismatched")
+COLUMNS = (*KEYS, "sample", *VERDICTS, "score", "mismatched_asked")
+FEWEST_DRAWS = 100
+
+Bools = npt.NDArray[np.bool_]
+Level = Literal["category", "tier", "task", "overall"]
+Category = tuple[str, str]
+
+
+class Stratum(NamedTuple):
+    """One category: `sums` is (metrics, prompts, 6), `draws` is (metrics, draws, 3)."""
+
+    sums: Floats
+    draws: Floats
+
+
+def rates(frame: pd.DataFrame, draws: int = 2000) -> list[Rates]:
+    """Every metric at every level, with its 95 % interval.
+
+    `frame` has one row per planned image (prompt, sample), with the columns
+      task, category, tier, prompt: text; `prompt` is unique within its task, a category has one
+        tier ("easy", "medium" or "hard");
+      sample: whole number;
+      own, outside: 1, 0, or NaN for an abstention, the model's own and one outside judge's verdict;
+      score: the outside judge's own scale, else `outside`; NaN for an abstention;
+      mismatched: 1, 0 or NaN, the model's own verdict on the image against another prompt of the
+        category; mismatched_asked: whether it was asked (bool).
+
+    A rate counts the images that have every verdict it needs; `abstained` counts the others.
+    Within a category the value is numerator / denominator; above it categories weigh equally:
+    sum_c(num_c / valid_c) / sum_c(den_c / valid_c) over categories with valid images, which is the
+    plain mean of the category values where every valid image is in the denominator.
+    Intervals come from `draws` (at least 100) bootstrap draws or from Wilson's formula
+    (`gapbench.metrics.intervals.interval`). Figures depend neither on the order of the rows nor,
+    for a category, on what else is in the frame.
+
+    Order: categories by tier (easy, medium, hard), then by task, tasks and categories as they first
+    appear; then the tasks and the tiers as that list names them; then overall; within each the
+    order of `METRICS`. Names are "task/category", the task, the tier and "overall". No rows give
+    an empty list.
+
+    Raises GapbenchError, naming the culprit, for fewer than 100 draws, a missing column, an empty
+    key, an unknown tier, a value outside the lists above, a mismatched verdict that was not asked,
+    a row given twice, a prompt in two categories and a category in two tiers.
+    """
+    if draws < FEWEST_DRAWS:
+        raise GapbenchError(f"metrics: draws is {draws}; use at least {FEWEST_DRAWS}")
+    if len(frame) == 0:
+        return []
+    rows = _checked(frame)
+    strata = _strata(rows, draws)
+    return [
+        _rate(level, name, metric, [strata[key] for key in strata if key in members])
+        for level, name, members in _levels(rows)
+        for metric in METRICS
+    ]
+
+
+def _checked(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame's own rows and order, keys as categoricals; or the first fault found."""
+    for column in COLUMNS:
+        if column not in frame.columns:
+            raise GapbenchError(f"metrics: the frame has no column {column!r}")
+    rows = frame[list(COLUMNS)].reset_index(drop=True)
+    for column in (*KEYS, "sample"):
+        _refuse(rows, rows[column].isna(), f"{column} is empty")
+    if not pd.api.types.is_integer_dtype(rows["sample"]):
+        raise GapbenchError("metrics: column 'sample' must hold whole numbers")
+    _refuse(rows, ~rows["tier"].isin(TIERS), "tier is {tier!r}, not easy, medium or hard")
+    for column in VERDICTS:
+        bad = rows[column].notna() & ~rows[column].isin([0, 1])
+        _refuse(rows, bad, f"{column} is {{{column}!r}}, not 1, 0 or NaN")
+    score = pd.to_numeric(rows["score"], errors="coerce")
+    _refuse(rows, rows["score"].notna() & ~np.isfinite(score), "score is {score!r}, not a number")
+    asked = rows["mismatched_asked"]
+    _refuse(rows, ~asked.isin([True, False]), "mismatched_asked is neither true nor false")
+    _refuse(rows, rows["mismatched"].notna() & (asked == 0), "mismatched is given but not asked")
+    # Text compares slowly; as categoricals a million rows sort and compare as integers.
+    rows = rows.astype(dict.fromkeys(KEYS, str)).astype(dict.fromkeys(KEYS, "category"))
+    _refuse(rows, rows.duplicated(["task", "prompt", "sample"]), "the image is given twice")
+    _single(rows, ["task", "prompt"], "category", "the prompt is in two categories")
+    _single(rows, ["task", "category"], "tier", "the prompt's category is in two tiers")
+    return rows
+
+
+def _single(rows: pd.DataFrame, keys: list[str], column: str, why: str) -> None:
+    pairs = rows.drop_duplicates([*keys, column])
+    _refuse(pairs, pairs.duplicated(keys), why)
+
+
+def _refuse(rows: pd.DataFrame, bad: pd.Series[bool], why: str) -> None:
+    """Raise for the first bad row; `why` may name columns in braces."""
+    if bad.any():
+        row = rows.loc[bad].iloc[0].to_dict()
+        where = "task {task!r}, prompt {prompt!r}, sample {sample!r}"
+        raise GapbenchError(f"metrics: {why} ({where})".format_map(row))
+
+
+def _levels(rows: pd.DataFrame) -> list[tuple[Level, str, set[Category]]]:
+    """(level, name, member categories) in the order of `rates`."""
+    first = rows.drop_duplicates(["task", "category"])[["task", "category", "tier"]]
+    seen = list(first.astype(str).itertuples(index=False, name=None))
+    tasks = list(dict.fromkeys(task for task, _, _ in seen))
+    seen.sort(key=lambda row: (TIERS.index(row[2]), tasks.index(row[0])))
+    levels: list[tuple[Level, str, set[Category]]] = []
+    levels += [("category", f"{task}/{category}", {(task, category)}) for task, category, _ in seen]
+    for task in dict.fromkeys(task for task, _, _ in seen):
+        levels.append(("task", task, {(t, category) for t, category, _ in seen if t == task}))
+    for tier in dict.fromkeys(tier for _, _, tier in seen):
+        levels.append(("tier", tier, {(task, category) for task, category, t in seen if t == tier}))
+    levels.append(("overall", "overall", {(task, category) for task, category, _ in seen}))
+    return levels
+
+
+def _strata(rows: pd.DataFrame, draws: int) -> dict[Category, Stratum]:
+    """The categories by (task, category), sorted, so that no sum depends on the rows' order."""
+    rows = rows.sort_values(["task", "category", "prompt", "sample"], ignore_index=True)
+    starts = np.flatnonzero(~rows.duplicated(["task", "prompt"]))
+    sums = np.stack([np.add.reduceat(terms, starts, axis=1).T for terms in _terms(rows)])
+    prompts = rows.loc[starts, ["task", "category"]].astype(str)
+    first = np.flatnonzero(~prompts.duplicated())
+    strata = {}
+    for start, end in zip(first, [*first[1:], len(prompts)], strict=True):
+        task, category = prompts.iloc[start]
+        own = sums[:, start:end]
+        # One set of draws for all metrics: complements stay complements, interval ends included.
+        flat = own[..., : VALID + 1].transpose(1, 0, 2).reshape(end - start, -1)
+        totals = bootstrap(flat, f"{task}/{category}", draws)
+        drawn = totals.reshape(draws, len(METRICS), -1).transpose(1, 0, 2)
+        strata[task, category] = Stratum(own, drawn)
+    return strata
+
+
+def _terms(rows: pd.DataFrame) -> list[Floats]:
+    """For each of METRICS the rows' terms, (6, rows) as `intervals` names them."""
+    own, outside, mismatched, score = (
+        rows[column].to_numpy(dtype=np.float64, na_value=np.nan) for column in (*VERDICTS, "score")
+    )
+    asked = rows["mismatched_asked"].to_numpy(dtype=np.bool_)
+    judged = ~np.isnan(own)
+    both = judged & ~np.isnan(outside)
+    scored = ~np.isnan(score)
+    answered = asked & ~np.isnan(mismatched)
+    planned = np.ones_like(asked)
+    rejected, accepted = (own == 0) & both, (own == 1) & both
+    failed, passed = (outside == 0) & both, (outside == 1) & both
+    terms = {
+        "non_unification": (own == 0, judged, judged, planned),
+        "weak_generation": (rejected & failed, rejected, both, planned),
+        "misunderstanding": (rejected & passed, rejected, both, planned),
+        "false_positive": (accepted & failed, failed, both, planned),
+        "generation": (np.where(scored, score, 0.0), scored, scored, planned),
+        "self_accuracy": ((own == outside) & both, both, both, planned),
+        "mismatch_acceptance": (mismatched == 1, answered, answered, asked),
+    }
+    return [_columns(*terms[metric]) for metric in METRICS]
+
+
+def _columns(term: Floats | Bools, denominator: Bools, valid: Bools, planned: Bools) -> Floats:
+    numerator = term.astype(np.float64)
+    fractional = (numerator != 0) & (numerator != 1)
+    return np.stack(
+        [numerator, denominator, valid, numerator**2, fractional, planned & ~valid],
+        dtype=np.float64,
+    )
+
+
+def _rate(level: Level, name: str, metric: str, strata: Sequence[Stratum]) -> Rates:
+    index = list(METRICS).index(metric)
+    total = np.sum([stratum.sums[index].sum(axis=0) for stratum in strata], axis=0)
+    value = low = high = deff = None
+    prompts = 0
+    if total[DENOMINATOR] > 0:
+        used = [stratum for stratum in strata if stratum.sums[index, :, VALID].any()]
+        sums = [stratum.sums[index] for stratum in used]
+        value = float(ratio(np.stack([own.sum(axis=0) for own in sums])))
+        drawn = ratio(np.stack([stratum.draws[index] for stratum in used]))
+        low, high, deff = interval(sums, value, drawn)
+        prompts = sum(int(np.count_nonzero(own[:, DENOMINATOR])) for own in sums)
+    return Rates(
+        level=level,
+        name=name,
+        metric=metric,
+        value=value,
+        low=low,
+        high=high,
+        numerator=float(total[NUMERATOR]),
+        denominator=float(total[DENOMINATOR]),
+        n_prompts=prompts,
+        deff=deff,
+        abstained=int(total[ABSTAINED]),
+    )
