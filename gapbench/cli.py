@@ -1,0 +1,282 @@
+"""The command line: parse, call one function, print."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gapbench.types import GapbenchError
+
+if TYPE_CHECKING:
+    from gapbench.flow import Estimate, Run
+
+app = typer.Typer(
+    help="Measure the gap between what a unified model can draw and what it can recognise.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.command()
+def run(
+    model: Annotated[str | None, typer.Option(help="A model's name, or a checkpoint's folder. [janus-mini]")] = None,
+    tasks: Annotated[str | None, typer.Option(help="all, easy, medium, hard, a task, task/category, or a folder; several with commas. [shapes]")] = None,
+    samples: Annotated[int | None, typer.Option(help="Images a prompt. [each task's own]")] = None,
+    limit: Annotated[int | None, typer.Option(help="Prompts a task, taken from its categories in turn.")] = None,
+    judge: Annotated[str | None, typer.Option(help="Outside judges, with commas. [each task's own]")] = None,
+    verdict: Annotated[str | None, typer.Option(help="Own verdicts from the answers' probabilities (logits) or from words (text). [logits]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images at a time; never changes a result. [64]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the run; another seed is another run. [0]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps. [auto]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float64, float32, bfloat16 or float16. [auto]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for run folders. [runs]")] = None,
+    offline: Annotated[bool | None, typer.Option("--offline", help="Never touch the network.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is left to do, how long and how big, and stop.")] = False,
+    config: Annotated[Path | None, typer.Option(help="A YAML file of these options; options given here win.")] = None,
+) -> None:  # fmt: skip
+    """Draw, judge, and print the table; the same command again goes on where it stopped."""
+    from gapbench.settings import read_settings
+
+    options = {
+        "model": model, "tasks": tasks and tasks.split(","), "samples": samples, "limit": limit,
+        "judge": judge and judge.split(","), "verdict": verdict, "batch_size": batch_size,
+        "seed": seed, "device": device, "dtype": dtype, "out": out, "offline": offline,
+    }  # fmt: skip
+    settings = read_settings(config, options)
+    if settings.offline:
+        os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    from gapbench import flow
+
+    _quiet()
+    if dry_run:
+        prepared = flow.prepare(
+            settings.model, settings.tasks, settings.samples, settings.limit, settings.judge,
+            settings.verdict, settings.seed, settings.device, settings.dtype, settings.out,
+        )  # fmt: skip
+        _print_estimate(flow.estimate(prepared, settings.out, settings.batch_size))
+        return
+    with _bars() as progress:
+        done = flow.run(
+            settings.model,
+            settings.tasks,
+            samples=settings.samples,
+            limit=settings.limit,
+            judges=settings.judge,
+            verdict=settings.verdict,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            device=settings.device,
+            dtype=settings.dtype,
+            out=settings.out,
+            progress=progress,
+        )
+    from gapbench.report.sheets import write_sheets
+
+    sheets = write_sheets(done)
+    _print_run(done, None)
+    _console().print(
+        f"Pictures: {sheets[0].parent} ({len(sheets)} contact sheets). The table again: "
+        f"gapbench show {done.path}",
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def show(
+    path: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")],
+    form: Annotated[str, typer.Option("--format", help="text, markdown, csv or json.")] = "text",
+    judge: Annotated[str | None, typer.Option(help="The outside judge to compute against.")] = None,
+) -> None:
+    """Print a run's table again."""
+    from gapbench.flow import open_run
+    from gapbench.report import tables
+
+    if form not in tables.FORMATS:
+        raise GapbenchError(f"--format {form}: there are {', '.join(tables.FORMATS)}")
+    opened = open_run(path)
+    if form == "text":
+        _print_run(opened, judge)
+    else:
+        typer.echo(tables.render(opened.rates(judge), form).rstrip("\n"))
+
+
+@app.command()
+def tasks(name: Annotated[str | None, typer.Argument(help="A task to describe.")] = None) -> None:
+    """List the tasks, or describe one."""
+    from rich.table import Table
+
+    from gapbench.tasks import load_task, task_folders
+
+    if name is None:
+        table = Table("task", "version", "prompts", "samples", "judge", "title", box=None)
+        for each in task_folders():
+            task = load_task(each)
+            count = str(len(task.prompts()))
+            table.add_row(each, task.version, count, str(task.samples), task.judge, task.spec.title)
+        _console().print(table)
+        return
+    task = load_task(name)
+    table = Table("category", "tier", "prompts", "for example", box=None)
+    prompts = task.prompts()
+    for category, tier in task.tier_of.items():
+        mine = [prompt.text for prompt in prompts if prompt.category == category]
+        table.add_row(category, tier, str(len(mine)), mine[0] if mine else "")
+    splits = ", ".join(f"{k} ({v.prompts} prompts)" for k, v in task.spec.splits.items())
+    _facts(
+        title=task.spec.title, version=task.version, license=task.spec.license,
+        splits=splits or "test", samples=f"{task.samples} images a prompt", judge=task.judge,
+        question=task.spec.question,
+    )  # fmt: skip
+    _console().print(table)
+
+
+@app.command()
+def models(name: Annotated[str | None, typer.Argument(help="A model to describe.")] = None) -> None:
+    """List the models, or describe one."""
+    from rich.table import Table
+
+    from gapbench.models import MODELS, load_model, model_names
+
+    if name is None:
+        table = Table("model", "parameters", "license", "what it is", box=None)
+        for each in model_names():
+            entry = MODELS.get(each)
+            row = (
+                (entry.parameters, entry.license, entry.summary) if entry else ("", "", "installed")
+            )
+            table.add_row(each, *row)
+        _console().print(table)
+        return
+    model = load_model(name)
+    entry = MODELS.get(name)
+    facts: dict[str, Any] = {}
+    if entry:
+        facts = {"what": entry.summary, "license": entry.license, "folder": entry.folder}
+    facts |= {
+        "fingerprint": model.fingerprint,
+        "capabilities": ", ".join(sorted(model.capabilities)),
+    }
+    facts |= {f"recipe: {key}": value for key, value in model.recipe.items()}
+    _facts(**facts)
+
+
+def main() -> None:
+    """Entry point: errors for people are one line on stderr and exit code 2."""
+    from gapbench.engines.local import Interrupted
+
+    try:
+        app()
+    except GapbenchError as error:
+        typer.echo(f"gapbench: {error}", err=True)
+        sys.exit(2)
+    except Interrupted:
+        typer.echo(
+            "gapbench: stopped after the batch in hand; run the same command again to go on",
+            err=True,
+        )
+        sys.exit(130)
+    except BrokenPipeError:  # `gapbench show ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    # Piped output has no width of its own; tables there should not be cut.
+    # Names and prompts are shown as they are, brackets and all.
+    return Console(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False)
+
+
+def _quiet() -> None:
+    """Keep libraries' chatter out of the progress bars."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+class _bars:  # noqa: N801 (used as a function)
+    """One progress bar a stage, with rate and time left."""
+
+    def __enter__(self) -> Callable[[str, int, int], Callable[[int], None]]:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            ProgressColumn,
+            Task,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+        from rich.text import Text
+
+        class Rate(ProgressColumn):
+            def render(self, task: Task) -> Text:
+                speed = task.finished_speed or task.speed
+                return Text("" if speed is None else f"{speed:.1f}/s")
+
+        self._progress = Progress(
+            TextColumn("{task.description:<22}"),
+            BarColumn(24),
+            MofNCompleteColumn(),
+            Rate(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._progress.start()
+
+        def stage(name: str, there: int, total: int) -> Callable[[int], None]:
+            bar = self._progress.add_task(name, total=total, completed=there)
+            return lambda count: self._progress.advance(bar, count)
+
+        return stage
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+
+def _print_run(done: Run, judge: str | None) -> None:
+    from gapbench.report import tables
+
+    console = _console()
+    plan = done.plan
+    versions = ", ".join(f"{name} {version}" for name, version in plan.tasks.items())
+    outside = judge or ", ".join(done.judges()[:1]) or "none"
+    console.print(
+        f"{done.folder.meta['model']} on {versions}: {len(plan.items())} images of "
+        f"{len(plan.prompts)} prompts, own verdicts by {plan.own}, outside judge {outside}",
+        soft_wrap=True,
+    )  # fmt: skip
+    console.print("Percent, with 95 % intervals over prompts and the counts behind each figure.\n")
+    tables.show(done.rates(judge), console)
+
+
+def _print_estimate(left: Estimate) -> None:
+    if left.seconds is None or left.bytes is None:
+        typer.echo("Nothing is left to do: the same command prints the table.")
+        return
+    typer.echo(
+        f"Left to do: {left.images} images, {left.own_verdicts} own verdicts, "
+        f"{left.outside_verdicts} outside verdicts; about {left.seconds:.0f} s and "
+        f"{left.bytes / 1e6:.1f} MB, from a short calibration. Nothing was written."
+    )
+
+
+def _facts(**facts: Any) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False)
+    for key, value in facts.items():
+        if value is not None:
+            table.add_row(key, str(value))
+    _console().print(table)

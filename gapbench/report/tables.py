@@ -1,0 +1,91 @@
+"""Rates as a table: for the terminal, Markdown, CSV and JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Final
+
+from gapbench.types import GapbenchError, Rates
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+HEADS: Final = {
+    "generation": "generation",
+    "non_unification": "non-unification",
+    "weak_generation": "weak generation",
+    "false_positive": "false positive",
+    "self_accuracy": "own verdict right",
+    "mismatch_acceptance": "accepts mismatched",
+}
+"""Metrics of the wide tables. Misunderstanding, 100 minus weak generation, is in CSV and JSON."""
+FORMATS: Final = ("text", "markdown", "csv", "json")
+_CELL: Final = 20
+
+
+def render(rates: Sequence[Rates], form: str) -> str:
+    """The rates as `markdown` (wide), `csv` or `json` (one record a figure, all fields)."""
+    if form == "json":
+        return json.dumps([asdict(rate) for rate in rates], indent=1)
+    if form == "csv":
+        import pandas as pd
+
+        return str(pd.DataFrame([asdict(rate) for rate in rates]).to_csv(index=False))
+    if form == "markdown":
+        from tabulate import tabulate
+
+        rows = [
+            [f"**{name}**" if level != "category" else name]
+            + [" ".join(cell(found[m])) if m in found else "n/a" for m in HEADS]
+            for (level, name), found in _rows(rates).items()
+        ]
+        return tabulate(rows, ["", *HEADS.values()], tablefmt="pipe", disable_numparse=True)
+    raise GapbenchError(f"no format {form!r}; there are {', '.join(FORMATS)}")
+
+
+def show(rates: Sequence[Rates], console: Console) -> None:
+    """Print the rates in percent, each with its 95 % interval and the counts behind it; in several
+    tables where the terminal is narrow."""
+    from rich.table import Table
+    from rich.text import Text
+
+    found = _rows(rates)
+    first = max((len(name) for _, name in found), default=0) + 2
+    fit = max(1, (console.width - first - 2) // (_CELL + 1))
+    metrics = list(HEADS)
+    for start in range(0, len(metrics), fit):
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+        table.add_column("%", no_wrap=True)
+        for metric in metrics[start : start + fit]:
+            table.add_column(HEADS[metric], justify="right", min_width=_CELL)
+        last = ""
+        for (level, name), cells in found.items():
+            if last and level != last:
+                table.add_section()
+            last = level
+            values = []
+            for metric in metrics[start : start + fit]:
+                figure, counts = cell(cells[metric]) if metric in cells else ("n/a", "")
+                values.append(Text.assemble(figure, "\n", (counts, "dim")))
+            table.add_row(Text(name), *values, style="bold" if level != "category" else "")
+        console.print(table)
+        console.print()
+
+
+def cell(rate: Rates) -> tuple[str, str]:
+    """A figure with its interval, and the counts behind it with any abstentions."""
+    left_out = f", {rate.abstained} abstained" if rate.abstained else ""
+    whole = float(rate.numerator).is_integer()
+    counts = f"{rate.numerator:.{0 if whole else 1}f}/{rate.denominator:.0f}{left_out}"
+    if rate.value is None or rate.low is None or rate.high is None:
+        return "n/a", f"({counts})"
+    return f"{100 * rate.value:.1f} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]", f"({counts})"
+
+
+def _rows(rates: Sequence[Rates]) -> dict[tuple[str, str], dict[str, Rates]]:
+    rows: dict[tuple[str, str], dict[str, Rates]] = {}
+    for rate in rates:
+        rows.setdefault((rate.level, rate.name), {})[rate.metric] = rate
+    return rows

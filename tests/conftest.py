@@ -1,0 +1,183 @@
+"""Fixtures: a tiny random Janus in the hub's layout, and the command line as a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+CLI = [sys.executable, "-c", "from gapbench.cli import main; main()"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny models are several times faster on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_janus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Janus checkpoint of 0.5 M parameters: 32 x 32 pixels, 16 image tokens, 128 codes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import (
+        GenerationConfig,
+        JanusConfig,
+        JanusForConditionalGeneration,
+        JanusImageProcessorPil,
+        JanusProcessor,
+        JanusVisionConfig,
+        JanusVQVAEConfig,
+        LlamaConfig,
+        PreTrainedTokenizerFast,
+    )
+
+    torch.manual_seed(0)
+    special = ["<|pad|>", "<|bos|>", "<|eos|>", "<image_placeholder>", "<boi>", "<eoi>"]
+    base = Tokenizer(models.BPE())
+    base.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    base.decoder = decoders.ByteLevel()
+    words = ["a red circle and a blue square", " The score is 0", " The score is 1", "describe"]
+    base.train_from_iterator(
+        words * 20,
+        trainers.BpeTrainer(
+            vocab_size=330,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    base.post_processor = processors.TemplateProcessing(
+        single="<|bos|> $A", special_tokens=[("<|bos|>", 1)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=base,
+        pad_token="<|pad|>",
+        bos_token="<|bos|>",
+        eos_token="<|eos|>",
+        extra_special_tokens={
+            "image_token": "<image_placeholder>",
+            "boi_token": "<boi>",
+            "eoi_token": "<eoi>",
+        },
+    )
+    template = (
+        "{% for message in messages %}{{ 'User: ' if message.role == 'user' else 'Assistant: ' }}"
+        "{% for part in message.content %}{{ '<image_placeholder>\n' if part.type == 'image' else "
+        "part.text }}{% endfor %}{{ '\n\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+    )
+    processor = JanusProcessor(
+        JanusImageProcessorPil(
+            size={"height": 32, "width": 32},
+            min_size=8,
+            image_mean=[0.5] * 3,
+            image_std=[0.5] * 3,
+        ),
+        tokenizer,
+        chat_template=template,
+        num_image_tokens=16,
+        use_default_system_prompt=True,
+    )
+    config = JanusConfig(
+        text_config=LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=1024,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        ),
+        vision_config=JanusVisionConfig(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=8,
+            projection_dim=64,
+            depth=2,
+            num_image_tokens=16,
+        ),
+        vq_config=JanusVQVAEConfig(
+            embed_dim=8,
+            num_embeddings=128,
+            latent_channels=32,
+            num_patches=4,
+            base_channels=32,
+            channel_multiplier=[1, 1, 1, 1],
+            num_res_blocks=1,
+            projection_dim=64,
+            image_token_embed_dim=64,
+            num_hidden_layers=2,
+        ),
+        image_token_id=3,
+        tie_word_embeddings=False,
+    )
+    model = JanusForConditionalGeneration(config)
+    # Random heads are nearly uniform; scaled ones make greedy and guided choices differ.
+    with torch.no_grad():
+        for weight in (
+            model.model.generation_head.vision_head.weight,
+            model.model.generation_embeddings.weight,
+            model.model.language_model.embed_tokens.weight,
+            model.lm_head.weight,
+        ):
+            weight.mul_(20)
+    model.generation_config = GenerationConfig(
+        bos_token_id=1, eos_token_id=2, pad_token_id=0, generation_kwargs={"boi_token_id": 4}
+    )
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny-janus"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `gapbench ARGS` as a process in a folder of its own."""
+
+    def call(*args: str, **more: object) -> subprocess.CompletedProcess[str]:
+        options: dict[str, object] = {"cwd": tmp_path, "timeout": 300, **more}
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+        return subprocess.run(
+            [*CLI, *args], capture_output=True, text=True, env=env, check=False, **options
+        )
+
+    return call
+
+
+@pytest.fixture
+def user_task(tmp_path: Path) -> Callable[..., Path]:
+    """A user's task folder around prompt records, of the shapes world's rules."""
+
+    def make(records: list[object], name: str = "mine", **spec: object) -> Path:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        lines = [r if isinstance(r, str) else json.dumps(r) for r in records]
+        (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n")
+        settings = {
+            "title": "mine",
+            "version": "1",
+            "file": "prompts.jsonl",
+            "judge": "pixel",
+            "samples": 2,
+            "tiers": {"easy": ["only"]},
+            "question": "Does this original image describe {prompt}? Answer: The score is {x}.",
+            **spec,
+        }
+        (folder / "task.yaml").write_text(json.dumps(settings))
+        return folder
+
+    return make
