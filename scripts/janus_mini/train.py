@@ -1,0 +1,281 @@
+"""Train janus-mini from nothing: tokenizer of images, vision tower, language model, export.
+
+    python scripts/janus_mini/train.py --work DIR [--out FOLDER]
+
+Every stage is seeded, says how long it took, and goes on from its last checkpoint in DIR when run
+again. Data and noise are functions of (stage, step), so a resumed run equals an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import build
+import data
+import lm
+
+CHECKPOINT_EVERY = 500
+
+
+class Stage:
+    """A training loop that checkpoints its module and AdamW together."""
+
+    def __init__(self, name: str, module: nn.Module, steps: int, lr: float, work: Path) -> None:
+        self.name, self.module, self.steps, self.lr = name, module, steps, lr
+        self.file = work / f"{name}.safetensors"
+        self.log = work / f"{name}.jsonl"
+        self.parameters = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+        decay = [p for _, p in self.parameters if p.ndim > 1]
+        plain = [p for _, p in self.parameters if p.ndim <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}],
+            lr=lr,
+            betas=(0.9, 0.98),
+        )
+
+    def run(self, loss_of: Callable[[int], tuple[Tensor, dict[str, float]]]) -> None:
+        start, spent = self._resume()
+        clock = time.time() - spent
+        for step in range(start, self.steps):
+            torch.manual_seed(step)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.lr * self._schedule(step)
+            loss, figures = loss_of(step)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_([p for _, p in self.parameters], 1.0)
+            self.optimizer.step()
+            if step % 100 == 99:
+                line = {"step": step + 1, "seconds": round(time.time() - clock, 1)}
+                line |= {k: round(v, 4) for k, v in figures.items()}
+                print(self.name, json.dumps(line), flush=True)
+                with self.log.open("a") as log:
+                    log.write(json.dumps(line) + "\n")
+            if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == self.steps:
+                self._save(step + 1, time.time() - clock)
+
+    def _schedule(self, step: int) -> float:
+        warm = min(1.0, (step + 1) / 200)
+        # Constant, then a cosine over the last 60 %: drawing sharpens as the rate falls.
+        late = max(0.0, step / self.steps - 0.4) / 0.6
+        return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * late)))
+
+    def _save(self, step: int, seconds: float) -> None:
+        tensors = {
+            f"module.{n}": p.detach().contiguous() for n, p in self.module.state_dict().items()
+        }
+        for name, parameter in self.parameters:
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"{key}.{name}"] = value.contiguous()
+        part = self.file.with_suffix(".part")
+        save_file(tensors, part, {"step": str(step), "seconds": str(seconds)})
+        part.replace(self.file)
+
+    def _resume(self) -> tuple[int, float]:
+        if not self.file.exists():
+            return 0, 0.0
+        from safetensors import safe_open
+
+        with safe_open(self.file, "pt") as file:
+            meta = file.metadata()
+        tensors = load_file(self.file)
+        self.module.load_state_dict(
+            {n[7:]: t for n, t in tensors.items() if n.startswith("module.")}
+        )
+        for name, parameter in self.parameters:
+            if f"step.{name}" in tensors:
+                self.optimizer.state[parameter] = {
+                    key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
+                }
+        print(self.name, "goes on at step", meta["step"], flush=True)
+        return int(meta["step"]), float(meta["seconds"])
+
+
+def pixels(images: Iterable[data.Image]) -> Tensor:
+    """(B, 3, H, W) in [-1, 1]."""
+    stack = torch.from_numpy(np.stack(list(images))).permute(0, 3, 1, 2)
+    return stack.float() / 127.5 - 1
+
+
+def train_vq(vq: nn.Module, work: Path, steps: int) -> None:
+    """VQ with cosine codes.
+
+    transformers' own forward passes the encoder no gradient and quantises without the norm that
+    decoding applies, so both are done here. `consistency` pulls patches of equal pixels to one
+    latent: attention and group norms would otherwise leak the rest of the picture into every
+    code, and the language model would have to predict that noise.
+    """
+    stage = Stage("vq", vq, steps, 1.5e-3, work)
+    warm = int(steps * 0.4)
+    used = torch.zeros(build.CODES)
+
+    def latents(x: Tensor) -> Tensor:
+        return F.normalize(vq.quant_conv(vq.encoder(x)), dim=1)
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        rng = np.random.default_rng([11, step])
+        x = pixels(data.messy(rng)[0] for _ in range(16))
+        z = latents(x)
+        flat = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])
+        patches = F.unfold(x, build.PATCH, stride=build.PATCH).transpose(1, 2)
+        _, kind = torch.unique(patches.reshape(len(flat), -1), dim=0, return_inverse=True)
+        count = torch.bincount(kind).unsqueeze(1)
+        centre = torch.zeros(len(count), flat.shape[1]).index_add_(0, kind, flat) / count
+        consistency = (flat - centre[kind].detach()).pow(2).sum(1).mean()
+        if step < warm:
+            q = F.normalize(z + 0.05 * torch.randn_like(z), dim=1)
+            commit = torch.zeros(())
+        else:
+            if step == warm:
+                with torch.no_grad():
+                    vq.quantize.embedding.weight.copy_(sphere_means(sample_latents(latents)))
+            if step % 50 == 0 and step < steps * 0.8:
+                if step > warm:
+                    reseed(vq.quantize.embedding.weight, used, flat)
+                used.zero_()
+            book = F.normalize(vq.quantize.embedding.weight, dim=1)
+            index = (flat @ book.T).argmax(1)
+            used.index_add_(0, index, torch.ones(len(index)))
+            code = book[index]
+            commit = (code - flat.detach()).pow(2).sum(1).mean()
+            commit = commit + 0.25 * (code.detach() - flat).pow(2).sum(1).mean()
+            through = flat + (code - flat).detach()
+            q = through.reshape(z.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
+        y = vq.decoder(vq.post_quant_conv(q))
+        error = (y - x).abs().mean() + (y - x).pow(2).mean()
+        figures = {
+            "l1": (y - x).abs().mean().item(),
+            "consistency": consistency.item(),
+            "commit": commit.item(),
+            "used": float((used > 0).sum()),
+        }
+        return error + 0.3 * min(1.0, step / 800) * consistency + commit, figures
+
+    stage.run(loss_of)
+
+
+@torch.no_grad()
+def sample_latents(latents: Callable[[Tensor], Tensor]) -> Tensor:
+    rng = np.random.default_rng(12)
+    out = [
+        latents(pixels(data.messy(rng)[0] for _ in range(64))).permute(0, 2, 3, 1).reshape(-1, 8)
+        for _ in range(20)
+    ]
+    return torch.cat(out)
+
+
+def sphere_means(points: Tensor, rounds: int = 15) -> Tensor:
+    """k-means on the sphere, seeded by farthest points so that rare patches get codes."""
+    chosen = [points[0]]
+    near = points @ points[0]
+    for _ in range(build.CODES - 1):
+        chosen.append(points[near.argmin()])
+        near = torch.maximum(near, points @ chosen[-1])
+    book = torch.stack(chosen)
+    for _ in range(rounds):
+        index = (points @ book.T).argmax(1)
+        total = torch.zeros_like(book).index_add_(0, index, points)
+        empty = total.norm(dim=1) == 0
+        book = torch.where(empty.unsqueeze(1), book, F.normalize(total, dim=1))
+    return book
+
+
+@torch.no_grad()
+def reseed(book: Tensor, used: Tensor, flat: Tensor) -> None:
+    """Move dead codes to the latents that are farthest from every code."""
+    dead = (used == 0).nonzero().flatten()
+    far = (flat @ F.normalize(book, dim=1).T).max(1).values.argsort()
+    for code, point in zip(dead.tolist(), far.tolist(), strict=False):
+        if (flat[point] @ F.normalize(book, dim=1).T).max() < 0.9:
+            book[code] = flat[point]
+
+
+class Cells(nn.Module):
+    """Vision tower with a throw-away head that names each cell's sprite."""
+
+    def __init__(self, tower: nn.Module) -> None:
+        super().__init__()
+        self.tower = tower
+        self.head = nn.Linear(4 * tower.config.hidden_size, 62)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.tower(x).last_hidden_state
+        b, _, d = hidden.shape
+        cells = hidden.reshape(b, 3, 2, 3, 2, d).permute(0, 1, 3, 2, 4, 5).reshape(b, 9, 4 * d)
+        return self.head(cells)
+
+
+def train_vision(tower: nn.Module, vq: nn.Module, work: Path, steps: int) -> None:
+    """Teach the vision tower to see before it must also speak; half of the pictures are redrawn
+    by the VQ, since the model will judge pictures of that kind."""
+    cells = Cells(tower)
+    stage = Stage("vision", cells, steps, 1e-3, work)
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        rng = np.random.default_rng([21, step])
+        images, labels = zip(*(data.messy(rng) for _ in range(48)), strict=True)
+        x = pixels(images)
+        x[:24] = redraw(vq, x[:24])
+        x = x + 0.06 * torch.rand(len(x), 1, 1, 1) * torch.randn_like(x)
+        target = torch.from_numpy(np.stack(labels))
+        scores = cells(x)
+        hit = (scores.argmax(-1) == target).float()
+        loss = F.cross_entropy(scores.flatten(0, 1), target.flatten())
+        return loss, {"loss": loss.item(), "cells": hit.mean().item(),
+                      "drawn": hit[target > 0].mean().item()}  # fmt: skip
+
+    stage.run(loss_of)
+
+
+@torch.no_grad()
+def tokenize(vq: nn.Module, x: Tensor) -> Tensor:
+    """(B, 3, H, W) -> (B, 36) codes, with the norm that decoding applies."""
+    z = F.normalize(vq.quant_conv(vq.encoder(x)), dim=1).permute(0, 2, 3, 1).flatten(1, 2)
+    return (z @ F.normalize(vq.quantize.embedding.weight, dim=1).T).argmax(-1)
+
+
+@torch.no_grad()
+def redraw(vq: nn.Module, x: Tensor) -> Tensor:
+    """Pictures as the VQ gives them back, rounded to 8 bits as a saved image is."""
+    y = vq.decode(tokenize(vq, x)).clamp(-1, 1)
+    return ((y + 1) * 127.5).round() / 127.5 - 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and logs")
+    parser.add_argument("--out", type=Path, help="write the model here, in the hub's layout")
+    parser.add_argument("--vq-steps", type=int, default=4000)
+    parser.add_argument("--vision-steps", type=int, default=1200)
+    parser.add_argument("--lm-steps", type=int, default=5000)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    tok = build.tokenizer()
+    model = build.model(tok)
+    vq = model.model.vqmodel
+    train_vq(vq, args.work, args.vq_steps)
+    vq.requires_grad_(False).eval()
+    train_vision(model.model.vision_model, vq, args.work, args.vision_steps)
+    if args.lm_steps:
+        lm.train(model, tok, args.work, args.lm_steps)
+    if args.out:
+        model.half().save_pretrained(args.out)
+        build.processor(tok).save_pretrained(args.out)
+        print("written to", args.out, flush=True)
+
+
+if __name__ == "__main__":
+    main()
