@@ -1,0 +1,182 @@
+"""Downloads of single files: pinned by sha256, resumable, into a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from time import sleep
+from typing import Final
+
+from filelock import FileLock
+
+from gapbench.types import GapbenchError
+
+ATTEMPTS: Final = 5
+PATIENCE: Final = 30.0
+"""Seconds without a byte after which a download is tried again from where it stands."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A file at an address that pins it, its digest and its size."""
+
+    url: str
+    sha256: str
+    bytes: int
+    license: str
+
+    @property
+    def name(self) -> str:
+        """The file's name, the last part of its address."""
+        return self.url.rsplit("/", 1)[-1]
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: $GAPBENCH_CACHE, or gapbench/ in the user's cache."""
+    own = os.environ.get("GAPBENCH_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(own) if own else Path(base) / "gapbench"
+
+
+def place(source: Source) -> Path:
+    """Where a file is kept, whether it is there or not."""
+    return cache_folder() / "files" / source.sha256[:16] / source.name
+
+
+def have(source: Source) -> bool:
+    """Whether the file is in the cache, whole and unaltered."""
+    file = place(source)
+    return file.is_file() and file.stat().st_size == source.bytes and _digest(file) == source.sha256
+
+
+def cached(sources: Iterable[Source], what: str) -> list[Path]:
+    """The paths of files that must be in the cache, in order.
+
+    Raises GapbenchError naming every file that is missing or altered, its sha256, and what to do.
+    """
+    sources = list(sources)
+    missing = [source for source in sources if not have(source)]
+    if missing:
+        listed = ", ".join(f"{source.name} (sha256 {source.sha256})" for source in missing)
+        raise GapbenchError(
+            f"{what} needs {listed}; run `gapbench prepare`, or with copies of your own "
+            f"`gapbench prepare --data FOLDER`, which puts them under {cache_folder()}"
+        )
+    return [place(source) for source in sources]
+
+
+def adopt(sources: Iterable[Source], folder: Path) -> list[Source]:
+    """Copy files with the right digest from a folder into the cache, whatever their names.
+
+    Returns the sources that are still missing.
+    """
+    if not folder.is_dir():
+        raise GapbenchError(f"--data {folder} is no folder")
+    by_size: dict[int, list[Path]] = {}
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            by_size.setdefault(file.stat().st_size, []).append(file)
+    missing = []
+    for source in sources:
+        if have(source):
+            continue
+        found = (f for f in by_size.get(source.bytes, ()) if _digest(f) == source.sha256)
+        copy = next(found, None)
+        if copy is None:
+            missing.append(source)
+            continue
+        with _locked(source) as part:
+            shutil.copyfile(copy, part)
+            part.replace(place(source))
+    return missing
+
+
+def download(source: Source, advance: Callable[[int], None] = lambda _count: None) -> Path:
+    """Bring a file into the cache and return its path; `advance` is told the bytes that came.
+
+    A broken download goes on where it stopped, also in another process; a file with another digest
+    is thrown away and fetched once more. Raises GapbenchError where it cannot be had.
+    """
+    if os.environ.get("HF_HUB_OFFLINE") == "1" and not have(source):
+        raise GapbenchError(f"offline: {source.name} (sha256 {source.sha256}) is not in the cache")
+    with _locked(source) as part:
+        if have(source):
+            return place(source)
+        trouble = ""
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                sleep(min(8.0, 0.5 * 2**attempt))
+            trouble = _transfer(source, part, advance)
+            if trouble:
+                continue
+            digest = _digest(part)
+            if digest == source.sha256:
+                part.replace(place(source))
+                return place(source)
+            part.unlink()
+            trouble = f"its sha256 is {digest}, expected {source.sha256}"
+    raise GapbenchError(
+        f"{source.url} cannot be had: {trouble}; try again later, or put a copy in a folder and "
+        "run `gapbench prepare --data FOLDER`"
+    )
+
+
+def _transfer(source: Source, part: Path, advance: Callable[[int], None]) -> str:
+    """Append what is missing of a file; returns what went wrong, or nothing."""
+    import httpx
+
+    start = part.stat().st_size if part.exists() else 0
+    if start > source.bytes:
+        part.unlink()
+        start = 0
+    if start == source.bytes:
+        return ""
+    headers = {"Range": f"bytes={start}-"} if start else {}
+    try:
+        with httpx.stream(
+            "GET", source.url, headers=headers, timeout=PATIENCE, follow_redirects=True
+        ) as answer:
+            if answer.status_code not in {200, 206}:
+                return f"the server answers {answer.status_code}"
+            # A server that ignores the range sends the file from its start.
+            fresh = answer.status_code == 200
+            with part.open("wb" if fresh else "ab") as file:
+                for chunk in answer.iter_raw():
+                    file.write(chunk)
+                    advance(len(chunk))
+                    if file.tell() > source.bytes:
+                        break
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return str(error) or type(error).__name__
+    except OSError as error:
+        raise GapbenchError(f"{part}: {error.strerror}; mend it and run it again") from error
+    size = part.stat().st_size
+    if size > source.bytes:
+        part.unlink()
+        return f"it is longer than the {source.bytes:,} bytes expected"
+    return "" if size == source.bytes else f"only {size:,} of {source.bytes:,} bytes came"
+
+
+class _locked:  # noqa: N801 (used as a function)
+    """Keep other processes off a file while it is fetched; gives the path to write it to."""
+
+    def __init__(self, source: Source) -> None:
+        self._file = place(source)
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self._file.with_name(self._file.name + ".lock"))
+
+    def __enter__(self) -> Path:
+        self._lock.acquire()
+        return self._file.with_name(self._file.name + ".part")
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,0 +1,90 @@
+"""Checkpoints from the hub: pinned, verified, cached."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gapbench.types import GapbenchError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """Weights and settings as the file that uses them names them.
+
+    `files` maps each file to its sha256, or to None where the revision alone pins it; `bytes` is
+    about what they take together.
+    """
+
+    repo: str
+    revision: str
+    license: str
+    files: Mapping[str, str | None]
+    bytes: int = 0
+
+    def __hash__(self) -> int:
+        return hash((self.repo, self.revision))
+
+    @property
+    def fingerprint(self) -> str:
+        """What an answer made with it depends on."""
+        named = " ".join(f"{name}:{sha256}" for name, sha256 in sorted(self.files.items()))
+        return hashlib.sha256(f"{self.repo}@{self.revision} {named}".encode()).hexdigest()
+
+
+def present(checkpoint: Checkpoint) -> bool:
+    """Whether all of a checkpoint's files are in the hub's cache, and the ones named."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(
+            checkpoint.repo, revision=checkpoint.revision, local_files_only=True
+        )
+        verify(Path(folder), checkpoint.files, checkpoint.repo)
+    except Exception:  # not there, or not whole: the hub client raises many kinds
+        return False
+    return True
+
+
+def fetch(checkpoint: Checkpoint) -> Path:
+    """The folder of a checkpoint's files, downloaded into the hub's cache where they are missing.
+
+    Raises GapbenchError where a file cannot be had or is not the one named; HF_HUB_OFFLINE=1 keeps
+    it off the network.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(
+            snapshot_download(
+                checkpoint.repo,
+                revision=checkpoint.revision,
+                allow_patterns=list(checkpoint.files),
+            )
+        )
+    except Exception as error:  # the hub client raises many kinds
+        raise GapbenchError(
+            f"{checkpoint.repo} at {checkpoint.revision} cannot be had "
+            f"({str(error).strip().splitlines()[0]}); with a network, run `gapbench prepare`"
+        ) from error
+    verify(folder, checkpoint.files, f"{checkpoint.repo} at {checkpoint.revision}")
+    return folder
+
+
+def verify(folder: Path, files: Mapping[str, str | None], name: str) -> None:
+    """Raises GapbenchError where a file is missing or its sha256 is not the one named."""
+    for file, wanted in files.items():
+        path = folder / file
+        if not path.is_file():
+            raise GapbenchError(f"{name}: {path} is missing; delete the folder and fetch it again")
+        if wanted is None:
+            continue
+        with path.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        if digest != wanted:
+            raise GapbenchError(
+                f"{name}: {path} has sha256 {digest}, expected {wanted}; delete it and fetch it "
+                "again, or name your own checkpoint"
+            )

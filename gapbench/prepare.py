@@ -1,0 +1,73 @@
+"""What tasks, models and judges need from elsewhere, and fetching it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gapbench.fetch import Source, adopt, download, have
+from gapbench.hub import Checkpoint, fetch, present
+from gapbench.judges import load_judge
+from gapbench.tasks import selected_tasks
+from gapbench.types import GapbenchError
+
+Progress = Callable[[str, int], Callable[[int], None]]
+"""Told (file, bytes in all); returns what to call with the bytes that came."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """A file or a checkpoint, and what wants it."""
+
+    wanted_by: str
+    item: Source | Checkpoint
+
+    @property
+    def name(self) -> str:
+        """As a person would look for it."""
+        return self.item.name if isinstance(self.item, Source) else self.item.repo
+
+    def ready(self) -> bool:
+        """Whether it is here, whole and unaltered."""
+        return have(self.item) if isinstance(self.item, Source) else present(self.item)
+
+
+def needs(tasks: Sequence[str], judges: Sequence[str] | None) -> list[Need]:
+    """What the named tasks, and their own judges or the named ones, need; each thing once.
+
+    Raises GapbenchError for a name that is none.
+    """
+    found: dict[Source | Checkpoint, str] = {}
+    specs = dict.fromkeys(judges or ())
+    for task, categories in selected_tasks(tasks):
+        for source in task.sources():
+            found.setdefault(source, f"task {task.name}")
+        if judges is None:
+            specs |= dict.fromkeys(j for c in categories if (j := task.judge(c)))
+    for spec in specs:
+        for item in load_judge(spec).needs:
+            found.setdefault(item, f"judge {spec}")
+    return [Need(who, item) for item, who in found.items()]
+
+
+def bring(wanted: Iterable[Need], data: Path | None, progress: Progress) -> None:
+    """Fetch everything that is not here, first from a folder of one's own copies.
+
+    Raises GapbenchError at the end, naming each thing that could not be had and where to put it.
+    """
+    missing = [need for need in wanted if not need.ready()]
+    if data is not None:
+        adopt([need.item for need in missing if isinstance(need.item, Source)], data)
+        missing = [need for need in missing if not need.ready()]
+    troubles = []
+    for need in missing:
+        try:
+            if isinstance(need.item, Source):
+                download(need.item, progress(need.name, need.item.bytes))
+            else:
+                fetch(need.item)
+        except GapbenchError as error:
+            troubles.append(str(error))
+    if troubles:
+        raise GapbenchError("; ".join(troubles))
