@@ -1,0 +1,352 @@
+"""GenEval's judge: Mask2Former (Swin-S, COCO instances) finds objects, CLIP names their colours.
+
+Pre- and post-processing are the official script's (geneval_rule) whatever the weights: the hub's
+own processor squashes images and resizes masks by nearest neighbour. Another checkpoint is another
+judge name, so that figures of two never share a column.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from gapbench import hub
+from gapbench.fetch import Source, cache_folder, place
+from gapbench.judges import geneval_rule as rule
+from gapbench.prompts.geneval import CLASSES, COLORS
+from gapbench.torchvision_shim import ensure
+from gapbench.types import Answer, GapbenchError, Prompt
+
+VERSION: Final = "detector-1"
+NATIVE: Final = hub.Checkpoint(
+    repo="facebook/mask2former-swin-small-coco-instance",
+    revision="main",
+    license="CC-BY-NC-4.0",
+    files={"config.json": None, "model.safetensors": None},
+)
+CLIP: Final = hub.Checkpoint(
+    repo="timm/vit_large_patch14_clip_224.openai",
+    revision="main",
+    license="MIT",
+    files={"open_clip_model.safetensors": None},
+)
+OFFICIAL: Final = Source(
+    url="https://download.openmmlab.com/mmdetection/v2.0/mask2former/"
+    "mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco/"
+    "mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco_20220504_001756-743b7d99.pth",
+    sha256="743b7d99015f1224c6d57fd4b14d04b15cc8ec72ae7ee7831e7c71d8873b7a54",
+    bytes=275_630_991,
+    license="Apache-2.0",
+)
+CROPS: Final = 64
+"""Crops that CLIP sees at a time."""
+
+
+class DetectorJudge:
+    """Decides a GenEval requirement by detection and colour.
+
+    `argument` picks the detector: None or "native" the hub's checkpoint, "official" the one behind
+    published numbers, or a folder with a Mask2Former of COCO's 80 classes in the hub's layout (its
+    sub-folder `clip`, in open_clip's layout, replaces CLIP where there is one).
+    """
+
+    def __init__(self, argument: str | None = None, device: str = "auto") -> None:
+        self.device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        self.batch = 8 if self.device.startswith("cuda") else 1
+        self._folder: Path | None = None
+        self._own_clip: Path | None = None
+        self._official = argument == "official"
+        clip = CLIP.fingerprint
+        if argument is None or argument == "native":
+            self.name, weights = "detector", NATIVE.fingerprint
+        elif self._official:
+            self.name, weights = "detector-official", OFFICIAL.sha256
+        else:
+            self._folder = folder = Path(argument)
+            if not (folder / "config.json").is_file():
+                raise GapbenchError(
+                    f"judge detector: {argument!r} is neither native, official nor a folder with a "
+                    "Mask2Former checkpoint (config.json, model.safetensors)"
+                )
+            self.name, weights = f"detector-{folder.resolve().name}", _digest(folder)
+            if (folder / "clip").is_dir():
+                self._own_clip = folder / "clip"
+                clip = _digest(self._own_clip)
+        named = f"{VERSION} {self.name} {weights} {clip} {rule.fingerprint()}"
+        self.fingerprint = hashlib.sha256(named.encode()).hexdigest()
+        weights_needed = OFFICIAL if self._official else NATIVE
+        self.needs: Sequence[Source | hub.Checkpoint] = [
+            *([] if self._folder else [weights_needed]),
+            *([] if self._own_clip else [CLIP]),
+        ]
+        self._detector: Any = None
+        self._clip: Any = None
+        self._preprocess: Any = None
+        self._vectors: dict[str, Tensor] = {}
+
+    def question(self, prompt: Prompt) -> str:
+        if wrong := rule.trouble(prompt.requirement):
+            raise GapbenchError(
+                f"judge {self.name} cannot judge task {prompt.task}: prompt {prompt.id} has no "
+                f"requirement of GenEval's ({wrong}); choose another judge with --judge"
+            )
+        return json.dumps(prompt.requirement, sort_keys=True)
+
+    def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
+        self._load()
+        opened = [self._open(image) for image in images]
+        pixels = {i: image for i, image in enumerate(opened) if not isinstance(image, Answer)}
+        found = dict(zip(pixels, self.detect(list(pixels.values())), strict=True))
+        wanted, crops = [], []
+        for i, objects in found.items():
+            kept = rule.select(objects.boxes, prompts[i].requirement)
+            for name, rows in rule.wanted_colors(kept, prompts[i].requirement).items():
+                wanted += [(i, name, row) for row in rows]
+                crops += [objects.crop(pixels[i], name, row) for row in rows]
+        colors = dict(zip(wanted, self.colors(crops, [w[1] for w in wanted]), strict=True))
+
+        def decided(i: int) -> Answer:
+            def color_of(name: str, rows: Sequence[int]) -> list[str]:
+                return [colors[i, name, row] for row in rows]
+
+            correct, miss = rule.decide(found[i].boxes, prompts[i].requirement, color_of)
+            return Answer(verdict=int(correct), reason=miss)
+
+        return [o if isinstance(o, Answer) else decided(i) for i, o in enumerate(opened)]
+
+    def check_picture(self) -> str | None:
+        """A warning where nothing is found in two discs, or their red and blue are mixed up."""
+        # Broken installations score on in silence (task-scoring notes, section 5).
+        pixels, discs = rule.discs()
+        if not self.detect([pixels])[0].boxes:
+            return f"judge {self.name} detects nothing in a picture of two discs; distrust it"
+        seen = self.colors([discs.crop(pixels, rule.BALL, i) for i in (0, 1)], [rule.BALL] * 2)
+        mixed = f"judge {self.name} sees a red and a blue disc as {seen[0]} and {seen[1]}"
+        return None if seen == [*rule.DISCS] else mixed
+
+    def release(self) -> None:
+        self._detector = self._clip = self._preprocess = None
+        self._vectors.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    @torch.inference_mode()
+    def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[rule.Found]:
+        """What can matter to the rule in each RGB image (height, width, 3)."""
+        self._load()
+        found: dict[int, rule.Found] = {}
+        for group in _batches([rule.padded(i.shape[1], i.shape[0]) for i in images], self.batch):
+            batch = torch.stack([rule.prepare(images[i]) for i in group]).to(self.device)
+            out = self._detector(pixel_values=batch)
+            pairs = zip(out.class_queries_logits, out.masks_queries_logits, strict=True)
+            for i, (logits, masks) in zip(group, pairs, strict=True):
+                found[i] = rule.instances(logits, masks, images[i].shape[:2])
+        return [found[i] for i in range(len(images))]
+
+    @torch.inference_mode()
+    def colors(self, crops: Sequence[Image.Image], classes: Sequence[str]) -> list[str]:
+        """The colour, one of the ten, of each crop of an object of that class."""
+        self._load()
+        named: list[str] = []
+        for start in range(0, len(crops), CROPS):
+            some = slice(start, start + CROPS)
+            batch = torch.stack([self._preprocess(image) for image in crops[some]])
+            seen = normalize(self._clip.encode_image(batch.to(self.device)), dim=-1)
+            texts = torch.stack([self._color_vectors(name) for name in classes[some]])
+            named += [COLORS[i] for i in (texts @ seen[:, :, None])[..., 0].argmax(-1).tolist()]
+        return named
+
+    def _color_vectors(self, name: str) -> Tensor:
+        """(10, width): unit vectors of the colours of a class."""
+        if name not in self._vectors:
+            tokens = self._tokenizer(rule.color_texts(name)).to(self.device)
+            vectors = normalize(self._clip.encode_text(tokens), dim=-1)
+            means = vectors.reshape(len(COLORS), -1, vectors.shape[-1]).mean(1)
+            self._vectors[name] = normalize(means, dim=-1)
+        return self._vectors[name]
+
+    def _open(self, image: Image.Image) -> NDArray[np.uint8] | Answer:
+        try:
+            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        except Exception as error:  # Pillow's decoders raise many kinds
+            return Answer(verdict=None, reason=f"the image cannot be decoded: {_line(error)}")
+        height, width = pixels.shape[:2]
+        if not min(rule.resized(width, height)):
+            return Answer(verdict=None, reason=f"the image, {width} x {height}, is too thin")
+        return pixels
+
+    def _load(self) -> None:
+        if self._detector is not None:
+            return
+        ensure()
+        try:
+            open_clip = import_module("open_clip")
+        except ImportError as error:
+            raise GapbenchError(
+                f"judge {self.name} needs open_clip: pip install 'gapbench[detector]'"
+            ) from error
+        detector = _official() if self._official else _from_hub(self._folder or hub.fetch(NATIVE))
+        own = self._own_clip
+        name = f"local-dir:{own}" if own else "ViT-L-14-quickgelu"
+        weights = None if own else str(hub.fetch(CLIP) / "open_clip_model.safetensors")
+        try:
+            clip, self._preprocess = open_clip.create_model_from_pretrained(
+                name, pretrained=weights, device=self.device
+            )
+            self._tokenizer = open_clip.get_tokenizer(name)
+        except Exception as error:  # open_clip and torch raise many kinds
+            raise GapbenchError(f"judge {self.name}: cannot load CLIP: {_line(error)}") from error
+        self._clip = clip.eval()
+        self._detector = detector.to(self.device).eval()
+
+
+def _batches(kinds: Sequence[tuple[int, int]], size: int) -> Iterator[list[int]]:
+    """Places of equal kinds, at most `size` at a time."""
+    for kind in dict.fromkeys(kinds):
+        places = [i for i, k in enumerate(kinds) if k == kind]
+        yield from (places[start : start + size] for start in range(0, len(places), size))
+
+
+def swin_small() -> Any:
+    """The configuration of both named checkpoints."""
+    ensure()
+    from transformers import Mask2FormerConfig, SwinConfig
+
+    depths, heads, out = [2, 2, 18, 2], [3, 6, 12, 24], [f"stage{i}" for i in range(1, 5)]
+    swin = SwinConfig(embed_dim=96, depths=depths, num_heads=heads, window_size=7, out_features=out)
+    return Mask2FormerConfig(backbone_config=swin, num_labels=len(CLASSES))
+
+
+def load(folder: Path | None, **more: Any) -> Any:
+    """A Mask2Former from a folder, or from `config` and a `state_dict` under the hub's names.
+
+    Raises GapbenchError where it cannot be loaded or is not whole; transformers would fill what is
+    missing with random numbers.
+    """
+    ensure()
+    from transformers import Mask2FormerForUniversalSegmentation
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        model, info = Mask2FormerForUniversalSegmentation.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, dtype=torch.float32, **more
+        )
+    except Exception as error:  # safetensors and transformers raise many kinds
+        raise GapbenchError(f"judge detector: cannot load {folder}: {_line(error)}") from error
+    needless = ("criterion.empty_weight", "swin.layernorm.weight", "swin.layernorm.bias")
+    if missing := sorted(name for name in info["missing_keys"] if not name.endswith(needless)):
+        raise GapbenchError(
+            f"judge detector: {folder} lacks {len(missing)} tensors, {missing[0]} among them"
+        )
+    return model
+
+
+def _from_hub(folder: Path) -> Any:
+    model = load(folder, use_safetensors=True)
+    if wrong := rule.class_trouble([name for _, name in sorted(model.config.id2label.items())]):
+        raise GapbenchError(f"judge detector: {folder} is of other classes: {wrong}")
+    return model
+
+
+def _official() -> Any:
+    homes = (cache_folder() / OFFICIAL.name, place(OFFICIAL))
+    file = next((home for home in homes if home.is_file()), None)
+    if file is None:
+        raise GapbenchError(
+            f"judge detector-official needs {OFFICIAL.url} ({OFFICIAL.bytes:,} bytes, sha256 "
+            f"{OFFICIAL.sha256}); put it into {cache_folder()}"
+        )
+    hub.verify(file.parent, {file.name: OFFICIAL.sha256}, "judge detector-official")
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
+    except Exception as error:  # torch's unpickler raises many kinds
+        raise GapbenchError(f"judge detector-official: {file}: {_line(error)}") from error
+    return load(None, config=swin_small(), state_dict=from_mmdet(state))
+
+
+_SWIN: Final = (
+    ("patch_embed.projection", "embeddings.patch_embeddings.projection"),
+    ("patch_embed.norm", "embeddings.norm"), ("stages.", "encoder.layers."),
+    (".norm1.", ".layernorm_before."), (".norm2.", ".layernorm_after."),
+    *((f"norm{i}.", f"hidden_states_norms.stage{i + 1}.") for i in range(4)),
+    ("attn.w_msa.proj", "attention.output.dense"), ("attn.w_msa", "attention.self"),
+    ("ffn.layers.0.0", "intermediate.dense"), ("ffn.layers.1", "output.dense"),
+)  # fmt: skip
+_PIXELS: Final = (
+    ("input_convs", "input_projections"), ("lateral_convs.0", "adapter_1"),
+    ("output_convs.0", "layer_1"), (".conv.", ".0."), (".gn.", ".1."),
+    ("level_encoding.weight", "level_embed"), ("mask_feature.", "mask_projection."),
+    ("attentions.0", "self_attn"), ("norms.0", "self_attn_layer_norm"),
+    ("norms.1", "final_layer_norm"), ("ffns.0.layers.0.0", "fc1"), ("ffns.0.layers.1", "fc2"),
+)  # fmt: skip
+_QUERIES: Final = (
+    ("transformer_decoder", "decoder"), ("post_norm", "layernorm"),
+    ("attentions.0.attn", "cross_attn"), ("attentions.1.attn", "self_attn"),
+    ("norms.0", "cross_attn_layer_norm"), ("norms.1", "self_attn_layer_norm"),
+    ("norms.2", "final_layer_norm"), ("ffns.0.layers.0.0", "fc1"), ("ffns.0.layers.1", "fc2"),
+    ("query_embed", "queries_embedder"), ("query_feat", "queries_features"),
+    *((f"mask_embed.{2 * i}", f"decoder.mask_predictor.mask_embedder.{i}.0") for i in range(3)),
+)  # fmt: skip
+_PARTS: Final = (
+    ("backbone.", "model.pixel_level_module.encoder.", _SWIN),
+    ("panoptic_head.pixel_decoder.", "model.pixel_level_module.decoder.", _PIXELS),
+    ("panoptic_head.cls_embed.", "class_predictor.", ()),
+    ("panoptic_head.", "model.transformer_module.", _QUERIES),
+)
+"""How mmdet's names begin, how the hub's do, and what to replace in the rest, in this order."""
+_FUSED: Final = {
+    "attention.self.qkv.": [f"attention.self.{part}." for part in ("query", "key", "value")],
+    "self_attn.in_proj_": [f"self_attn.{part}_proj." for part in "qkv"],
+}
+"""mmdet's one tensor for query, key and value -> the hub's three."""
+
+
+def from_mmdet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of mmdet's Mask2Former under the hub's names, whatever its size.
+
+    mmdet merges Swin's patches in nn.Unfold's order (channel, row, column), transformers in the
+    order column, row, channel; the inputs of the merging layers are put in the latter.
+    """
+    made = {}
+    for key, tensor in state.items():
+        if key.endswith("relative_position_index"):
+            continue  # the same in both, and computed
+        begins, name, renames = next(part for part in _PARTS if key.startswith(part[0]))
+        rest = key.removeprefix(begins)
+        for old, new in renames:
+            rest = rest.replace(old, new)
+        name += rest
+        if ".downsample." in name:
+            grid = tensor.reshape(*tensor.shape[:-1], -1, 2, 2)
+            tensor = grid.transpose(-1, -3).reshape(tensor.shape)
+        fused = next((part for part in _FUSED if part in name), None)
+        if fused is None:
+            made[name] = tensor
+        else:
+            pieces = zip(_FUSED[fused], tensor.chunk(3), strict=True)
+            made.update({name.replace(fused, part): piece for part, piece in pieces})
+    return made
+
+
+def _digest(folder: Path) -> str:
+    """Of the names and bytes of a checkpoint's files."""
+    digest = hashlib.sha256()
+    for file in sorted(f for f in folder.iterdir() if f.suffix in {".json", ".safetensors"}):
+        digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
