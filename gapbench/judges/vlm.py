@@ -1,0 +1,451 @@
+"""Vision-language models of transformers as outside judges.
+
+| argument | model | use |
+|---|---|---|
+| none, `72b` | Qwen/Qwen2.5-VL-72B-Instruct | the judge of arXiv 2507.16663; 145 GB in bfloat16 |
+| `7b` | Qwen/Qwen2.5-VL-7B-Instruct | smaller, NOT the paper's: its rates are not comparable |
+| `3b` | Qwen/Qwen2.5-VL-3B-Instruct | smallest, NOT the paper's; for research only by its licence |
+| `OWNER/NAME` or `OWNER/NAME@REVISION` | any on the hub | NOT the paper's |
+| a folder | any checkpoint in the hub's layout | NOT the paper's |
+
+The verdict is read off the probabilities of the two answers that the question asks for, in one
+batched forward pass, as the model under test judges itself (`gapbench.judges.own`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from gapbench import torchvision_shim
+from gapbench.fetch import Source
+from gapbench.hub import Checkpoint, fetch
+from gapbench.judges.own import ANSWERS, weigh
+from gapbench.types import Answer, GapbenchError, Prompt
+
+ADAPTER: Final = "vlm-1"
+DEFAULT: Final = "72b"
+SETTINGS: Final = ("*.json", "*.jinja", "*.txt", "*.model")
+WEIGHTS: Final = "*.safetensors"
+QUESTION: Final = (
+    "You are a helpful language and vision assistant. You are able to understand the visual "
+    "content that the user provides, and assist the user with a variety of tasks using natural "
+    "language. Does this original image describe {prompt}? If it describes the scene, score 1; if "
+    "it does not fully describe, score 0. Please answer in the following format: The score is "
+    "{your score}."
+)
+"""The paper's question (section 1), for `check_picture`; a run asks each task's own."""
+_HUB: Final = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w.-]+))?")
+
+
+class Named(NamedTuple):
+    """A hub checkpoint at a revision (None: the branch `main` as it stands)."""
+
+    repo: str
+    revision: str | None
+    license: str = "unknown"
+
+
+MODELS: Final = {
+    "72b": Named(
+        "Qwen/Qwen2.5-VL-72B-Instruct", "89c86200743eec961a297729e7990e8f2ddbc4c5", "Qwen"
+    ),
+    "7b": Named(
+        "Qwen/Qwen2.5-VL-7B-Instruct", "cc594898137f460bfe9f0759e9844b3ce807cfb5", "Apache-2.0"
+    ),
+    "3b": Named(
+        "Qwen/Qwen2.5-VL-3B-Instruct", "66285546d2b821cf421d4f5eb2576359d3770cd3", "Qwen-Research"
+    ),
+}
+
+
+class VlmJudge:
+    """An image-text-to-text model with a chat template.
+
+    `device` is `auto` (all GPUs there are, else the CPU) or one device of torch. Settings files are
+    read at once, weights at the first verdict; code that comes with a checkpoint is never run.
+    Raises GapbenchError where the checkpoint cannot be had or is of another kind.
+    """
+
+    def __init__(self, argument: str | None = None, device: str = "auto") -> None:
+        torchvision_shim.ensure()
+        given = DEFAULT if argument is None else argument
+        self._hub: Checkpoint | None = None
+        if (Path(given) / "config.json").is_file():
+            self.folder = Path(given)
+            origin, short = _digest(self.folder), self.folder.resolve().name
+        else:
+            found = _HUB.fullmatch(given)
+            if given not in MODELS and not found:
+                raise GapbenchError(
+                    f"judge vlm: {given!r} is no checkpoint's folder, no hub id (OWNER/NAME or "
+                    f"OWNER/NAME@REVISION) and none of {', '.join(MODELS)}"
+                )
+            wanted = MODELS[given] if found is None else Named(found[1], found[2])
+            self.folder = _settings(wanted)
+            # The hub's cache names a snapshot's folder by its commit: from here on it is pinned.
+            self._hub = _checkpoint(wanted, self.folder)
+            origin, short = f"{wanted.repo}@{self.folder.name}", wanted.repo.split("/")[1]
+        self.needs: Sequence[Source | Checkpoint] = (self._hub,) if self._hub else ()
+        self.name = f"vlm-{short}"
+        self.fingerprint = hashlib.sha256(f"{ADAPTER} {origin}".encode()).hexdigest()
+        self.room = _check(self.folder, self.name)
+        gpu = torch.cuda.is_available()
+        self.device = device if device != "auto" else "cuda" if gpu else "cpu"
+        self._spread = device == "auto" and torch.cuda.device_count() > 1
+        self._model: Any = None
+
+    # -- loading ---------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Bring the weights onto the device; nothing if they are there."""
+        if self._model is not None:
+            return
+        from transformers import AutoModelForImageTextToText
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        if self._hub:
+            fetch(self._hub)
+        try:
+            model, info = AutoModelForImageTextToText.from_pretrained(
+                self.folder,
+                dtype="auto",
+                device_map="auto" if self._spread else None,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+            model = (model if self._spread else model.to(self.device)).eval()
+        except Exception as error:  # safetensors, torch and transformers raise many kinds
+            raise GapbenchError(
+                f"judge {self.name}: cannot load the weights in {self.folder}: {_first_line(error)}"
+            ) from error
+        if missing := sorted(info["missing_keys"]):  # transformers fills these with random numbers
+            raise GapbenchError(
+                f"judge {self.name}: the weights in {self.folder} lack {len(missing)} tensors, "
+                f"{missing[0]} among them"
+            )
+        self._model = model
+
+    def release(self) -> None:
+        self._model = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    @cached_property
+    def processor(self) -> Any:
+        """The tokenizer and image processor; needs no weights."""
+        try:
+            processor = _processor(self.folder)
+        except Exception as error:  # as above
+            raise GapbenchError(
+                f"judge {self.name}: cannot load the processor in {self.folder}: "
+                f"{_first_line(error)}"
+            ) from error
+        if not getattr(processor, "chat_template", None):
+            raise GapbenchError(
+                f"judge {self.name}: the checkpoint has no chat template, so it cannot be asked; "
+                "choose an instruction-tuned model"
+            )
+        if processor.tokenizer.pad_token_id is None:
+            processor.tokenizer.pad_token = processor.tokenizer.eos_token
+        return processor
+
+    # -- judging ---------------------------------------------------------------------------
+
+    def question(self, prompt: Prompt) -> str:
+        """The task's verdict question, word for word.
+
+        Raises GapbenchError where it holds a token that steers this model.
+        """
+        for token in sorted(self.processor.tokenizer.get_added_vocab()):
+            if token.strip() and token in prompt.question:
+                raise GapbenchError(
+                    f"task {prompt.task}, prompt {prompt.id}: it contains {token!r}, which judge "
+                    f"{self.name} reads as a special token; change or remove the prompt"
+                )
+        return prompt.question
+
+    def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
+        """Answer for each (image, prompt), in order.
+
+        A batch that does not fit on the device, or holds an image that the processor refuses, is
+        halved until the rest is answered. Raises GapbenchError where one image does not fit.
+        """
+        return self._ask(images, [self.question(prompt) for prompt in prompts])
+
+    def _ask(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[Answer]:
+        if not images:
+            return []
+        try:
+            weights = self.logprobs(images, questions, ANSWERS)
+            return [weigh(no, yes) for no, yes in weights.tolist()]
+        except torch.OutOfMemoryError as error:
+            if len(images) == 1:
+                raise GapbenchError(
+                    f"judge {self.name}: one image does not fit beside the weights on "
+                    f"{self.device}; use a smaller model, more GPUs, or a server (--judge "
+                    "server:URL#MODEL)"
+                ) from error
+        except ValueError as error:
+            if len(images) == 1:
+                return [Answer(verdict=None, reason=_first_line(error))]
+        half = len(images) // 2
+        return self._ask(images[:half], questions[:half]) + self._ask(
+            images[half:], questions[half:]
+        )
+
+    @torch.inference_mode()
+    def logprobs(
+        self, images: Sequence[Image.Image], questions: Sequence[str], answers: Sequence[str]
+    ) -> Tensor:
+        """Log-probability in nats of each whole answer, (images, answers), float64, on the CPU.
+
+        Raises ValueError for an image or a text that the model has no room for.
+        """
+        self.load()
+        texts = [self._chat(question) for question in questions]
+        tails = self._tails(texts, answers)
+        # Answers that differ in their last token only share one row: all are read off one forward.
+        contexts = list(dict.fromkeys(tail[:-1] for tail in tails))
+        width, rows, count = max(map(len, contexts)), len(contexts), len(texts)
+        batch = self._batch(texts, images)
+        ids = batch.pop("input_ids")
+        if ids.shape[1] + width + 1 > self.room:
+            raise ValueError(
+                f"with its image the question takes {ids.shape[1]} tokens, {self.name} has room "
+                f"for {self.room}"
+            )
+        pad = self.processor.tokenizer.pad_token_id
+        more = torch.tensor([[*c, *[pad] * (width - len(c))] for c in contexts], device=ids.device)
+        more = more.long().reshape(rows, width).repeat_interleave(count, 0)
+        given: dict[str, Any] = {}
+        for key, value in batch.items():
+            copies = torch.cat([value] * rows)
+            if value.shape == ids.shape:  # a mask or a type for each token: the answers are text
+                fill = torch.full_like(more, int(key == "attention_mask"), dtype=value.dtype)
+                copies = torch.cat([copies, fill], 1)
+            given[key] = copies
+        accepted = inspect.signature(self._model.forward).parameters
+        # Models with positions of their own for image patches work them out from the mask.
+        own = hasattr(getattr(self._model, "model", None), "get_rope_index")
+        if "position_ids" in accepted and not own:
+            given["position_ids"] = (given["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        if "logits_to_keep" in accepted:
+            given["logits_to_keep"] = width + 1
+        ids = torch.cat([torch.cat([ids] * rows), more], 1)
+        logits = self._model(input_ids=ids, use_cache=False, **given).logits[:, -(width + 1) :]
+        logprobs = logits.double().log_softmax(-1).reshape(rows, count, width + 1, -1).cpu()
+        total = torch.zeros(count, len(answers), dtype=torch.float64)
+        for column, tail in enumerate(tails):
+            row = logprobs[contexts.index(tail[:-1])]
+            for place, token in enumerate(tail):
+                total[:, column] += row[:, place, token]
+        return total
+
+    def _chat(self, question: str) -> str:
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        text: str = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+        return text
+
+    def _batch(self, texts: Sequence[str], images: Sequence[Image.Image]) -> dict[str, Tensor]:
+        start = self.processor.tokenizer.bos_token
+        batch = self.processor(
+            text=list(texts),
+            images=[[image] for image in images],
+            padding=True,
+            padding_side="left",  # every row ends with its question
+            return_tensors="pt",
+            add_special_tokens=not (start and texts[0].startswith(start)),
+        ).to(self._model.device, dtype=self._model.dtype)
+        return {key: value for key, value in batch.items() if isinstance(value, Tensor)}
+
+    def _tails(self, texts: Sequence[str], answers: Sequence[str]) -> list[tuple[int, ...]]:
+        """Token ids of each answer after the texts, which must not change how those are cut."""
+
+        def cut(text: str) -> list[int]:
+            ids: list[int] = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+            return ids
+
+        found: list[tuple[int, ...]] = []
+        for answer in answers:
+            tails = set()
+            for text in dict.fromkeys(texts):
+                # A template that ends in white space stands for the answer's leading blank.
+                said = answer.lstrip() if text[-1:].isspace() else answer
+                asked, full = cut(text), cut(text + said)
+                if full[: len(asked)] != asked:
+                    raise GapbenchError(
+                        f"judge {self.name}: the answer {said!r} merges with the question's last "
+                        "token, so it cannot be scored"
+                    )
+                tails.add(tuple(full[len(asked) :]))
+            if len(tails) != 1:
+                raise GapbenchError(
+                    f"judge {self.name}: the answer {answer!r} is cut differently after different "
+                    "questions, so it cannot be scored"
+                )
+            found.append(tails.pop())
+        return found
+
+    # -- a known picture -------------------------------------------------------------------
+
+    def check_picture(self) -> str | None:
+        """A warning where the model misjudges a red disc, else None. Loads the weights.
+
+        "a red circle" must be likelier of it than "a blue square" is, and likelier than of a blank
+        image: a judge that fails this sees nothing, whatever its verdicts.
+        """
+        blank = Image.new("RGB", (224, 224), "white")
+        disc = blank.copy()
+        ImageDraw.Draw(disc).ellipse((48, 48, 176, 176), fill=(220, 20, 20))
+        texts = ("a red circle", "a blue square", "a red circle")
+        questions = [QUESTION.replace("{prompt}", text) for text in texts]
+        right, other, nothing = (a.p_yes for a in self._ask([disc, disc, blank], questions))
+        if right is None or other is None or nothing is None:
+            return f"judge {self.name} gives no probability for a picture of a red circle"
+        if right > max(other, nothing):
+            return None
+        return (
+            f"judge {self.name} cannot tell a red circle: it accepts it with probability "
+            f"{right:.3f}, the same picture as a blue square with {other:.3f}, and a blank picture "
+            f"as a red circle with {nothing:.3f}; do not trust its verdicts"
+        )
+
+
+def _check(folder: Path, name: str) -> int:
+    """The tokens that a checkpoint has room for.
+
+    Raises GapbenchError where it is of a kind that cannot be asked about an image.
+    """
+    from transformers import AutoConfig
+    from transformers import __version__ as version
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise GapbenchError(
+            f"judge {name}: {folder / 'config.json'} is no JSON object ({error})"
+        ) from error
+    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise GapbenchError(
+            f"judge {name}: the checkpoint is of type {kind!r}, which transformers {version} does "
+            "not load as an image-text-to-text model; choose one that answers questions about "
+            "images"
+        )
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers raises many kinds
+        raise GapbenchError(
+            f"judge {name}: cannot read {folder / 'config.json'}: {_first_line(error)}"
+        ) from error
+    text = config.get_text_config()
+    if config.is_encoder_decoder or text.is_encoder_decoder:
+        raise GapbenchError(
+            f"judge {name}: an encoder-decoder ({kind!r}) is not supported; choose a chat model"
+        )
+    return int(getattr(text, "max_position_embeddings", None) or 1_000_000_000)
+
+
+def _processor(folder: Path) -> Any:
+    """The checkpoint's processor; where torchvision is missing, without its video part.
+
+    transformers' video processors need torchvision, the image processors do not, and only images
+    are judged.
+    """
+    import transformers
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+    from transformers.utils import is_torchvision_available
+
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    base: Any = getattr(transformers, PROCESSOR_MAPPING_NAMES.get(kind) or "AutoProcessor")
+    if (
+        is_torchvision_available()
+        or "video_processor" not in getattr(base, "get_attributes", list)()
+    ):
+        base = transformers.AutoProcessor
+        return base.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+    def init(
+        self: Any, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None
+    ) -> None:
+        base.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+    # The parts of a processor are read off the signature of its __init__.
+    stills: Any = type(base.__name__, (base,), {"__init__": init})
+    return stills.from_pretrained(folder, local_files_only=True)
+
+
+def _settings(wanted: Named) -> Path:
+    """The snapshot folder of a hub checkpoint with its small files, cached or fetched."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                wanted.repo,
+                revision=wanted.revision,
+                allow_patterns=list(SETTINGS),
+                ignore_patterns=["*/*"],
+            )
+        )
+    except Exception as error:  # the hub client raises many kinds
+        at = f" at {wanted.revision}" if wanted.revision else ""
+        raise GapbenchError(
+            f"judge vlm: {wanted.repo}{at} cannot be had ({_first_line(error)}); with a network, "
+            "run `gapbench prepare`, or give a folder"
+        ) from error
+
+
+def _checkpoint(wanted: Named, folder: Path) -> Checkpoint:
+    """What is to be had of a hub checkpoint: its settings, and the weights that these name."""
+    index, size = folder / "model.safetensors.index.json", 0
+    weights = {"model.safetensors"}
+    if index.is_file():
+        try:
+            shards = json.loads(index.read_text(encoding="utf-8"))
+            weights = set(map(str, shards["weight_map"].values()))
+            size = int(shards.get("metadata", {}).get("total_size", 0))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise GapbenchError(f"{index}: no index of weights ({error})") from error
+    settings = {file.name for pattern in SETTINGS for file in folder.glob(pattern)}
+    files = dict.fromkeys(sorted(settings | weights))
+    return Checkpoint(
+        repo=wanted.repo, revision=folder.name, license=wanted.license, files=files, bytes=size
+    )
+
+
+def _digest(folder: Path) -> str:
+    """Of a folder's weights and settings. Raises GapbenchError where no safetensors are there."""
+    files = sorted({f for pattern in (*SETTINGS, WEIGHTS) for f in folder.glob(pattern)})
+    if not any(file.suffix == ".safetensors" for file in files):
+        raise GapbenchError(
+            f"judge vlm: no .safetensors file in {folder}; other weight formats are not loaded, "
+            "save the checkpoint with save_pretrained first"
+        )
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            digest.update(
+                f"{file.name} {hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode()
+            )
+    return digest.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,166 @@
+"""Agreement of two judges against plain counting."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gapbench.metrics.agreement import agreement
+from gapbench.types import GapbenchError
+
+NAN = math.nan
+VERDICT = st.sampled_from([0.0, 1.0, NAN])
+
+
+@st.composite
+def frames(draw: st.DrawFn) -> pd.DataFrame:
+    rows = [
+        {
+            "task": "t",
+            "category": category,
+            "prompt": f"{category}{prompt}",
+            "a": draw(VERDICT),
+            "b": draw(VERDICT),
+        }
+        for category in "xy"
+        for prompt in range(draw(st.integers(1, 5)))
+        for _ in range(draw(st.integers(1, 3)))
+    ]
+    return pd.DataFrame(draw(st.permutations(rows)))
+
+
+def twin(frame: pd.DataFrame) -> tuple[Fraction | None, Fraction | None, int]:
+    """Raw agreement, kappa and n by counting pairs one by one, exactly."""
+    pairs = [
+        (int(a), int(b))
+        for a, b in frame[["a", "b"]].to_numpy(float).tolist()
+        if not (math.isnan(a) or math.isnan(b))
+    ]
+    n = len(pairs)
+    if not n:
+        return None, None, 0
+    raw = Fraction(sum(a == b for a, b in pairs), n)
+    # Chance: every first verdict against every second one.
+    chance = Fraction(sum(a == b for a, _ in pairs for _, b in pairs), n * n)
+    return raw, None if chance == 1 else (raw - chance) / (1 - chance), n
+
+
+@settings(max_examples=60, deadline=None)
+@given(frames(), st.integers(0, 99))
+def test_figures_are_those_of_plain_counting(frame: pd.DataFrame, seed: int) -> None:
+    got = agreement(frame, "a", "b", draws=100)
+    raw, kappa, n = twin(frame)
+    assert got.n == n
+    assert got.abstained == len(frame) - n
+    both = frame.dropna(subset=["a", "b"])
+    assert got.n_prompts == both.groupby(["category", "prompt"]).ngroups
+    assert got.raw == (None if raw is None else pytest.approx(float(raw)))
+    assert got.kappa == (None if kappa is None else pytest.approx(float(kappa)))
+    for value, low, high in (
+        (got.raw, got.raw_low, got.raw_high),
+        (got.kappa, got.kappa_low, got.kappa_high),
+    ):
+        assert (low is None) == (high is None)
+        if low is not None and high is not None:
+            assert value is not None
+            assert -1 <= low <= value <= high <= 1
+            assert got.n_prompts > 1
+    mixed = frame.sample(frac=1, random_state=seed)
+    assert asdict(agreement(mixed, "a", "b", draws=100)) == pytest.approx(asdict(got))
+    swapped = asdict(agreement(frame, "b", "a", draws=100))
+    assert {k: swapped[k] for k in ("raw", "kappa", "n")} == pytest.approx(
+        {"raw": got.raw, "kappa": got.kappa, "n": got.n}
+    )
+
+
+def frame_of(pairs: list[tuple[float, float]], samples: int = 1) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "task": "t",
+            "category": "c",
+            "prompt": [f"p{i // samples}" for i in range(len(pairs))],
+            "a": [a for a, _ in pairs],
+            "b": [b for _, b in pairs],
+        }
+    )
+
+
+def test_a_known_table() -> None:
+    """Both yes 20, both no 15, only the first 5, only the second 10: kappa 0.4 (raw 0.7)."""
+    pairs = [(1.0, 1.0)] * 20 + [(0.0, 0.0)] * 15 + [(1.0, 0.0)] * 5 + [(0.0, 1.0)] * 10
+    got = agreement(frame_of(pairs), "a", "b")
+    assert got.raw == pytest.approx(0.7)
+    assert got.kappa == pytest.approx(0.4)
+    assert got.kappa_low is not None
+    assert got.kappa_high is not None
+    assert got.raw_low is not None
+    assert got.raw_low < 0.7
+    assert 0.1 < got.kappa_low < 0.25 < 0.55 < got.kappa_high < 0.7
+
+
+def test_undefined_figures_are_none() -> None:
+    same = agreement(frame_of([(1.0, 1.0)] * 4), "a", "b")
+    assert (same.raw, same.kappa, same.kappa_low) == (1.0, None, None)
+    assert same.raw_low is not None
+    one = agreement(frame_of([(1.0, 1.0), (0.0, 1.0), (0.0, 0.0)], samples=3), "a", "b")
+    assert (one.n, one.n_prompts, one.raw_low, one.kappa_low) == (3, 1, None, None)
+    assert one.kappa is not None
+    for frame in (frame_of([(NAN, 1.0)] * 3), frame_of([])):
+        none = agreement(frame, "a", "b")
+        assert (none.n, none.raw, none.kappa, none.raw_low) == (0, None, None, None)
+        assert none.abstained == len(frame)
+
+
+def test_an_interval_covers_at_its_rate() -> None:
+    """Kappa of 60 prompts with three images each; prompts differ in how hard they are."""
+    rng = np.random.default_rng(0)
+
+    def drawn(prompts: int) -> pd.DataFrame:
+        hard = np.repeat(rng.random(prompts) < 0.5, 3)
+        a = (rng.random(prompts * 3) < 0.5).astype(float)
+        b = np.where(rng.random(prompts * 3) < np.where(hard, 0.35, 0.05), 1 - a, a)
+        return frame_of(list(zip(a.tolist(), b.tolist(), strict=True)), samples=3)
+
+    truth = 1 - 2 * 0.2  # acceptance is even, so kappa is raw agreement stretched about one half
+    hits = 0
+    for _ in range(100):
+        got = agreement(drawn(60), "a", "b", draws=400)
+        assert got.kappa_low is not None
+        assert got.kappa_high is not None
+        hits += got.kappa_low <= truth <= got.kappa_high
+    assert hits >= 88
+
+
+def test_more_images_of_the_same_prompts_narrow_nothing() -> None:
+    pairs = [(1.0, 1.0), (0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.0, 0.0)] * 4
+    once = agreement(frame_of(pairs), "a", "b")
+    copies = agreement(frame_of([p for p in pairs for _ in range(5)], samples=5), "a", "b")
+    assert once.kappa == pytest.approx(copies.kappa)
+    assert once.kappa_low == pytest.approx(copies.kappa_low)
+    assert once.kappa_high == pytest.approx(copies.kappa_high)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"a": 0.5}, "a is 0.5"),
+        ({"b": "yes"}, "b is 'yes'"),
+        ({"prompt": None}, "no task, category or prompt"),
+    ],
+)
+def test_bad_frames(change: dict[str, Any], why: str) -> None:
+    frame = frame_of([(1.0, 1.0)] * 2).assign(**change)
+    with pytest.raises(GapbenchError, match=why):
+        agreement(frame, "a", "b")
+    with pytest.raises(GapbenchError, match="no column 'c'"):
+        agreement(frame_of([(1.0, 1.0)]), "a", "c")
+    with pytest.raises(GapbenchError, match="use at least 100"):
+        agreement(frame_of([(1.0, 1.0)]), "a", "b", draws=99)

@@ -1,0 +1,426 @@
+"""The server judge against a real HTTP server in a thread."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from gapbench.judges.server import KEYS, ServerJudge
+from gapbench.types import Answer, GapbenchError, Prompt
+
+KEY = "sk-very-secret-0123456789"
+Play = Callable[["Handler", dict[str, Any]], None]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers as the test's `play` says; keeps what was asked."""
+
+    server: Server
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.asked.append(asked)
+            self.server.headers.append(dict(self.headers))
+            self.server.paths.append(self.path)
+        self.server.play(self, asked)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def send(
+        self, body: bytes | str, status: int = 200, kind: str = "application/json", **headers: str
+    ) -> None:
+        data = body.encode() if isinstance(body, str) else body
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", headers.pop("length", str(len(data))))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def say(self, text: object, logprobs: object = None, **message: object) -> None:
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": text, **message},
+            "logprobs": logprobs,
+            "finish_reason": "stop",
+        }
+        self.send(json.dumps({"object": "chat.completion", "choices": [choice]}))
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    play: Play
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.lock = threading.Lock()
+        self.asked: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass  # a client that gave up waiting is part of these tests
+
+    def judge(self, **more: Any) -> ServerJudge:
+        options = {"pause": 0.01, "timeout": 5.0, "attempts": 3, **more}
+        return ServerJudge(f"http://127.0.0.1:{self.server_port}/v1#org/some-vl", **options)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    for name in KEYS:
+        monkeypatch.delenv(name, raising=False)
+    made = Server()
+    thread = threading.Thread(target=made.serve_forever, args=(0.01,))
+    thread.start()
+    yield made
+    made.shutdown()
+    thread.join()
+    made.server_close()
+
+
+def prompt(text: str) -> Prompt:
+    return Prompt(
+        id=text, task="t", category="c", tier="easy", text=text,
+        question=f"Does this image describe {text}? The score is {{your score}}.", requirement={},
+    )  # fmt: skip
+
+
+def ask(judge: ServerJudge, *texts: str) -> list[Answer]:
+    images = [Image.new("RGB", (4, 4), (i, 0, 0)) for i in range(len(texts))]
+    try:
+        return judge.judge(images, [prompt(text) for text in texts])
+    finally:
+        judge.release()
+
+
+def asked_text(asked: dict[str, Any]) -> str:
+    text: str = asked["messages"][0]["content"][1]["text"]
+    return text.removeprefix("Does this image describe ").partition("?")[0]
+
+
+def digit(*top: tuple[str, float], said: str = "1") -> dict[str, Any]:
+    """Log-probabilities of "The score is 1." with these likeliest tokens at the digit."""
+    tokens = ["The", " score", " is", " ", said, "."]
+    return {
+        "content": [
+            {
+                "token": token,
+                "logprob": -0.1,
+                "top_logprobs": [{"token": t, "logprob": p} for t, p in top]
+                if token == said
+                else [{"token": token, "logprob": -0.1}],
+            }
+            for token in tokens
+        ]
+    }
+
+
+def test_what_is_sent(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "another")
+    monkeypatch.setenv("GAPBENCH_SERVER_KEY", KEY)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    server.play = lambda handler, _: handler.say("The score is 1.")
+    image = Image.effect_noise((5, 3), 90).convert("RGB")
+    judge = server.judge()
+    assert judge.name == "server-some-vl"
+    assert judge.judge([image], [prompt("an apple")]) == [Answer(verdict=1, text="The score is 1.")]
+    judge.release()
+    (asked,) = server.asked
+    assert server.paths == ["/v1/chat/completions"]
+    assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
+    picture, text = asked["messages"][0]["content"]
+    assert text == {"type": "text", "text": prompt("an apple").question}
+    kind, _, data = picture["image_url"]["url"].partition(",")
+    assert kind == "data:image/png;base64"
+    assert Image.open(io.BytesIO(base64.b64decode(data))).tobytes() == image.tobytes()
+    settings = {key: asked[key] for key in ("model", "temperature", "seed", "n", "logprobs")}
+    assert settings == {
+        "model": "org/some-vl", "temperature": 0, "seed": 0, "n": 1, "logprobs": True
+    }  # fmt: skip
+    assert asked["top_logprobs"] == 20
+    assert asked["max_tokens"] == 64
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [("The score is 1.", 1), ("It lacks one. The score is 0", 0), ("1", 1), ("Score: {0}", 0)],
+)
+def test_words_decide_without_logprobs(server: Server, text: str, verdict: int) -> None:
+    server.play = lambda handler, _: handler.say(text)
+    assert ask(server.judge(), "a") == [Answer(verdict=verdict, text=text)]
+
+
+def test_both_digits_give_a_probability(server: Server) -> None:
+    top = digit(("1", -0.2), ("0", -2.0), (" 0", -3.0), ("x", -4.0))
+    server.play = lambda handler, _: handler.say("The score is 1.", top)
+    (answer,) = ask(server.judge(), "a")
+    import math
+
+    no, yes = math.exp(-2.0) + math.exp(-3.0), math.exp(-0.2)
+    assert answer.verdict == 1
+    assert answer.p_yes == pytest.approx(yes / (yes + no))
+    assert answer.mass == pytest.approx(yes + no)
+    assert answer.text == "The score is 1."
+
+
+def test_probabilities_at_the_floor_and_odd_forms(server: Server) -> None:
+    odd: list[Any] = [
+        digit(("1", 0.0), ("0", -9999.0)),
+        digit(("1", -0.2), ("x", -2.0)),
+        digit(("1", -0.2), ("0", float("nan"))),
+        {"content": [{"token": 5}]},
+        {"content": "garbage"},
+        {"tokens": []},
+        [1],
+        "x",
+    ]
+    server.play = lambda handler, asked: handler.say("The score is 1.", odd[int(asked_text(asked))])
+    answers = ask(server.judge(), *map(str, range(len(odd))))
+    assert [a.verdict for a in answers] == [1] * len(odd)
+    assert answers[0].p_yes == 1.0
+    assert {a.p_yes for a in answers[1:]} == {None}
+
+
+def test_the_digit_that_decides_is_found_among_others(server: Server) -> None:
+    tokens = ["1", " apple", ".", " Score", ":", " 0", " (", "1", " missing", ")"]
+    places = [{"token": t, "logprob": -1.0, "top_logprobs": []} for t in tokens]
+    places[5]["top_logprobs"] = [
+        {"token": " 0", "logprob": -0.5}, {"token": " 1", "logprob": -1.5}
+    ]  # fmt: skip
+    server.play = lambda handler, _: handler.say("".join(tokens), {"content": places})
+    (answer,) = ask(server.judge(), "a")
+    assert answer.verdict == 0
+    assert answer.p_yes == pytest.approx(1 / (1 + 2.718281828**1.0), rel=1e-6)
+
+
+def test_answers_come_in_order_however_slowly(server: Server) -> None:
+    """The first wait longest, and eight are asked at a time."""
+    most, now = 0, 0
+
+    def play(handler: Handler, asked: dict[str, Any]) -> None:
+        nonlocal most, now
+        number = int(asked_text(asked))
+        with server.lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.15 - 0.015 * (number % 8))
+        with server.lock:
+            now -= 1
+        handler.say(f"The score is {number % 2}.")
+
+    server.play = play
+    answers = ask(server.judge(), *map(str, range(16)))
+    assert [a.verdict for a in answers] == [0, 1] * 8
+    assert 2 <= most <= 8
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_it_recovers(server: Server, status: int) -> None:
+    failures = {"a": 2, "b": 1, "c": 0}
+
+    def play(handler: Handler, asked: dict[str, Any]) -> None:
+        text = asked_text(asked)
+        failures[text] -= 1
+        if failures[text] >= 0:
+            handler.send("busy", status, "text/plain")
+        else:
+            handler.say("The score is 1.")
+
+    server.play = play
+    assert [a.verdict for a in ask(server.judge(), "a", "b", "c")] == [1, 1, 1]
+    assert len(server.asked) == 6
+
+
+def test_retry_after_is_honoured_within_bounds(server: Server) -> None:
+    said = iter(["0.3", "Wed, 21 Oct 2015 07:28:00 GMT", "soon", "nan"])
+
+    def play(handler: Handler, asked: dict[str, Any]) -> None:
+        wait = next(said, None)
+        if wait is None:
+            handler.say("The score is 0.")
+        else:
+            handler.send("", 429, Retry_After=wait)
+
+    server.play = play
+    start = time.monotonic()
+    (answer,) = ask(server.judge(attempts=5), "a")
+    assert answer.verdict == 0
+    assert 0.3 <= time.monotonic() - start < 5
+
+
+def test_a_server_that_stays_busy_costs_only_its_own_images(server: Server) -> None:
+    def play(handler: Handler, asked: dict[str, Any]) -> None:
+        if asked_text(asked) == "bad":
+            handler.send("oops", 500)
+        else:
+            handler.say("The score is 1.")
+
+    server.play = play
+    good, bad, last = ask(server.judge(), "good", "bad", "last")
+    assert (good.verdict, last.verdict) == (1, 1)
+    assert bad == Answer(verdict=None, reason="the server gave status 500, 3 times")
+
+
+def test_stalls_and_trickles_are_abstentions(server: Server) -> None:
+    done = threading.Event()
+
+    def play(handler: Handler, asked: dict[str, Any]) -> None:
+        if asked_text(asked) == "stall":
+            done.wait(10)
+        elif asked_text(asked) == "trickle":
+            handler.send("", length="1000")
+            while not done.wait(0.05):
+                handler.wfile.write(b" ")
+        else:
+            handler.say("The score is 0.")
+
+    server.play = play
+    start = time.monotonic()
+    stall, trickle, fine = ask(server.judge(timeout=0.4, attempts=2), "stall", "trickle", "fine")
+    done.set()
+    assert time.monotonic() - start < 5
+    assert fine.verdict == 0
+    for answer in (stall, trickle):
+        assert answer == Answer(
+            verdict=None, reason="the server did not answer within 0.4 s, 2 times"
+        )
+
+
+GARBAGE = {
+    "not JSON": lambda h: h.send("The score is 1."),
+    "truncated": lambda h: h.send('{"choices": [{"message": {"content": "The score is 1'),
+    "array": lambda h: h.send("[1, 2]"),
+    "null": lambda h: h.send("null"),
+    "empty": lambda h: h.send(""),
+    "no choices": lambda h: h.send('{"choices": []}'),
+    "odd choices": lambda h: h.send('{"choices": {"message": 1}}'),
+    "no content": lambda h: h.say(None),
+    "parts": lambda h: h.say([{"type": "text", "text": "The score is 1."}]),
+    "html": lambda h: h.send("<p>The score is 1.</p>", kind="text/html"),
+    "deep": lambda h: h.send("[" * 200_000),
+    "no score": lambda h: h.say("I like this image very much."),
+    "other score": lambda h: h.say("The score is 0.5."),
+    "empty text": lambda h: h.say(""),
+    "refusal": lambda h: h.say(None, refusal="I cannot help with that."),
+    "teapot": lambda h: h.send("tea", 418),
+    "elsewhere": lambda h: h.send("", 302, Location="http://127.0.0.1:9/"),
+    "not UTF-8": lambda h: h.send(b"\xff\xfe\x00"),
+    "cut off": lambda h: h.send('{"choices": [', length="5000"),
+}
+
+
+def test_no_garbage_is_a_verdict(server: Server) -> None:
+    def play(handler: Handler, asked: dict[str, Any]) -> None:
+        GARBAGE.get(asked_text(asked), lambda h: h.say("The score is 1."))(handler)
+        handler.close_connection = True
+
+    server.play = play
+    first, *answers, last = ask(server.judge(attempts=2), "first", *GARBAGE, "last")
+    assert (first.verdict, last.verdict) == (1, 1)
+    reasons = {name: a.reason for name, a in zip(GARBAGE, answers, strict=True)}
+    assert {a.verdict for a in answers} == {None}
+    assert all(reasons.values())
+    assert reasons["truncated"] == "the reply is not whole JSON"
+    assert reasons["html"] == "the reply is text/html, not JSON"
+    assert reasons["refusal"] == "the server refused: I cannot help with that."
+    assert reasons["teapot"] == "the server gave status 418: tea"
+    assert "connection failed" in (reasons["cut off"] or "")
+
+
+def test_half_a_surrogate_can_be_written_down(server: Server) -> None:
+    server.play = lambda handler, _: handler.say("\ud800 The score is 1.")
+    (answer,) = ask(server.judge(), "a")
+    assert answer == Answer(verdict=1, text="? The score is 1.")
+
+
+def test_a_server_without_logprobs_is_asked_without(server: Server) -> None:
+    def play(handler: Handler, asked: dict[str, Any]) -> None:
+        if "logprobs" in asked:
+            handler.send('{"error": "logprobs are not supported"}', 400)
+        else:
+            handler.say("The score is 1.")
+
+    server.play = play
+    answers = ask(server.judge(concurrency=1), "a", "b", "c")
+    assert [a.verdict for a in answers] == [1, 1, 1]
+    assert len(server.asked) == 4
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_wrong_key_or_model_stops_at_once_and_shows_no_key(
+    server: Server, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    server.play = lambda handler, _: handler.send(f"no\nkey {KEY}", status, "text/plain")
+    judge = server.judge(concurrency=2)
+    with pytest.raises(GapbenchError, match="knows no model" if status == 404 else "refuses") as e:
+        ask(judge, *map(str, range(50)))
+    assert len(server.asked) < 50
+    assert "\n" not in str(e.value)
+    assert KEY not in str(e.value) + repr(judge) + judge.fingerprint
+
+
+def test_a_key_that_is_echoed_is_not_kept(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    server.play = lambda handler, _: handler.say(f"{KEY}: The score is 1.")
+    assert ask(server.judge(), "a") == [Answer(verdict=1, text="***: The score is 1.")]
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\nX-Other: 1")
+    with pytest.raises(GapbenchError, match="characters that no key has") as error:
+        server.judge()
+    assert KEY not in str(error.value)
+
+
+def test_a_server_that_is_not_there_is_an_error(server: Server) -> None:
+    unused = Server()
+    unused.server_close()
+    with pytest.raises(GapbenchError, match="cannot be reached"):
+        ask(unused.judge(), "a", "b")
+
+
+@pytest.mark.parametrize(
+    ("argument", "why"),
+    [
+        (None, "no address"),
+        ("", "no address"),
+        ("localhost:8000#m", "no address"),
+        ("ftp://localhost/v1#m", "no address"),
+        ("http://#m", "no address"),
+        ("https://h/v1?key=x#m", "no address"),
+        ("https://user:secret@host/v1#m", "take the key out"),
+        ("http://example.org/v1#m", "must be https"),
+        ("http://127.0.0.1.example.org/v1#m", "must be https"),
+        ("http://localhost:8000/v1", "an address and a model"),
+        ("http://localhost:8000/v1#", "an address and a model"),
+    ],
+)
+def test_addresses_that_are_refused(argument: str | None, why: str) -> None:
+    with pytest.raises(GapbenchError, match=why) as error:
+        ServerJudge(argument)
+    assert "secret" not in str(error.value)
+
+
+def test_addresses_that_are_taken() -> None:
+    for base in ("http://localhost:1/v1", "http://[::1]:1/v1", "https://example.org/v1"):
+        first, second = ServerJudge(f"{base}#a/m"), ServerJudge(f"{base}/#a/m")
+        assert first.url == f"{base}/chat/completions"
+        assert first.fingerprint == second.fingerprint
+        assert first.fingerprint != ServerJudge(f"{base}#b/m").fingerprint
+
+
+def test_the_cost_is_told_without_asking() -> None:
+    text = ServerJudge("https://example.org/v1#m").estimate_cost(1000)
+    assert "1,000 requests to https://example.org/v1/chat/completions" in text
+    assert "485,000 input tokens" in text
