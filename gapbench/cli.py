@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +12,8 @@ import typer
 from gapbench.types import GapbenchError
 
 if TYPE_CHECKING:
-    from gapbench.flow import Estimate, Run
+    from gapbench.estimate import Estimate
+    from gapbench.flow import Run
 
 app = typer.Typer(
     help="Measure the gap between what a unified model can draw and what it can recognise.",
@@ -31,7 +31,7 @@ def run(
     samples: Annotated[int | None, typer.Option(help="Images a prompt. [each task's own]")] = None,
     limit: Annotated[int | None, typer.Option(help="Prompts a task, taken from its categories in turn.")] = None,
     judge: Annotated[str | None, typer.Option(help="Outside judges, with commas. [each task's own]")] = None,
-    verdict: Annotated[str | None, typer.Option(help="Own verdicts from the answers' probabilities (logits) or from words (text). [logits]")] = None,
+    verdict: Annotated[str | None, typer.Option(help="Own verdicts from the answers' probabilities (logits), from words (text), or none. [logits]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images at a time; never changes a result. [64]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the run; another seed is another run. [0]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps. [auto]")] = None,
@@ -45,24 +45,28 @@ def run(
     from gapbench.settings import read_settings
 
     options = {
-        "model": model, "tasks": tasks and tasks.split(","), "samples": samples, "limit": limit,
-        "judge": judge and judge.split(","), "verdict": verdict, "batch_size": batch_size,
+        "model": model, "tasks": _names(tasks), "samples": samples, "limit": limit,
+        "judge": _names(judge), "verdict": verdict, "batch_size": batch_size,
         "seed": seed, "device": device, "dtype": dtype, "out": out, "offline": offline,
     }  # fmt: skip
     settings = read_settings(config, options)
     if settings.offline:
         os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     from gapbench import flow
+    from gapbench.plan import prepare as prepare_run
+    from gapbench.report.progress import bars
 
     _quiet()
     if dry_run:
-        prepared = flow.prepare(
+        prepared = prepare_run(
             settings.model, settings.tasks, settings.samples, settings.limit, settings.judge,
             settings.verdict, settings.seed, settings.device, settings.dtype, settings.out,
         )  # fmt: skip
-        _print_estimate(flow.estimate(prepared, settings.out, settings.batch_size))
+        from gapbench.estimate import estimate
+
+        _print_estimate(estimate(prepared, settings.out, settings.batch_size))
         return
-    with _bars() as progress:
+    with bars() as progress:
         done = flow.run(
             settings.model,
             settings.tasks,
@@ -112,27 +116,32 @@ def tasks(name: Annotated[str | None, typer.Argument(help="A task to describe.")
     """List the tasks, or describe one."""
     from rich.table import Table
 
+    from gapbench.fetch import have
     from gapbench.tasks import load_task, task_folders
 
     if name is None:
         table = Table("task", "version", "prompts", "samples", "judge", "title", box=None)
         for each in task_folders():
             task = load_task(each)
-            count = str(len(task.prompts()))
-            table.add_row(each, task.version, count, str(task.samples), task.judge, task.spec.title)
+            count = task.spec.splits["test"].prompts if task.spec.splits else len(task.prompts())
+            judges = dict.fromkeys(task.judge(c) or "none" for c in task.tier_of)
+            row = (str(count), str(task.samples), ", ".join(judges), task.spec.title)
+            table.add_row(each, task.version, *row)
         _console().print(table)
         return
     task = load_task(name)
-    table = Table("category", "tier", "prompts", "for example", box=None)
-    prompts = task.prompts()
+    table = Table("category", "tier", "judge", "prompts", "for example", box=None)
+    ready = all(have(source) for source in task.sources())
+    prompts = task.prompts() if ready else []
     for category, tier in task.tier_of.items():
         mine = [prompt.text for prompt in prompts if prompt.category == category]
-        table.add_row(category, tier, str(len(mine)), mine[0] if mine else "")
+        shown = (str(len(mine)), mine[0] if mine else "") if ready else ("", "(gapbench prepare)")
+        table.add_row(category, tier, task.judge(category), *shown)
     splits = ", ".join(f"{k} ({v.prompts} prompts)" for k, v in task.spec.splits.items())
     _facts(
         title=task.spec.title, version=task.version, license=task.spec.license,
-        splits=splits or "test", samples=f"{task.samples} images a prompt", judge=task.judge,
-        question=task.spec.question,
+        splits=splits or "test", samples=f"{task.samples} images a prompt",
+        variants=", ".join(task.spec.variants) or None, question=task.spec.question,
     )  # fmt: skip
     _console().print(table)
 
@@ -167,6 +176,36 @@ def models(name: Annotated[str | None, typer.Argument(help="A model to describe.
     _facts(**facts)
 
 
+@app.command()
+def prepare(
+    tasks: Annotated[str, typer.Option(help="As for run.")] = "all",
+    judge: Annotated[str | None, typer.Option(help="Outside judges, with commas. [each task's own]")] = None,
+    data: Annotated[Path | None, typer.Option(help="A folder of your own copies; names do not matter, digests do.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be fetched and stop.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
+) -> None:  # fmt: skip
+    """Fetch what tasks and judges need: pinned, verified, resumed where it broke off."""
+    from rich.table import Table
+
+    from gapbench import prepare as preparing
+    from gapbench.report.progress import bars
+
+    if offline:
+        os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    wanted = preparing.needs(_names(tasks) or [], _names(judge))
+    table = Table("needed", "for", "MB", "license", "here", box=None)
+    for need in wanted:
+        size = f"{need.item.bytes / 1e6:.2f}" if need.item.bytes else ""
+        here = "yes" if need.ready() else "no"
+        table.add_row(need.name, need.wanted_by, size, need.item.license, here)
+    _console().print(table if wanted else "Nothing is needed: all of it ships with gapbench.")
+    if dry_run:
+        return
+    with bars(in_bytes=True) as progress:
+        preparing.bring(wanted, data, lambda name, size: progress(name, 0, size))
+    typer.echo("All of it is here." if wanted else "")
+
+
 def main() -> None:
     """Entry point: errors for people are one line on stderr and exit code 2."""
     from gapbench.engines.local import Interrupted
@@ -187,6 +226,11 @@ def main() -> None:
         sys.exit(1)
 
 
+def _names(listed: str | None) -> list[str] | None:
+    """The names of a list with commas."""
+    return [name.strip() for name in listed.split(",")] if listed else None
+
+
 def _console() -> Any:
     from rich.console import Console
 
@@ -201,64 +245,31 @@ def _quiet() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
-class _bars:  # noqa: N801 (used as a function)
-    """One progress bar a stage, with rate and time left."""
-
-    def __enter__(self) -> Callable[[str, int, int], Callable[[int], None]]:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            ProgressColumn,
-            Task,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-        from rich.text import Text
-
-        class Rate(ProgressColumn):
-            def render(self, task: Task) -> Text:
-                speed = task.finished_speed or task.speed
-                return Text("" if speed is None else f"{speed:.1f}/s")
-
-        self._progress = Progress(
-            TextColumn("{task.description:<22}"),
-            BarColumn(24),
-            MofNCompleteColumn(),
-            Rate(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
-        self._progress.start()
-
-        def stage(name: str, there: int, total: int) -> Callable[[int], None]:
-            bar = self._progress.add_task(name, total=total, completed=there)
-            return lambda count: self._progress.advance(bar, count)
-
-        return stage
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-
 def _print_run(done: Run, judge: str | None) -> None:
     from gapbench.report import tables
 
-    console = _console()
     plan = done.plan
+    several = any(len(asks) > 1 for asks in plan.asks)
+    judges: list[str | None] = [judge] if judge or not several else [*done.judges()]
+    rates = {name: done.rates(name) for name in judges}  # one that is not there is told first
+    console = _console()
     versions = ", ".join(f"{name} {version}" for name, version in plan.tasks.items())
-    outside = judge or ", ".join(done.judges()[:1]) or "none"
     console.print(
         f"{done.folder.meta['model']} on {versions}: {len(plan.items())} images of "
-        f"{len(plan.prompts)} prompts, own verdicts by {plan.own}, outside judge {outside}",
+        f"{len(plan.prompts)} prompts, own verdicts by {plan.own or 'none'}",
         soft_wrap=True,
-    )  # fmt: skip
-    console.print("Percent, with 95 % intervals over prompts and the counts behind each figure.\n")
-    tables.show(done.rates(judge), console)
+    )
+    console.print("Percent, with 95 % intervals over prompts and the counts behind each figure.")
+    for name, found in rates.items():
+        outside = name or ", ".join(done.judges()) or "none"
+        console.print(f"Outside judge: {outside}\n")
+        tables.show(found, console)
+    for first, second, agreed in done.agreements():
+        console.print(f"{first} and {second} {tables.agreement(agreed)}", soft_wrap=True)
+    for name, warning in done.checks().items():
+        console.print(
+            f"WARNING: judge {name} failed its picture check: {warning}", style="bold red"
+        )
 
 
 def _print_estimate(left: Estimate) -> None:
@@ -270,6 +281,8 @@ def _print_estimate(left: Estimate) -> None:
         f"{left.outside_verdicts} outside verdicts; about {left.seconds:.0f} s and "
         f"{left.bytes / 1e6:.1f} MB, from a short calibration. Nothing was written."
     )
+    for cost in left.costs:
+        typer.echo(f"Not counted in the time: {cost}")
 
 
 def _facts(**facts: Any) -> None:

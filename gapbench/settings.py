@@ -21,7 +21,7 @@ class RunSettings(BaseModel):
     samples: int | None = Field(default=None, ge=1)
     limit: int | None = Field(default=None, ge=1)
     judge: list[str] | None = None
-    verdict: Literal["logits", "text"] = "logits"
+    verdict: Literal["logits", "text", "none"] = "logits"
     batch_size: int = Field(default=64, ge=1)
     seed: int = Field(default=0, ge=0)
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")

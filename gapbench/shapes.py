@@ -97,7 +97,7 @@ def unmet(scene: Scene, requirement: Mapping[str, Any]) -> str | None:
     """Why a scene fails a requirement, or None if it meets it.
 
     A requirement follows GenEval's records: `include` lists items {shape, color, texture (each
-    optional), count, position: [relation, index of the other item] (optional)}; `exclude` lists
+    optional), count, position: [relation, index of an earlier item] (optional)}; `exclude` lists
     items of which there must be fewer than `count`. Other sprites are not penalised.
     """
     groups: list[list[int]] = []
@@ -114,6 +114,30 @@ def unmet(scene: Scene, requirement: Mapping[str, Any]) -> str | None:
         found = sum(_fits(sprite, item) for sprite in scene.values())
         if found >= item["count"]:
             return f"{found} {describe(item)}, more than {item['count'] - 1}"
+    return None
+
+
+def malformed(requirement: Mapping[str, Any]) -> str | None:
+    """Why `unmet` cannot read a requirement, or None if it can."""
+    include, exclude = requirement.get("include"), requirement.get("exclude", [])
+    if not isinstance(include, list) or not include or not isinstance(exclude, list):
+        return "it needs a list `include`, and `exclude` is a list"
+    known = {"shape": SHAPES, "color": tuple(COLORS), "texture": TEXTURES}
+    for index, item in enumerate([*include, *exclude]):
+        if not isinstance(item, dict) or not {*item} <= {*known, "count", "position"}:
+            return f"{item!r} is no item of shape, color, texture, count and position"
+        if not isinstance(item.get("count"), int) or item["count"] < 1:
+            return f"{item!r} has no count"
+        for key, values in known.items():
+            if key in item and item[key] not in values:
+                return f"{key} {item[key]!r} is none of {', '.join(values)}"
+        match item.get("position", "anywhere"):
+            case "anywhere":
+                pass
+            case [str(relation), int(other)] if relation in RELATIONS and 0 <= other < index:
+                pass
+            case place:
+                return f"position {place!r} is no [relation, index of an earlier item]"
     return None
 
 

@@ -86,15 +86,17 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """Keep a second writer out, and drop a last line that a crash tore."""
         lock = FileLock(self.path / ".lock")
+        with _saying_how_to_resume(self.path):
+            try:
+                lock.acquire(timeout=0)
+            except Timeout as error:
+                raise GapbenchError(
+                    f"{self.path} is being written by another gapbench; wait for it to end"
+                ) from error
         try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise GapbenchError(
-                f"{self.path} is being written by another gapbench; wait for it to end"
-            ) from error
-        try:
-            for name in _FILES.values():
-                _drop_torn_line(self.path / name)
+            with _saying_how_to_resume(self.path):
+                for name in _FILES.values():
+                    _drop_torn_line(self.path / name)
             yield
         finally:
             lock.release()
@@ -148,8 +150,14 @@ class RunFolder:
 
     def write(self, name: str, value: Any) -> None:
         """Replace a JSON file of the folder whole."""
+        self.write_bytes(name, _json(value))
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Replace a file of the folder, or of a folder in it, whole."""
+        file = self.path / name
         with _saying_how_to_resume(self.path):
-            write_atomic(self.path / name, _json(value))
+            file.parent.mkdir(exist_ok=True)
+            write_atomic(file, data)
 
     def read(self, name: str) -> Any:
         return read_json(self.path / name)

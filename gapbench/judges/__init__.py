@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Final
+from typing import Any, Final
 
 from gapbench.judges.base import Judge
 from gapbench.types import GapbenchError
 
-BUILT_IN: Final = {"pixel": "gapbench.judges.pixel:PixelJudge"}
+BUILT_IN: Final = {
+    "pixel": "gapbench.judges.pixel:PixelJudge",
+    "detector": "gapbench.judges.detector:DetectorJudge",
+    "vlm": "gapbench.judges.vlm:VlmJudge",
+    "vlm-list": "gapbench.judges.checklist:ChecklistJudge",
+    "server": "gapbench.judges.server:ServerJudge",
+    "human": "gapbench.judges.human:HumanJudge",
+    "imported": "gapbench.judges.imported:ImportedJudge",
+}
 
 
 def judge_names() -> list[str]:
@@ -19,14 +27,20 @@ def judge_names() -> list[str]:
     )
 
 
-def load_judge(name: str) -> Judge:
-    """A judge by its name. Raises GapbenchError where there is none."""
+def load_judge(spec: str, device: str = "auto") -> Judge:
+    """A judge by NAME or NAME:ARGUMENT, such as human:labels.csv; weights come in at first use.
+
+    Raises GapbenchError where there is none of that name, or it does not take the argument.
+    """
+    name, colon, argument = spec.partition(":")
+    factory: Any = None
     if name in BUILT_IN:
         module, _, attribute = BUILT_IN[name].partition(":")
-        made: Judge = getattr(import_module(module), attribute)()
-        return made
+        factory = getattr(import_module(module), attribute)
     for entry in entry_points(group="gapbench.judges"):
-        if entry.name == name:
-            found: Judge = entry.load()()
-            return found
-    raise GapbenchError(f"no judge {name!r}; installed: {', '.join(judge_names())}")
+        if factory is None and entry.name == name:
+            factory = entry.load()
+    if factory is None:
+        raise GapbenchError(f"no judge {name!r}; installed: {', '.join(judge_names())}")
+    judge: Judge = factory(argument if colon else None, device=device)
+    return judge

@@ -9,6 +9,8 @@ from typing import Final, Literal
 
 from PIL import Image
 
+from gapbench.fetch import Source
+from gapbench.hub import Checkpoint
 from gapbench.models.base import Model
 from gapbench.types import Answer, Prompt
 
@@ -17,7 +19,11 @@ ANSWERS: Final = (" The score is 0", " The score is 1")
 Mode = Literal["logits", "text"]
 NAMES: Final[dict[Mode, str]] = {"logits": "self", "text": "self-text"}
 NEEDS: Final[dict[Mode, str]] = {"logits": "judge_logits", "text": "judge_text"}
-_SCORE: Final = re.compile(r"\bscore\s*(?:is|:|=)?\s*[{\[\"'*]*([01])\b(?![.,]\d)", re.IGNORECASE)
+_SCORE: Final = re.compile(
+    r"\bscore[\s*]*(?:is|of)?[\s*]*[:=]?[\s{\[(\"'`*]*([01])\b(?![.,]\d)"
+    r"(?!\s*(?:/|out\s+of)\s*(?!1\b)\d)",  # 1 of 10 is no 1
+    re.IGNORECASE,
+)
 _BARE: Final = re.compile(r"^[{\[\"'*\s]*([01])[}\]\"'*\s.]*$")
 
 
@@ -28,6 +34,7 @@ class OwnJudge:
         self.model, self.mode = model, mode
         self.name = NAMES[mode]
         self.fingerprint = f"{self.name}-1-{model.fingerprint}"
+        self.needs: Sequence[Source | Checkpoint] = ()
 
     def question(self, prompt: Prompt) -> str:
         return prompt.question
@@ -40,10 +47,13 @@ class OwnJudge:
             weigh(float(no), float(yes)) for no, yes in self.model.judge(images, questions, ANSWERS)
         ]
 
+    def release(self) -> None:
+        self.model.release()
+
 
 def weigh(no: float, yes: float) -> Answer:
     """An answer from the log-probabilities of "The score is 0" and "... 1"; a tie is a 0."""
-    if not (math.isfinite(no) or math.isfinite(yes)) or math.isnan(no + yes):
+    if math.isnan(no + yes) or math.isinf(max(no, yes)):
         return Answer(verdict=None, reason=f"log-probabilities of the answers are {no} and {yes}")
     p_yes = 1 / (1 + math.exp(min(no - yes, 700.0)))
     return Answer(verdict=int(p_yes > 0.5), p_yes=p_yes, mass=math.exp(no) + math.exp(yes))

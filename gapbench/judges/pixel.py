@@ -10,7 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gapbench.shapes import BACKGROUND, CELL, COLORS, GRID, MASKS, SIZE, SPRITE, Sprite, unmet
+from gapbench.fetch import Source
+from gapbench.hub import Checkpoint
+from gapbench.shapes import (
+    BACKGROUND,
+    CELL,
+    COLORS,
+    GRID,
+    MASKS,
+    SIZE,
+    SPRITE,
+    Sprite,
+    malformed,
+    unmet,
+)
 from gapbench.types import Answer, GapbenchError, Prompt
 
 # Noise of 30 levels a channel moves a colour by 52 at most; sprites are at least 209 away from
@@ -36,18 +49,26 @@ class PixelJudge:
 
     name = "pixel"
     fingerprint = "pixel-1"
+    needs: Sequence[Source | Checkpoint] = ()
+
+    def __init__(self, argument: str | None = None, device: str = "auto") -> None:  # noqa: ARG002
+        if argument is not None:
+            raise GapbenchError(f"judge pixel takes no argument, not {argument!r}")
 
     def question(self, prompt: Prompt) -> str:
-        items = prompt.requirement.get("include", ())
-        if not items or any("shape" not in item or "count" not in item for item in items):
+        wrong = malformed(prompt.requirement)
+        if wrong:
             raise GapbenchError(
                 f"judge pixel cannot judge task {prompt.task}: prompt {prompt.id} has no "
-                "requirement of the shapes world; choose another judge with --judge"
+                f"requirement of the shapes world ({wrong}); choose another judge with --judge"
             )
         return json.dumps(prompt.requirement, sort_keys=True)
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
         return [_decide(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+
+    def release(self) -> None:
+        pass
 
 
 def _decide(image: Image.Image, prompt: Prompt) -> Answer:

@@ -48,6 +48,10 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> Model:
 
     Raises GapbenchError where there is none, or where the weights are not the named ones.
     """
+    if name.startswith("images:"):
+        from gapbench.models.images import ImagesModel
+
+        return ImagesModel(Path(name.removeprefix("images:")), device=device, dtype=dtype)
     from gapbench.models.janus import JanusModel
 
     if name in MODELS:
@@ -68,7 +72,7 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> Model:
         return JanusModel(folder.resolve().name, folder, device=device, dtype=dtype)
     raise GapbenchError(
         f"no model {name!r}; there are {', '.join(model_names())} "
-        "(or give a folder that holds a checkpoint with config.json)"
+        "(or give a folder that holds a checkpoint with config.json, or images:FOLDER)"
     )
 
 

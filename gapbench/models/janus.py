@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from gapbench import torchvision_shim
 from gapbench.models.base import Drawing
 from gapbench.models.sampling import Recipe, draw, guide, uniforms, warp
 from gapbench.types import GapbenchError
@@ -31,6 +33,8 @@ SMALL: Final = 100_000_000
 """Bytes of weights under which a CPU computes in float64 by default (it costs little, and a batch's
 make-up can no longer tip a rounding) and with one thread (more only get in each other's way)."""
 REPLY_TOKENS: Final = 64
+PADDED: Final = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+"""The side is said because a tokenizer_config.json may name the other one."""
 
 
 class JanusModel:
@@ -48,6 +52,7 @@ class JanusModel:
         device: str = "auto",
         dtype: str = "auto",
     ) -> None:
+        torchvision_shim.ensure()  # transformers imports torchvision where it is installed
         self.name, self.folder = name, folder
         weights = sorted(folder.glob("*.safetensors"))
         if not weights:
@@ -83,15 +88,24 @@ class JanusModel:
 
         logging.disable_progress_bar()
         try:
-            model = JanusForConditionalGeneration.from_pretrained(
-                self.folder, dtype=getattr(torch, self.dtype), local_files_only=True
+            model, info = JanusForConditionalGeneration.from_pretrained(
+                self.folder,
+                dtype=getattr(torch, self.dtype),
+                local_files_only=True,
+                output_loading_info=True,
             )
+            model = model.to(self.device).eval()
         except Exception as error:  # safetensors and transformers raise many kinds
             raise GapbenchError(
                 f"model {self.name}: cannot load {self.folder}: {_first_line(error)}"
             ) from error
+        if missing := sorted(info["missing_keys"]):  # transformers fills these with random numbers
+            raise GapbenchError(
+                f"model {self.name}: the weights in {self.folder} lack {len(missing)} tensors, "
+                f"{missing[0]} among them"
+            )
         model.config.tie_word_embeddings = False
-        self._model = model.to(self.device).eval()
+        self._model = model
         if self._threads:
             self._before = torch.get_num_threads()
             torch.set_num_threads(self._threads)
@@ -114,10 +128,16 @@ class JanusModel:
     def processor(self) -> JanusProcessor:
         """The tokenizer and image processor; needs no weights."""
         if self._processor is None:
-            from transformers import JanusProcessor
+            from transformers import JanusImageProcessorPil, JanusProcessor
 
             try:
-                self._processor = JanusProcessor.from_pretrained(self.folder, local_files_only=True)
+                processor = JanusProcessor.from_pretrained(self.folder, local_files_only=True)
+                # One way of scaling pictures, whether torchvision is installed or not.
+                processor.image_processor = JanusImageProcessorPil.from_pretrained(
+                    self.folder, local_files_only=True
+                )
+                processor.apply_chat_template([_turn({"type": "text", "text": ""})])
+                self._processor = processor
             except Exception as error:  # as above
                 raise GapbenchError(
                     f"model {self.name}: cannot load the processor in {self.folder}: "
@@ -127,6 +147,7 @@ class JanusModel:
 
     def save(self, folder: Path) -> None:
         self.module.save_pretrained(folder)
+        self.processor.tokenizer.backend_tokenizer.no_padding()  # else the latest call's is saved
         self.processor.save_pretrained(folder)
 
     def refuses(self, text: str) -> str | None:
@@ -139,7 +160,7 @@ class JanusModel:
             return f"with its image it takes {tokens} tokens, {self.name} has room for {room}"
         return None
 
-    @property
+    @cached_property
     def _context(self) -> int:
         from transformers import JanusConfig
 
@@ -150,15 +171,11 @@ class JanusModel:
 
     def _heads(self, prompts: Sequence[str]) -> tuple[list[str], Tensor, Tensor]:
         """Effective prompts, and their left-padded ids and mask up to the image's start token."""
-        chats = [
-            [{"role": "user", "content": [{"type": "text", "text": prompt}]}] for prompt in prompts
-        ]
+        chats = [[_turn({"type": "text", "text": prompt})] for prompt in prompts]
         texts = [
             self.processor.apply_chat_template(chat, add_generation_prompt=True) for chat in chats
         ]
-        batch = self.processor(
-            text=texts, generation_mode="image", padding=True, return_tensors="pt"
-        )
+        batch = self.processor(text=texts, generation_mode="image", **PADDED)
         effective = [text + self.processor.image_start_token for text in texts]
         return (
             effective,
@@ -265,15 +282,12 @@ class JanusModel:
         system = DEFAULT_SYSTEM_PROMPT.strip()
         if self.processor.use_default_system_prompt and question.startswith(system):
             question = question[len(system) :].lstrip()
-        content = [{"type": "image"}, {"type": "text", "text": question}]
-        chat = [{"role": "user", "content": content}]
+        chat = [_turn({"type": "image"}, {"type": "text", "text": question})]
         text: str = self.processor.apply_chat_template(chat, add_generation_prompt=True)
         return text
 
     def _asked(self, images: Sequence[Image.Image], texts: Sequence[str]) -> dict[str, Tensor]:
-        batch = self.processor(
-            text=list(texts), images=list(images), padding=True, return_tensors="pt"
-        ).to(self.device)
+        batch = self.processor(text=list(texts), images=list(images), **PADDED).to(self.device)
         batch["pixel_values"] = batch["pixel_values"].to(self.module.dtype)
         return dict(batch)
 
@@ -349,6 +363,11 @@ class JanusModel:
         ]
 
 
+def _turn(*parts: dict[str, str]) -> dict[str, Any]:
+    """A user's turn; a plain string as content would silently become an empty one."""
+    return {"role": "user", "content": list(parts)}
+
+
 def _positions(mask: Tensor) -> Tensor:
     """Position ids that start at 0 with each row's first real token."""
     return (mask.cumsum(1) - 1).clamp(min=0)
@@ -361,6 +380,8 @@ def _recipe(folder: Path) -> Recipe:
         config = json.loads(file.read_text()) if file.exists() else {}
     except ValueError as error:
         raise GapbenchError(f"{file}: not JSON ({error}); mend or remove it") from error
+    if not isinstance(config, dict):
+        raise GapbenchError(f"{file}: not a JSON object; mend or remove it")
     names = {
         "guidance": "guidance_scale",
         "temperature": "temperature",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,21 +27,27 @@ class Recipe:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
+        # The values may come from a checkpoint's JSON, so they can be of any type.
         bounds = (
-            ("guidance", self.guidance >= 0, "0 or more"),
-            ("temperature", self.temperature >= 0, "0 or more"),
-            ("top_k", self.top_k >= 0, "0 or more"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("guidance", (int, float), sys.float_info.max, "a number, 0 or more"),
+            ("temperature", (int, float), sys.float_info.max, "a number, 0 or more"),
+            ("top_k", int, math.inf, "a whole number, 0 or more"),
+            ("top_p", (int, float), 1, "a number above 0 and at most 1"),
         )
-        for name, fits, range_ in bounds:
-            if not fits:
-                raise GapbenchError(f"recipe: {name} is {getattr(self, name)}, must be {range_}")
+        for name, kind, most, range_ in bounds:
+            value = getattr(self, name)
+            fits = isinstance(value, kind) and not isinstance(value, bool) and 0 <= value <= most
+            if not fits or (name == "top_p" and value == 0):
+                raise GapbenchError(f"recipe: {name} is {value!r}, must be {range_}")
 
 
 def uniforms(seeds: list[int], steps: int) -> Tensor:
-    """(len(seeds), steps) numbers in [0, 1), row i from seed i alone, the same on every device."""
-    streams = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return torch.stack([torch.rand(steps, generator=g, dtype=torch.float64) for g in streams])
+    """(len(seeds), steps) numbers in [0, 1), row i from seed i alone, the same on every device.
+
+    NumPy's streams, since torch's on a CPU read only the lower half of a seed's 64 bits.
+    """
+    streams = [np.random.Generator(np.random.PCG64(seed)) for seed in seeds]
+    return torch.from_numpy(np.stack([stream.random(steps) for stream in streams]))
 
 
 def guide(logits: Tensor, guidance: float) -> Tensor:

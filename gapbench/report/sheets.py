@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from PIL import Image, ImageDraw, ImageFont
 
-from gapbench.store import write_atomic
-
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -36,13 +34,13 @@ def write_sheets(run: Run) -> list[Path]:
     """Write sheets/<task>-<category>.png for every category of a run's plan, at most 40 images
     each, in equal parts from the four groups of verdicts. Returns the files."""
     frame = run.frame()
-    folder = run.path / "sheets"
-    folder.mkdir(exist_ok=True)
     written = []
     for (task, category), rows in frame.groupby(["task", "category"], sort=False):
-        file = folder / f"{task}-{category}.png"
-        _save(_sheet(run, f"{task}: {category}", rows), file)
-        written.append(file)
+        name = f"sheets/{task}-{category}.png"
+        buffer = io.BytesIO()
+        _sheet(run, f"{task}: {category}", rows).save(buffer, "PNG")
+        run.folder.write_bytes(name, buffer.getvalue())
+        written.append(run.path / name)
     return written
 
 
@@ -96,9 +94,3 @@ def _verdicts(row: dict[Hashable, Any]) -> str:
     said = {1.0: "yes", 0.0: "no"}
     chance = f" {p_yes:.2f}" if p_yes == p_yes else ""
     return f"own {said.get(own, '-')}{chance}, judge {said.get(outside, '-')}"
-
-
-def _save(sheet: Image.Image, file: Path) -> None:
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG")
-    write_atomic(file, buffer.getvalue())

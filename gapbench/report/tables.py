@@ -12,6 +12,8 @@ from gapbench.types import GapbenchError, Rates
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from gapbench.metrics.agreement import Agreement
+
 HEADS: Final = {
     "generation": "generation",
     "non_unification": "non-unification",
@@ -82,6 +84,23 @@ def cell(rate: Rates) -> tuple[str, str]:
     if rate.value is None or rate.low is None or rate.high is None:
         return "n/a", f"({counts})"
     return f"{100 * rate.value:.1f} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]", f"({counts})"
+
+
+def agreement(found: Agreement) -> str:
+    """How far two judges agree, in words."""
+    if found.raw is None:
+        return "have no image that both gave a verdict on"
+    raw = f"{100 * found.raw:.1f}{_bounds(found.raw_low, found.raw_high, 100, 1)}"
+    kappa = "n/a" if found.kappa is None else f"{found.kappa:.2f}"
+    kappa += _bounds(found.kappa_low, found.kappa_high, 1, 2)
+    left_out = f", {found.abstained} abstained" if found.abstained else ""
+    return f"agree on {raw} % of {found.n} images{left_out}; Cohen's kappa {kappa}"
+
+
+def _bounds(low: float | None, high: float | None, scale: float, digits: int) -> str:
+    if low is None or high is None:
+        return ""
+    return f" [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
 
 
 def _rows(rates: Sequence[Rates]) -> dict[tuple[str, str], dict[str, Rates]]:
