@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from gapbench.torchvision_shim import ensure
+
+ensure()  # before transformers, which imports torchvision where it is installed
+
 CLI = [sys.executable, "-c", "from gapbench.cli import main; main()"]
 
 

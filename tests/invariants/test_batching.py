@@ -1,0 +1,137 @@
+"""A run's images and verdicts are the same whatever the batch size and the order of its prompts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import gapbench
+from gapbench.flow import Run
+from gapbench.judges.own import Mode
+from gapbench.types import Verdict
+
+PROMPTS, SAMPLES = 8, 3
+Key = tuple[str, int]
+Asked = tuple[str, str, str]
+NAMES = ("tiny", "janus-mini")
+MODES: tuple[Mode, ...] = ("logits", "text")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run folder holds: by (prompt, seed), and by (image, question, judge)."""
+
+    files: dict[Key, bytes]
+    tokens: dict[Key, NDArray[np.int32]]
+    logprobs: dict[Key, float]
+    verdicts: dict[Asked, Verdict]
+
+
+def result(run: Run) -> Result:
+    drawn = run.folder.generations()
+    files = {key: run.folder.image_path(g.image).read_bytes() for key, g in drawn.items()}
+    for key, generation in drawn.items():
+        assert hashlib.sha256(files[key]).hexdigest() == generation.image
+    return Result(
+        files=files,
+        tokens={k: run.folder.tokens(g.tokens) for k, g in drawn.items() if g.tokens},
+        logprobs={k: g.logprob for k, g in drawn.items() if g.logprob is not None},
+        verdicts={(v.image, v.question, v.judge): v for v in run.folder.verdicts().values()},
+    )
+
+
+@pytest.fixture(scope="module")
+def model_of(tiny_janus: Path) -> Callable[[str], str]:
+    return lambda name: str(tiny_janus) if name == "tiny" else name
+
+
+@pytest.fixture(scope="module")
+def once(
+    model_of: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, int], Result]:
+    """The run of a model at a batch size, both verdict modes in one folder, made at first use."""
+    made: dict[tuple[str, int], Result] = {}
+
+    def run(name: str, batch_size: int) -> Result:
+        if (name, batch_size) not in made:
+            made[name, batch_size] = measure(
+                model_of(name), "shapes", batch_size, tmp_path_factory.mktemp("runs"), PROMPTS
+            )
+        return made[name, batch_size]
+
+    return run
+
+
+def measure(model: str, task: str, batch_size: int, out: Path, limit: int | None = None) -> Result:
+    for mode in MODES:
+        finished = gapbench.run(
+            model, task, samples=SAMPLES, limit=limit, verdict=mode, batch_size=batch_size, out=out
+        )
+    return result(finished)
+
+
+def same_images(found: Result, expected: Result) -> None:
+    assert found.files.keys() == expected.files.keys()
+    for key, data in expected.files.items():
+        assert found.files[key] == data, key
+        np.testing.assert_array_equal(found.tokens[key], expected.tokens[key])
+        assert found.logprobs[key] == pytest.approx(expected.logprobs[key], abs=1e-9)
+
+
+def same_verdicts(found: dict[Asked, Verdict], expected: dict[Asked, Verdict]) -> None:
+    assert found.keys() == expected.keys()
+    for key, one in found.items():
+        other = expected[key]
+        assert (one.verdict, one.text, one.reason) == (other.verdict, other.text, other.reason)
+        assert (one.fingerprint, one.score) == (other.fingerprint, other.score)
+        assert one.p_yes == pytest.approx(other.p_yes, abs=1e-5)
+        assert one.mass == pytest.approx(other.mass, abs=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [7, 64])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_of_any_size_gives_the_images_and_verdicts_of_single_work(
+    once: Callable[[str, int], Result], name: str, batch_size: int
+) -> None:
+    alone, together = once(name, 1), once(name, batch_size)
+    assert len(alone.files) == len(alone.tokens) == len(alone.logprobs) == PROMPTS * SAMPLES
+    assert len(set(alone.files.values())) > PROMPTS
+    same_images(together, alone)
+    assert {judge for _, _, judge in alone.verdicts} == {"self", "self-text", "pixel"}
+    same_verdicts(together.verdicts, alone.verdicts)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_order_of_the_prompts_changes_no_image_and_no_verdict(
+    once: Callable[[str, int], Result],
+    model_of: Callable[[str], str],
+    user_task: Callable[..., Path],
+    tmp_path: Path,
+    name: str,
+) -> None:
+    known = once(name, 7)
+    shapes = gapbench.load_task("shapes")
+    texts = {prompt for prompt, _ in known.files}
+    chosen = [p for p in shapes.prompts() if p.text in texts]
+    records = [{"id": p.id, "text": p.text, "requirement": p.requirement} for p in chosen]
+    shuffled = [records[i] for i in np.random.default_rng(0).permutation(len(records))]
+    assert shuffled != records
+    folder = user_task(shuffled, question=shapes.spec.question)
+    found = measure(model_of(name), str(folder), 5, tmp_path / "runs")
+    same_images(found, known)
+    # Which other prompt an image is held against follows from the order: left out here.
+    own = {(hashlib.sha256(known.files[k]).hexdigest(), k[0]) for k in known.files}
+    question = {p.text: p.question for p in chosen}
+    asked = {(image, question[text]) for image, text in own}
+
+    def matched(verdicts: dict[Asked, Verdict]) -> dict[Asked, Verdict]:
+        return {k: v for k, v in verdicts.items() if k[2] == "pixel" or k[:2] in asked}
+
+    assert len(matched(found.verdicts)) >= 2 * len(asked)
+    same_verdicts(matched(found.verdicts), matched(known.verdicts))

@@ -1,0 +1,239 @@
+"""However a run is broken off, the same command completes it to what an undisturbed one gives."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gapbench import Generation, Verdict, open_run
+from gapbench.flow import Run
+
+PROMPTS = 24
+ARGUMENTS = [
+    "run", "--model", "janus-mini", "--tasks", "shapes", "--limit", str(PROMPTS), "--samples", "1",
+    "--batch-size", "2",
+]  # fmt: skip
+# A command as a process of its own. The fork server has imported what takes seconds.
+CHILD = """
+import os, resource, signal, sys
+os.chdir(folder)
+for number, name in ((1, "out"), (2, "err")):
+    os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+if limit:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+sys.argv = ["gapbench", *arguments]
+from gapbench.cli import main
+try:
+    main()
+finally:
+    sys.stdout.flush()
+    sys.stderr.flush()
+"""
+WARM = """
+from gapbench import torchvision_shim
+torchvision_shim.ensure()
+import PIL.ImageFont, pandas
+import gapbench.cli, gapbench.flow, gapbench.metrics, gapbench.models.janus
+import gapbench.report.progress, gapbench.report.sheets, gapbench.report.tables
+import transformers.models.janus.modeling_janus, transformers.models.janus.processing_janus
+"""
+Start = Callable[..., BaseProcess]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    warm = tmp_path_factory.mktemp("warm")
+    (warm / "gapbench_warm.py").write_text(WARM)
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["gapbench_warm"])
+
+    def call(folder: Path, limit: int = 0) -> BaseProcess:
+        known = {"folder": str(folder), "arguments": ARGUMENTS, "limit": limit}
+        process = server.Process(target=exec, args=(CHILD, known))
+        process.start()
+        return process
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(warm), *sys.path]))
+        yield call
+
+
+def finish(process: BaseProcess) -> int | None:
+    process.join(120)
+    code = process.exitcode
+    if code is None:
+        process.kill()
+        process.join()
+    process.close()
+    return code
+
+
+def found(folder: Path) -> Path | None:
+    return next(folder.glob("runs/janus-mini-*"), None)
+
+
+def lines(folder: Path, name: str) -> list[dict[str, Any]]:
+    run = found(folder)
+    if run is None or not (run / name).exists():
+        return []
+    return [json.loads(line) for line in (run / name).read_bytes().split(b"\n")[:-1]]
+
+
+def count(folder: Path, judge: str | None = None) -> int:
+    """Generations, or verdicts of a judge, that are there."""
+    file = found(folder)
+    file = file and file / ("verdicts.jsonl" if judge else "generations.jsonl")
+    if file is None or not file.exists():
+        return 0
+    return file.read_bytes().count(f'"judge": "{judge}"'.encode() if judge else b"\n")
+
+
+def wait_until(ready: Callable[[], object], process: BaseProcess) -> None:
+    end = time.monotonic() + 60
+    while not ready():
+        assert process.is_alive(), "the run ended before the moment came"
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert finish(start(folder)) == 0
+    path = found(folder)
+    assert path is not None
+    return open_run(path)
+
+
+def files(run: Run, *kinds: str) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(run.path)): file.read_bytes()
+        for kind in kinds
+        for file in (run.path / kind).rglob("*")
+        if file.is_file() and file.suffix != ".part"
+    }
+
+
+def assert_same(folder: Path, wanted: Run) -> None:
+    path = found(folder)
+    assert path is not None
+    run = open_run(path)
+    assert run.path.name == wanted.path.name
+    assert run.plan == wanted.plan
+    assert files(run, "images", "tokens") == files(wanted, "images", "tokens")
+
+    generations = [Generation(**raw) for raw in lines(folder, "generations.jsonl")]
+    assert len({(g.prompt, g.seed) for g in generations}) == len(generations) == PROMPTS
+    verdicts = [Verdict(**raw) for raw in lines(folder, "verdicts.jsonl")]
+    assert len({(v.image, v.question, v.fingerprint) for v in verdicts}) == len(verdicts)
+
+    for key, other in wanted.folder.generations().items():
+        mine = run.folder.generations()[key]
+        assert mine.logprob == pytest.approx(other.logprob, abs=1e-5)
+        for field in ("sample", "image", "tokens", "effective_prompt"):
+            assert getattr(mine, field) == getattr(other, field)
+    mine_all, other_all = run.folder.verdicts(), wanted.folder.verdicts()
+    assert mine_all.keys() == other_all.keys()
+    for ask, verdict in other_all.items():
+        mine = mine_all[ask]
+        for field in ("verdict", "score", "text", "reason", "judge"):
+            assert getattr(mine, field) == getattr(verdict, field)
+        assert mine.p_yes == pytest.approx(verdict.p_yes, abs=1e-5)
+        assert mine.mass == pytest.approx(verdict.mass, abs=1e-5)
+    assert files(run, "sheets").keys() == files(wanted, "sheets").keys()
+    assert run.rates() == wanted.rates()
+
+
+MOMENTS: dict[str, Callable[[Path], bool]] = {
+    "first images": lambda folder: count(folder) >= 2,
+    "half the images": lambda folder: count(folder) >= PROMPTS // 2,
+    "the last image": lambda folder: count(folder) == PROMPTS,
+    "own verdicts": lambda folder: count(folder, "self") >= 10,
+    "outside verdicts": lambda folder: count(folder, "pixel") >= 2,
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_runs_complete(moment: str, start: Start, undisturbed: Run, tmp_path: Path) -> None:
+    process = start(tmp_path)
+    wait_until(lambda: MOMENTS[moment](tmp_path), process)
+    process.kill()
+    assert finish(process) == -signal.SIGKILL
+    before = {name: lines(tmp_path, name) for name in ("generations.jsonl", "verdicts.jsonl")}
+    assert finish(start(tmp_path)) == 0
+    for name, there in before.items():
+        assert lines(tmp_path, name)[: len(there)] == there
+    assert_same(tmp_path, undisturbed)
+
+
+def test_one_folder_survives_every_tear(start: Start, undisturbed: Run, tmp_path: Path) -> None:
+    path = tmp_path / "runs" / undisturbed.path.name
+    shutil.copytree(undisturbed.path, path)
+    for name in ("generations.jsonl", "verdicts.jsonl"):
+        file = path / name
+        with file.open("r+b") as opened:
+            opened.truncate(file.stat().st_size * 2 // 3)
+    for file in list((path / "images").rglob("*.png"))[:3]:
+        file.unlink()
+    (path / "rates.json.1.part").write_bytes(b"{")
+    assert finish(start(tmp_path)) == 0
+    by_key = {(raw["prompt"], raw["seed"]): raw for raw in lines(tmp_path, "generations.jsonl")}
+    assert by_key.keys() == undisturbed.folder.generations().keys()
+    again = open_run(path)
+    assert files(again, "images", "tokens") == files(undisturbed, "images", "tokens")
+    assert again.rates() == undisturbed.rates()
+
+
+def test_ctrl_c_ends_with_whole_batches(start: Start, undisturbed: Run, tmp_path: Path) -> None:
+    process = start(tmp_path)
+    wait_until(lambda: count(tmp_path) >= 4, process)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    assert finish(process) == 130
+    path = found(tmp_path)
+    assert path is not None
+    assert (
+        (tmp_path / "err")
+        .read_text()
+        .endswith(
+            "gapbench: stopped after the batch in hand; run the same command again to go on\n"
+        )
+    )
+    assert "Traceback" not in (tmp_path / "err").read_text()
+    assert (path / "generations.jsonl").read_bytes().endswith(b"\n")
+    assert 4 <= count(tmp_path) < PROMPTS
+    assert count(tmp_path) % 2 == 0
+    assert not (path / "verdicts.jsonl").exists()
+    assert not list(path.rglob("*.part"))
+    assert finish(start(tmp_path)) == 0
+    assert_same(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("file", ["generations.jsonl", "verdicts.jsonl"])
+def test_a_full_disk_stops_in_one_line(
+    file: str, start: Start, undisturbed: Run, tmp_path: Path
+) -> None:
+    # No file may grow past half of what this one needs: the plan, then the verdicts do not fit.
+    limit = (undisturbed.path / file).stat().st_size // 2
+    assert finish(start(tmp_path, limit)) == 2
+    last = (tmp_path / "err").read_text().splitlines()[-1]
+    assert last.startswith("gapbench: runs/janus-mini-")
+    assert last.endswith("run the same command again")
+    assert "Traceback" not in (tmp_path / "err").read_text()
+    assert not list(tmp_path.rglob("*.part"))
+    assert finish(start(tmp_path)) == 0
+    assert_same(tmp_path, undisturbed)
