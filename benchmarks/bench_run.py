@@ -67,11 +67,7 @@ def main() -> None:
     print(
         f"gapbench --help     {help_:6.2f} s  {help_ / python:5.1f} x bare Python ({python:.2f} s)"
     )
-    print(
-        print(
-            f"gapbench run        {first:6.1f} s  {first / forward:5.2f} x forward, {forward:.1f} s"
-        )
-    )
+    print(f"gapbench run        {first:6.1f} s  {first / forward:5.2f} x forward, {forward:.1f} s")
     print(f"  its peak memory   {memory:6.0f} MB")
     print(f"gapbench run, again {again:6.2f} s  prints the table, loads no model")
 

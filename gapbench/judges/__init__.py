@@ -12,6 +12,12 @@ from gapbench.types import GapbenchError
 BUILT_IN: Final = {
     "pixel": "gapbench.judges.pixel:PixelJudge",
     "detector": "gapbench.judges.detector:DetectorJudge",
+    "vqa": "gapbench.judges.vqa:VqaJudge",
+    "vqa-official": "gapbench.judges.vqa:VqaOfficialJudge",
+    "clip": "gapbench.judges.clip:ClipJudge",
+    "sciscore": "gapbench.judges.sciscore:SciScoreJudge",
+    "spatial-native": "gapbench.judges.spatial:SpatialJudge",
+    "complex-native": "gapbench.judges.complex:ComplexJudge",
     "vlm": "gapbench.judges.vlm:VlmJudge",
     "vlm-list": "gapbench.judges.checklist:ChecklistJudge",
     "server": "gapbench.judges.server:ServerJudge",

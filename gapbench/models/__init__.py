@@ -33,7 +33,7 @@ MODELS: Final = {
         license="Apache-2.0",
         parameters="3.8 M",
         folder=_BUNDLED / "janus-mini",
-        sha256="3829bc9c95c798262e5fd6d3eb467f392005bafb8bf26a66a601e4cdd81ee473",
+        sha256="212704a58b31c8a25c30c26f39a1043991b456c848b21bedb844608352cc1dab",
     ),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import data
 import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -20,7 +21,6 @@ from transformers import (
 )
 from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
 
-import data
 from gapbench.shapes import SIZE
 
 PATCH = 4
@@ -156,6 +156,12 @@ def model(tok: PreTrainedTokenizerFast) -> JanusForConditionalGeneration:
         eos_token_id=tok.eos_token_id,
         pad_token_id=tok.pad_token_id,
         generation_kwargs={"boi_token_id": tok.convert_tokens_to_ids(SPECIAL["boi_token"])},
+        # The recipe; guidance 1 is none, which transformers' own image mode cannot do.
+        do_sample=True,
+        guidance_scale=1.0,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
     )
     return made
 

@@ -61,7 +61,7 @@ def crowd(rng: np.random.Generator, most: int = 9) -> dict[int, Sprite]:
 
 
 def blemish(image: Image, cell: int, rng: np.random.Generator) -> None:
-    """Overwrite a cell with something that is no sprite: quadrants of different ones, or half of one.
+    """Overwrite a cell with what is no sprite: quadrants of different ones, or half of one.
 
     Two colours, or at least eight pixels away from every sprite.
     """
@@ -95,13 +95,15 @@ def _other(options: tuple[Any, ...], value: Any, rng: np.random.Generator) -> An
     return rest[rng.integers(len(rest))]
 
 
-def near_miss(scene: dict[int, Sprite], rng: np.random.Generator) -> dict[int, Sprite]:
-    """A scene one small change away."""
+def near_miss(
+    scene: dict[int, Sprite], rng: np.random.Generator, kind: int | None = None
+) -> dict[int, Sprite]:
+    """A scene one small change away; kind 0 changes a colour."""
     made = dict(scene)
     cells = list(made)
     cell = cells[rng.integers(len(cells))]
     old = made[cell]
-    kind = rng.integers(7)
+    kind = int(rng.integers(7)) if kind is None else kind
     if kind == 0:
         made[cell] = old._replace(color=_other(tuple(COLORS), old.color, rng))
     elif kind == 1:
@@ -124,9 +126,11 @@ def near_miss(scene: dict[int, Sprite], rng: np.random.Generator) -> dict[int, S
     return made
 
 
-def pair(rng: np.random.Generator) -> tuple[Image, str, int]:
-    """(image, prompt text, whether it shows the prompt), half of them true."""
-    category, content = prompt(rng)
+def pair(rng: np.random.Generator, category: str | None = None) -> tuple[Image, str, int]:
+    """(image, prompt text, whether it shows the prompt), half of them true; of the category
+    "colors", most false ones are false by their colour alone."""
+    only_colors = category == "colors"
+    category, content = prompt(rng, category)
     requirement: dict[str, Any] = content.requirement
     wanted = int(rng.random() < 0.5)
     for _ in range(50):
@@ -139,7 +143,7 @@ def pair(rng: np.random.Generator) -> tuple[Image, str, int]:
                 blemish(image, cell, rng)
                 return image, content.text, 0
             if kind < 0.65:
-                scene = near_miss(scene, rng)
+                scene = near_miss(scene, rng, 0 if only_colors else None)
             elif kind < 0.9:
                 scene = sample_scene(prompt(rng, category)[1].requirement, rng)
             else:
@@ -184,10 +188,8 @@ def quiz(rng: np.random.Generator) -> tuple[Image, str, str]:
         if i // GRID != j // GRID:
             where = "above" if i // GRID < j // GRID else "below"
             return render(scene), f"is the {a.shape} above or below the {b.shape}?", where
-    if sprites and rng.random() < 0.5:
-        s = sprites[rng.integers(len(sprites))]
-    else:
-        s = sprite(rng)
+    shown = sprites and rng.random() < 0.5
+    s = sprites[rng.integers(len(sprites))] if shown else sprite(rng)
     found = any(t.shape == s.shape and t.color == s.color for t in sprites)
     return render(scene), f"is there a {s.color} {s.shape}?", "yes" if found else "no"
 
@@ -213,28 +215,26 @@ def listing(rng: np.random.Generator) -> tuple[Image, str, str]:
     return image, "list the cells", ", ".join(words)
 
 
-def drawing(rng: np.random.Generator) -> tuple[Image, str]:
+def drawing(rng: np.random.Generator, category: str | None = None) -> tuple[Image, str]:
     """(image, prompt text) for the generation branch."""
-    _, content = prompt(rng)
+    _, content = prompt(rng, category)
     return render(sample_scene(content.requirement, rng)), content.text
 
 
-def messy(rng: np.random.Generator) -> tuple[Image, NDArray[np.int64]]:
-    """(image, its nine cells as class ids) for the tokenizer and the vision tower.
+FACETS = (2 + len(SHAPES), 2 + len(COLORS), 2 + len(TEXTURES))
+"""Classes of a cell's shape, colour and texture; 0 is empty, 1 is no sprite."""
 
-    0 is empty, 1 is no sprite, 2.. are the sprites.
-    """
+
+def messy(rng: np.random.Generator) -> tuple[Image, NDArray[np.int64]]:
+    """(image, its nine cells as (9, 3) class ids) for the tokenizer and the vision tower."""
     scene: dict[int, Sprite] = (
         crowd(rng) if rng.random() < 0.5 else dict(sample_scene(prompt(rng)[1].requirement, rng))
     )
     image = render(scene)
-    labels = np.zeros(9, np.int64)
+    labels = np.zeros((9, 3), np.int64)
     for cell, s in scene.items():
-        labels[cell] = (
-            2
-            + (SHAPES.index(s.shape) * len(COLORS) + tuple(COLORS).index(s.color)) * len(TEXTURES)
-            + TEXTURES.index(s.texture)
-        )
+        names = (SHAPES.index(s.shape), tuple(COLORS).index(s.color), TEXTURES.index(s.texture))
+        labels[cell] = [2 + name for name in names]
     if rng.random() < 0.2:
         cell = int(rng.integers(9))
         blemish(image, cell, rng)

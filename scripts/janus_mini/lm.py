@@ -5,18 +5,46 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-
-import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
+from typing import NamedTuple
 
 import build
 import data
+import numpy as np
+import torch
+import torch.nn.functional as F
 import train as stages
+from torch import Tensor, nn
+from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
 
-DRAWINGS, PAIRS, QUIZZES, LISTINGS, REDRAWN = 32, 44, 16, 8, 12
+from gapbench.shapes import render
+
+REDRAWN = 12
+
+
+class Mix(NamedTuple):
+    """What a step is made of."""
+
+    drawings: int
+    pairs: int
+    quizzes: int
+    lists: int
+    weight: float = 1.0
+    """Of the drawing loss beside the others."""
+    sprites: float = 1.0
+    """Of tokens that are not the plain background; other than 1 it bends the probabilities."""
+    category: str | None = None
+
+
+# First mostly how to read a picture, before pairs can be judged at all; then judging. By then
+# drawing has settled the empty cells, shapes and counts, but does not hear the colours: their few
+# tokens drown in the mean over 36. So colours are taught alone, then with everything else, and last
+# without the weight on sprites, which draws too many of them.
+READING, READING_STEPS = Mix(28, 12, 28, 20), 700
+JUDGING = Mix(28, 44, 16, 8)
+COLORING, COLORING_STEPS = Mix(48, 12, 0, 0, sprites=10.0, category="colors"), 250
+DRAWING = Mix(48, 24, 0, 0, sprites=10.0)
+SETTLING = Mix(40, 36, 0, 0, weight=8.0)
+JUDGING_AGAIN = Mix(24, 60, 0, 0, weight=8.0)
 DROP_PROMPT = 0.1  # keeps an unconditional branch for guidance
 ASK = build.PHRASES[1] + " {prompt}? " + build.PHRASES[2]
 
@@ -90,7 +118,12 @@ class Codes:
 
 
 def train(
-    model: JanusForConditionalGeneration, tok: PreTrainedTokenizerFast, work: Path, steps: int
+    model: JanusForConditionalGeneration,
+    tok: PreTrainedTokenizerFast,
+    work: Path,
+    steps: int,
+    settle_steps: int,
+    verdict_steps: int,
 ) -> None:
     vq = model.model.vqmodel
     rows = Rows(tok)
@@ -98,13 +131,14 @@ def train(
     with torch.no_grad():
         book = F.normalize(vq.quantize.embedding.weight, dim=1)
         model.model.generation_embeddings.weight.copy_(book)
-    # Eager attention: on a CPU the fused kernel's backward pass in bf16 costs as much as all the rest.
+    # On a CPU the fused attention's backward pass in bf16 costs as much as all the rest.
     model.set_attn_implementation("eager")
-    stage = stages.Stage("lm", model, steps, 1e-3, work)
     core = model.model
+    background = codes(render({}))[14]
 
-    def draw_loss(rng: np.random.Generator) -> Tensor:
-        images, texts = zip(*(data.drawing(rng) for _ in range(DRAWINGS)), strict=True)
+    def draw_loss(rng: np.random.Generator, mix: Mix) -> tuple[Tensor, float]:
+        drawings = [data.drawing(rng, mix.category) for _ in range(mix.drawings)]
+        images, texts = zip(*drawings, strict=True)
         heads = [rows.draw(text, rng.random() < DROP_PROMPT) for text in texts]
         target = torch.tensor([codes(image) for image in images])
         drawn = model.prepare_embeddings_for_image_generation(target[:, :-1])
@@ -119,7 +153,10 @@ def train(
         at = start.unsqueeze(1) + torch.arange(build.IMAGE_TOKENS)
         hidden = hidden.gather(1, at.unsqueeze(2).expand(-1, -1, hidden.shape[2]))
         scores = core.generation_head(hidden).float()
-        return F.cross_entropy(scores.flatten(0, 1), target.flatten())
+        losses = F.cross_entropy(scores.flatten(0, 1), target.flatten(), reduction="none")
+        sprite = target.flatten() != background
+        weights = torch.where(sprite, mix.sprites, 1.0)
+        return (losses * weights).sum() / weights.sum(), losses[sprite].mean().item()
 
     def say_loss(
         images: Sequence[data.Image], made: Sequence[tuple[list[int], list[float]]], redrawn: int
@@ -137,28 +174,42 @@ def train(
         loss = F.cross_entropy(scores, target, reduction="none") * weights[keep]
         return loss.sum() / weights.sum(), scores.argmax(1) == target, weights[keep]
 
-    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        rng = np.random.default_rng([32, step])
+    def loss_of(step: int, mix: Mix, salt: int) -> tuple[Tensor, dict[str, float]]:
+        rng = np.random.default_rng([salt, step])
+        figures: dict[str, float] = {}
         with torch.autocast("cpu", torch.bfloat16):
-            draw = draw_loss(rng)
-            pairs = [data.pair(rng) for _ in range(PAIRS)]
+            draw, figures["sprites"] = draw_loss(rng, mix)
+            total = mix.weight * draw
+            pairs = [data.pair(rng, mix.category) for _ in range(mix.pairs)]
             judge, hit, weight = say_loss(
                 [p[0] for p in pairs], [rows.verdict(p[1], p[2]) for p in pairs], REDRAWN
             )
-            quizzes = [data.quiz(rng) for _ in range(QUIZZES)]
-            quiz, quiz_hit, _ = say_loss(
-                [q[0] for q in quizzes], [rows.answer(q[1], f" {q[2]}") for q in quizzes], 0
-            )
-            lists = [data.listing(rng) for _ in range(LISTINGS)]
-            cells, cell_hit, _ = say_loss(
-                [c[0] for c in lists], [rows.answer(c[1], f" {c[2]}") for c in lists], 0
-            )
-        figures = {
-            "draw": draw.item(), "judge": judge.item(), "quiz": quiz.item(), "list": cells.item(),
-            "verdicts": hit[weight == 1].float().mean().item(),
-            "quizzes": quiz_hit[::2].float().mean().item(),
-            "cells": cell_hit.float().mean().item(),
-        }  # fmt: skip
-        return draw + judge + quiz + cells, figures
+            total = total + judge
+            figures["verdicts"] = hit[weight == 1].float().mean().item()
+            for name, make, count in (
+                ("quizzes", data.quiz, mix.quizzes),
+                ("cells", data.listing, mix.lists),
+            ):
+                if count:
+                    asked = [make(rng) for _ in range(count)]
+                    loss, hit, _ = say_loss(
+                        [a[0] for a in asked], [rows.answer(a[1], f" {a[2]}") for a in asked], 0
+                    )
+                    total = total + loss
+                    figures[name] = hit.float().mean().item()
+        return total, {"draw": draw.item(), "judge": judge.item(), **figures}
 
-    stage.run(loss_of)
+    stages.Stage("lm", model, steps, 1e-3, work).run(
+        lambda step: loss_of(step, READING if step < READING_STEPS else JUDGING, 32)
+    )
+    stages.Stage("draw", model, 900, 1e-3, work).run(
+        lambda step: loss_of(step, COLORING if step < COLORING_STEPS else DRAWING, 33), until=500
+    )
+    settle_colors = SETTLING._replace(category="colors")
+    stages.Stage("settle", model, settle_steps, 1e-3, work).run(
+        lambda step: loss_of(step, SETTLING if step % 2 and step >= 100 else settle_colors, 34)
+    )
+    judge_colors = JUDGING_AGAIN._replace(category="colors")
+    stages.Stage("verdict", model, verdict_steps, 8e-4, work).run(
+        lambda step: loss_of(step, JUDGING_AGAIN if step % 3 else judge_colors, 35)
+    )

@@ -15,15 +15,14 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import build
+import data
+import lm
 import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-
-import build
-import data
-import lm
 
 CHECKPOINT_EVERY = 500
 
@@ -44,10 +43,14 @@ class Stage:
             betas=(0.9, 0.98),
         )
 
-    def run(self, loss_of: Callable[[int], tuple[Tensor, dict[str, float]]]) -> None:
+    def run(
+        self, loss_of: Callable[[int], tuple[Tensor, dict[str, float]]], until: int | None = None
+    ) -> None:
+        """Train up to the last step, or to `until` on the schedule of all of them."""
+        last = until or self.steps
         start, spent = self._resume()
         clock = time.time() - spent
-        for step in range(start, self.steps):
+        for step in range(start, last):
             torch.manual_seed(step)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr * self._schedule(step)
@@ -62,7 +65,7 @@ class Stage:
                 print(self.name, json.dumps(line), flush=True)
                 with self.log.open("a") as log:
                     log.write(json.dumps(line) + "\n")
-            if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == self.steps:
+            if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == last:
                 self._save(step + 1, time.time() - clock)
 
     def _schedule(self, step: int) -> float:
@@ -202,38 +205,40 @@ def reseed(book: Tensor, used: Tensor, flat: Tensor) -> None:
 
 
 class Cells(nn.Module):
-    """Vision tower with a throw-away head that names each cell's sprite."""
+    """Vision tower and aligner with throw-away heads: every patch names the shape, colour and
+    texture of its cell's sprite, so that the language model finds each in any patch."""
 
-    def __init__(self, tower: nn.Module) -> None:
+    def __init__(self, tower: nn.Module, aligner: nn.Module) -> None:
         super().__init__()
-        self.tower = tower
-        self.head = nn.Linear(4 * tower.config.hidden_size, 62)
+        self.tower, self.aligner = tower, aligner
+        self.head = nn.Linear(tower.config.projection_dim, sum(data.FACETS))
 
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.tower(x).last_hidden_state
-        b, _, d = hidden.shape
-        cells = hidden.reshape(b, 3, 2, 3, 2, d).permute(0, 1, 3, 2, 4, 5).reshape(b, 9, 4 * d)
-        return self.head(cells)
+    def forward(self, x: Tensor) -> list[Tensor]:
+        words = self.aligner(self.tower(x).last_hidden_state)
+        # The language model normalises its input; so must what is learned here.
+        scores = self.head(F.rms_norm(words, words.shape[-1:]))
+        b, d = len(x), scores.shape[-1]
+        cells = scores.reshape(b, 3, 2, 3, 2, d).permute(0, 1, 3, 2, 4, 5).reshape(b, 9, 4, d)
+        return list(cells.split(data.FACETS, dim=-1))
 
 
-def train_vision(tower: nn.Module, vq: nn.Module, work: Path, steps: int) -> None:
-    """Teach the vision tower to see before it must also speak; half of the pictures are redrawn
+def train_vision(core: nn.Module, work: Path, steps: int) -> None:
+    """Teach the vision tower to see before it must also speak; a third of the pictures are redrawn
     by the VQ, since the model will judge pictures of that kind."""
-    cells = Cells(tower)
+    cells = Cells(core.vision_model, core.aligner)
     stage = Stage("vision", cells, steps, 1e-3, work)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng([21, step])
         images, labels = zip(*(data.messy(rng) for _ in range(48)), strict=True)
         x = pixels(images)
-        x[:24] = redraw(vq, x[:24])
+        x[:16] = redraw(core.vqmodel, x[:16])
         x = x + 0.06 * torch.rand(len(x), 1, 1, 1) * torch.randn_like(x)
-        target = torch.from_numpy(np.stack(labels))
-        scores = cells(x)
-        hit = (scores.argmax(-1) == target).float()
-        loss = F.cross_entropy(scores.flatten(0, 1), target.flatten())
-        return loss, {"loss": loss.item(), "cells": hit.mean().item(),
-                      "drawn": hit[target > 0].mean().item()}  # fmt: skip
+        target = torch.from_numpy(np.stack(labels)).unsqueeze(2).expand(-1, -1, 4, -1)
+        facets = [(scores, target[..., i].contiguous()) for i, scores in enumerate(cells(x))]
+        loss = sum(F.cross_entropy(s.flatten(0, 2), t.flatten()) for s, t in facets)
+        hit = torch.stack([(s.argmax(-1) == t) for s, t in facets]).all(0)
+        return loss, {"loss": float(loss), "drawn": hit[target[..., 0] > 0].float().mean().item()}
 
     stage.run(loss_of)
 
@@ -257,8 +262,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and logs")
     parser.add_argument("--out", type=Path, help="write the model here, in the hub's layout")
     parser.add_argument("--vq-steps", type=int, default=4000)
-    parser.add_argument("--vision-steps", type=int, default=1200)
-    parser.add_argument("--lm-steps", type=int, default=5000)
+    parser.add_argument("--vision-steps", type=int, default=1500)
+    parser.add_argument("--lm-steps", type=int, default=4000)
+    parser.add_argument("--settle-steps", type=int, default=650)
+    parser.add_argument("--verdict-steps", type=int, default=300)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
@@ -268,9 +275,9 @@ def main() -> None:
     vq = model.model.vqmodel
     train_vq(vq, args.work, args.vq_steps)
     vq.requires_grad_(False).eval()
-    train_vision(model.model.vision_model, vq, args.work, args.vision_steps)
+    train_vision(model.model, args.work, args.vision_steps)
     if args.lm_steps:
-        lm.train(model, tok, args.work, args.lm_steps)
+        lm.train(model, tok, args.work, args.lm_steps, args.settle_steps, args.verdict_steps)
     if args.out:
         model.half().save_pretrained(args.out)
         build.processor(tok).save_pretrained(args.out)

@@ -1,0 +1,97 @@
+"""CLIPScore: T2I-CompBench++'s score of non-spatial relations (task-scoring.md 2.6).
+
+The plain cosine of image and prompt under OpenAI's CLIP ViT-B/32: not times 2.5, not clipped,
+in float32 (the official script computes in float16 on CUDA, which moves it by about 1e-3). A
+prompt over 77 tokens is cut; the official script stops there with an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import torch
+from PIL import Image
+
+from gapbench import hub
+from gapbench.judges.weights import WeightsJudge, batches, cosines, crop, scale, tensor
+from gapbench.types import Answer, GapbenchError, Prompt
+
+CHECKPOINT: Final = hub.Checkpoint(
+    repo="timm/vit_base_patch32_clip_224.openai",
+    revision="a6f597a30f7b82c51704746581f9a4e41421e878",
+    license="MIT",
+    files={
+        "open_clip_config.json": None,
+        "open_clip_model.safetensors": (
+            "e6d1bd7789aa45192b3bf90570a789b478bae1b74ebcce7eddd908e83a2b7c31"
+        ),
+    },
+)
+IMAGES: Final = 64
+"""Images encoded at once."""
+
+
+class Loaded(NamedTuple):
+    """An open_clip model, its tokenizer and the pixels of its images' sides."""
+
+    model: Any
+    tokenizer: Any
+    size: int
+
+
+class ClipJudge(WeightsJudge):
+    """score: the cosine, -1..1 and near 0.3 in practice; no verdict, for it has no threshold.
+
+    An own folder holds open_clip_config.json and open_clip_model.safetensors.
+    """
+
+    base = "clip"
+    arithmetic = "clip-1"
+    checkpoints = (CHECKPOINT,)
+
+    def question(self, prompt: Prompt) -> str:
+        return prompt.text
+
+    def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
+        return [scale(v) for v in self.similarities(images, [prompt.text for prompt in prompts])]
+
+    @torch.no_grad()
+    def similarities(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[float]:
+        """The cosine of each image and its text, in order."""
+        model, tokenizer, size = self.loaded
+        found: list[float] = []
+        for part in batches(list(zip(images, texts, strict=True)), IMAGES):
+            pixels = torch.stack([tensor(crop(image, size)) for image, _ in part])
+            seen = model.encode_image(pixels.to(self.device))
+            read = model.encode_text(tokenizer([text for _, text in part]).to(self.device))
+            found += cosines(seen, read).tolist()
+        return found
+
+    def _load(self) -> Loaded:
+        return open_clip_model(self.own or hub.fetch(CHECKPOINT), self.own is None, self.device)
+
+
+def open_clip_model(folder: Path, openai: bool, device: str) -> Loaded:
+    """An open_clip checkpoint; OpenAI's own need the activation that they were trained with.
+
+    Raises GapbenchError where open_clip is not installed or the folder does not hold its tensors.
+    """
+    try:
+        open_clip = import_module("open_clip")  # it has no types
+    except ImportError as error:
+        raise GapbenchError(
+            "the CLIP judge needs open_clip: pip install open_clip_torch"
+        ) from error
+    try:
+        model = open_clip.create_model(
+            f"local-dir:{folder}", precision="fp32", force_quick_gelu=openai
+        )
+        tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    except Exception as error:  # open_clip and safetensors raise many kinds
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise GapbenchError(f"open_clip: cannot load {folder}: {first}") from error
+    size = model.visual.image_size
+    return Loaded(model.to(device).eval(), tokenizer, size if isinstance(size, int) else size[0])

@@ -1,0 +1,116 @@
+"""The 3-in-1 score of T2I-CompBench++'s complex prompts (task-scoring.md 2.7).
+
+The mean, with equal weights, of the parts that apply to a prompt: attribute (BLIP-VQA), spatial
+(the 2D rule over the two objects around a preposition) and action (the CLIP cosine of the prompt
+without its adjectives). The spatial part is our detector's, not UniDet's, hence `complex-native`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, Literal
+
+from PIL import Image
+
+from gapbench.judges.clip import ClipJudge
+from gapbench.judges.parses import Kind, Parse, parse
+from gapbench.judges.spatial import SpatialJudge, Want
+from gapbench.judges.spatial_rules import relation_2d
+from gapbench.judges.vqa import VqaJudge, questions
+from gapbench.judges.weights import share
+from gapbench.types import Answer, GapbenchError, Prompt
+
+Part = Literal["attribute", "spatial", "action"]
+PARTS: Final[dict[Kind, tuple[Part, ...]]] = {
+    "spatial": ("attribute", "spatial"),
+    "action": ("attribute", "action"),
+    "spatialaction": ("attribute", "spatial", "action"),
+}
+
+
+class ComplexJudge:
+    """score: the mean of the parts, 0..1 in practice; verdict 1 from 0.5 on.
+
+    Abstains where a part does. An own folder holds the parts' folders `vqa`, `spatial` and `clip`.
+    """
+
+    base = "complex-native"
+
+    def __init__(self, argument: str | None = None, device: str = "auto") -> None:
+        if argument is not None and not Path(argument).is_dir():
+            raise GapbenchError(f"judge {self.base}: {argument} is no folder with checkpoints")
+
+        def own(part: str) -> str | None:
+            return None if argument is None else str(Path(argument) / part)
+
+        self.vqa = VqaJudge(own("vqa"), device)
+        self.spatial = SpatialJudge(own("spatial"), device)
+        self.clip = ClipJudge(own("clip"), device)
+        self.name = (
+            self.base if argument is None else f"{self.base}-{Path(argument).resolve().name}"
+        )
+        made = [part.fingerprint for part in (self.vqa, self.spatial, self.clip)]
+        self.fingerprint = hashlib.sha256(
+            " ".join(["complex-native-1", *made]).encode()
+        ).hexdigest()
+        parts = (self.vqa, self.spatial, self.clip)
+        self.needs = [checkpoint for part in parts for checkpoint in part.needs]
+
+    def question(self, prompt: Prompt) -> str:
+        found = _parse(prompt)
+        asked = {
+            "attribute": questions(found.chunks),
+            "spatial": [relation_2d(prompt.text), *found.objects],
+            "action": found.without_adjectives,
+        }
+        return json.dumps({part: asked[part] for part in PARTS[found.kind]}, ensure_ascii=False)
+
+    def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
+        parses = [_parse(prompt) for prompt in prompts]
+        parts: list[dict[Part, Answer]] = [{} for _ in prompts]
+
+        def rows(part: Part) -> list[int]:
+            return [i for i, found in enumerate(parses) if part in PARTS[found.kind]]
+
+        for i, answer in enumerate(self.vqa.judge(images, prompts)):
+            parts[i]["attribute"] = answer
+        at = rows("spatial")
+        wants = [_want(prompts[i], parses[i]) for i in at]
+        for i, answer in zip(at, self.spatial.answers([images[i] for i in at], wants), strict=True):
+            parts[i]["spatial"] = answer
+        at = rows("action")
+        texts = [parses[i].without_adjectives for i in at]
+        cosines = self.clip.similarities([images[i] for i in at], texts) if at else []
+        for i, cosine in zip(at, cosines, strict=True):
+            parts[i]["action"] = Answer(verdict=None, score=cosine)
+        return [combine(found.kind, some) for found, some in zip(parses, parts, strict=True)]
+
+    def release(self) -> None:
+        for part in (self.vqa, self.spatial, self.clip):
+            part.release()
+
+
+def combine(kind: Kind, parts: Mapping[Part, Answer]) -> Answer:
+    """The mean of the kind's parts; None, with the reason, where one has no score."""
+    scores = []
+    for part in PARTS[kind]:
+        answer = parts[part]
+        if answer.score is None:
+            return Answer(verdict=None, reason=f"{part}: {answer.reason}")
+        scores.append(answer.score)
+    said = "; ".join(f"{part} {s:.4f}" for part, s in zip(PARTS[kind], scores, strict=True))
+    return share(sum(scores) / len(scores), said)
+
+
+def _parse(prompt: Prompt) -> Parse:
+    return parse(prompt.text, "chunks", "kept", "objects")
+
+
+def _want(prompt: Prompt, found: Parse) -> Want | None:
+    if len(found.objects) != 2:
+        return None
+    first, second = found.objects
+    return Want("2d", ((first, 1), (second, 1)), relation_2d(prompt.text))

@@ -1,0 +1,83 @@
+"""SciScore: Science-T2I's score of reality, version 1 of the benchmark (task-scoring.md 3.2).
+
+A CLIP ViT-H/14 fine-tuned on which of two images obeys a law of nature. Every image is scored
+against the IMPLICIT prompt, whichever prompt it was drawn from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import torch
+from PIL import Image
+
+from gapbench import hub
+from gapbench.judges.weights import WeightsJudge, batches, cosines, crop, load, scale, tensor
+from gapbench.types import Answer, GapbenchError, Prompt
+
+CHECKPOINT: Final = hub.Checkpoint(
+    repo="Jialuo21/SciScore",
+    revision="main",  # no commit of it is on record; a run's fingerprint cannot tell two apart
+    license="Apache-2.0",
+    files={
+        "config.json": None,
+        "model.safetensors": None,
+        "vocab.json": None,
+        "merges.txt": None,
+        "tokenizer_config.json": None,
+    },
+)
+TOKENS: Final = 77
+IMAGES: Final = 32
+"""Images encoded at once."""
+
+
+class Loaded(NamedTuple):
+    """A CLIPModel and its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+
+
+class SciScoreJudge(WeightsJudge):
+    """score: exp(logit_scale) times the cosine, about 15..40; no verdict, for no threshold."""
+
+    base = "sciscore"
+    arithmetic = "sciscore-1"
+    checkpoints = (CHECKPOINT,)
+
+    def question(self, prompt: Prompt) -> str:
+        """The requirement's `implicit_prompt`, or the prompt where it has none."""
+        return str(prompt.requirement.get("implicit_prompt", prompt.text))
+
+    @torch.no_grad()
+    def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
+        model, tokenizer = self.loaded
+        size, factor = model.config.vision_config.image_size, model.logit_scale.exp()
+        answers: list[Answer] = []
+        for part in batches(list(zip(images, prompts, strict=True)), IMAGES):
+            pixels = torch.stack([tensor(crop(image, size, math.floor)) for image, _ in part])
+            read = tokenizer(
+                [self.question(prompt) for _, prompt in part],
+                padding="max_length",
+                truncation=True,
+                max_length=TOKENS,
+                return_tensors="pt",
+            ).to(self.device)
+            seen = model.get_image_features(pixel_values=pixels.to(self.device)).pooler_output
+            text = model.get_text_features(**read).pooler_output
+            answers += [scale(value) for value in (factor * cosines(seen, text)).tolist()]
+        return answers
+
+    def _load(self) -> Loaded:
+        from transformers import CLIPModel, CLIPTokenizer
+
+        folder = self.own or hub.fetch(CHECKPOINT)
+        model = load(CLIPModel, folder, self.device)
+        try:
+            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # transformers raises many kinds
+            raise GapbenchError(f"{folder} holds no CLIP tokenizer: {error}") from error
+        return Loaded(model, tokenizer)

@@ -1,0 +1,169 @@
+"""What the judges with checkpoints share: where weights come from, and how pixels go in."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Final, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gapbench import hub
+from gapbench.torchvision_shim import ensure
+from gapbench.types import Answer, GapbenchError
+
+CLIP_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD: Final = (0.26862954, 0.26130258, 0.27577711)
+SUFFIXES: Final = frozenset({".safetensors", ".bin", ".pth", ".json", ".txt"})
+"""Files of a user's checkpoint that an answer may depend on."""
+THRESHOLD: Final = 0.5
+"""Score from which a verdict is 1, where a benchmark's score is a probability or a share."""
+
+T = TypeVar("T")
+
+
+class WeightsJudge:
+    """A judge around one checkpoint: the pinned one, or the user's own in a folder.
+
+    An own checkpoint's judge is named `<base>-<folder name>`, never the pinned one's name.
+    """
+
+    base: ClassVar[str]
+    arithmetic: ClassVar[str]
+    """Name of how a score comes about; changes with it."""
+    checkpoints: ClassVar[tuple[hub.Checkpoint, ...]]
+
+    def __init__(self, argument: str | None = None, device: str = "auto") -> None:
+        self.own = None if argument is None else Path(argument)
+        if self.own is not None and not self.own.is_dir():
+            raise GapbenchError(f"judge {self.base}: {argument} is no folder with a checkpoint")
+        self.name = self.base if self.own is None else f"{self.base}-{self.own.resolve().name}"
+        parts = [self.arithmetic, *self._weights()]
+        self.fingerprint = hashlib.sha256(" ".join(parts).encode()).hexdigest()
+        self.device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        self._loaded: Any = None
+
+    def _weights(self) -> list[str]:
+        """Names of the weights, by content."""
+        if self.own is None:
+            return [checkpoint.fingerprint for checkpoint in self.checkpoints]
+        return [digest(self.own, self.base)]
+
+    @property
+    def needs(self) -> Sequence[hub.Checkpoint]:
+        """What must be fetched before it can answer."""
+        return self.checkpoints if self.own is None else ()
+
+    @property
+    def loaded(self) -> Any:
+        """What `_load` made, at first use."""
+        if self._loaded is None:
+            ensure()  # open_clip and transformers import torchvision where it is installed
+            self._loaded = self._load()
+        return self._loaded
+
+    def _load(self) -> Any:
+        raise NotImplementedError
+
+    def release(self) -> None:
+        self._loaded = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def digest(folder: Path, name: str) -> str:
+    """sha256 over the names and contents of a checkpoint folder's files."""
+    found = sorted(f for f in folder.rglob("*") if f.suffix in SUFFIXES and f.is_file())
+    if not any(f.suffix in {".safetensors", ".bin", ".pth"} for f in found):
+        raise GapbenchError(f"judge {name}: {folder} holds no weights")
+    total = hashlib.sha256()
+    for file in found:
+        with file.open("rb") as opened:
+            own = hashlib.file_digest(opened, "sha256").hexdigest()
+        total.update(f"{file.relative_to(folder)} {own}\n".encode())
+    return total.hexdigest()
+
+
+def load(kind: Any, folder: Path, device: str) -> Any:
+    """A transformers model of class `kind` in float32, ready to answer.
+
+    Raises GapbenchError where the folder does not hold all of its tensors.
+    """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        model, info = kind.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+    except Exception as error:  # safetensors and transformers raise many kinds
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise GapbenchError(f"{kind.__name__}: cannot load {folder}: {first}") from error
+    if missing := sorted(info["missing_keys"]):  # transformers fills these with random numbers
+        raise GapbenchError(
+            f"{kind.__name__}: the weights in {folder} lack {len(missing)} tensors, "
+            f"{missing[0]} among them"
+        )
+    return model.to(device).eval()
+
+
+def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Consecutive parts of at most `size` items."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def tensor(
+    image: Image.Image,
+    mean: tuple[float, float, float] = CLIP_MEAN,
+    std: tuple[float, float, float] = CLIP_STD,
+) -> Tensor:
+    """(3, H, W) float32: channels in 0..1, less the mean, by the deviation."""
+    array = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
+    return (array - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+
+
+def squash(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
+    """The whole image as size x size, its shape lost."""
+    return image.convert("RGB").resize((size, size), resample)
+
+
+def crop(image: Image.Image, size: int, middle: Callable[[float], int] = round) -> Image.Image:
+    """CLIP's view: shorter side to `size`, bicubic, then the square in the middle.
+
+    `middle` says where an odd margin goes: round is torchvision's way, math.floor transformers'.
+    """
+    width, height = image.size
+    short = min(width, height)
+    wide, high = (
+        (size, int(size * height / width)) if width == short else (int(size * width / height), size)
+    )
+    resized = image.convert("RGB").resize((wide, high), Image.Resampling.BICUBIC)
+    left, top = middle((wide - size) / 2), middle((high - size) / 2)
+    return resized.crop((left, top, left + size, top + size))
+
+
+def cosines(images: Tensor, texts: Tensor) -> Tensor:
+    """(n,) cosines of (n, d) image with (n, d) text embeddings."""
+    images = images / images.norm(dim=-1, keepdim=True)
+    texts = texts / texts.norm(dim=-1, keepdim=True)
+    return (images * texts).sum(-1)
+
+
+def scale(value: float) -> Answer:
+    """An answer on a scale that has no natural threshold: a score and no verdict."""
+    if not math.isfinite(value):
+        return Answer(verdict=None, reason=f"the score is {value}")
+    return Answer(verdict=None, score=value, reason="scale only")
+
+
+def share(value: float, text: str | None = None) -> Answer:
+    """An answer on a scale of 0 to 1, with a verdict from THRESHOLD on."""
+    if not math.isfinite(value):
+        return Answer(verdict=None, text=text, reason=f"the score is {value}")
+    return Answer(verdict=int(value >= THRESHOLD), score=value, text=text)
