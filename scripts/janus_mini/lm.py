@@ -33,6 +33,8 @@ class Mix(NamedTuple):
     sprites: float = 1.0
     """Of tokens that are not the plain background; other than 1 it bends the probabilities."""
     category: str | None = None
+    color_pairs: bool = False
+    """Whether the pairs, too, are of the category "colors"."""
 
 
 # First mostly how to read a picture, before pairs can be judged at all; then judging. By then
@@ -180,7 +182,9 @@ def train(
         with torch.autocast("cpu", torch.bfloat16):
             draw, figures["sprites"] = draw_loss(rng, mix)
             total = mix.weight * draw
-            pairs = [data.pair(rng, mix.category) for _ in range(mix.pairs)]
+            pairs = [
+                data.pair(rng, "colors" if mix.color_pairs else None) for _ in range(mix.pairs)
+            ]
             judge, hit, weight = say_loss(
                 [p[0] for p in pairs], [rows.verdict(p[1], p[2]) for p in pairs], REDRAWN
             )
@@ -205,11 +209,11 @@ def train(
     stages.Stage("draw", model, 900, 1e-3, work).run(
         lambda step: loss_of(step, COLORING if step < COLORING_STEPS else DRAWING, 33), until=500
     )
-    settle_colors = SETTLING._replace(category="colors")
+    settle_colors = SETTLING._replace(category="colors", color_pairs=True)
     stages.Stage("settle", model, settle_steps, 1e-3, work).run(
         lambda step: loss_of(step, SETTLING if step % 2 and step >= 100 else settle_colors, 34)
     )
-    judge_colors = JUDGING_AGAIN._replace(category="colors")
+    judge_colors = JUDGING_AGAIN._replace(category="colors", color_pairs=True)
     stages.Stage("verdict", model, verdict_steps, 8e-4, work).run(
         lambda step: loss_of(step, JUDGING_AGAIN if step % 3 else judge_colors, 35)
     )
