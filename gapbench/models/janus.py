@@ -52,7 +52,6 @@ class JanusModel:
         device: str = "auto",
         dtype: str = "auto",
     ) -> None:
-        torchvision_shim.ensure()  # transformers imports torchvision where it is installed
         self.name, self.folder = name, folder
         weights = sorted(folder.glob("*.safetensors"))
         if not weights:
@@ -83,6 +82,7 @@ class JanusModel:
     def load(self) -> None:
         if self._model is not None:
             return
+        torchvision_shim.ensure()  # transformers imports torchvision where it is installed
         from transformers import JanusForConditionalGeneration
         from transformers.utils import logging
 
@@ -128,6 +128,7 @@ class JanusModel:
     def processor(self) -> JanusProcessor:
         """The tokenizer and image processor; needs no weights."""
         if self._processor is None:
+            torchvision_shim.ensure()
             from transformers import JanusImageProcessorPil, JanusProcessor
 
             try:
