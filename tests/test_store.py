@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -288,40 +290,41 @@ def test_files_are_replaced_whole(folder: RunFolder) -> None:
     assert (folder.path / "sheets" / "x.png").read_bytes() == b"22"
 
 
-@pytest.fixture
-def small_files() -> Any:
-    """No file may grow past 8,192 bytes, as on a disk that fills up."""
+@contextmanager
+def small_files() -> Iterator[None]:
+    """No file may grow past 8,192 bytes, as on a disk that fills up.
+
+    Not a fixture: the limit would hold for pytest's own report, which may go to a long file.
+    """
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
 
 
-@pytest.mark.usefixtures("small_files")
 def test_a_disk_error_keeps_the_old_file_and_leaves_no_part(folder: RunFolder) -> None:
     folder.write("rates.json", {"old": 1})
-    with pytest.raises(OSError, match="too large"):
+    with small_files(), pytest.raises(OSError, match="too large"):
         write_atomic(folder.path / "rates.json", b"x" * 10_000)
     for write in (
         lambda: folder.write("rates.json", {"new": "x" * 10_000}),
         lambda: folder.add_tokens(np.zeros(10_000, np.int32)),
     ):
-        with pytest.raises(GapbenchError, match="run the same command again"):
+        with small_files(), pytest.raises(GapbenchError, match="run the same command again"):
             write()
     assert folder.read("rates.json") == {"old": 1}
     assert not list(folder.path.rglob("*.part"))
 
 
-@pytest.mark.usefixtures("small_files")
 def test_appending_to_a_full_disk_keeps_what_fits(folder: RunFolder) -> None:
     kept = [verdict(number) for number in range(5)]
     folder.append(kept)
-    with pytest.raises(GapbenchError, match="run the same command again"):
+    with small_files(), pytest.raises(GapbenchError, match="run the same command again"):
         folder.append([verdict(number) for number in range(5, 100)])
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limits[1], limits[1]))
     with folder.lock():
         found = list(folder.verdicts().values())
         assert found[:5] == kept
