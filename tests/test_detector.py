@@ -5,6 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
+from gapbench import load_task, open_run
 from gapbench.fetch import Source
 from gapbench.judges import detector as module
 from gapbench.judges import geneval_rule as rule
@@ -662,3 +667,40 @@ def test_named_architecture_is_swin_small() -> None:
     assert state["class_predictor.weight"] == (81, 256)
     assert state["model.transformer_module.queries_features.weight"] == (100, 256)
     assert state["model.pixel_level_module.encoder.hidden_states_norms.stage4.weight"] == (768,)
+
+
+# -- from prompts to a table ---------------------------------------------------------------
+
+
+def test_a_run_of_geneval_ends_in_a_table(
+    checkpoint: Path, cli: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """With a detector of the user's own, which sees one class everywhere."""
+    seen = load_task("geneval").prompts()[0].requirement["include"][0]["class"]
+    shutil.copytree(checkpoint, tmp_path / "mine")
+    state = load_file(tmp_path / "mine" / "model.safetensors")
+    bias = state["class_predictor.bias"]
+    bias[BALL], bias[CLASSES.index(seen)] = bias[CLASSES.index(seen)].clone(), bias[BALL].clone()
+    save_file(state, tmp_path / "mine" / "model.safetensors", metadata={"format": "pt"})
+
+    options = ("--model", "janus-mini", "--tasks", "geneval", "--limit", "20", "--samples", "1")
+    done = cli("run", *options, "--judge", "detector:mine")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("janus-mini on geneval 1.0: 20 images of 20 prompts")
+    assert "Outside judge: detector-mine\n" in done.stdout
+    assert "WARNING" not in done.stdout
+    for row in (*load_task("geneval").tier_of, "easy", "overall"):
+        name = row if row in ("easy", "overall") else f"geneval/{row}"
+        assert re.search(rf"^{name} .*\n *\(\d+/\d+\)", done.stdout, re.MULTILINE), row
+
+    run = open_run(next((tmp_path / "runs").iterdir()))
+    frame = run.frame()
+    assert run.judges() == ["detector-mine"]
+    for prompt, row in zip(run.plan.prompts, frame.itertuples(), strict=True):
+        missing = [i for i in prompt.requirement["include"] if i["class"] != seen]
+        if missing:
+            assert row.outside == 0
+            assert row.outside_reason.startswith(f"0 {missing[0]['class']}, ")
+    assert frame["outside"].iloc[0] == 1
+    shown = cli("show", str(run.path))
+    assert shown.stdout.strip() in done.stdout
