@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gapbench.fetch import adopt
 from gapbench.judges import geneval_rule as rule
 from gapbench.prompts.geneval import CLASSES, COLORS, RELATIONS, make, official_line
 from gapbench.tasks import load_task
@@ -20,6 +21,11 @@ from gapbench.types import GapbenchError
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "geneval"
 OFFICIAL_SHA256 = "5c48e0813e812e3c373fa5c8ed07a8f0a483be30272b4427b0559c8048e67c13"
 """Of evaluation_metadata.jsonl of djghosh13/geneval at af4902f."""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GAPBENCH_CACHE", str(tmp_path / "cache"))
 
 
 # -- prompts -------------------------------------------------------------------------------
@@ -267,3 +273,28 @@ def test_names() -> None:
     if official.is_file():
         assert official.read_text().split("\n")[:80] == list(CLASSES)
     assert json.loads(official_line(make("test")[0]))["tag"] == "single_object"
+
+
+# -- BAGEL's long prompts --------------------------------------------------------------------
+
+
+def test_long_prompts_are_another_version_and_fetched() -> None:
+    task = load_task("geneval@long")
+    assert task.version == "1.0-long"
+    assert [(s.bytes, s.sha256[:8]) for s in task.sources()] == [(397_873, "09472cc9")]
+    assert not task.spec.generator
+    with pytest.raises(GapbenchError, match=r"evaluation_metadata_long\.jsonl \(sha256 09472cc9"):
+        task.prompts()
+    with pytest.raises(GapbenchError, match="no variant 'short'; there are long"):
+        load_task("geneval@short")
+
+
+def test_long_prompts_ask_for_the_same_things() -> None:
+    official = DATA / "bagel" / "evaluation_metadata_long.jsonl"
+    if official.is_file():
+        task = load_task("geneval@long")
+        assert adopt(task.sources(), DATA) == []
+        plain, long = load_task("geneval").prompts(), task.prompts()
+        assert [p.category for p in long] == [p.category for p in plain]
+        assert [p.requirement for p in long] == [p.requirement for p in plain]
+        assert not {p.text for p in long} & {p.text for p in plain}
