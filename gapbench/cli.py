@@ -116,14 +116,16 @@ def tasks(name: Annotated[str | None, typer.Argument(help="A task to describe.")
     """List the tasks, or describe one."""
     from rich.table import Table
 
-    from gapbench.fetch import have
     from gapbench.tasks import load_task, task_folders
 
     if name is None:
         table = Table("task", "version", "prompts", "samples", "judge", "title", box=None)
         for each in task_folders():
             task = load_task(each)
-            count = task.spec.splits["test"].prompts if task.spec.splits else len(task.prompts())
+            splits = task.spec.splits
+            count = (
+                splits["test"].prompts if splits else len(task.prompts()) if task.ready() else ""
+            )
             judges = dict.fromkeys(task.judge(c) or "none" for c in task.tier_of)
             row = (str(count), str(task.samples), ", ".join(judges), task.spec.title)
             table.add_row(each, task.version, *row)
@@ -131,16 +133,16 @@ def tasks(name: Annotated[str | None, typer.Argument(help="A task to describe.")
         return
     task = load_task(name)
     table = Table("category", "tier", "judge", "prompts", "for example", box=None)
-    ready = all(have(source) for source in task.sources())
+    ready = task.ready()
     prompts = task.prompts() if ready else []
     for category, tier in task.tier_of.items():
         mine = [prompt.text for prompt in prompts if prompt.category == category]
         shown = (str(len(mine)), mine[0] if mine else "") if ready else ("", "(gapbench prepare)")
         table.add_row(category, tier, task.judge(category), *shown)
-    splits = ", ".join(f"{k} ({v.prompts} prompts)" for k, v in task.spec.splits.items())
+    parts = ", ".join(f"{k} ({v.prompts} prompts)" for k, v in task.spec.splits.items())
     _facts(
         title=task.spec.title, version=task.version, license=task.spec.license,
-        splits=splits or "test", samples=f"{task.samples} images a prompt",
+        splits=parts or "test", samples=f"{task.samples} images a prompt",
         variants=", ".join(task.spec.variants) or None, question=task.spec.question,
     )  # fmt: skip
     _console().print(table)

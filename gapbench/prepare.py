@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gapbench.copies import Copy
 from gapbench.fetch import Source, adopt, download, have
 from gapbench.hub import Checkpoint, fetch, present
 from gapbench.judges import load_judge
@@ -18,19 +19,31 @@ Progress = Callable[[str, int], Callable[[int], None]]
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """A file or a checkpoint, and what wants it."""
+    """A file, a checkpoint or a data set, and what wants it."""
 
     wanted_by: str
-    item: Source | Checkpoint
+    item: Source | Checkpoint | Copy
 
     @property
     def name(self) -> str:
         """As a person would look for it."""
-        return self.item.name if isinstance(self.item, Source) else self.item.repo
+        match self.item:
+            case Source():
+                return self.item.name
+            case Copy():
+                return self.item.dataset
+            case _:
+                return self.item.repo
 
     def ready(self) -> bool:
         """Whether it is here, whole and unaltered."""
-        return have(self.item) if isinstance(self.item, Source) else present(self.item)
+        match self.item:
+            case Source():
+                return have(self.item)
+            case Copy():
+                return self.item.digest() is not None
+            case _:
+                return present(self.item)
 
 
 def needs(tasks: Sequence[str], judges: Sequence[str] | None) -> list[Need]:
@@ -38,11 +51,13 @@ def needs(tasks: Sequence[str], judges: Sequence[str] | None) -> list[Need]:
 
     Raises GapbenchError for a name that is none.
     """
-    found: dict[Source | Checkpoint, str] = {}
+    found: dict[Source | Checkpoint | Copy, str] = {}
     specs = dict.fromkeys(judges or ())
     for task, categories in selected_tasks(tasks):
         for source in task.sources():
             found.setdefault(source, f"task {task.name}")
+        for copy in task.copies():
+            found.setdefault(copy, f"task {task.name}")
         if judges is None:
             specs |= dict.fromkeys(j for c in categories if (j := task.judge(c)))
     for spec in specs:
@@ -56,6 +71,11 @@ def bring(wanted: Iterable[Need], data: Path | None, progress: Progress) -> None
 
     Raises GapbenchError at the end, naming each thing that could not be had and where to put it.
     """
+    wanted = list(wanted)
+    if data is not None:
+        for need in wanted:
+            if isinstance(need.item, Copy):  # also where one is here: it may be another
+                need.item.adopt(data)
     missing = [need for need in wanted if not need.ready()]
     if data is not None:
         adopt([need.item for need in missing if isinstance(need.item, Source)], data)
@@ -63,6 +83,8 @@ def bring(wanted: Iterable[Need], data: Path | None, progress: Progress) -> None
     troubles = []
     for need in missing:
         try:
+            if isinstance(need.item, Copy):
+                raise GapbenchError(f"{need.wanted_by} needs a copy: {need.item.how()}")
             if isinstance(need.item, Source):
                 download(need.item, progress(need.name, need.item.bytes))
             else:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gapbench.tasks import explain
+from gapbench.taskfile import explain
 from gapbench.types import GapbenchError
 
 

@@ -13,70 +13,14 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from gapbench.fetch import Source, cached
+from gapbench.copies import Copy
+from gapbench.fetch import Source, cached, have
 from gapbench.records import Placed, mapped, read
+from gapbench.taskfile import ANY, read_spec
 from gapbench.types import TIERS, GapbenchError, Prompt, Tier
 
 LONGEST: Final = 10_000
 """Characters a prompt may have; the benchmarks' longest has under 2,000."""
-QUESTION: Final = (
-    "You are a helpful language and vision assistant. You are able to understand the visual "
-    "content that the user provides, and assist the user with a variety of tasks using natural "
-    "language. Does this original image describe {prompt}? If it describes the scene, score 1; if "
-    "it does not fully describe, score 0. Please answer in the following format: The score is "
-    "{your score}."
-)
-"""The paper's verdict question (section 1), word for word; "{your score}" is literal."""
-_CATEGORY: Final = re.compile(r"[\w-]{1,80}", re.ASCII)
-
-
-class Split(BaseModel):
-    """What a split must be: `sha256` is of its records as JSON lines."""
-
-    model_config = ConfigDict(extra="forbid")
-    prompts: int = Field(gt=0)
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
-
-
-class Download(BaseModel):
-    """A file of prompts that is fetched, not shipped; `category` where all of it is of one."""
-
-    model_config = ConfigDict(extra="forbid")
-    path: str
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    bytes: int = Field(gt=0)
-    category: str | None = None
-    split: str = "test"
-
-
-class TaskFile(BaseModel):
-    """task.yaml. Prompts come from `generator`, a module of gapbench.prompts, from `file`, beside
-    task.yaml, or from `downloads`, paths under the address `base`, which pins a commit.
-
-    `fields` maps text, id, category and requirement to the columns of somebody else's records.
-    `variants` are further versions of the task: keys that replace its own, downloads those of
-    their category and split.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-    title: str
-    version: str
-    license: str = "unknown"
-    generator: str | None = Field(default=None, pattern="^[a-z][a-z0-9_]*$")
-    file: str | None = None
-    base: str = ""
-    downloads: list[Download] = []
-    fields: dict[str, str | list[str]] = {}
-    samples: int = Field(default=4, gt=0)
-    judge: str | None = None
-    judges: dict[str, str] = {}
-    splits: dict[str, Split] = {}
-    tiers: dict[Tier, list[str]]
-    question: str = QUESTION
-    variants: dict[str, dict[str, Any]] = {}
 
 
 class Task:
@@ -84,9 +28,14 @@ class Task:
 
     def __init__(self, name: str, folder: Path, variant: str = "") -> None:
         self.name, self.folder = f"{name}@{variant}" if variant else name, folder
-        self.spec = _read_spec(folder / "task.yaml", variant)
-        self.version = self.spec.version
+        self.spec = read_spec(folder / "task.yaml", variant)
         self.samples = self.spec.samples
+
+    @cached_property
+    def version(self) -> str:
+        """task.yaml's, with the digests of the user's copies where those are the prompts."""
+        held = (copy.digest() for copy in self.copies())
+        return "+".join([self.spec.version, *(digest[:8] for digest in held if digest)])
 
     def judge(self, category: str) -> str | None:
         """The outside judge of a category, where it has one."""
@@ -104,10 +53,32 @@ class Task:
             for download in self.spec.downloads
         ]
 
+    def copies(self) -> list[Copy]:
+        """The data sets that the task needs and that the user brings."""
+        return [
+            Copy(
+                dataset=dataset.name,
+                columns=tuple(self.spec.columns),
+                rows=tuple(dataset.rows),
+                bytes=dataset.bytes,
+                license=self.spec.license,
+            )
+            for dataset in self.spec.datasets
+        ]
+
+    def ready(self) -> bool:
+        """Whether all that it needs and does not ship is here."""
+        return all(map(have, self.sources())) and all(copy.digest() for copy in self.copies())
+
     @cached_property
     def tier_of(self) -> dict[str, Tier]:
-        """Category -> tier, in the order of task.yaml."""
-        return {c: tier for tier in TIERS for c in self.spec.tiers.get(tier, ())}
+        """Category -> tier, in the order of task.yaml, "*" last as the records have them."""
+        named = {c: tier for tier in TIERS for c in self.spec.tiers.get(tier, ())}
+        if ANY in named and self.ready():
+            tier = named.pop(ANY)
+            for record, _ in self._records("test"):
+                named.setdefault(record["category"], tier)
+        return named
 
     def prompts(self, split: str = "test") -> list[Prompt]:
         """All prompts of a split, in order.
@@ -139,9 +110,12 @@ class Task:
             ]
         if self.spec.downloads:
             return self._downloaded(split)
+        if self.spec.datasets:
+            return self._copied()
         if self.spec.file is None:
             raise GapbenchError(
-                f"{self.folder / 'task.yaml'}: needs `file:`, `downloads:` or `generator:`"
+                f"{self.folder / 'task.yaml'}: needs `file:`, `downloads:`, `datasets:` or "
+                "`generator:`"
             )
         file = self.folder / self.spec.file
         if not file.resolve().is_relative_to(self.folder.resolve()):
@@ -153,13 +127,37 @@ class Task:
         columns = [c for v in fields.values() for c in (v if isinstance(v, list) else [v])]
         placed = []
         for number, (record, place) in enumerate(read(file, columns), 1):
-            try:
-                made = mapped(record, fields) if fields else dict(record)
-            except KeyError as error:
-                raise GapbenchError(f"{place}: no field {error}; the records changed") from error
+            made = self._mapped(record, place)
             made.setdefault("category", category or next(iter(self.tier_of), None))
             made.setdefault("id", f"{category}-{number:03d}" if category else f"{number:05d}")
             placed.append((made, place))
+        return placed
+
+    def _mapped(self, record: Mapping[str, Any], place: str) -> dict[str, Any]:
+        """A record of somebody else's as ours."""
+        if not self.spec.fields:
+            return dict(record)
+        try:
+            made = mapped(record, self.spec.fields)
+        except KeyError as error:
+            raise GapbenchError(f"{place}: no field {error}; the records changed") from error
+        if isinstance(made.get("category"), dict):
+            joined = "-".join(str(part) for part in made["category"].values())
+            made["category"] = re.sub(r"[^\w-]+", "-", joined, flags=re.ASCII)
+        return made
+
+    def _copied(self) -> Placed:
+        """The rows of the user's copies; one that an earlier data set has, by its first column, is
+        not taken again."""
+        placed, seen = [], set[str]()
+        for dataset, copy in zip(self.spec.datasets, self.copies(), strict=True):
+            rows = copy.records(f"task {self.name}")
+            for number, row in enumerate(rows, 1):
+                if row[copy.columns[0]] not in seen:
+                    made = self._mapped(row, f"{dataset.name}, row {number}")
+                    made["id"] = f"{dataset.id}-{number:03d}"
+                    placed.append((made, f"{dataset.name}, row {number}"))
+            seen.update(row[copy.columns[0]] for row in rows)
         return placed
 
     def _downloaded(self, split: str) -> Placed:
@@ -241,52 +239,6 @@ class Task:
             )
         if not isinstance(record.get("requirement", {}), dict):
             raise GapbenchError(f"{place}: the requirement is not an object")
-
-
-def _read_spec(file: Path, variant: str) -> TaskFile:
-    try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise GapbenchError(f"{file}: cannot be read; a task is a folder with task.yaml") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise GapbenchError(f"{file}: not YAML ({' '.join(str(error).split())})") from error
-    if variant:
-        variants = raw.get("variants", {}) if isinstance(raw, dict) else {}
-        if variant not in variants:
-            raise GapbenchError(
-                f"{file}: no variant {variant!r}; there are {', '.join(variants) or 'none'}"
-            )
-        changed = variants[variant]
-        replaced = {(d.get("category"), d.get("split")): d for d in changed.get("downloads", ())}
-        kept = [
-            replaced.pop((d.get("category"), d.get("split")), d) for d in raw.get("downloads", ())
-        ]
-        raw = {**raw, "generator": None, **changed, "downloads": [*kept, *replaced.values()]}
-    try:
-        spec = TaskFile.model_validate(raw)
-    except ValidationError as error:
-        raise GapbenchError(f"{file}: {explain(error)}") from error
-    if "{prompt}" not in spec.question:
-        raise GapbenchError(f"{file}: question does not contain {{prompt}}")
-    categories = [c for names in spec.tiers.values() for c in names]
-    twice = {c for c in categories if categories.count(c) > 1}
-    if twice:
-        raise GapbenchError(f"{file}: category {sorted(twice)[0]!r} is listed twice")
-    odd = [c for c in categories if not _CATEGORY.fullmatch(c)]
-    if odd:
-        raise GapbenchError(
-            f"{file}: category {odd[0]!r} is no name; use up to 80 letters, digits, - and _"
-        )
-    return spec
-
-
-def explain(error: ValidationError) -> str:
-    """A pydantic error in one line: the first culprit and what is wrong with it."""
-    first = error.errors()[0]
-    where = ".".join(map(str, first["loc"]))
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {where!r}"
-    return f"{where}: {first['msg']}" if where else str(first["msg"])
 
 
 def _shipped() -> Path:

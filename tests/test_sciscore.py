@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +8,6 @@ import torch
 from PIL import Image
 
 from gapbench.judges.sciscore import SciScoreJudge
-from gapbench.torchvision_shim import ensure
 from gapbench.types import GapbenchError, Prompt
 
 
@@ -18,46 +15,6 @@ def prompt(text: str, **requirement: str) -> Prompt:
     return Prompt(
         id="1", task="t", category="c", tier="hard", text=text, question="", requirement=requirement
     )
-
-
-@pytest.fixture(scope="session")
-def tiny_sciscore(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random CLIPModel of 32 pixels with a tokenizer of letters, in the hub's layout."""
-    ensure()
-    from transformers import CLIPConfig, CLIPModel
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("checkpoints") / "tiny-sciscore"
-    small = {
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_attention_heads": 2,
-        "num_hidden_layers": 2,
-    }
-    letters = [chr(c) for c in range(97, 123)]
-    words = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
-    end = len(words) - 1
-    config = CLIPConfig(
-        text_config={
-            **small,
-            "vocab_size": len(words),
-            "bos_token_id": end - 1,
-            "eos_token_id": end,
-            "pad_token_id": end,
-        },
-        vision_config={**small, "image_size": 32, "patch_size": 8},
-        projection_dim=16,
-    )
-    model = CLIPModel(config)
-    with torch.no_grad():
-        model.logit_scale.fill_(math.log(50))
-    model.save_pretrained(folder)
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "CLIPTokenizer", "unk_token": "<|endoftext|>"})
-    )
-    return folder
 
 
 @pytest.fixture(scope="session")

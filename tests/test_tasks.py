@@ -167,7 +167,7 @@ def test_unknown_split() -> None:
         ({"samples": 0}, "samples: "),
         ({"samples": "many"}, "samples: "),
         ({"version": None}, "version: "),
-        ({"file": None}, "needs `file:`, `downloads:` or `generator:`"),
+        ({"file": None}, "needs `file:`, `downloads:`, `datasets:` or `generator:`"),
         ({"file": None, "generator": "nothing"}, "no generator 'nothing'"),
         ({"file": None, "generator": "../shapes"}, "generator: "),
         ({"file": "missing.jsonl"}, "missing.jsonl: cannot be read"),
