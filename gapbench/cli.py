@@ -195,12 +195,22 @@ def prepare(
     if offline:
         os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     wanted = preparing.needs(_names(tasks) or [], _names(judge))
-    table = Table("needed", "for", "MB", "license", "here", box=None)
+    table = Table("needed", "for", "MB", "license", "pinned by", "here", box=None)
     for need in wanted:
-        size = f"{need.item.bytes / 1e6:.2f}" if need.item.bytes else ""
+        size = f"{need.item.bytes / 1e6:,.2f}" if need.item.bytes else "unknown"
         here = "yes" if need.ready() else "no"
-        table.add_row(need.name, need.wanted_by, size, need.item.license, here)
+        table.add_row(
+            need.name, need.wanted_by, size, need.item.license, need.pin or "NOTHING", here
+        )
     _console().print(table if wanted else "Nothing is needed: all of it ships with gapbench.")
+    for need in wanted:
+        if need.pin is None:
+            _console().print(
+                f"UNPINNED: no commit of {need.name} is on record; the first fetch pins what its "
+                "branch holds then, which need not be what others measured with.",
+                style="bold red",
+                soft_wrap=True,
+            )
     if dry_run:
         return
     with bars(in_bytes=True) as progress:

@@ -102,11 +102,14 @@ def download(source: Source, advance: Callable[[int], None] = lambda _count: Non
     is thrown away and fetched once more. Raises GapbenchError where it cannot be had.
     """
     if os.environ.get("HF_HUB_OFFLINE") == "1" and not have(source):
-        raise GapbenchError(f"offline: {source.name} (sha256 {source.sha256}) is not in the cache")
+        raise GapbenchError(
+            f"offline: {source.name} (sha256 {source.sha256}) is not in the cache; with a copy of "
+            f"your own run `gapbench prepare --data FOLDER`, which puts it at {place(source)}"
+        )
     with _locked(source) as part:
         if have(source):
             return place(source)
-        trouble = ""
+        trouble, wrong = "", 0
         for attempt in range(ATTEMPTS):
             if attempt:
                 sleep(min(8.0, 0.5 * 2**attempt))
@@ -119,6 +122,9 @@ def download(source: Source, advance: Callable[[int], None] = lambda _count: Non
                 return place(source)
             part.unlink()
             trouble = f"its sha256 is {digest}, expected {source.sha256}"
+            wrong += 1
+            if wrong == 2:
+                break
     raise GapbenchError(
         f"{source.url} cannot be had: {trouble}; try again later, or put a copy in a folder and "
         "run `gapbench prepare --data FOLDER`"

@@ -35,6 +35,17 @@ class Need:
             case _:
                 return self.item.repo
 
+    @property
+    def pin(self) -> str | None:
+        """What says which bytes it is, None where nothing does before it is here."""
+        match self.item:
+            case Source():
+                return f"sha256 {self.item.sha256[:12]}"
+            case Copy():
+                return "your copy"
+            case _:
+                return f"commit {self.item.revision[:12]}" if self.item.pinned else None
+
     def ready(self) -> bool:
         """Whether it is here, whole and unaltered."""
         match self.item:

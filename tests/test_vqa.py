@@ -98,8 +98,11 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build(folder: Path) -> None:
-    """The same tensors in the hub's layout."""
-    vqa.original(original_tensors()).save_pretrained(folder)
+    """The same tensors in the hub's layout, which has no safetensors."""
+    model = vqa.original(original_tensors())
+    model.save_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
     write_vocabulary(folder)
 
 

@@ -29,6 +29,7 @@ CHECKPOINT: Final = hub.Checkpoint(
             "e6d1bd7789aa45192b3bf90570a789b478bae1b74ebcce7eddd908e83a2b7c31"
         ),
     },
+    bytes=605_000_000,
 )
 IMAGES: Final = 64
 """Images encoded at once."""

@@ -31,15 +31,17 @@ from gapbench.types import Answer, GapbenchError, Prompt
 VERSION: Final = "detector-1"
 NATIVE: Final = hub.Checkpoint(
     repo="facebook/mask2former-swin-small-coco-instance",
-    revision="main",
+    revision="main",  # its commits are on record by seven digits alone, which pin nothing
     license="CC-BY-NC-4.0",
     files={"config.json": None, "model.safetensors": None},
+    bytes=276_000_000,
 )
 CLIP: Final = hub.Checkpoint(
     repo="timm/vit_large_patch14_clip_224.openai",
-    revision="main",
+    revision="main",  # no commit with this file is on record
     license="MIT",
     files={"open_clip_model.safetensors": None},
+    bytes=1_710_000_000,
 )
 OFFICIAL: Final = Source(
     url="https://download.openmmlab.com/mmdetection/v2.0/mask2former/"

@@ -19,7 +19,7 @@ from gapbench.types import Answer, GapbenchError, Prompt
 
 CHECKPOINT: Final = hub.Checkpoint(
     repo="Jialuo21/SciScore",
-    revision="main",  # no commit of it is on record; a run's fingerprint cannot tell two apart
+    revision="main",  # no commit of it is on record
     license="Apache-2.0",
     files={
         "config.json": None,
@@ -28,6 +28,7 @@ CHECKPOINT: Final = hub.Checkpoint(
         "merges.txt": None,
         "tokenizer_config.json": None,
     },
+    bytes=3_945_000_000,  # computed: ViT-H/14 in float32
 )
 TOKENS: Final = 77
 IMAGES: Final = 32

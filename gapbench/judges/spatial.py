@@ -40,12 +40,14 @@ DETECTOR: Final = hub.Checkpoint(
         "merges.txt": None,
         "tokenizer_config.json": None,
     },
+    bytes=621_600_000,
 )
 DEPTH: Final = hub.Checkpoint(
     repo="Intel/dpt-hybrid-midas",
     revision="530c4509f775419d716ca24ad1e7c6095e8ac2b4",
     license="Apache-2.0",
     files={"config.json": None, "pytorch_model.bin": None},
+    bytes=490_000_000,
 )
 FOUND: Final = 0.1
 """Confidence over which a detection counts, as in UniDet's head."""

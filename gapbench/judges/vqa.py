@@ -35,13 +35,15 @@ NATIVE: Final = hub.Checkpoint(
     repo="Salesforce/blip-vqa-capfilt-large",
     revision="e53f95265aeab69013fabb5380500ab984adbbb4",
     license="BSD-3-Clause",
-    files={"config.json": None, "model.safetensors": None, "vocab.txt": None},
+    files={"config.json": None, "pytorch_model.bin": None, "vocab.txt": None},
+    bytes=1_540_000_000,
 )
 VOCABULARY: Final = hub.Checkpoint(
     repo="google-bert/bert-base-uncased",
     revision="86b5e0934494bd15c9632b12f734a8a67f723594",
     license="Apache-2.0",
     files={"vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"},
+    bytes=232_000,
 )
 OFFICIAL: Final = "model_base_vqa_capfilt_large.pth"
 OFFICIAL_URL: Final = (
