@@ -4,12 +4,13 @@ import builtins
 import gzip
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gapbench import run
 from gapbench.judges.parses import OBJECTS, parses, rules, spans
 from gapbench.judges.parses.rules import Token
 from gapbench.types import GapbenchError
@@ -80,6 +81,19 @@ def no_spacy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_new_prompt_without_spacy_says_what_to_install() -> None:
     with pytest.raises(GapbenchError, match="pip install spacy"):
         parses.parse("a walrus in a hat", "chunks")
+
+
+@pytest.mark.usefixtures("no_spacy")
+def test_a_run_with_a_prompt_that_has_no_parse_writes_nothing(
+    user_task: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "model.safetensors").touch()
+    task = user_task([{"text": "a walrus on the left of a hat"}])
+    for judge in ("vqa", "spatial-native"):
+        with pytest.raises(GapbenchError, match="not among the shipped parses; install spaCy"):
+            run(tasks=str(task), judges=[f"{judge}:{tmp_path / 'weights'}"], out=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_unpack_reads_starts_and_lengths() -> None:

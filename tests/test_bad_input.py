@@ -1,0 +1,160 @@
+"""Bad input through the command line: one line that says what is wrong, or a counted abstention."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from gapbench import open_run
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+HTML = "<img src=x onerror=alert(1)> & [bold red]a plum[/bold red] <script>alert(2)</script>"
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a hundred bytes whose header claims that size, three bytes a pixel."""
+
+    def chunk(data: bytes) -> bytes:
+        return struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
+
+    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(map(chunk, (head, b"IDAT", b"IEND")))
+
+
+def refused(done: subprocess.CompletedProcess[str], *said: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("gapbench: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    for words in said:
+        assert words in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("image", "data", "said"),
+    [
+        ("a.png", b"<html>no image</html>", "a.png: broken image, no PNG, JPEG, WEBP"),
+        ("a.png", bomb(20_000, 20_000), "a.png: the image has more than 67,108,864 pixels"),
+        ("../secret.png", b"", "manifest.jsonl:1: '../secret.png' must be a path inside"),
+        ("/etc/hostname", b"", "manifest.jsonl:1: '/etc/hostname' must be a path inside"),
+    ],
+    ids=["no image", "bomb", "up", "absolute"],
+)
+def test_pictures_drawn_elsewhere(
+    cli: Cli, tmp_path: Path, user_task: Callable[..., Path], image: str, data: bytes, said: str
+) -> None:
+    folder = user_task([{"text": "a plum"}], judge=None, samples=1)
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    (pictures / "a.png").write_bytes(data)
+    line = {"prompt": "a plum", "sample": 0, "image": image}
+    (pictures / "manifest.jsonl").write_text(json.dumps(line) + "\n")
+    done = cli("run", "--model", f"images:{pictures}", "--tasks", str(folder), "--verdict", "none")
+    refused(done, said)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_label_outside_the_vocabulary(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text(f"image,label\n{'a' * 64},yes\n{'b' * 64},perhaps\n")
+    done = cli("run", "--judge", "human:labels.csv", "--limit", "2")
+    refused(done, "labels.csv:3: label 'perhaps' is none of yes, 1, no, 0, unsure")
+    sample = tmp_path / "00000" / "samples"
+    sample.mkdir(parents=True)
+    (sample.parent / "metadata.jsonl").write_text('{"prompt": "a plum"}')
+    Image.new("RGB", (8, 8)).save(sample / "0000.png")
+    row = {"filename": "00000/samples/0000.png", "prompt": "a plum", "reason": ""}
+    (tmp_path / "results.jsonl").write_text(json.dumps({**row, "correct": "perhaps"}) + "\n")
+    done = cli("run", "--judge", "imported:results.jsonl", "--limit", "2")
+    refused(done, "results.jsonl:1: correct is 'perhaps', not true or false")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_records_whose_columns_changed(cli: Cli, user_task: Callable[..., Path]) -> None:
+    renamed = [{"prompt": "a plum"}, {"caption": "a pear"}]
+    folder = user_task(renamed, fields={"text": "prompt"}, judge=None)
+    said = "prompts.jsonl:2: no field 'prompt'; the records changed"
+    refused(cli("run", "--tasks", str(folder)), said)
+
+
+def test_html_in_a_prompt_stays_text(
+    cli: Cli, tmp_path: Path, user_task: Callable[..., Path]
+) -> None:
+    folder = user_task([{"text": HTML}, {"text": "a plum"}], judge=None, samples=1)
+    assert HTML in cli("tasks", str(folder)).stdout
+    done = cli("run", "--tasks", str(folder))
+    assert done.returncode == 0, done.stderr
+    run = open_run(next((tmp_path / "runs").iterdir()))
+    assert run.frame()["text"].tolist() == [HTML, "a plum"]
+    for form in ("text", "markdown", "csv", "json"):
+        shown = cli("show", str(run.path), "--format", form)
+        assert shown.returncode == 0
+        assert "mine" in shown.stdout
+        assert "<img" not in shown.stdout
+        assert "<script" not in shown.stdout
+    kinds = {file.suffix for file in run.path.rglob("*") if file.is_file()}
+    assert kinds <= {".json", ".jsonl", ".png", ".npy", ".lock", ""}
+    [sheet] = (run.path / "sheets").iterdir()
+    Image.open(sheet).load()
+    absent = tmp_path / "pictures"
+    absent.mkdir()
+    Image.new("RGB", (8, 8)).save(absent / "a plum_000000.png")
+    done = cli("run", "--model", f"images:{absent}", "--tasks", str(folder), "--verdict", "none")
+    refused(done, f"first sample 0 of {HTML!r}")
+
+
+class Garbage(BaseHTTPRequestHandler):
+    """A server that makes sense about plums alone."""
+
+    def do_POST(self) -> None:
+        asked = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        choice = {"message": {"role": "assistant", "content": "The score is 1."}}
+        answers = {
+            "plum": json.dumps({"choices": [choice]}),
+            "pear": "<html>502</html>",
+            "fig": '{"choices": [{"message": {"content": ["\\ud800"',
+            "kiwi": json.dumps({"choices": 7}),
+        }
+        body = next(answer for fruit, answer in answers.items() if f"a {fruit}" in asked).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def garbage() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Garbage)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"server:http://127.0.0.1:{server.server_port}/v1#fruit"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_server_of_garbage_costs_its_own_verdicts_alone(
+    cli: Cli, tmp_path: Path, user_task: Callable[..., Path], garbage: str
+) -> None:
+    fruits = ("plum", "pear", "fig", "kiwi")
+    folder = user_task([{"text": f"a {fruit}"} for fruit in fruits], judge=None, samples=1)
+    done = cli("run", "--tasks", str(folder), "--judge", garbage)
+    assert done.returncode == 0, done.stderr
+    frame = open_run(next((tmp_path / "runs").iterdir())).frame()
+    assert frame["text"].tolist() == [f"a {fruit}" for fruit in fruits]
+    assert frame["own"].notna().all()
+    assert frame["outside"].isna().tolist() == [False, True, True, True]
+    assert frame["outside"][0] == 1
+    assert all(frame["outside_reason"][1:])
+    assert "(1/1, 3 abstained)" in done.stdout
