@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
@@ -27,7 +28,7 @@ THRESHOLD: Final = 0.5
 T = TypeVar("T")
 
 
-class WeightsJudge:
+class WeightsJudge(ABC):
     """A judge around one checkpoint: the pinned one, or the user's own in a folder.
 
     An own checkpoint's judge is named `<base>-<folder name>`, never the pinned one's name.
@@ -67,8 +68,9 @@ class WeightsJudge:
             self._loaded = self._load()
         return self._loaded
 
+    @abstractmethod
     def _load(self) -> Any:
-        raise NotImplementedError
+        """The model, and what belongs to it, on `device`."""
 
     def release(self) -> None:
         self._loaded = None
