@@ -2,7 +2,7 @@
 
 | argument | model | use |
 |---|---|---|
-| none, `72b` | Qwen/Qwen2.5-VL-72B-Instruct | the judge of arXiv 2507.16663; 145 GB in bfloat16 |
+| none, `72b` | Qwen/Qwen2.5-VL-72B-Instruct | the judge of arXiv 2507.16663; 147 GB in bfloat16 |
 | `7b` | Qwen/Qwen2.5-VL-7B-Instruct | smaller, NOT the paper's: its rates are not comparable |
 | `3b` | Qwen/Qwen2.5-VL-3B-Instruct | smallest, NOT the paper's; for research only by its licence |
 | `OWNER/NAME` or `OWNER/NAME@REVISION` | any on the hub | NOT the paper's |
