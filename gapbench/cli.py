@@ -14,6 +14,8 @@ from gapbench.types import GapbenchError
 if TYPE_CHECKING:
     from gapbench.estimate import Estimate
     from gapbench.flow import Run
+    from gapbench.models.base import Model
+    from gapbench.models.registry import Entry
 
 app = typer.Typer(
     help="Measure the gap between what a unified model can draw and what it can recognise.",
@@ -26,7 +28,8 @@ app = typer.Typer(
 
 @app.command()
 def run(
-    model: Annotated[str | None, typer.Option(help="A model's name, or a checkpoint's folder. [janus-mini]")] = None,
+    model: Annotated[str | None, typer.Option(help="A model's name, a checkpoint's folder, or my_package.module:Class. [janus-mini]")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a key of the model's recipe, say guidance=4; may be repeated, and makes another run.", metavar="KEY=VALUE")] = None,
     tasks: Annotated[str | None, typer.Option(help="all, easy, medium, hard, a task, task/category, or a folder; several with commas. [shapes]")] = None,
     samples: Annotated[int | None, typer.Option(help="Images a prompt. [each task's own]")] = None,
     limit: Annotated[int | None, typer.Option(help="Prompts a task, taken from its categories in turn.")] = None,
@@ -45,7 +48,7 @@ def run(
     from gapbench.settings import read_settings
 
     options = {
-        "model": model, "tasks": _names(tasks), "samples": samples, "limit": limit,
+        "model": model, "set": _pairs(set_), "tasks": _names(tasks), "samples": samples, "limit": limit,
         "judge": _names(judge), "verdict": verdict, "batch_size": batch_size,
         "seed": seed, "device": device, "dtype": dtype, "out": out, "offline": offline,
     }  # fmt: skip
@@ -61,6 +64,7 @@ def run(
         prepared = prepare_run(
             settings.model, settings.tasks, settings.samples, settings.limit, settings.judge,
             settings.verdict, settings.seed, settings.device, settings.dtype, settings.out,
+            settings.set,
         )  # fmt: skip
         from gapbench.estimate import estimate
 
@@ -70,6 +74,7 @@ def run(
         done = flow.run(
             settings.model,
             settings.tasks,
+            recipe=settings.set,
             samples=settings.samples,
             limit=settings.limit,
             judges=settings.judge,
@@ -151,34 +156,51 @@ def models(name: Annotated[str | None, typer.Argument(help="A model to describe.
     """List the models, or describe one."""
     from rich.table import Table
 
+    from gapbench.hub import present
     from gapbench.models import MODELS, load_model, model_names
+    from gapbench.models.base import CAPABILITIES, PAIR
 
     if name is None:
-        table = Table("model", "parameters", "license", "what it is", box=None)
+        table = Table(
+            "model", "parameters", "memory", "license", "runs", "capabilities", "what it is",
+            box=None,
+        )  # fmt: skip
         for each in model_names():
-            entry = MODELS.get(each)
-            row = (
-                (entry.parameters, entry.license, entry.summary) if entry else ("", "", "installed")
-            )
-            table.add_row(each, *row)
+            if entry := MODELS.get(each):
+                can = "all" if entry.capabilities == set(CAPABILITIES) else _listed(entry)
+                table.add_row(
+                    each + "*" * entry.pair, entry.parameters, entry.memory, entry.license,
+                    entry.runs, can, entry.summary,
+                )  # fmt: skip
+            else:
+                table.add_row(each, "", "", "", "native", "", "installed")
         _console().print(table)
+        _console().print(f"all: {', '.join(CAPABILITIES)}. * {PAIR}", soft_wrap=True)
         return
-    model = load_model(name)
     entry = MODELS.get(name)
     facts: dict[str, Any] = {}
     if entry:
-        facts = {"what": entry.summary, "license": entry.license, "folder": entry.folder}
-    facts |= {
-        "fingerprint": model.fingerprint,
-        "capabilities": ", ".join(sorted(model.capabilities)),
-    }
-    facts |= {f"recipe: {key}": value for key, value in model.recipe.items()}
+        facts = {
+            "what": entry.summary, "license": entry.license, "parameters": entry.parameters,
+            "memory": entry.memory, "runs": entry.runs, "capabilities": _listed(entry),
+            "pair": PAIR if entry.pair else None, "folder": entry.folder,
+        }  # fmt: skip
+        for role, item in entry.needs.items():
+            here = "here" if present(item) else f"gapbench prepare --model {name}"
+            facts[f"{role} checkpoint"] = f"{item.repo} at {item.revision} ({here})"
+        facts |= {f"recipe: {key}": value for key, value in entry.recipe.items()}
+        facts |= {"recipe's source": entry.source, "guidance": entry.convention}
+    if entry is None or entry.folder:
+        model = load_model(name)
+        facts |= {"fingerprint": model.fingerprint, "capabilities": _listed(model)}
+        facts |= {f"recipe: {key}": value for key, value in model.recipe.items()}
     _facts(**facts)
 
 
 @app.command()
 def prepare(
-    tasks: Annotated[str, typer.Option(help="As for run.")] = "all",
+    tasks: Annotated[str | None, typer.Option(help="As for run. [all, or none where a model is named]")] = None,
+    model: Annotated[str | None, typer.Option(help="Models by name, with commas.")] = None,
     judge: Annotated[str | None, typer.Option(help="Outside judges, with commas. [each task's own]")] = None,
     data: Annotated[Path | None, typer.Option(help="A folder of your own copies; names do not matter, digests do.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be fetched and stop.")] = False,
@@ -192,7 +214,8 @@ def prepare(
 
     if offline:
         os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    wanted = preparing.needs(_names(tasks) or [], _names(judge))
+    named = _names(model) or []
+    wanted = preparing.needs(_names(tasks) or ([] if named else ["all"]), _names(judge), named)
     table = Table("needed", "for", "MB", "license", "here", box=None)
     for need in wanted:
         size = f"{need.item.bytes / 1e6:.2f}" if need.item.bytes else ""
@@ -229,6 +252,19 @@ def main() -> None:
 def _names(listed: str | None) -> list[str] | None:
     """The names of a list with commas."""
     return [name.strip() for name in listed.split(",")] if listed else None
+
+
+def _listed(model: Entry | Model) -> str:
+    return ", ".join(sorted(model.capabilities))
+
+
+def _pairs(given: list[str] | None) -> dict[str, str] | None:
+    """The keys and values of --set."""
+    for each in given or ():
+        if not all(part.strip() for part in each.partition("=")):
+            raise GapbenchError(f"--set {each}: give KEY=VALUE, such as guidance=4")
+    pairs = [each.split("=", 1) for each in given or ()]
+    return {key.strip(): value.strip() for key, value in pairs} or None
 
 
 def _console() -> Any:

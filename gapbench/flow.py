@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from itertools import combinations
@@ -158,6 +158,7 @@ def run(
     model: str | Model = "janus-mini",
     tasks: str | Sequence[str] = "shapes",
     *,
+    recipe: Mapping[str, object] | None = None,
     samples: int | None = None,
     limit: int | None = None,
     judges: Sequence[str] | None = None,
@@ -171,14 +172,17 @@ def run(
 ) -> Run:
     """Measure a model: draw, let it judge itself, let outside judges judge, keep everything.
 
-    `tasks` are `all`, tiers, tasks, task/category or folders; `samples` images a prompt (each
+    `recipe` changes keys of the model's sampling recipe, which makes it another run. `tasks` are
+    `all`, tiers, tasks, task/category or folders; `samples` images a prompt (each
     task's own number by default); `limit` prompts a task, spread over its categories; `judges`
     outside judges (each task's own by default). The same call again goes on where it stopped.
     Raises GapbenchError for input that cannot be run, before anything is written.
     """
     if batch_size < 1:
         raise GapbenchError(f"batch_size is {batch_size}, must be at least 1")
-    made = prepare(model, tasks, samples, limit, judges, verdict, seed, device, dtype, Path(out))
+    made = prepare(
+        model, tasks, samples, limit, judges, verdict, seed, device, dtype, Path(out), recipe
+    )
     items, drawn = made.plan.items(), {}
     path = folder_for(Path(out), made.model.name, made.identity)
     if (path / "run.json").exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,8 @@ from gapbench.types import GapbenchError
 class Checkpoint:
     """Weights and settings as the file that uses them names them.
 
-    `files` maps each file to its sha256, or to None where the revision alone pins it; `bytes` is
-    about what they take together.
+    `files` maps each file to its sha256, or to None where the revision alone pins it; a name with a
+    `*` is a pattern that at least one file must fit. `bytes` is about what they take together.
     """
 
     repo: str
@@ -36,16 +37,21 @@ class Checkpoint:
 
 def present(checkpoint: Checkpoint) -> bool:
     """Whether all of a checkpoint's files are in the hub's cache, and the ones named."""
+    return cached(checkpoint) is not None
+
+
+def cached(checkpoint: Checkpoint) -> Path | None:
+    """The folder of a checkpoint in the hub's cache if all of it is there, named by its commit."""
     from huggingface_hub import snapshot_download
 
     try:
-        folder = snapshot_download(
-            checkpoint.repo, revision=checkpoint.revision, local_files_only=True
+        folder = Path(
+            snapshot_download(checkpoint.repo, revision=checkpoint.revision, local_files_only=True)
         )
-        verify(Path(folder), checkpoint.files, checkpoint.repo)
+        verify(folder, checkpoint.files, checkpoint.repo)
     except Exception:  # not there, or not whole: the hub client raises many kinds
-        return False
-    return True
+        return None
+    return folder
 
 
 def fetch(checkpoint: Checkpoint) -> Path:
@@ -75,8 +81,8 @@ def fetch(checkpoint: Checkpoint) -> Path:
 
 def verify(folder: Path, files: Mapping[str, str | None], name: str) -> None:
     """Raises GapbenchError where a file is missing or its sha256 is not the one named."""
-    for file, wanted in files.items():
-        path = folder / file
+    for file, wanted in [*files.items(), *((shard, None) for shard in _shards(folder))]:
+        path = next(folder.glob(file), folder / file) if "*" in file else folder / file
         if not path.is_file():
             raise GapbenchError(f"{name}: {path} is missing; delete the folder and fetch it again")
         if wanted is None:
@@ -88,3 +94,15 @@ def verify(folder: Path, files: Mapping[str, str | None], name: str) -> None:
                 f"{name}: {path} has sha256 {digest}, expected {wanted}; delete it and fetch it "
                 "again, or name your own checkpoint"
             )
+
+
+def _shards(folder: Path) -> list[str]:
+    """The files that a folder's indices of weights name: a fetch may have stopped between them."""
+    found: list[str] = []
+    for index in folder.glob("*.index.json"):
+        try:
+            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise GapbenchError(f"{index}: no index of weights ({error})") from error
+        found += map(str, names)
+    return list(dict.fromkeys(found))

@@ -9,6 +9,7 @@ from pathlib import Path
 from gapbench.fetch import Source, adopt, download, have
 from gapbench.hub import Checkpoint, fetch, present
 from gapbench.judges import load_judge
+from gapbench.models import MODELS
 from gapbench.tasks import selected_tasks
 from gapbench.types import GapbenchError
 
@@ -33,14 +34,22 @@ class Need:
         return have(self.item) if isinstance(self.item, Source) else present(self.item)
 
 
-def needs(tasks: Sequence[str], judges: Sequence[str] | None) -> list[Need]:
-    """What the named tasks, and their own judges or the named ones, need; each thing once.
+def needs(
+    tasks: Sequence[str], judges: Sequence[str] | None, models: Sequence[str] = ()
+) -> list[Need]:
+    """What the named models and tasks, and the tasks' own judges or the named ones, need; each
+    thing once.
 
     Raises GapbenchError for a name that is none.
     """
     found: dict[Source | Checkpoint, str] = {}
+    for name in models:
+        if name not in MODELS:
+            raise GapbenchError(f"--model {name}: no model to fetch; there are {', '.join(MODELS)}")
+        for checkpoint in MODELS[name].needs.values():
+            found.setdefault(checkpoint, f"model {name}")
     specs = dict.fromkeys(judges or ())
-    for task, categories in selected_tasks(tasks):
+    for task, categories in selected_tasks(tasks) if tasks else ():
         for source in task.sources():
             found.setdefault(source, f"task {task.name}")
         if judges is None:

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from gapbench.types import GapbenchError
+
 if TYPE_CHECKING:
     import torch
 
@@ -22,6 +24,7 @@ CAPABILITIES = {
     "image_logprobs": "gives per-token log-probabilities of an image, differentiable",
     "train": "its weights can be trained and saved",
 }
+PAIR = "a pair: it draws with one set of weights and judges with another"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,20 @@ class Model(Protocol):
 
     def reply(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
         """What the model says, greedily decoded. Capability judge_text."""
+
+
+def is_pair(model: Model) -> bool:
+    """Whether a model draws and judges with different weights (`pair = True` on its adapter)."""
+    return bool(getattr(model, "pair", False))
+
+
+def require_shared(model: Model, command: str) -> None:
+    """Raises GapbenchError where a command that speaks of shared parameters is given a pair."""
+    if is_pair(model):
+        raise GapbenchError(
+            f"{command} is about parameters that drawing and judging share; model {model.name} is "
+            f"{PAIR}"
+        )
 
 
 class TrainableModel(Model, Protocol):

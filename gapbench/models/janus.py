@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from gapbench import torchvision_shim
 from gapbench.models.base import Drawing
+from gapbench.models.registry import Entry, changed, pick_device, weights
 from gapbench.models.sampling import Recipe, draw, guide, uniforms, warp
 from gapbench.types import GapbenchError
 
@@ -38,7 +39,10 @@ PADDED: Final = {"padding": True, "padding_side": "left", "return_tensors": "pt"
 
 
 class JanusModel:
-    """Adapter for a folder with a Janus checkpoint in the hub's layout."""
+    """Adapter for a folder with a Janus checkpoint in the hub's layout.
+
+    `origin`, a hub id at a commit, stands for the digest of the files in the fingerprint.
+    """
 
     capabilities = frozenset(
         {"generate", "judge_logits", "judge_text", "image_tokens", "image_logprobs", "train"}
@@ -51,10 +55,11 @@ class JanusModel:
         recipe: Recipe | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        origin: str | None = None,
     ) -> None:
         self.name, self.folder = name, folder
-        weights = sorted(folder.glob("*.safetensors"))
-        if not weights:
+        tensors = sorted(folder.glob("*.safetensors"))
+        if not tensors:
             raise GapbenchError(
                 f"model {name}: no .safetensors file in {folder}; other weight formats are not "
                 "loaded, save the checkpoint with save_pretrained first"
@@ -66,12 +71,12 @@ class JanusModel:
         self.recipe: dict[str, Any] = asdict(self._sampling)
         self.device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         on_cpu = self.device == "cpu"
-        small = sum(f.stat().st_size for f in weights) < SMALL
+        small = sum(f.stat().st_size for f in tensors) < SMALL
         self._threads = 1 if on_cpu and small else None
         auto = "bfloat16" if not on_cpu else "float64" if small else "float32"
         self.dtype = auto if dtype == "auto" else dtype
-        digest = hashlib.sha256(f"{ADAPTER} {self.dtype}\n".encode())
-        for file in weights + settings:
+        digest = hashlib.sha256(f"{ADAPTER} {self.dtype}\n{origin or ''}".encode())
+        for file in [] if origin else tensors + settings:
             digest.update(f"{file.name} {_sha256(file)}\n".encode())
         self.fingerprint = digest.hexdigest()
         self._model: JanusForConditionalGeneration | None = None
@@ -362,6 +367,25 @@ class JanusModel:
             str(text).strip()
             for text in self.processor.tokenizer.batch_decode(words, skip_special_tokens=True)
         ]
+
+
+def make(name: str, entry: Entry, recipe: Mapping[str, Any], device: str, dtype: str) -> JanusModel:
+    """The adapter of a named model, whose checkpoint is in the hub's cache."""
+    device = pick_device(name, entry, device)
+    checkpoint = entry.needs["model"]
+    folder = weights(name, "model", checkpoint)
+    origin = f"{checkpoint.repo}@{folder.name}"
+    return JanusModel(name, folder, Recipe(**recipe), device, dtype, origin)
+
+
+def from_folder(
+    name: str, folder: Path, recipe: Mapping[str, object], device: str, dtype: str
+) -> JanusModel:
+    """The adapter of a checkpoint's folder, with some keys of its own recipe changed."""
+    new = changed(name, asdict(Recipe()), recipe)
+    return JanusModel(
+        name, folder, replace(_recipe(folder), **{key: new[key] for key in recipe}), device, dtype
+    )
 
 
 def _turn(*parts: dict[str, str]) -> dict[str, Any]:
