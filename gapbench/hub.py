@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,13 +96,48 @@ def verify(folder: Path, files: Mapping[str, str | None], name: str) -> None:
             )
 
 
+def fetch_settings(who: str, repo: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """The snapshot folder of a hub checkpoint with its small files, cached or fetched.
+
+    Raises GapbenchError, for `who`, where they cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                repo, revision=revision, allow_patterns=list(patterns), ignore_patterns=["*/*"]
+            )
+        )
+    except Exception as error:  # the hub client raises many kinds
+        at = f" at {revision}" if revision else ""
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise GapbenchError(
+            f"{who}: {repo}{at} cannot be had ({why}); with a network, run `gapbench prepare`, or "
+            "give a folder"
+        ) from error
+
+
+def whole(repo: str, license: str, folder: Path, patterns: Sequence[str]) -> Checkpoint:
+    """What is to be had of a hub checkpoint: its settings, and the weights that these name."""
+    settings = {file.name for pattern in patterns for file in folder.glob(pattern)}
+    shards, size = _index(folder / "model.safetensors.index.json")
+    files = dict.fromkeys(sorted({*settings, *(shards or ["model.safetensors"])}))
+    return Checkpoint(repo=repo, revision=folder.name, license=license, files=files, bytes=size)
+
+
 def _shards(folder: Path) -> list[str]:
     """The files that a folder's indices of weights name: a fetch may have stopped between them."""
-    found: list[str] = []
-    for index in folder.glob("*.index.json"):
-        try:
-            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise GapbenchError(f"{index}: no index of weights ({error})") from error
-        found += map(str, names)
-    return list(dict.fromkeys(found))
+    return [shard for index in sorted(folder.glob("*.index.json")) for shard in _index(index)[0]]
+
+
+def _index(file: Path) -> tuple[list[str], int]:
+    """The files that an index of weights names, each once, and their bytes in all."""
+    if not file.is_file():
+        return [], 0
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        names = dict.fromkeys(map(str, raw["weight_map"].values()))
+        return list(names), int(raw.get("metadata", {}).get("total_size", 0))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise GapbenchError(f"{file}: no index of weights ({error})") from error
