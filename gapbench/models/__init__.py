@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 import re
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -13,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from gapbench.models.base import Model
+from gapbench.models.base import Adaptable, Model
 from gapbench.models.registry import FAMILIES, HUB, NATIVE, Entry, changed
 from gapbench.types import GapbenchError
 
@@ -35,7 +34,11 @@ MODELS: Final[dict[str, Entry]] = {
     ),
     **HUB,
 }
-FOLDERS: Final = {"janus": "gapbench.models.janus:from_folder"}
+FOLDERS: Final = {
+    "janus": "gapbench.models.janus_family:from_folder",
+    "multi_modality": "gapbench.models.janus_family:from_folder",
+    "emu3": "gapbench.models.emu3:from_folder",
+}
 """A checkpoint's model_type -> what makes its adapter, called as make(name, folder, recipe=changes,
 device=..., dtype=...)."""
 
@@ -80,6 +83,14 @@ def load_model(
         if found.name == name:
             return _third_party(name, found.load(), changes, device, dtype)
     folder = Path(name)
+    if (folder / "adapter_config.json").is_file():
+        from gapbench.models.lora import base_of
+
+        base = load_model(base_of(folder), device, dtype, recipe)
+        if not isinstance(base, Adaptable):
+            raise GapbenchError(f"{folder}: model {base.name} takes no LoRA adapter")
+        base.adapt(folder)
+        return base
     if (folder / "config.json").is_file():
         return _from_folder(folder.resolve().name, folder, changes, device, dtype)
     if matched := _IMPORT.fullmatch(name):
@@ -93,7 +104,9 @@ def load_model(
 def _from_folder(
     name: str, folder: Path, changes: Mapping[str, object], device: str, dtype: str
 ) -> Model:
-    kind = _model_type(folder / "config.json")
+    from gapbench.models.checkpoint import model_type
+
+    kind = model_type(folder)
     if kind not in FOLDERS:
         raise GapbenchError(
             f"{folder} holds a {kind!r} checkpoint; gapbench drives folders of type "
@@ -138,13 +151,6 @@ def _imported(name: str, module: str, attribute: str) -> Any:
         ) from error
     except AttributeError as error:
         raise GapbenchError(f"model {name}: {module} has no {attribute!r}") from error
-
-
-def _model_type(config: Path) -> Any:
-    try:
-        return json.loads(config.read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise GapbenchError(f"{config}: not a JSON object ({error})") from error
 
 
 def _check_weights(name: str, entry: Entry, folder: Path) -> None:

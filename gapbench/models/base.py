@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +87,19 @@ class Model(Protocol):
 
     def reply(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
         """What the model says, greedily decoded. Capability judge_text."""
+
+
+@runtime_checkable
+class Adaptable(Protocol):
+    """A model that takes a LoRA adapter's folder."""
+
+    name: str
+
+    def adapt(self, folder: Path) -> None:
+        """Put the adapter on the weights, before they are loaded; changes name and fingerprint.
+
+        Raises GapbenchError where the folder holds none.
+        """
 
 
 def is_pair(model: Model) -> bool:

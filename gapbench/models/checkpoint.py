@@ -15,6 +15,17 @@ from gapbench.models.sampling import Recipe
 from gapbench.types import GapbenchError
 
 
+def model_type(folder: Path) -> str | None:
+    """What a folder's config.json says it holds."""
+    found = read_object(folder / "config.json").get("model_type")
+    return found if isinstance(found, str) else None
+
+
+def hub_weights(folder: Path) -> list[Path]:
+    """A folder's safetensors files."""
+    return sorted(folder.glob("*.safetensors"))
+
+
 def settings_files(folder: Path) -> list[Path]:
     """A folder's settings: what is not weights and changes what a model does."""
     return sorted(f for f in folder.iterdir() if f.suffix in {".json", ".jinja"} and f.is_file())

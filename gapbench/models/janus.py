@@ -6,8 +6,8 @@ top-k 50 unasked, has no guidance-free path and returns no log-probabilities; he
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,16 +19,17 @@ from PIL import Image
 from torch import Tensor
 
 from gapbench import torchvision_shim
+from gapbench.models import janus_original, lora
 from gapbench.models.answers import answer_ids, answer_logprobs, positions
 from gapbench.models.base import Drawing
 from gapbench.models.checkpoint import (
     digest,
     first_line,
+    hub_weights,
     load_pretrained,
     recipe_of,
     settings_files,
 )
-from gapbench.models.registry import Entry, changed, pick_device, weights
 from gapbench.models.sampling import Recipe, draw, guide, uniforms, warp
 from gapbench.types import GapbenchError
 
@@ -64,7 +65,8 @@ class JanusModel:
         origin: str | None = None,
     ) -> None:
         self.name, self.folder = name, folder
-        tensors = sorted(folder.glob("*.safetensors"))
+        self._original = janus_original.is_original(folder)
+        tensors = janus_original.weight_files(folder) if self._original else hub_weights(folder)
         if not tensors:
             raise GapbenchError(
                 f"model {name}: no .safetensors file in {folder}; other weight formats are not "
@@ -82,6 +84,7 @@ class JanusModel:
             f"{ADAPTER} {self.dtype}\n{origin or ''}",
             [] if origin else tensors + settings_files(folder),
         )
+        self._lora: Path | None = None
         self._model: JanusForConditionalGeneration | None = None
         self._processor: JanusProcessor | None = None
 
@@ -90,13 +93,15 @@ class JanusModel:
     def load(self) -> None:
         if self._model is not None:
             return
-        model = load_pretrained(
-            f"model {self.name}",
-            "JanusForConditionalGeneration",
-            self.folder,
-            self.dtype,
-            self.device,
-        )
+        who = f"model {self.name}"
+        if self._original:
+            model = janus_original.load(who, self.folder, self.dtype, self.device)
+        else:
+            model = load_pretrained(
+                who, "JanusForConditionalGeneration", self.folder, self.dtype, self.device
+            )
+        if self._lora:
+            lora.merge(who, model, self._lora)
         model.config.tie_word_embeddings = False
         self._model = model
         if self._threads:
@@ -121,23 +126,21 @@ class JanusModel:
     def processor(self) -> JanusProcessor:
         """The tokenizer and image processor; needs no weights."""
         if self._processor is None:
-            torchvision_shim.ensure()
-            from transformers import JanusImageProcessorPil, JanusProcessor
-
             try:
-                processor = JanusProcessor.from_pretrained(self.folder, local_files_only=True)
-                # One way of scaling pictures, whether torchvision is installed or not.
-                processor.image_processor = JanusImageProcessorPil.from_pretrained(
-                    self.folder, local_files_only=True
-                )
-                processor.apply_chat_template([_turn({"type": "text", "text": ""})])
-                self._processor = processor
-            except Exception as error:  # as above
+                made = (janus_original.processor if self._original else _processor)(self.folder)
+                made.apply_chat_template([turn({"type": "text", "text": ""})])
+            except Exception as error:  # json, tokenizers, jinja and transformers raise many kinds
                 raise GapbenchError(
                     f"model {self.name}: cannot load the processor in {self.folder}: "
                     f"{first_line(error)}"
                 ) from error
+            self._processor = made
         return self._processor
+
+    def adapt(self, folder: Path) -> None:
+        """Put a LoRA adapter on the weights; before they are loaded."""
+        self.name, self._lora = folder.resolve().name, folder
+        self.fingerprint = lora.fingerprint(self.fingerprint, folder)
 
     def save(self, folder: Path) -> None:
         self.module.save_pretrained(folder)
@@ -148,7 +151,10 @@ class JanusModel:
         for token in self.processor.tokenizer.get_added_vocab():
             if token.strip() and token in text:
                 return f"it contains {token!r}, which {self.name} reads as a special token"
-        tokens = len(self._heads([text])[1][0]) + self.processor.num_image_tokens
+        return self._no_room(text)
+
+    def _no_room(self, text: str, more: int = 0) -> str | None:
+        tokens = len(self._heads([text])[1][0]) + self.processor.num_image_tokens + more
         room = self._context
         if tokens > room:
             return f"with its image it takes {tokens} tokens, {self.name} has room for {room}"
@@ -158,6 +164,8 @@ class JanusModel:
     def _context(self) -> int:
         from transformers import JanusConfig
 
+        if self._original:
+            return int(janus_original.language_config(self.folder).max_position_embeddings)
         config = JanusConfig.from_pretrained(self.folder, local_files_only=True)
         return int(config.text_config.max_position_embeddings)
 
@@ -165,7 +173,7 @@ class JanusModel:
 
     def _heads(self, prompts: Sequence[str]) -> tuple[list[str], Tensor, Tensor]:
         """Effective prompts, and their left-padded ids and mask up to the image's start token."""
-        chats = [[_turn({"type": "text", "text": prompt})] for prompt in prompts]
+        chats = [[turn({"type": "text", "text": prompt})] for prompt in prompts]
         texts = [
             self.processor.apply_chat_template(chat, add_generation_prompt=True) for chat in chats
         ]
@@ -276,7 +284,7 @@ class JanusModel:
         system = DEFAULT_SYSTEM_PROMPT.strip()
         if self.processor.use_default_system_prompt and question.startswith(system):
             question = question[len(system) :].lstrip()
-        chat = [_turn({"type": "image"}, {"type": "text", "text": question})]
+        chat = [turn({"type": "image"}, {"type": "text", "text": question})]
         text: str = self.processor.apply_chat_template(chat, add_generation_prompt=True)
         return text
 
@@ -316,25 +324,16 @@ class JanusModel:
         ]
 
 
-def make(name: str, entry: Entry, recipe: Mapping[str, Any], device: str, dtype: str) -> JanusModel:
-    """The adapter of a named model, whose checkpoint is in the hub's cache."""
-    device = pick_device(name, entry, device)
-    checkpoint = entry.needs["model"]
-    folder = weights(name, "model", checkpoint)
-    origin = f"{checkpoint.repo}@{folder.name}"
-    return JanusModel(name, folder, Recipe(**recipe), device, dtype, origin)
+def _processor(folder: Path) -> JanusProcessor:
+    torchvision_shim.ensure()
+    from transformers import JanusImageProcessorPil, JanusProcessor
+
+    found = JanusProcessor.from_pretrained(folder, local_files_only=True)
+    # One way of scaling pictures, whether torchvision is installed or not.
+    found.image_processor = JanusImageProcessorPil.from_pretrained(folder, local_files_only=True)
+    return found
 
 
-def from_folder(
-    name: str, folder: Path, recipe: Mapping[str, object], device: str, dtype: str
-) -> JanusModel:
-    """The adapter of a checkpoint's folder, with some keys of its own recipe changed."""
-    new = changed(name, asdict(Recipe()), recipe)
-    return JanusModel(
-        name, folder, replace(recipe_of(folder), **{key: new[key] for key in recipe}), device, dtype
-    )
-
-
-def _turn(*parts: dict[str, str]) -> dict[str, Any]:
+def turn(*parts: dict[str, str]) -> dict[str, Any]:
     """A user's turn; a plain string as content would silently become an empty one."""
     return {"role": "user", "content": list(parts)}

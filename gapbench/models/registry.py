@@ -19,7 +19,7 @@ Family = Literal["janus", "emu3", "worker", "server"]
 Runs = Literal["native", "worker", "server"]
 
 FAMILIES: Final[dict[Family, str]] = {
-    "janus": "gapbench.models.janus:make",
+    "janus": "gapbench.models.janus_family:make",
     "emu3": "gapbench.models.emu3:make",
     "worker": "gapbench.models.worker:make",
     "server": "gapbench.models.server:make",
