@@ -113,7 +113,7 @@ def show(
     if form == "text":
         _print_run(opened, judge)
     else:
-        typer.echo(tables.render(opened.rates(judge), form).rstrip("\n"))
+        typer.echo(tables.render(opened.rates(judge), form, opened.footnote).rstrip("\n"))
 
 
 @app.command()
@@ -291,7 +291,7 @@ def _print_run(done: Run, judge: str | None) -> None:
     console = _console()
     versions = ", ".join(f"{name} {version}" for name, version in plan.tasks.items())
     console.print(
-        f"{done.folder.meta['model']} on {versions}: {len(plan.items())} images of "
+        f"{done.folder.meta['model']}{'*' * bool(done.footnote)} on {versions}: {len(plan.items())} images of "
         f"{len(plan.prompts)} prompts, own verdicts by {plan.own or 'none'}",
         soft_wrap=True,
     )
@@ -300,6 +300,8 @@ def _print_run(done: Run, judge: str | None) -> None:
         outside = name or ", ".join(done.judges()) or "none"
         console.print(f"Outside judge: {outside}\n")
         tables.show(found, console)
+    if done.footnote:
+        console.print(done.footnote, soft_wrap=True)
     for first, second, agreed in done.agreements():
         console.print(f"{first} and {second} {tables.agreement(agreed)}", soft_wrap=True)
     for name, warning in done.checks().items():

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from gapbench.engines.local import work
 from gapbench.judges.base import DigestJudge, Judge, PictureJudge
 from gapbench.judges.own import Mode
-from gapbench.models.base import Model
+from gapbench.models.base import PAIR, Model, is_pair
 from gapbench.plan import Item, Plan, missing_items, prepare, refuse_prompts
 from gapbench.store import RunFolder, folder_for, read_json
 from gapbench.types import GapbenchError, Generation, Prompt, Rates, Verdict
@@ -49,6 +49,11 @@ class Run:
     @property
     def path(self) -> Path:
         return self.folder.path
+
+    @property
+    def footnote(self) -> str:
+        """What every table of the run has to say about its model, if anything."""
+        return f"* {PAIR}" if self.folder.meta.get("model_about", {}).get("pair") else ""
 
     def judges(self) -> list[str]:
         """Names of the outside judges, in order of first use."""
@@ -226,6 +231,7 @@ def about(model: Model) -> dict[str, Any]:
         "model_about": {
             "fingerprint": model.fingerprint,
             "recipe": dict(model.recipe),
+            "pair": is_pair(model),
             "device": getattr(model, "device", None),
             "dtype": getattr(model, "dtype", None),
         },

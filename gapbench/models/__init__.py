@@ -91,6 +91,8 @@ def load_model(
             raise GapbenchError(f"{folder}: model {base.name} takes no LoRA adapter")
         base.adapt(folder)
         return base
+    if (folder / "gen" / "config.json").is_file() and (folder / "und" / "config.json").is_file():
+        return _from_folder(folder.resolve().name, folder, changes, device, dtype, folder / "gen")
     if (folder / "config.json").is_file():
         return _from_folder(folder.resolve().name, folder, changes, device, dtype)
     if matched := _IMPORT.fullmatch(name):
@@ -102,11 +104,16 @@ def load_model(
 
 
 def _from_folder(
-    name: str, folder: Path, changes: Mapping[str, object], device: str, dtype: str
+    name: str,
+    folder: Path,
+    changes: Mapping[str, object],
+    device: str,
+    dtype: str,
+    first: Path | None = None,
 ) -> Model:
     from gapbench.models.checkpoint import model_type
 
-    kind = model_type(folder)
+    kind = model_type(first or folder)
     if kind not in FOLDERS:
         raise GapbenchError(
             f"{folder} holds a {kind!r} checkpoint; gapbench drives folders of type "

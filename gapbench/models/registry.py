@@ -66,6 +66,13 @@ NATIVE: Final = frozenset(
 JANUS_RECIPE: Final = {"guidance": 5.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 JANUS_SOURCE: Final = "deepseek-ai/Janus 1daa72f, generation_inference.py, defaults of generate()"
 DEEPSEEK: Final = "DeepSeek Model License"
+EMU3_POSITIVE: Final = " masterpiece, film grained, best quality."
+EMU3_NEGATIVE: Final = (
+    "lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, "
+    "cropped, worst quality, low quality, normal quality, jpeg artifacts, signature, watermark, "
+    "username, blurry."
+)
+"""What upstream adds to every prompt, and what its guidance steers away from."""
 UNPINNED: Final = "main"
 """The revision of a checkpoint of which no commit is on record; what was fetched is recorded by its
 commit in the run."""
@@ -220,8 +227,11 @@ HUB: Final[dict[str, Entry]] = {
             "top_k": 2048,
             "top_p": 1.0,
             "image_area": 518400,
+            "positive": EMU3_POSITIVE,
+            "negative": EMU3_NEGATIVE,
         },
         source="baaivision/Emu3 f6ea9aa, image_generation.py; image_area from processing_emu3.py",
+        convention="uncond + guidance * (cond - uncond), uncond reading `negative`; 1 is none",
         needs={
             "gen": hub("BAAI/Emu3-Gen-hf", "Apache-2.0", 17.5),
             "und": hub("BAAI/Emu3-Chat-hf", "Apache-2.0", 17.5),
