@@ -197,6 +197,32 @@ def models(name: Annotated[str | None, typer.Argument(help="A model to describe.
     _facts(**facts)
 
 
+@app.command("check-model")
+def check_model(
+    model: Annotated[str, typer.Argument(help="As for run: a name, a folder, or my_package.module:Class.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a key of its recipe.", metavar="KEY=VALUE")] = None,
+    device: Annotated[str, typer.Option(help="As for run.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="As for run.")] = "auto",
+) -> None:  # fmt: skip
+    """Try an adapter's contract: seeds, batches, verdicts, log-probabilities, saving."""
+    from gapbench.models import load_model
+    from gapbench.models.check import check
+
+    _quiet()
+    changes: dict[str, object] = {**(_pairs(set_) or {})}
+    failed = tried = 0
+    for found in check(
+        model, lambda name, more: load_model(name, device, dtype, {**changes, **more})
+    ):
+        word = "skip" if found.skipped else "FAIL" if found.failure else "ok"
+        why = found.failure or found.skipped
+        _console().print(f"{word:4}  {found.rule}{f': {why}' if why else ''}", soft_wrap=True)
+        failed, tried = failed + bool(found.failure), tried + (found.skipped is None)
+    typer.echo(f"{model} keeps {tried - failed} of the {tried} rules that it was tried on.")
+    if failed:
+        raise typer.Exit(1)
+
+
 @app.command()
 def prepare(
     tasks: Annotated[str | None, typer.Option(help="As for run. [all, or none where a model is named]")] = None,

@@ -17,7 +17,7 @@ from gapbench.models.registry import FAMILIES, HUB, NATIVE, Entry, changed
 from gapbench.types import GapbenchError
 
 _BUNDLED: Final = Path(__file__).parent / "bundled"
-_IMPORT: Final = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
+_IMPORT: Final = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)(?:@(.+))?")
 
 MODELS: Final[dict[str, Entry]] = {
     "janus-mini": Entry(
@@ -54,7 +54,8 @@ def load_model(
     dtype: str = "auto",
     recipe: Mapping[str, object] | None = None,
 ) -> Model:
-    """A model by name, by folder (a checkpoint, or a LoRA adapter on one) or as module:Class.
+    """A model by name, by folder (a checkpoint, or a LoRA adapter on one) or as module:Class, also
+    module:Class@FOLDER with a checkpoint of its own.
 
     `recipe` changes keys of the model's own recipe; texts are read as --set gives them. Weights
     come in at first use. Raises GapbenchError where there is none, where weights, environment or
@@ -96,7 +97,8 @@ def load_model(
     if (folder / "config.json").is_file():
         return _from_folder(folder.resolve().name, folder, changes, device, dtype)
     if matched := _IMPORT.fullmatch(name):
-        return _third_party(name, _imported(name, matched[1], matched[2]), changes, device, dtype)
+        made = _imported(name, matched[1], matched[2])
+        return _third_party(name, made, changes, device, dtype, matched[3])
     raise GapbenchError(
         f"no model {name!r}; there are {', '.join(model_names())} (or give a folder that holds a "
         "checkpoint with config.json, images:FOLDER, server:URL#MODEL, or my_package.module:Class)"
@@ -134,11 +136,21 @@ def _factory(path: str, name: str) -> Callable[..., Model]:
     return made
 
 
+def is_import(name: str) -> bool:
+    """Whether a model's name is an import path, my_package.module:Class or ...:Class@FOLDER."""
+    return name not in MODELS and not Path(name).exists() and bool(_IMPORT.fullmatch(name))
+
+
 def _third_party(
-    name: str, make: Any, changes: Mapping[str, object], device: str, dtype: str
+    name: str,
+    make: Any,
+    changes: Mapping[str, object],
+    device: str,
+    dtype: str,
+    folder: str | None = None,
 ) -> Model:
-    """An adapter of somebody else's; `recipe` is handed on only where its factory takes it."""
-    more: dict[str, Any] = {}
+    """An adapter of somebody else's; recipe and folder are handed on only where they are given."""
+    more: dict[str, Any] = {"folder": Path(folder)} if folder else {}
     if changes:
         if "recipe" not in inspect.signature(make).parameters:
             raise GapbenchError(

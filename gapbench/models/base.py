@@ -119,6 +119,10 @@ def require_shared(model: Model, command: str) -> None:
 class TrainableModel(Model, Protocol):
     """A model whose image tokens can be scored and whose weights can be trained."""
 
+    @property
+    def codes(self) -> int:
+        """How many different image tokens there are; they are counted from 0."""
+
     def image_logprobs(
         self, prompts: Sequence[str], tokens: NDArray[np.int32], unconditional: bool = False
     ) -> torch.Tensor:
@@ -126,4 +130,5 @@ class TrainableModel(Model, Protocol):
         (or the one that guidance subtracts): (B, T), differentiable. Capability image_logprobs."""
 
     def save(self, folder: Path) -> None:
-        """Write weights (safetensors) and processor files in the hub's layout."""
+        """Write weights (safetensors) and processor files; the folder is a --model like any other.
+        An adapter of one's own gets it back as its factory's `folder`."""

@@ -130,6 +130,10 @@ class Emu3Model:
             self._processors[role] = found
         return self._processors[role]
 
+    @property
+    def codes(self) -> int:
+        return len(self._codes()[0])
+
     def adapt(self, folder: Path) -> None:
         """Put a LoRA adapter on the weights that draw; before they are loaded."""
         self.name, self._lora = folder.resolve().name, folder
@@ -285,7 +289,13 @@ class Emu3Model:
         its edge would depend on it."""
         processor, module, rows = self.processor("und"), self.module("und"), []
         for image, text in zip(images, texts, strict=True):
-            one = processor(text=[text], images=[image.convert("RGB")], return_tensors="pt")
+            # Of a picture one pixel wide, the side of the channels has to be said.
+            one = processor(
+                text=[text],
+                images=[image.convert("RGB")],
+                input_data_format="channels_last",
+                return_tensors="pt",
+            )
             ids = one["input_ids"][0].to(self.device)
             codes = module.model.get_image_tokens(
                 one["pixel_values"].to(self.device, module.dtype), one["image_sizes"]

@@ -137,6 +137,10 @@ class JanusModel:
             self._processor = made
         return self._processor
 
+    @property
+    def codes(self) -> int:
+        return int(self.module.config.vq_config.num_embeddings)
+
     def adapt(self, folder: Path) -> None:
         """Put a LoRA adapter on the weights; before they are loaded."""
         self.name, self._lora = folder.resolve().name, folder

@@ -139,6 +139,7 @@ def load(who: str, folder: Path, dtype: str, device: str) -> Any:
             output_loading_info=True,
         )
         model = model.to(device).eval()
+        model.generation_config = _generation(processor(folder).tokenizer)
     except GapbenchError as error:
         raise GapbenchError(f"{who}: {error}") from error
     except Exception as error:  # torch, safetensors and transformers raise many kinds
@@ -186,6 +187,18 @@ def language_config(folder: Path) -> Any:
 
     given = read_object(folder / "config.json").get("language_config", {})
     return LlamaConfig(**{k: v for k, v in given.items() if not k.startswith(("_", "torch_"))})
+
+
+def _generation(tokenizer: Any) -> Any:
+    """What transformers' own loop needs to know, for those who use a saved copy with it."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        generation_kwargs={"boi_token_id": tokenizer.boi_token_id},
+    )
 
 
 def _text(token: Any) -> Any:
