@@ -27,6 +27,8 @@ QUESTIONS: Final = tuple(
     f"Does this image describe {prompt}? Please answer: The score is {{your score}}."
     for prompt in PROMPTS
 )
+DRAWS: Final = "generate"
+JUDGES: Final = "judge_logits"
 ROWS: Final = 64
 TOLERANCE: Final = {"float64": 1e-9, "float32": 1e-3}
 """Of log-probabilities in nats, for other company in a batch; other dtypes get 0.1."""
@@ -59,26 +61,18 @@ def check(name: str, load: Load) -> Iterator[Finding]:
 
     rules: list[tuple[str, str | None, Callable[[], None]]] = [
         ("describes itself before it loads", None, lambda: _describes(model)),
-        ("equal seeds, equal images; other seeds, other images", "generate", lambda: _seeds(model)),
-        ("an image does not depend on its batch", "generate", lambda: _company(model)),
-        ("an image does not depend on a global random state", "generate", lambda: _state(model)),
-        ("answers have log-probabilities", "judge_logits", lambda: _judges(model, pictures())),
-        (
-            "a verdict does not depend on its batch",
-            "judge_logits",
-            lambda: _judges_alone(model, pictures()),
-        ),
-        ("odd pictures are judged, or abstained from", "judge_logits", lambda: _odd(model)),
-        (
-            "replies are text, and do not depend on their batch",
-            "judge_text",
-            lambda: _replies(model),
-        ),
+        ("equal seeds, equal images; other seeds, other images", DRAWS, lambda: _seeds(model)),
+        ("an image does not depend on its batch", DRAWS, lambda: _company(model)),
+        ("an image does not depend on a global random state", DRAWS, lambda: _state(model)),
+        ("answers have log-probabilities", JUDGES, lambda: _judges(model, pictures())),
+        ("a verdict does not depend on its batch", JUDGES, lambda: _company_of(model, pictures())),
+        ("odd pictures are judged, or abstained from", JUDGES, lambda: _odd(model)),
+        ("a reply does not depend on its batch", "judge_text", lambda: _says(model, pictures())),
         ("tokens and images belong together", "image_tokens", lambda: _tokens(model)),
         ("log-probabilities of all tokens sum to one", "image_logprobs", lambda: _sums(model)),
-        ("refuses a prompt or draws it", "generate", lambda: _refuses(model)),
-        ("at temperature 0 the likeliest is drawn", "generate", lambda: _greedy(name, load, model)),
-        ("a saved model is the same model", "train", lambda: _saves(name, model, load, pictures())),
+        ("refuses a prompt or draws it", DRAWS, lambda: _refuses(model)),
+        ("at temperature 0 the likeliest is drawn", DRAWS, lambda: _greedy(name, load, model)),
+        ("a saved model is the same", "train", lambda: _saves(name, model, load, pictures())),
         ("a released model comes back", None, lambda: _returns(model)),
     ]
     for rule, needs, attempt in rules:
@@ -190,7 +184,7 @@ def _tolerance(model: Model) -> float:
     return TOLERANCE.get(str(getattr(model, "dtype", "float32")), 0.1)
 
 
-def _judges_alone(model: Model, pictures: list[Image.Image]) -> None:
+def _company_of(model: Model, pictures: list[Image.Image]) -> None:
     most = _tolerance(model)
     together = _scores(model, [0, 1, 2], pictures)
     alone = np.concatenate([_scores(model, [place], pictures) for place in range(3)])
@@ -200,7 +194,7 @@ def _judges_alone(model: Model, pictures: list[Image.Image]) -> None:
         _expect(apart <= most, f"log-probabilities {how} differ by {apart:.2g} (allowed {most:g})")
 
 
-def _replies(model: Model, pictures: list[Image.Image]) -> None:
+def _says(model: Model, pictures: list[Image.Image]) -> None:
     together = model.reply(pictures, list(QUESTIONS))
     _expect(len(together) == 3, f"3 questions gave {len(together)} replies")
     for reply in together:

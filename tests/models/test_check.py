@@ -177,7 +177,7 @@ def test_a_whole_toy_keeps_every_rule(toys: Path) -> None:
         ("Deaf", "equal seeds", "two seeds gave the same image"),
         ("Sociable", "a verdict does not depend on its batch", "log-probabilities alone differ by"),
         ("Generous", "sum to one", "over all 8 tokens the probabilities sum to"),
-        ("Forgetful", "a saved model is the same model", "the saved model draws other images"),
+        ("Forgetful", "a saved model is the same", "the saved model draws other images"),
         ("Feverish", "at temperature 0", "at temperature 0 two seeds gave two images"),
         ("Boastful", "describes itself", "capability 'fly' is none of generate"),
         ("Boastful", "tokens and images", "it says image_tokens, and a drawing has none"),
