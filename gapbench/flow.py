@@ -10,15 +10,16 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from gapbench.engines.local import work
 from gapbench.judges.base import DigestJudge, Judge, PictureJudge
 from gapbench.judges.own import Mode
-from gapbench.models.base import PAIR, Model, is_pair
+from gapbench.models.base import PAIR, Model, Unfinished, is_pair
 from gapbench.plan import Item, Plan, missing_items, prepare, refuse_prompts
 from gapbench.store import RunFolder, folder_for, read_json
 from gapbench.types import GapbenchError, Generation, Prompt, Rates, Verdict
@@ -32,6 +33,7 @@ Progress = Callable[[str, int, int], Callable[[int], None]]
 """Told (stage, items that are there already, items in all); returns what to call with each batch's
 size."""
 
+T = TypeVar("T")
 OWN_METRICS: Final = frozenset({"non_unification", "mismatch_acceptance"})
 """Those that need no outside judge."""
 
@@ -250,7 +252,9 @@ def _draw(
 
     def do(batch: Sequence[Item]) -> None:
         start = time.perf_counter()
-        drawings = model.generate([i.prompt.text for i in batch], [i.seed for i in batch])
+        drawings, stop = _done(
+            lambda: model.generate([i.prompt.text for i in batch], [i.seed for i in batch])
+        )
         seconds = (time.perf_counter() - start) / len(batch)
         folder.append(
             Generation(
@@ -263,8 +267,9 @@ def _draw(
                 logprob=drawing.logprob,
                 seconds=seconds,
             )
-            for item, drawing in zip(batch, drawings, strict=True)
+            for item, drawing in ((batch[place], found) for place, found in drawings.items())
         )
+        _go_on(stop)
 
     work(missing, batch_size, do, advance)
 
@@ -287,9 +292,10 @@ def _judge(
     def do(batch: Sequence[tuple[Prompt, str]]) -> None:
         prompts = [prompt for prompt, _ in batch]
         if isinstance(judge, DigestJudge):
-            answers = judge.judge_digests([image for _, image in batch], prompts)
+            ask = partial(judge.judge_digests, [image for _, image in batch], prompts)
         else:
-            answers = judge.judge([folder.image(image) for _, image in batch], prompts)
+            ask = partial(judge.judge, [folder.image(image) for _, image in batch], prompts)
+        answers, stop = _done(ask)
         folder.append(
             Verdict(
                 image=image,
@@ -298,10 +304,26 @@ def _judge(
                 fingerprint=judge.fingerprint,
                 **asdict(answer),
             )
-            for (prompt, image), answer in zip(batch, answers, strict=True)
+            for (prompt, image), answer in ((batch[place], a) for place, a in answers.items())
         )
+        _go_on(stop)
 
     work(missing, batch_size, do, advance)
+
+
+def _done(call: Callable[[], Sequence[T]]) -> tuple[Mapping[int, T], Unfinished | None]:
+    """What a batch gave by place, whole or as far as it came."""
+    try:
+        return dict(enumerate(call())), None
+    except Unfinished as stop:
+        return stop.done, stop
+
+
+def _go_on(stop: Unfinished | None) -> None:
+    if stop is not None:
+        raise GapbenchError(
+            f"{stop}; the rest is kept, run the same command again to try what is left"
+        ) from stop
 
 
 def _note_check(folder: RunFolder, judge: str, warning: str | None) -> None:

@@ -41,6 +41,14 @@ class Drawing:
     logprob: float | None
 
 
+class Unfinished(GapbenchError):
+    """Some items of a batch failed; `done` maps the places of the others to what they gave."""
+
+    def __init__(self, message: str, done: Mapping[int, Any]) -> None:
+        super().__init__(message)
+        self.done = done
+
+
 class Model(Protocol):
     """A unified model: one set of weights that draws and judges.
 
@@ -78,6 +86,7 @@ class Model(Protocol):
         """Draw one image for each (prompt, seed).
 
         An image depends on its prompt and seed alone: not on the batch, its size or its order.
+        Where some fail and others are done, Unfinished (also of judge and reply) holds the latter.
         """
 
     def judge(
