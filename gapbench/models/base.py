@@ -41,7 +41,7 @@ class Drawing:
     logprob: float | None
 
 
-class Unfinished(GapbenchError):
+class Unfinished(GapbenchError):  # noqa: N818
     """Some items of a batch failed; `done` maps the places of the others to what they gave."""
 
     def __init__(self, message: str, done: Mapping[int, Any]) -> None:
