@@ -41,9 +41,9 @@ class WorkerModel:
     """Drives a worker started as `command`.
 
     `identity` (digests of the worker's files, upstream commit, checkpoint revisions, dtype) and the
-    versions in the greeting make the fingerprint, with `recipe` the run's identity. `timeout` bounds
-    the seconds until the next message of a request, `load_timeout` those for bringing in the
-    weights. Raises GapbenchError where the process does not start or greets wrongly.
+    versions in the greeting make the fingerprint; with `recipe` they are the run's identity.
+    `timeout` bounds the seconds until the next message of a request, `load_timeout` those for
+    bringing in the weights. Raises GapbenchError where the process does not start or greets wrongly.
     """
 
     def __init__(
@@ -220,8 +220,11 @@ class _Process:
         self._folder = tempfile.TemporaryDirectory(prefix="gapbench-worker-")
         self.folder = Path(self._folder.name)
         self._log = self.folder / "stderr.txt"
-        # The environment is the model's own: nothing of this one's Python leaks into it.
-        inherited = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "PYTHONHOME"}}
+        # The environment is the model's own: nothing of this one's Python leaks into it. It leaves
+        # upstream's source as it is, and fetches nothing: that is `gapbench prepare`'s.
+        variables = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "PYTHONHOME"}}
+        variables |= {"PYTHONDONTWRITEBYTECODE": "1"}
+        variables |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
         with self._log.open("wb") as log:
             try:
                 self._popen = subprocess.Popen(  # noqa: S603 (a registered command, no shell)
@@ -229,7 +232,7 @@ class _Process:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
-                    env=inherited,
+                    env=variables,
                     start_new_session=True,
                 )
             except OSError as error:

@@ -13,12 +13,10 @@ a line: requests on stdin, messages on what was stdout; upstream's own prints go
 |          | {"id": 3, "op": "draw", "folder", "items": [{"prompt", "seed"}]} |
 |          | {"id": 4, "op": "judge", "answers", "items": [{"image", "sha256", "question"}]} |
 |          | {"id": 5, "op": "reply", "items": [{"image", "sha256", "question"}]} |
-| worker, an item | {"id", "item": 0, "reason"} for refuse; {"id", "item", "logprobs"} for judge; |
-|                 | {"id", "item", "text"} for reply; for draw |
-|                 | {"id", "item", "image", "sha256", "tokens", "prompt", "logprob"}, where `image` |
-|                 | names a PNG file in `folder` |
-|                 | {"id", "item", "error"} where that item alone failed |
-| worker, at the end | {"id", "done": true}, or {"id", "error", "memory": bool} for all the rest |
+| worker, per item | {"id", "item": 0, "reason"} (refuse), "logprobs" (judge), "text" (reply), |
+|          | "image", "sha256", "tokens", "prompt", "logprob" (draw; a PNG file in `folder`), |
+|          | or {"id", "item", "error"} where that item alone failed |
+| worker, last | {"id", "done": true}, or {"id", "error", "memory": bool} for all the rest |
 
 Items may be answered in any order. The worker leaves when stdin ends.
 """
