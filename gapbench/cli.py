@@ -159,6 +159,7 @@ def models(name: Annotated[str | None, typer.Argument(help="A model to describe.
     from gapbench.hub import present
     from gapbench.models import MODELS, load_model, model_names
     from gapbench.models.base import CAPABILITIES, PAIR
+    from gapbench.models.upstream import prepared
 
     if name is None:
         table = Table(
@@ -188,6 +189,9 @@ def models(name: Annotated[str | None, typer.Argument(help="A model to describe.
         for role, item in entry.needs.items():
             here = "here" if present(item) else f"gapbench prepare --model {name}"
             facts[f"{role} checkpoint"] = f"{item.repo} at {item.revision} ({here})"
+        if entry.runs == "worker":
+            ready = prepared(name)
+            facts["environment"] = "here" if ready else f"gapbench prepare --model {name}"
         facts |= {f"recipe: {key}": value for key, value in entry.recipe.items()}
         facts |= {"recipe's source": entry.source, "guidance": entry.convention}
     if entry is None or entry.folder:
@@ -228,11 +232,12 @@ def prepare(
     tasks: Annotated[str | None, typer.Option(help="As for run. [all, or none where a model is named]")] = None,
     model: Annotated[str | None, typer.Option(help="Models by name, with commas.")] = None,
     judge: Annotated[str | None, typer.Option(help="Outside judges, with commas. [each task's own]")] = None,
+    worker_python: Annotated[Path | None, typer.Option(help="The interpreter of an environment of your own for a model that runs as a worker.")] = None,
     data: Annotated[Path | None, typer.Option(help="A folder of your own copies; names do not matter, digests do.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be fetched and stop.")] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
 ) -> None:  # fmt: skip
-    """Fetch what tasks and judges need: pinned, verified, resumed where it broke off."""
+    """Fetch what tasks, models and judges need: pinned, verified, resumed where it broke off."""
     from rich.table import Table
 
     from gapbench import prepare as preparing
@@ -247,9 +252,14 @@ def prepare(
         size = f"{need.item.bytes / 1e6:.2f}" if need.item.bytes else ""
         here = "yes" if need.ready() else "no"
         table.add_row(need.name, need.wanted_by, size, need.item.license, here)
+    workers = preparing.workers(named, worker_python)
+    for name, ready in workers.items():
+        here = "yes" if ready else "no"
+        table.add_row("source and environment", f"model {name}", "", "", here)
     _console().print(table if wanted else "Nothing is needed: all of it ships with gapbench.")
     if dry_run:
         return
+    preparing.bring_workers(workers, worker_python, typer.echo)
     with bars(in_bytes=True) as progress:
         preparing.bring(wanted, data, lambda name, size: progress(name, 0, size))
     typer.echo("All of it is here." if wanted else "")

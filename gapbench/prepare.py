@@ -10,6 +10,7 @@ from gapbench.fetch import Source, adopt, download, have
 from gapbench.hub import Checkpoint, fetch, present
 from gapbench.judges import load_judge
 from gapbench.models import MODELS
+from gapbench.models.upstream import prepare_worker, prepared
 from gapbench.tasks import selected_tasks
 from gapbench.types import GapbenchError
 
@@ -80,3 +81,20 @@ def bring(wanted: Iterable[Need], data: Path | None, progress: Progress) -> None
             troubles.append(str(error))
     if troubles:
         raise GapbenchError("; ".join(troubles))
+
+
+def workers(models: Sequence[str], python: Path | None) -> dict[str, bool]:
+    """Those of the named models that run as workers, and whether source and environment are here.
+
+    Raises GapbenchError where an interpreter is named and no such model.
+    """
+    found = {name: prepared(name) for name in models if MODELS[name].runs == "worker"}
+    if python is not None and not found:
+        raise GapbenchError(f"--worker-python {python}: name a worker's model by --model")
+    return found
+
+
+def bring_workers(names: Iterable[str], python: Path | None, say: Callable[[str], None]) -> None:
+    """Fetch workers' sources and make their environments, or take an existing one."""
+    for name in names:
+        prepare_worker(name, python, say)

@@ -21,7 +21,7 @@ Runs = Literal["native", "worker", "server"]
 FAMILIES: Final[dict[Family, str]] = {
     "janus": "gapbench.models.janus_family:make",
     "emu3": "gapbench.models.emu3:make",
-    "worker": "gapbench.models.worker:make",
+    "worker": "gapbench.models.upstream:make",
     "server": "gapbench.models.server:make",
 }
 """Family -> "module:function", called as make(name, entry, recipe=..., device=..., dtype=...) with
@@ -109,7 +109,7 @@ def _janus(summary: str, repo: str, license: str, size: Literal["1B", "7B"], **m
 
 def _worker(
     summary: str, license: str, parameters: str, memory: str, recipe: Mapping[str, Any],
-    source: str, convention: str, needs: Mapping[str, Checkpoint],
+    source: str, convention: str, needs: Mapping[str, Checkpoint], tokens: bool = False,
 ) -> Entry:  # fmt: skip
     return Entry(
         summary=summary,
@@ -117,7 +117,9 @@ def _worker(
         license=license,
         parameters=parameters,
         memory=memory,
-        capabilities=frozenset({"generate", "judge_text"}),
+        capabilities=frozenset(
+            {"generate", "judge_logits", "judge_text"} | ({"image_tokens"} if tokens else set())
+        ),
         recipe=recipe,
         source=source,
         convention=convention,
@@ -131,26 +133,30 @@ WORKERS: Final[dict[str, Entry]] = {
         license="Apache-2.0",
         parameters="1.5 B",
         memory="8 GB",
-        recipe={"guidance": 5.0, "temperature": 1.0, "steps": 50},
-        source="showlab/Show-o, README, text-to-image at 512 x 512",
+        recipe={"guidance": 5.0, "temperature": 1.0, "steps": 50, "size": 512},
+        source="showlab/Show-o 45a5a2d, README, text-to-image at 512 x 512",
         convention="(1 + guidance) * cond - guidance * uncond; 0 is none, 5 is Janus's 6",
         needs={
             "model": hub("showlab/show-o-512x512", "Apache-2.0", 5.9, "*"),
             "vq": hub("showlab/magvitv2", "Apache-2.0", 0.8, "*"),
+            "text": hub("microsoft/phi-1_5", "MIT", 0.01, "*.json", "*.txt"),
         },
+        tokens=True,
     ),
     "hermesflow": _worker(
         "Show-o tuned on its own preferences (Pair-DPO); 512 x 512 pixels",
         license="none stated",
         parameters="1.5 B",
         memory="8 GB",
-        recipe={"guidance": 5.0, "temperature": 1.0, "steps": 50},
-        source="Gen-Verse/HermesFlow, README, as Show-o",
+        recipe={"guidance": 5.0, "temperature": 1.0, "steps": 50, "size": 512},
+        source="Gen-Verse/HermesFlow d6cf91a, README",
         convention="(1 + guidance) * cond - guidance * uncond; 0 is none, 5 is Janus's 6",
         needs={
             "model": hub("Gen-Verse/HermesFlow", "none stated", 5.9, "*"),
             "vq": hub("showlab/magvitv2", "Apache-2.0", 0.8, "*"),
+            "text": hub("microsoft/phi-1_5", "MIT", 0.01, "*.json", "*.txt"),
         },
+        tokens=True,
     ),
     "vila-u": _worker(
         "autoregressive over residual-quantised codes; 256 x 256 pixels",
@@ -158,7 +164,7 @@ WORKERS: Final[dict[str, Entry]] = {
         parameters="7 B",
         memory="18 GB",
         recipe={"guidance": 3.0},
-        source="mit-han-lab/vila-u, generate_image_content's default cfg",
+        source="mit-han-lab/vila-u 096623c, generate_image_content's default cfg",
         convention="uncond + guidance * (cond - uncond); 1 is none",
         needs={"model": hub("mit-han-lab/vila-u-7b-256", "not checked", 14.5, "*")},
     ),
@@ -167,8 +173,18 @@ WORKERS: Final[dict[str, Entry]] = {
         license="Apache-2.0",
         parameters="14 B (7 B active)",
         memory="32 GB",
-        recipe={"cfg_text_scale": 3.0, "cfg_img_scale": 1.5, "steps": 50},
-        source="ByteDance-Seed/Bagel, inferencer.py, defaults of InterleaveInferencer",
+        recipe={
+            "cfg_text_scale": 4.0,
+            "cfg_img_scale": 1.0,
+            "cfg_interval_start": 0.4,
+            "cfg_renorm_min": 0.0,
+            "cfg_renorm_type": "global",
+            "timestep_shift": 3.0,
+            "steps": 50,
+            "size": 1024,
+        },
+        source="ByteDance-Seed/Bagel 056b5fd, inference.ipynb, text-to-image (the defaults of "
+        "inferencer.py are another set)",
         convention="one scale for the text branch, one for the image branch; 1 is none",
         needs={"model": hub("ByteDance-Seed/BAGEL-7B-MoT", "Apache-2.0", 29.2, "*")},
     ),
@@ -178,12 +194,32 @@ WORKERS: Final[dict[str, Entry]] = {
         parameters="8 B",
         memory="40 GB",
         recipe={"guidance": 3.0, "steps": 30},
-        source="JiuhaiChen/BLIP3o branch main, inference.py",
+        source="JiuhaiChen/BLIP3o 4689ec3, inference.py; steps from sample_images()",
         convention="of the diffusion decoder; 1 is none",
-        needs={"model": hub("BLIP3o/BLIP3o-Model-8B", "Apache-2.0", 35.0, "*")},
+        needs={
+            "model": hub("BLIP3o/BLIP3o-Model-8B", "Apache-2.0", 35.0, "*"),
+            "processor": hub(
+                "Qwen/Qwen2.5-VL-7B-Instruct",
+                "Apache-2.0",
+                0.01,
+                "preprocessor_config.json",
+                "tokenizer.json",
+                "tokenizer_config.json",
+                "vocab.json",
+                "merges.txt",
+                "chat_template.json",
+                "config.json",
+            ),
+            "scheduler": hub(
+                "Alpha-VLLM/Lumina-Next-SFT-diffusers",
+                "Apache-2.0",
+                0.01,
+                "scheduler/scheduler_config.json",
+            ),
+        },  # fmt: skip
     ),
 }
-"""The rows of workers: a worker's file adds to its row what it can do."""
+"""The rows of workers; gapbench.models.upstream has their source and packages."""
 
 HUB: Final[dict[str, Entry]] = {
     "janus-pro": _janus(

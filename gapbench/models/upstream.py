@@ -1,7 +1,7 @@
 """The environments of models that run as workers: upstream's source at a commit, its packages.
 
-    <cache>/workers/source/<model>-<commit>/     upstream's repository
-    <cache>/workers/env/<lock>/                  a virtual environment, or the name of another
+<cache>/workers/source/<model>-<commit>/     upstream's repository
+<cache>/workers/env/<lock>/                  a virtual environment, or the name of another
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def make(
         # The hub's cache calls a snapshot's folder by its commit.
         **{role: folder.name for role, folder in checkpoints.items()},
     }
-    command = [python, WORKERS / "serve.py", upstream.worker, json.dumps(settings)]
+    command: list[str | Path] = [python, WORKERS / "serve.py", upstream.worker, json.dumps(settings)]
     return WorkerModel(name, command, recipe, identity)
 
 

@@ -43,7 +43,8 @@ class WorkerModel:
     `identity` (digests of the worker's files, upstream commit, checkpoint revisions, dtype) and the
     versions in the greeting make the fingerprint; with `recipe` they are the run's identity.
     `timeout` bounds the seconds until the next message of a request, `load_timeout` those for
-    bringing in the weights. Raises GapbenchError where the process does not start or greets wrongly.
+    bringing in the weights. Raises GapbenchError where the process does not start, or greets
+    wrongly.
     """
 
     def __init__(

@@ -20,7 +20,15 @@ TOGETHER = (
 
 class Worker:
     capabilities = ("generate", "judge_logits", "judge_text")
-    packages = ("torch", "torchvision", "transformers", "accelerate", "flash_attn", "numpy", "pillow")
+    packages = (
+        "torch",
+        "torchvision",
+        "transformers",
+        "accelerate",
+        "flash_attn",
+        "numpy",
+        "pillow",
+    )
 
     def __init__(self, settings):
         sys.path.insert(0, settings["repo"])

@@ -14,7 +14,8 @@ import sys
 MAX_TEXT = 128  # dataset.preprocessing.max_seq_length in configs/showo_demo_512x512.yaml
 REPLY_TOKENS = 100  # max_new_tokens in configs/hermesflow_demo_512x512.yaml
 SPECIAL = (
-    "<|soi|>", "<|eoi|>", "<|sov|>", "<|eov|>", "<|t2i|>", "<|mmu|>", "<|t2v|>", "<|v2v|>", "<|lvg|>",
+    "<|soi|>", "<|eoi|>", "<|sov|>", "<|eov|>", "<|t2i|>", "<|mmu|>", "<|t2v|>", "<|v2v|>",
+    "<|lvg|>",
 )  # fmt: skip
 
 
@@ -144,7 +145,7 @@ class Worker:
                 yield Image.fromarray(pixels), tokens.tolist(), prompt, None
 
     def question(self, image, question):
-        """Ids of an image and a question about it, and how many of them are the question's."""
+        """Ids of an image and a question about it."""
         import torch
         from training.utils import image_transform
 
@@ -174,21 +175,18 @@ class Worker:
         # Answers that differ in their last token only are read off one row.
         rows = []
         for head, tail in zip(heads, tails):
-            for context in sorted({tuple(ids[:-1]) for ids in tail}):
-                rows.append((head, context))
-        width = max(len(head) + len(context) for head, context in rows)
+            rows += [[*head, *context] for context in sorted({tuple(ids[:-1]) for ids in tail})]
+        width = max(map(len, rows))
         pad = self.mark("<|pad|>")  # on the right, where no token before it can see it
-        ids = torch.tensor(
-            [[*head, *context, *[pad] * (width - len(head) - len(context))] for head, context in rows],
-            device=self.device,
-        )  # fmt: skip
+        padded = [row + [pad] * (width - len(row)) for row in rows]
+        ids = torch.tensor(padded, device=self.device)
         attention = create_attention_mask_for_mmu(ids, eoi_id=self.mark("<|eoi|>"))
         with torch.no_grad():
             logits = self.model(ids, attention_mask=attention)
         for head, tail in zip(heads, tails):
             found = []
             for answer in tail:
-                row = rows.index((head, tuple(answer[:-1])))
+                row = rows.index([*head, *answer[:-1]])
                 at = logits[row, len(head) - 1 : len(head) - 1 + len(answer)].log_softmax(-1)
                 found.append(sum(float(at[i, token]) for i, token in enumerate(answer)))
             yield found
