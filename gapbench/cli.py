@@ -341,9 +341,7 @@ def _print_run(done: Run, judge: str | None) -> None:
     for first, second, agreed in done.agreements():
         console.print(f"{first} and {second} {tables.agreement(agreed)}", soft_wrap=True)
     for name, warning in done.checks().items():
-        console.print(
-            f"WARNING: judge {name} failed its picture check: {warning}", style="bold red"
-        )
+        console.print(f"WARNING: {name} failed the check: {warning}", style="bold red")
 
 
 def _print_estimate(left: Estimate) -> None:

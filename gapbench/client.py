@@ -69,7 +69,7 @@ class Client:
         self._key = next((value for name in KEYS if (value := os.environ.get(name))), "").strip()
         if not (self._key.isascii() and self._key.isprintable()):
             raise GapbenchError(f"{' or '.join(KEYS)} holds characters that no key has")
-        self._refused = 0
+        self._taken: int | None = None
         self._http: httpx.Client | None = None
 
     def together(self, calls: Sequence[Callable[[threading.Event], T]]) -> list[T | GapbenchError]:
@@ -112,8 +112,7 @@ class Client:
         """The verdict on an image: by the probabilities of the two digits where the server gives
         both among the likeliest tokens, else by the words; abstained where it gives neither.
 
-        `variants` are settings to ask with, the fullest first: a server that refuses one is asked
-        with the next, from then on.
+        `variants` are settings to ask with, the fullest first.
         """
         buffer = BytesIO()
         image.save(buffer, "PNG")
@@ -133,13 +132,14 @@ class Client:
         variants: Sequence[Mapping[str, Any]],
         stop: threading.Event,
     ) -> Reply | str:
-        """The reply to the payload with the first variant of settings that the server takes, or
-        why there is none."""
+        """The reply to the payload with the first variant of settings that the server takes (the
+        one it is asked with from then on), or why there is none."""
         first: Reply | str | None = None
-        for refused in range(self._refused, len(variants)):
-            said = self._send(path, {"model": self.model, **payload, **variants[refused]}, stop)
+        places = range(len(variants)) if self._taken is None else [self._taken]
+        for place in places:
+            said = self._send(path, {"model": self.model, **payload, **variants[place]}, stop)
             if not isinstance(said, str) and said.status == 200:
-                self._refused = refused
+                self._taken = place
                 return said
             first = said if first is None else first
             if isinstance(said, str) or said.status not in (400, 422):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 from gapbench.engines.local import work
 from gapbench.judges.base import DigestJudge, Judge, PictureJudge
 from gapbench.judges.own import Mode
-from gapbench.models.base import PAIR, Model, Unfinished, is_pair
+from gapbench.models.base import PAIR, Model, SeedlessModel, Unfinished, is_pair
 from gapbench.plan import Item, Plan, missing_items, prepare, refuse_prompts
 from gapbench.store import RunFolder, folder_for, read_json
 from gapbench.types import GapbenchError, Generation, Prompt, Rates, Verdict
@@ -34,6 +34,7 @@ Progress = Callable[[str, int, int], Callable[[int], None]]
 size."""
 
 T = TypeVar("T")
+SEEDS: Final = "the model's seeds"
 OWN_METRICS: Final = frozenset({"non_unification", "mismatch_acceptance"})
 """Those that need no outside judge."""
 
@@ -62,7 +63,8 @@ class Run:
         return list(self.plan.judges)
 
     def checks(self) -> dict[str, str]:
-        """Judge -> what its answers about a picture of known truth got wrong; empty if nothing."""
+        """What was tried -> what was wrong with it: a judge's answers about a picture of known
+        truth ("judge NAME"), or a model's seeds; empty if nothing was."""
         file = self.path / "checks.json"
         return {str(k): str(v) for k, v in read_json(file).items()} if file.exists() else {}
 
@@ -236,6 +238,7 @@ def about(model: Model) -> dict[str, Any]:
             "pair": is_pair(model),
             "device": getattr(model, "device", None),
             "dtype": getattr(model, "dtype", None),
+            "versions": getattr(model, "versions", None),
         },
         "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
         "machine": {"system": platform.system(), "processor": platform.machine()},
@@ -247,6 +250,8 @@ def _draw(
     model: Model, folder: RunFolder, items: list[Item], batch_size: int, progress: Progress
 ) -> None:
     missing = missing_items(items, folder.generations())
+    if missing and isinstance(model, SeedlessModel):
+        _note_check(folder, SEEDS, model.check_seeds(missing[0].prompt.text, missing[0].seed))
     total = len({(item.prompt.text, item.seed) for item in items})
     advance = progress("images", total - len(missing), total)
 
@@ -286,7 +291,7 @@ def _judge(
     there = folder.verdicts()
     missing = [pair for key, pair in wanted.items() if key not in there]
     if missing and isinstance(judge, PictureJudge):
-        _note_check(folder, judge.name, judge.check_picture())
+        _note_check(folder, f"judge {judge.name}", judge.check_picture())
     advance = progress(stage, len(wanted) - len(missing), len(wanted))
 
     def do(batch: Sequence[tuple[Prompt, str]]) -> None:
@@ -326,12 +331,12 @@ def _go_on(stop: Unfinished | None) -> None:
         ) from stop
 
 
-def _note_check(folder: RunFolder, judge: str, warning: str | None) -> None:
-    """Mark in the run what a judge's picture check found; an earlier mark goes when it is right."""
+def _note_check(folder: RunFolder, what: str, warning: str | None) -> None:
+    """Mark in the run what a check found; an earlier mark goes when all is right."""
     checks = folder.read("checks.json") if (folder.path / "checks.json").exists() else {}
-    if warning is not None or judge in checks:
-        checks.pop(judge, None)
-        folder.write("checks.json", checks | ({judge: warning} if warning else {}))
+    if warning is not None or what in checks:
+        checks.pop(what, None)
+        folder.write("checks.json", checks | ({what: warning} if warning else {}))
 
 
 def _number(verdict: Verdict | None, field: str) -> float:

@@ -244,6 +244,8 @@ def test_a_run_ends_in_a_table_and_kills_change_nothing(tmp_path: Path) -> None:
     assert images_of(killed.path) == images_of(whole.path)
     assert verdicts_of(killed.path) == verdicts_of(whole.path)
     assert killed.path.name == whole.path.name
+    about = json.loads((whole.path / "run.json").read_text())["model_about"]
+    assert about["versions"]["no-such-package"] == "missing"
 
 
 def test_nothing_done_is_lost_and_the_same_command_goes_on(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from gapbench.fetch import Source
 from gapbench.hub import Checkpoint
-from gapbench.models.base import Model, Unfinished
+from gapbench.models.base import AnsweringModel, Model, Unfinished
 from gapbench.types import Answer, Prompt
 
 ANSWERS: Final = (" The score is 0", " The score is 1")
@@ -41,6 +41,8 @@ class OwnJudge:
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
         questions = [prompt.question for prompt in prompts]
+        if isinstance(self.model, AnsweringModel):
+            return self.model.answers(images, questions, words=self.mode == "text")
         try:
             if self.mode == "text":
                 return [parse(text) for text in self.model.reply(images, questions)]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gapbench.types import GapbenchError
+from gapbench.types import Answer, GapbenchError
 
 if TYPE_CHECKING:
     import torch
@@ -109,6 +109,24 @@ class Adaptable(Protocol):
 
         Raises GapbenchError where the folder holds none.
         """
+
+
+@runtime_checkable
+class AnsweringModel(Protocol):
+    """A model that gives verdicts itself: probabilities where it has them, else words."""
+
+    def answers(
+        self, images: Sequence[Image.Image], questions: Sequence[str], words: bool
+    ) -> list[Answer]:
+        """Answer for each (image, question), in order; by words alone if `words`."""
+
+
+@runtime_checkable
+class SeedlessModel(Protocol):
+    """A model that may not heed its seeds, and can be tried."""
+
+    def check_seeds(self, prompt: str, seed: int) -> str | None:
+        """What is wrong with the images of one prompt and seed, or None."""
 
 
 def is_pair(model: Model) -> bool:

@@ -216,7 +216,7 @@ WORKERS: Final[dict[str, Entry]] = {
                 0.01,
                 "scheduler/scheduler_config.json",
             ),
-        },  # fmt: skip
+        },
     ),
 }
 """The rows of workers; gapbench.models.upstream has their source and packages."""

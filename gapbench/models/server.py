@@ -115,7 +115,9 @@ class ServerModel:
         """An image for each (prompt, seed). Raises Unfinished where some could not be had."""
         pairs = list(zip(prompts, seeds, strict=True))
         kept = [self._drawn.pop(pair, None) for pair in pairs]
-        calls = [partial(self._draw, *pair) for pair, one in zip(pairs, kept, strict=True) if not one]
+        calls = [
+            partial(self._draw, *pair) for pair, one in zip(pairs, kept, strict=True) if not one
+        ]
         fresh = iter(self._client.together(calls))
         found = [one or next(fresh) for one in kept]
         done = {place: one for place, one in enumerate(found) if isinstance(one, Drawing)}
@@ -144,8 +146,8 @@ class ServerModel:
         if first.image.tobytes() == second.image.tobytes():
             return None
         return (
-            f"{self.name} drew two images of one prompt and one seed that differ: its images cannot "
-            "be drawn again, and samples are as the server's own chance has it"
+            f"{self.name} drew two images of one prompt and one seed that differ: its images "
+            "cannot be drawn again, and samples are as the server's own chance has it"
         )
 
     def _draw(self, prompt: str, seed: int, stop: threading.Event) -> Drawing | str:
@@ -164,8 +166,8 @@ class ServerModel:
     ) -> list[Answer]:
         """Verdicts by the probabilities of the digits where the server tells them (and `words` are
         not wanted), else by the words. Raises GapbenchError where the server is out of reach."""
-        plain = ({**GREEDY, **VLLM}, GREEDY)
-        variants = plain if words else (*({**one, **LOGPROBS} for one in plain), *plain)
+        plain: list[dict[str, Any]] = [{**GREEDY, **VLLM}, GREEDY]
+        variants = plain if words else [*({**one, **LOGPROBS} for one in plain), *plain]
         found: list[Answer] = []
         calls = [
             partial(self._chat.chat, image, question, variants)

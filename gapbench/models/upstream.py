@@ -119,7 +119,12 @@ def make(
         # The hub's cache calls a snapshot's folder by its commit.
         **{role: folder.name for role, folder in checkpoints.items()},
     }
-    command: list[str | Path] = [python, WORKERS / "serve.py", upstream.worker, json.dumps(settings)]
+    command: list[str | Path] = [
+        python,
+        WORKERS / "serve.py",
+        upstream.worker,
+        json.dumps(settings),
+    ]
     return WorkerModel(name, command, recipe, identity)
 
 
