@@ -191,7 +191,7 @@ def differences(python: Path, lock: Path) -> list[str]:
         "import sys, json\nassert sys.version_info >= (3, 8), 'it is older than Python 3.8'\n"
         "from importlib.metadata import distributions\n"
         "print(json.dumps({(d.metadata['Name'] or '').lower().replace('_', '-'): d.version "
-        "for d in distributions()}))"
+        "for d in reversed(list(distributions()))}))"
     )
     here = json.loads(_run([str(python), "-c", code], f"--worker-python {python}"))
     found = []

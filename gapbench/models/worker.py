@@ -59,6 +59,7 @@ class WorkerModel:
     ) -> None:
         self.name = name
         self.recipe: dict[str, Any] = dict(recipe)
+        self.dtype = identity.get("dtype")
         self._command = [str(part) for part in command]
         self._timeout, self._load_timeout = timeout, load_timeout
         self._process: _Process | None = None

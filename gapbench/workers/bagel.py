@@ -162,17 +162,17 @@ class Worker:
                 context = inferencer.update_context_text(question, context)
                 (length,), (rope,) = context["kv_lens"], context["ropes"]
                 found = []
-                for tail in tails:
-                    ids = torch.tensor([self.start, *tail[:-1]], device="cuda:0")
-                    places = torch.arange(len(ids), device="cuda:0")
+                for tail in tails:  # on the CPU, as upstream's own inputs are
+                    ids = torch.tensor([self.start, *tail[:-1]])
+                    places = torch.arange(len(ids))
                     output = llm.forward_inference(
                         packed_query_sequence=llm.model.embed_tokens(ids),
-                        query_lens=torch.tensor([len(ids)], dtype=torch.int, device="cuda:0"),
+                        query_lens=torch.tensor([len(ids)], dtype=torch.int),
                         packed_query_position_ids=rope + places,
                         packed_query_indexes=length + places,
                         past_key_values=context["past_key_values"],
-                        key_values_lens=torch.tensor([length], dtype=torch.int, device="cuda:0"),
-                        packed_key_value_indexes=torch.arange(length, device="cuda:0"),
+                        key_values_lens=torch.tensor([length], dtype=torch.int),
+                        packed_key_value_indexes=torch.arange(length),
                         update_past_key_values=False,
                         is_causal=True,
                         **mode,

@@ -12,6 +12,7 @@ import os
 import sys
 
 MAX_TEXT = 128  # dataset.preprocessing.max_seq_length in configs/showo_demo_512x512.yaml
+TOGETHER = 8  # at 512 x 512 the logits of 8 images and their unconditional rows take 4.3 GB
 REPLY_TOKENS = 100  # max_new_tokens in configs/hermesflow_demo_512x512.yaml
 SPECIAL = (
     "<|soi|>", "<|eoi|>", "<|sov|>", "<|eov|>", "<|t2i|>", "<|mmu|>", "<|t2v|>", "<|v2v|>",
@@ -80,6 +81,11 @@ class Worker:
         return None
 
     def draw(self, prompts, seeds):
+        for start in range(0, len(prompts), TOGETHER):
+            batch = slice(start, start + TOGETHER)
+            yield from self.draw_together(prompts[batch], seeds[batch])
+
+    def draw_together(self, prompts, seeds):
         import torch
         from models import get_mask_chedule
         from models.sampling import mask_by_random_topk
@@ -167,6 +173,11 @@ class Worker:
             yield full[len(asked) :]
 
     def judge(self, images, questions, answers):
+        for start in range(0, len(images), TOGETHER):
+            batch = slice(start, start + TOGETHER)
+            yield from self.judge_together(images[batch], questions[batch], answers)
+
+    def judge_together(self, images, questions, answers):
         import torch
         from training.prompting_utils import create_attention_mask_for_mmu
 
