@@ -133,7 +133,7 @@ WORKERS: Final[dict[str, Entry]] = {
         license="Apache-2.0",
         parameters="1.5 B",
         memory="8 GB",
-        recipe={"guidance": 5.0, "temperature": 1.0, "steps": 50, "size": 512},
+        recipe={"guidance": 5.0, "mask_noise": 1.0, "steps": 50, "size": 512},
         source="showlab/Show-o 45a5a2d, README, text-to-image at 512 x 512",
         convention="(1 + guidance) * cond - guidance * uncond; 0 is none, 5 is Janus's 6",
         needs={
@@ -148,7 +148,7 @@ WORKERS: Final[dict[str, Entry]] = {
         license="none stated",
         parameters="1.5 B",
         memory="8 GB",
-        recipe={"guidance": 5.0, "temperature": 1.0, "steps": 50, "size": 512},
+        recipe={"guidance": 5.0, "mask_noise": 1.0, "steps": 50, "size": 512},
         source="Gen-Verse/HermesFlow d6cf91a, README",
         convention="(1 + guidance) * cond - guidance * uncond; 0 is none, 5 is Janus's 6",
         needs={
@@ -166,7 +166,10 @@ WORKERS: Final[dict[str, Entry]] = {
         recipe={"guidance": 3.0},
         source="mit-han-lab/vila-u 096623c, generate_image_content's default cfg",
         convention="uncond + guidance * (cond - uncond); 1 is none",
-        needs={"model": hub("mit-han-lab/vila-u-7b-256", "not checked", 14.5, "*")},
+        needs={
+            "model": hub("mit-han-lab/vila-u-7b-256", "not checked", 14.5, "*"),
+            "siglip": hub("google/siglip-large-patch16-256", "Apache-2.0", 0.01, "config.json"),
+        },
     ),
     "bagel": _worker(
         "mixture of transformers with a flow decoder; 1024 x 1024 pixels",

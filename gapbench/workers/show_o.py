@@ -93,7 +93,8 @@ class Worker:
         from training.prompting_utils import create_attention_mask_predict_next
 
         count, steps = self.tokens, self.recipe["steps"]
-        guidance, temperature = self.recipe["guidance"], self.recipe["temperature"]
+        # Upstream's "temperature" is that of the choice which codes stay; codes are drawn at 1.
+        guidance, temperature = self.recipe["guidance"], self.recipe["mask_noise"]
         masked = self.model.config.mask_token_id
         streams = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
         blank = torch.full((len(prompts), count), masked, dtype=torch.long, device=self.device)
