@@ -14,6 +14,8 @@ from gapbench.types import GapbenchError
 if TYPE_CHECKING:
     from gapbench.estimate import Estimate
     from gapbench.flow import Run
+    from gapbench.models.base import Model
+    from gapbench.models.registry import Entry
 
 app = typer.Typer(
     help="Measure the gap between what a unified model can draw and what it can recognise.",
@@ -26,7 +28,8 @@ app = typer.Typer(
 
 @app.command()
 def run(
-    model: Annotated[str | None, typer.Option(help="A model's name, or a checkpoint's folder. [janus-mini]")] = None,
+    model: Annotated[str | None, typer.Option(help="A model's name, a checkpoint's folder, or my_package.module:Class. [janus-mini]")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a key of the model's recipe, say guidance=4; may be repeated, and makes another run.", metavar="KEY=VALUE")] = None,
     tasks: Annotated[str | None, typer.Option(help="all, easy, medium, hard, a task, task/category, or a folder; several with commas. [shapes]")] = None,
     samples: Annotated[int | None, typer.Option(help="Images a prompt. [each task's own]")] = None,
     limit: Annotated[int | None, typer.Option(help="Prompts a task, taken from its categories in turn.")] = None,
@@ -45,7 +48,7 @@ def run(
     from gapbench.settings import read_settings
 
     options = {
-        "model": model, "tasks": _names(tasks), "samples": samples, "limit": limit,
+        "model": model, "set": _pairs(set_), "tasks": _names(tasks), "samples": samples, "limit": limit,
         "judge": _names(judge), "verdict": verdict, "batch_size": batch_size,
         "seed": seed, "device": device, "dtype": dtype, "out": out, "offline": offline,
     }  # fmt: skip
@@ -61,6 +64,7 @@ def run(
         prepared = prepare_run(
             settings.model, settings.tasks, settings.samples, settings.limit, settings.judge,
             settings.verdict, settings.seed, settings.device, settings.dtype, settings.out,
+            settings.set,
         )  # fmt: skip
         from gapbench.estimate import estimate
 
@@ -70,6 +74,7 @@ def run(
         done = flow.run(
             settings.model,
             settings.tasks,
+            recipe=settings.set,
             samples=settings.samples,
             limit=settings.limit,
             judges=settings.judge,
@@ -108,7 +113,7 @@ def show(
     if form == "text":
         _print_run(opened, judge)
     else:
-        typer.echo(tables.render(opened.rates(judge), form).rstrip("\n"))
+        typer.echo(tables.render(opened.rates(judge), form, opened.footnote).rstrip("\n"))
 
 
 @app.command()
@@ -153,40 +158,88 @@ def models(name: Annotated[str | None, typer.Argument(help="A model to describe.
     """List the models, or describe one."""
     from rich.table import Table
 
+    from gapbench.hub import present
     from gapbench.models import MODELS, load_model, model_names
+    from gapbench.models.base import CAPABILITIES, PAIR
+    from gapbench.models.upstream import prepared
 
     if name is None:
-        table = Table("model", "parameters", "license", "what it is", box=None)
+        table = Table(
+            "model", "parameters", "memory", "license", "runs", "capabilities", "what it is",
+            box=None,
+        )  # fmt: skip
         for each in model_names():
-            entry = MODELS.get(each)
-            row = (
-                (entry.parameters, entry.license, entry.summary) if entry else ("", "", "installed")
-            )
-            table.add_row(each, *row)
+            if entry := MODELS.get(each):
+                can = "all" if entry.capabilities == set(CAPABILITIES) else _listed(entry)
+                table.add_row(
+                    each + "*" * entry.pair, entry.parameters, entry.memory, entry.license,
+                    entry.runs, can, entry.summary,
+                )  # fmt: skip
+            else:
+                table.add_row(each, "", "", "", "native", "", "installed")
         _console().print(table)
+        _console().print(f"all: {', '.join(CAPABILITIES)}. * {PAIR}", soft_wrap=True)
         return
-    model = load_model(name)
     entry = MODELS.get(name)
     facts: dict[str, Any] = {}
     if entry:
-        facts = {"what": entry.summary, "license": entry.license, "folder": entry.folder}
-    facts |= {
-        "fingerprint": model.fingerprint,
-        "capabilities": ", ".join(sorted(model.capabilities)),
-    }
-    facts |= {f"recipe: {key}": value for key, value in model.recipe.items()}
+        facts = {
+            "what": entry.summary, "license": entry.license, "parameters": entry.parameters,
+            "memory": entry.memory, "runs": entry.runs, "capabilities": _listed(entry),
+            "pair": PAIR if entry.pair else None, "folder": entry.folder,
+        }  # fmt: skip
+        for role, item in entry.needs.items():
+            here = "here" if present(item) else f"gapbench prepare --model {name}"
+            facts[f"{role} checkpoint"] = f"{item.repo} at {item.revision} ({here})"
+        if entry.runs == "worker":
+            ready = prepared(name)
+            facts["environment"] = "here" if ready else f"gapbench prepare --model {name}"
+        facts |= {f"recipe: {key}": value for key, value in entry.recipe.items()}
+        facts |= {"recipe's source": entry.source, "guidance": entry.convention}
+    if entry is None or entry.folder:
+        model = load_model(name)
+        facts |= {"fingerprint": model.fingerprint, "capabilities": _listed(model)}
+        facts |= {f"recipe: {key}": value for key, value in model.recipe.items()}
     _facts(**facts)
+
+
+@app.command("check-model")
+def check_model(
+    model: Annotated[str, typer.Argument(help="As for run: a name, a folder, or my_package.module:Class.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a key of its recipe.", metavar="KEY=VALUE")] = None,
+    device: Annotated[str, typer.Option(help="As for run.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="As for run.")] = "auto",
+) -> None:  # fmt: skip
+    """Try an adapter's contract: seeds, batches, verdicts, log-probabilities, saving."""
+    from gapbench.models import load_model
+    from gapbench.models.check import check
+
+    _quiet()
+    changes: dict[str, object] = {**(_pairs(set_) or {})}
+    failed = tried = 0
+    for found in check(
+        model, lambda name, more: load_model(name, device, dtype, {**changes, **more})
+    ):
+        word = "skip" if found.skipped else "FAIL" if found.failure else "ok"
+        why = found.failure or found.skipped
+        _console().print(f"{word:4}  {found.rule}{f': {why}' if why else ''}", soft_wrap=True)
+        failed, tried = failed + bool(found.failure), tried + (found.skipped is None)
+    typer.echo(f"{model} keeps {tried - failed} of the {tried} rules that it was tried on.")
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()
 def prepare(
-    tasks: Annotated[str, typer.Option(help="As for run.")] = "all",
+    tasks: Annotated[str | None, typer.Option(help="As for run. [all, or none where a model is named]")] = None,
+    model: Annotated[str | None, typer.Option(help="Models by name, with commas.")] = None,
     judge: Annotated[str | None, typer.Option(help="Outside judges, with commas. [each task's own]")] = None,
+    worker_python: Annotated[Path | None, typer.Option(help="The interpreter of an environment of your own for a model that runs as a worker.")] = None,
     data: Annotated[Path | None, typer.Option(help="A folder of your own copies; names do not matter, digests do.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be fetched and stop.")] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
 ) -> None:  # fmt: skip
-    """Fetch what tasks and judges need: pinned, verified, resumed where it broke off."""
+    """Fetch what tasks, models and judges need: pinned, verified, resumed where it broke off."""
     from rich.table import Table
 
     from gapbench import prepare as preparing
@@ -194,7 +247,8 @@ def prepare(
 
     if offline:
         os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    wanted = preparing.needs(_names(tasks) or [], _names(judge))
+    named = _names(model) or []
+    wanted = preparing.needs(_names(tasks) or ([] if named else ["all"]), _names(judge), named)
     table = Table("needed", "for", "MB", "license", "pinned by", "here", box=None)
     for need in wanted:
         size = f"{need.item.bytes / 1e6:,.2f}" if need.item.bytes else "unknown"
@@ -202,6 +256,10 @@ def prepare(
         table.add_row(
             need.name, need.wanted_by, size, need.item.license, need.pin or "NOTHING", here
         )
+    workers = preparing.workers(named, worker_python)
+    for name, ready in workers.items():
+        here = "yes" if ready else "no"
+        table.add_row("source and environment", f"model {name}", "", "", "", here)
     _console().print(table if wanted else "Nothing is needed: all of it ships with gapbench.")
     for need in wanted:
         if need.pin is None:
@@ -213,6 +271,7 @@ def prepare(
             )
     if dry_run:
         return
+    preparing.bring_workers(workers, worker_python, typer.echo)
     with bars(in_bytes=True) as progress:
         preparing.bring(wanted, data, lambda name, size: progress(name, 0, size))
     typer.echo("All of it is here." if wanted else "")
@@ -243,6 +302,19 @@ def _names(listed: str | None) -> list[str] | None:
     return [name.strip() for name in listed.split(",")] if listed else None
 
 
+def _listed(model: Entry | Model) -> str:
+    return ", ".join(sorted(model.capabilities))
+
+
+def _pairs(given: list[str] | None) -> dict[str, str] | None:
+    """The keys and values of --set."""
+    for each in given or ():
+        if not all(part.strip() for part in each.partition("=")):
+            raise GapbenchError(f"--set {each}: give KEY=VALUE, such as guidance=4")
+    pairs = [each.split("=", 1) for each in given or ()]
+    return {key.strip(): value.strip() for key, value in pairs} or None
+
+
 def _console() -> Any:
     from rich.console import Console
 
@@ -267,7 +339,7 @@ def _print_run(done: Run, judge: str | None) -> None:
     console = _console()
     versions = ", ".join(f"{name} {version}" for name, version in plan.tasks.items())
     console.print(
-        f"{done.folder.meta['model']} on {versions}: {len(plan.items())} images of "
+        f"{done.folder.meta['model']}{'*' * bool(done.footnote)} on {versions}: {len(plan.items())} images of "
         f"{len(plan.prompts)} prompts, own verdicts by {plan.own or 'none'}",
         soft_wrap=True,
     )
@@ -276,12 +348,12 @@ def _print_run(done: Run, judge: str | None) -> None:
         outside = name or ", ".join(done.judges()) or "none"
         console.print(f"Outside judge: {outside}\n")
         tables.show(found, console)
+    if done.footnote:
+        console.print(done.footnote, soft_wrap=True)
     for first, second, agreed in done.agreements():
         console.print(f"{first} and {second} {tables.agreement(agreed)}", soft_wrap=True)
     for name, warning in done.checks().items():
-        console.print(
-            f"WARNING: judge {name} failed its picture check: {warning}", style="bold red"
-        )
+        console.print(f"WARNING: {name} failed the check: {warning}", style="bold red")
 
 
 def _print_estimate(left: Estimate) -> None:

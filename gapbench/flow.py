@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from gapbench.engines.local import work
 from gapbench.judges.base import DigestJudge, Judge, PictureJudge
 from gapbench.judges.own import Mode
-from gapbench.models.base import Model
+from gapbench.models.base import PAIR, Model, SeedlessModel, Unfinished, is_pair
 from gapbench.plan import Item, Plan, missing_items, prepare, refuse_prompts
 from gapbench.store import RunFolder, folder_for, read_json
 from gapbench.types import GapbenchError, Generation, Prompt, Rates, Verdict
@@ -32,6 +33,8 @@ Progress = Callable[[str, int, int], Callable[[int], None]]
 """Told (stage, items that are there already, items in all); returns what to call with each batch's
 size."""
 
+T = TypeVar("T")
+SEEDS: Final = "the model's seeds"
 OWN_METRICS: Final = frozenset({"non_unification", "mismatch_acceptance"})
 """Those that need no outside judge."""
 
@@ -50,12 +53,18 @@ class Run:
     def path(self) -> Path:
         return self.folder.path
 
+    @property
+    def footnote(self) -> str:
+        """What every table of the run has to say about its model, if anything."""
+        return f"* {PAIR}" if self.folder.meta.get("model_about", {}).get("pair") else ""
+
     def judges(self) -> list[str]:
         """Names of the outside judges, in order of first use."""
         return list(self.plan.judges)
 
     def checks(self) -> dict[str, str]:
-        """Judge -> what its answers about a picture of known truth got wrong; empty if nothing."""
+        """What was tried -> what was wrong with it: a judge's answers about a picture of known
+        truth ("judge NAME"), or a model's seeds; empty if nothing was."""
         file = self.path / "checks.json"
         return {str(k): str(v) for k, v in read_json(file).items()} if file.exists() else {}
 
@@ -158,6 +167,7 @@ def run(
     model: str | Model = "janus-mini",
     tasks: str | Sequence[str] = "shapes",
     *,
+    recipe: Mapping[str, object] | None = None,
     samples: int | None = None,
     limit: int | None = None,
     judges: Sequence[str] | None = None,
@@ -171,14 +181,17 @@ def run(
 ) -> Run:
     """Measure a model: draw, let it judge itself, let outside judges judge, keep everything.
 
-    `tasks` are `all`, tiers, tasks, task/category or folders; `samples` images a prompt (each
+    `recipe` changes keys of the model's sampling recipe, which makes it another run. `tasks` are
+    `all`, tiers, tasks, task/category or folders; `samples` images a prompt (each
     task's own number by default); `limit` prompts a task, spread over its categories; `judges`
     outside judges (each task's own by default). The same call again goes on where it stopped.
     Raises GapbenchError for input that cannot be run, before anything is written.
     """
     if batch_size < 1:
         raise GapbenchError(f"batch_size is {batch_size}, must be at least 1")
-    made = prepare(model, tasks, samples, limit, judges, verdict, seed, device, dtype, Path(out))
+    made = prepare(
+        model, tasks, samples, limit, judges, verdict, seed, device, dtype, Path(out), recipe
+    )
     items, drawn = made.plan.items(), {}
     path = folder_for(Path(out), made.model.name, made.identity)
     if (path / "run.json").exists():
@@ -222,8 +235,10 @@ def about(model: Model) -> dict[str, Any]:
         "model_about": {
             "fingerprint": model.fingerprint,
             "recipe": dict(model.recipe),
+            "pair": is_pair(model),
             "device": getattr(model, "device", None),
             "dtype": getattr(model, "dtype", None),
+            "versions": getattr(model, "versions", None),
         },
         "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
         "machine": {"system": platform.system(), "processor": platform.machine()},
@@ -235,12 +250,16 @@ def _draw(
     model: Model, folder: RunFolder, items: list[Item], batch_size: int, progress: Progress
 ) -> None:
     missing = missing_items(items, folder.generations())
+    if missing and isinstance(model, SeedlessModel):
+        _note_check(folder, SEEDS, model.check_seeds(missing[0].prompt.text, missing[0].seed))
     total = len({(item.prompt.text, item.seed) for item in items})
     advance = progress("images", total - len(missing), total)
 
     def do(batch: Sequence[Item]) -> None:
         start = time.perf_counter()
-        drawings = model.generate([i.prompt.text for i in batch], [i.seed for i in batch])
+        drawings, stop = _done(
+            lambda: model.generate([i.prompt.text for i in batch], [i.seed for i in batch])
+        )
         seconds = (time.perf_counter() - start) / len(batch)
         folder.append(
             Generation(
@@ -253,8 +272,9 @@ def _draw(
                 logprob=drawing.logprob,
                 seconds=seconds,
             )
-            for item, drawing in zip(batch, drawings, strict=True)
+            for item, drawing in ((batch[place], found) for place, found in drawings.items())
         )
+        _go_on(stop)
 
     work(missing, batch_size, do, advance)
 
@@ -271,15 +291,16 @@ def _judge(
     there = folder.verdicts()
     missing = [pair for key, pair in wanted.items() if key not in there]
     if missing and isinstance(judge, PictureJudge):
-        _note_check(folder, judge.name, judge.check_picture())
+        _note_check(folder, f"judge {judge.name}", judge.check_picture())
     advance = progress(stage, len(wanted) - len(missing), len(wanted))
 
     def do(batch: Sequence[tuple[Prompt, str]]) -> None:
         prompts = [prompt for prompt, _ in batch]
         if isinstance(judge, DigestJudge):
-            answers = judge.judge_digests([image for _, image in batch], prompts)
+            ask = partial(judge.judge_digests, [image for _, image in batch], prompts)
         else:
-            answers = judge.judge([folder.image(image) for _, image in batch], prompts)
+            ask = partial(judge.judge, [folder.image(image) for _, image in batch], prompts)
+        answers, stop = _done(ask)
         folder.append(
             Verdict(
                 image=image,
@@ -288,18 +309,34 @@ def _judge(
                 fingerprint=judge.fingerprint,
                 **asdict(answer),
             )
-            for (prompt, image), answer in zip(batch, answers, strict=True)
+            for (prompt, image), answer in ((batch[place], a) for place, a in answers.items())
         )
+        _go_on(stop)
 
     work(missing, batch_size, do, advance)
 
 
-def _note_check(folder: RunFolder, judge: str, warning: str | None) -> None:
-    """Mark in the run what a judge's picture check found; an earlier mark goes when it is right."""
+def _done(call: Callable[[], Sequence[T]]) -> tuple[Mapping[int, T], Unfinished | None]:
+    """What a batch gave by place, whole or as far as it came."""
+    try:
+        return dict(enumerate(call())), None
+    except Unfinished as stop:
+        return stop.done, stop
+
+
+def _go_on(stop: Unfinished | None) -> None:
+    if stop is not None:
+        raise GapbenchError(
+            f"{stop}; the rest is kept, run the same command again to try what is left"
+        ) from stop
+
+
+def _note_check(folder: RunFolder, what: str, warning: str | None) -> None:
+    """Mark in the run what a check found; an earlier mark goes when all is right."""
     checks = folder.read("checks.json") if (folder.path / "checks.json").exists() else {}
-    if warning is not None or judge in checks:
-        checks.pop(judge, None)
-        folder.write("checks.json", checks | ({judge: warning} if warning else {}))
+    if warning is not None or what in checks:
+        checks.pop(what, None)
+        folder.write("checks.json", checks | ({what: warning} if warning else {}))
 
 
 def _number(verdict: Verdict | None, field: str) -> float:

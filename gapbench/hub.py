@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
@@ -17,8 +18,8 @@ from gapbench.types import GapbenchError
 class Checkpoint:
     """Weights and settings as the file that uses them names them.
 
-    `files` maps each file to its sha256, or to None where the revision alone pins it; `bytes` is
-    about what they take together.
+    `files` maps each file to its sha256, or to None where the revision alone pins it; a name with a
+    `*` is a pattern that at least one file must fit. `bytes` is about what they take together.
     """
 
     repo: str
@@ -39,32 +40,28 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """What an answer made with it depends on; of a branch, the commit that is here."""
         named = " ".join(f"{name}:{sha256}" for name, sha256 in sorted(self.files.items()))
-        folder = None if self.pinned else _here(self)
+        folder = None if self.pinned else cached(self)
         revision = self.revision if folder is None else folder.name
         return hashlib.sha256(f"{self.repo}@{revision} {named}".encode()).hexdigest()
 
 
 def present(checkpoint: Checkpoint) -> bool:
     """Whether all of a checkpoint's files are in the hub's cache, and the ones named."""
-    folder = _here(checkpoint)
-    try:
-        verify(folder or Path(), checkpoint.files, checkpoint.repo)
-    except GapbenchError:
-        return False
-    return folder is not None
+    return cached(checkpoint) is not None
 
 
-def _here(checkpoint: Checkpoint) -> Path | None:
-    """The folder of a checkpoint's files, named by its commit, where the cache holds them all."""
+def cached(checkpoint: Checkpoint) -> Path | None:
+    """The folder of a checkpoint in the hub's cache if all of it is there, named by its commit."""
     from huggingface_hub import snapshot_download
 
     try:
         folder = Path(
             snapshot_download(checkpoint.repo, revision=checkpoint.revision, local_files_only=True)
         )
-    except Exception:  # not there: the hub client raises many kinds
+        verify(folder, checkpoint.files, checkpoint.repo)
+    except Exception:  # not there, or not whole: the hub client raises many kinds
         return None
-    return folder if all((folder / name).is_file() for name in checkpoint.files) else None
+    return folder
 
 
 def fetch(checkpoint: Checkpoint) -> Path:
@@ -78,7 +75,7 @@ def fetch(checkpoint: Checkpoint) -> Path:
     from huggingface_hub import constants
 
     try:
-        folder = _here(checkpoint) or _download(checkpoint)
+        folder = cached(checkpoint) or _download(checkpoint)
     except Exception as error:  # the hub client raises many kinds
         files = ", ".join(
             name + (f" (sha256 {sha256})" if sha256 else "")
@@ -119,8 +116,8 @@ def _download(checkpoint: Checkpoint) -> Path:
 
 def verify(folder: Path, files: Mapping[str, str | None], name: str) -> None:
     """Raises GapbenchError where a file is missing or its sha256 is not the one named."""
-    for file, wanted in files.items():
-        path = folder / file
+    for file, wanted in [*files.items(), *((shard, None) for shard in _shards(folder))]:
+        path = next(folder.glob(file), folder / file) if "*" in file else folder / file
         if not path.is_file():
             raise GapbenchError(f"{name}: {path} is missing; delete the folder and fetch it again")
         if wanted is None:
@@ -132,3 +129,50 @@ def verify(folder: Path, files: Mapping[str, str | None], name: str) -> None:
                 f"{name}: {path} has sha256 {digest}, expected {wanted}; delete it and fetch it "
                 "again, or name your own checkpoint"
             )
+
+
+def fetch_settings(who: str, repo: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """The snapshot folder of a hub checkpoint with its small files, cached or fetched.
+
+    Raises GapbenchError, for `who`, where they cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                repo, revision=revision, allow_patterns=list(patterns), ignore_patterns=["*/*"]
+            )
+        )
+    except Exception as error:  # the hub client raises many kinds
+        at = f" at {revision}" if revision else ""
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise GapbenchError(
+            f"{who}: {repo}{at} cannot be had ({why}); with a network, run `gapbench prepare`, or "
+            "give a folder"
+        ) from error
+
+
+def whole(repo: str, license: str, folder: Path, patterns: Sequence[str]) -> Checkpoint:
+    """What is to be had of a hub checkpoint: its settings, and the weights that these name."""
+    settings = {file.name for pattern in patterns for file in folder.glob(pattern)}
+    shards, size = _index(folder / "model.safetensors.index.json")
+    files = dict.fromkeys(sorted({*settings, *(shards or ["model.safetensors"])}))
+    return Checkpoint(repo=repo, revision=folder.name, license=license, files=files, bytes=size)
+
+
+def _shards(folder: Path) -> list[str]:
+    """The files that a folder's indices of weights name: a fetch may have stopped between them."""
+    return [shard for index in sorted(folder.glob("*.index.json")) for shard in _index(index)[0]]
+
+
+def _index(file: Path) -> tuple[list[str], int]:
+    """The files that an index of weights names, each once, and their bytes in all."""
+    if not file.is_file():
+        return [], 0
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        names = dict.fromkeys(map(str, raw["weight_map"].values()))
+        return list(names), int(raw.get("metadata", {}).get("total_size", 0))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise GapbenchError(f"{file}: no index of weights ({error})") from error

@@ -96,6 +96,7 @@ def prepare(
     device: str,
     dtype: str,
     out: Path,
+    recipe: Mapping[str, object] | None = None,
 ) -> Prepared:
     """Resolve and check everything a command names."""
     for name, value in (("samples", samples), ("limit", limit)):
@@ -106,7 +107,9 @@ def prepare(
     if out.exists() and not out.is_dir():
         raise GapbenchError(f"--out {out} is a file; give a folder")
     selected = select([tasks] if isinstance(tasks, str) else tasks)
-    adapter = load_model(model, device, dtype) if isinstance(model, str) else model
+    if recipe and not isinstance(model, str):
+        raise GapbenchError("recipe: give it to load_model; a model that is made keeps its own")
+    adapter = load_model(model, device, dtype, recipe) if isinstance(model, str) else model
     if "generate" not in adapter.capabilities:
         raise GapbenchError(f"model {adapter.name} lacks generate: it never draws")
     own = None if verdict == "none" else OwnJudge(adapter, verdict)

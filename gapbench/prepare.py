@@ -10,6 +10,8 @@ from gapbench.copies import Copy
 from gapbench.fetch import Source, adopt, download, have
 from gapbench.hub import Checkpoint, fetch, present
 from gapbench.judges import load_judge
+from gapbench.models import MODELS
+from gapbench.models.upstream import prepare_worker, prepared
 from gapbench.tasks import selected_tasks
 from gapbench.types import GapbenchError
 
@@ -57,14 +59,22 @@ class Need:
                 return present(self.item)
 
 
-def needs(tasks: Sequence[str], judges: Sequence[str] | None) -> list[Need]:
-    """What the named tasks, and their own judges or the named ones, need; each thing once.
+def needs(
+    tasks: Sequence[str], judges: Sequence[str] | None, models: Sequence[str] = ()
+) -> list[Need]:
+    """What the named models and tasks, and the tasks' own judges or the named ones, need; each
+    thing once.
 
     Raises GapbenchError for a name that is none.
     """
     found: dict[Source | Checkpoint | Copy, str] = {}
+    for name in models:
+        if name not in MODELS:
+            raise GapbenchError(f"--model {name}: no model to fetch; there are {', '.join(MODELS)}")
+        for checkpoint in MODELS[name].needs.values():
+            found.setdefault(checkpoint, f"model {name}")
     specs = dict.fromkeys(judges or ())
-    for task, categories in selected_tasks(tasks):
+    for task, categories in selected_tasks(tasks) if tasks else ():
         for source in task.sources():
             found.setdefault(source, f"task {task.name}")
         for copy in task.copies():
@@ -104,3 +114,20 @@ def bring(wanted: Iterable[Need], data: Path | None, progress: Progress) -> None
             troubles.append(str(error))
     if troubles:
         raise GapbenchError("; ".join(troubles))
+
+
+def workers(models: Sequence[str], python: Path | None) -> dict[str, bool]:
+    """Those of the named models that run as workers, and whether source and environment are here.
+
+    Raises GapbenchError where an interpreter is named and no such model.
+    """
+    found = {name: prepared(name) for name in models if MODELS[name].runs == "worker"}
+    if python is not None and not found:
+        raise GapbenchError(f"--worker-python {python}: name a worker's model by --model")
+    return found
+
+
+def bring_workers(names: Iterable[str], python: Path | None, say: Callable[[str], None]) -> None:
+    """Fetch workers' sources and make their environments, or take an existing one."""
+    for name in names:
+        prepare_worker(name, python, say)

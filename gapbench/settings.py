@@ -17,6 +17,7 @@ class RunSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     model: str = "janus-mini"
+    set: dict[str, str | bool | int | float] = {}
     tasks: list[str] = ["shapes"]
     samples: int | None = Field(default=None, ge=1)
     limit: int | None = Field(default=None, ge=1)

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from gapbench.judges.server import KEYS, ServerJudge
+from gapbench.client import KEYS
+from gapbench.judges.server import ServerJudge
 from gapbench.types import Answer, GapbenchError, Prompt
 
 KEY = "sk-very-secret-0123456789"

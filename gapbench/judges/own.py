@@ -11,7 +11,7 @@ from PIL import Image
 
 from gapbench.fetch import Source
 from gapbench.hub import Checkpoint
-from gapbench.models.base import Model
+from gapbench.models.base import AnsweringModel, Model, Unfinished
 from gapbench.types import Answer, Prompt
 
 ANSWERS: Final = (" The score is 0", " The score is 1")
@@ -41,11 +41,17 @@ class OwnJudge:
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
         questions = [prompt.question for prompt in prompts]
-        if self.mode == "text":
-            return [parse(text) for text in self.model.reply(images, questions)]
-        return [
-            weigh(float(no), float(yes)) for no, yes in self.model.judge(images, questions, ANSWERS)
-        ]
+        if isinstance(self.model, AnsweringModel):
+            return self.model.answers(images, questions, words=self.mode == "text")
+        try:
+            if self.mode == "text":
+                return [parse(text) for text in self.model.reply(images, questions)]
+            found = self.model.judge(images, questions, ANSWERS)
+            return [weigh(float(no), float(yes)) for no, yes in found]
+        except Unfinished as stop:
+            read = parse if self.mode == "text" else lambda odds: weigh(*odds)
+            done = {place: read(said) for place, said in stop.done.items()}
+            raise Unfinished(str(stop), done) from stop
 
     def release(self) -> None:
         self.model.release()

@@ -15,7 +15,6 @@ batched forward pass, as the model under test judges itself (`gapbench.judges.ow
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import re
 from collections.abc import Sequence
@@ -29,8 +28,10 @@ from torch import Tensor
 
 from gapbench import torchvision_shim
 from gapbench.fetch import Source
-from gapbench.hub import Checkpoint, fetch
+from gapbench.hub import Checkpoint, fetch, fetch_settings, whole
 from gapbench.judges.own import ANSWERS, weigh
+from gapbench.models.answers import answer_ids, answer_logprobs
+from gapbench.models.checkpoint import digest, first_line, refuse_missing
 from gapbench.types import Answer, GapbenchError, Prompt
 
 ADAPTER: Final = "vlm-1"
@@ -92,9 +93,9 @@ class VlmJudge:
                     f"OWNER/NAME@REVISION) and none of {', '.join(MODELS)}"
                 )
             wanted = MODELS[given] if found is None else Named(found[1], found[2])
-            self.folder = _settings(wanted)
+            self.folder = fetch_settings("judge vlm", wanted.repo, wanted.revision, SETTINGS)
             # The hub's cache names a snapshot's folder by its commit: from here on it is pinned.
-            self._hub = _checkpoint(wanted, self.folder)
+            self._hub = whole(wanted.repo, wanted.license, self.folder, SETTINGS)
             origin, short = f"{wanted.repo}@{self.folder.name}", wanted.repo.split("/")[1]
         self.needs: Sequence[Source | Checkpoint] = (self._hub,) if self._hub else ()
         self.name = f"vlm-{short}"
@@ -130,13 +131,9 @@ class VlmJudge:
             model = (model if self._spread else model.to(self.device)).eval()
         except Exception as error:  # safetensors, torch and transformers raise many kinds
             raise GapbenchError(
-                f"judge {self.name}: cannot load the weights in {self.folder}: {_first_line(error)}"
+                f"judge {self.name}: cannot load the weights in {self.folder}: {first_line(error)}"
             ) from error
-        if missing := sorted(info["missing_keys"]):  # transformers fills these with random numbers
-            raise GapbenchError(
-                f"judge {self.name}: the weights in {self.folder} lack {len(missing)} tensors, "
-                f"{missing[0]} among them"
-            )
+        refuse_missing(f"judge {self.name}", self.folder, info["missing_keys"])
         self._model = model
 
     def release(self) -> None:
@@ -152,7 +149,7 @@ class VlmJudge:
         except Exception as error:  # as above
             raise GapbenchError(
                 f"judge {self.name}: cannot load the processor in {self.folder}: "
-                f"{_first_line(error)}"
+                f"{first_line(error)}"
             ) from error
         if not getattr(processor, "chat_template", None):
             raise GapbenchError(
@@ -201,7 +198,7 @@ class VlmJudge:
                 ) from error
         except ValueError as error:
             if len(images) == 1:
-                return [Answer(verdict=None, reason=_first_line(error))]
+                return [Answer(verdict=None, reason=first_line(error))]
         half = len(images) // 2
         return self._ask(images[:half], questions[:half]) + self._ask(
             images[half:], questions[half:]
@@ -217,43 +214,21 @@ class VlmJudge:
         """
         self.load()
         texts = [self._chat(question) for question in questions]
-        tails = self._tails(texts, answers)
-        # Answers that differ in their last token only share one row: all are read off one forward.
-        contexts = list(dict.fromkeys(tail[:-1] for tail in tails))
-        width, rows, count = max(map(len, contexts)), len(contexts), len(texts)
+        tokenizer = self.processor.tokenizer
+        tails = answer_ids(
+            lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+            texts,
+            answers,
+            f"judge {self.name}",
+        )
         batch = self._batch(texts, images)
-        ids = batch.pop("input_ids")
-        if ids.shape[1] + width + 1 > self.room:
+        length = batch["input_ids"].shape[1]
+        if length + max(map(len, tails)) > self.room:
             raise ValueError(
-                f"with its image the question takes {ids.shape[1]} tokens, {self.name} has room "
-                f"for {self.room}"
+                f"with its image the question takes {length} tokens, {self.name} has room for "
+                f"{self.room}"
             )
-        pad = self.processor.tokenizer.pad_token_id
-        more = torch.tensor([[*c, *[pad] * (width - len(c))] for c in contexts], device=ids.device)
-        more = more.long().reshape(rows, width).repeat_interleave(count, 0)
-        given: dict[str, Any] = {}
-        for key, value in batch.items():
-            copies = torch.cat([value] * rows)
-            if value.shape == ids.shape:  # a mask or a type for each token: the answers are text
-                fill = torch.full_like(more, int(key == "attention_mask"), dtype=value.dtype)
-                copies = torch.cat([copies, fill], 1)
-            given[key] = copies
-        accepted = inspect.signature(self._model.forward).parameters
-        # Models with positions of their own for image patches work them out from the mask.
-        own = hasattr(getattr(self._model, "model", None), "get_rope_index")
-        if "position_ids" in accepted and not own:
-            given["position_ids"] = (given["attention_mask"].cumsum(1) - 1).clamp(min=0)
-        if "logits_to_keep" in accepted:
-            given["logits_to_keep"] = width + 1
-        ids = torch.cat([torch.cat([ids] * rows), more], 1)
-        logits = self._model(input_ids=ids, use_cache=False, **given).logits[:, -(width + 1) :]
-        logprobs = logits.double().log_softmax(-1).reshape(rows, count, width + 1, -1).cpu()
-        total = torch.zeros(count, len(answers), dtype=torch.float64)
-        for column, tail in enumerate(tails):
-            row = logprobs[contexts.index(tail[:-1])]
-            for place, token in enumerate(tail):
-                total[:, column] += row[:, place, token]
-        return total
+        return answer_logprobs(self._model, batch, tails, tokenizer.pad_token_id)
 
     def _chat(self, question: str) -> str:
         content = [{"type": "image"}, {"type": "text", "text": question}]
@@ -273,34 +248,6 @@ class VlmJudge:
             add_special_tokens=not (start and texts[0].startswith(start)),
         ).to(self._model.device, dtype=self._model.dtype)
         return {key: value for key, value in batch.items() if isinstance(value, Tensor)}
-
-    def _tails(self, texts: Sequence[str], answers: Sequence[str]) -> list[tuple[int, ...]]:
-        """Token ids of each answer after the texts, which must not change how those are cut."""
-
-        def cut(text: str) -> list[int]:
-            ids: list[int] = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-            return ids
-
-        found: list[tuple[int, ...]] = []
-        for answer in answers:
-            tails = set()
-            for text in dict.fromkeys(texts):
-                # A template that ends in white space stands for the answer's leading blank.
-                said = answer.lstrip() if text[-1:].isspace() else answer
-                asked, full = cut(text), cut(text + said)
-                if full[: len(asked)] != asked:
-                    raise GapbenchError(
-                        f"judge {self.name}: the answer {said!r} merges with the question's last "
-                        "token, so it cannot be scored"
-                    )
-                tails.add(tuple(full[len(asked) :]))
-            if len(tails) != 1:
-                raise GapbenchError(
-                    f"judge {self.name}: the answer {answer!r} is cut differently after different "
-                    "questions, so it cannot be scored"
-                )
-            found.append(tails.pop())
-        return found
 
     # -- a known picture -------------------------------------------------------------------
 
@@ -352,7 +299,7 @@ def _check(folder: Path, name: str) -> int:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds
         raise GapbenchError(
-            f"judge {name}: cannot read {folder / 'config.json'}: {_first_line(error)}"
+            f"judge {name}: cannot read {folder / 'config.json'}: {first_line(error)}"
         ) from error
     text = config.get_text_config()
     if config.is_encoder_decoder or text.is_encoder_decoder:
@@ -391,45 +338,6 @@ def _processor(folder: Path) -> Any:
     return stills.from_pretrained(folder, local_files_only=True)
 
 
-def _settings(wanted: Named) -> Path:
-    """The snapshot folder of a hub checkpoint with its small files, cached or fetched."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(
-                wanted.repo,
-                revision=wanted.revision,
-                allow_patterns=list(SETTINGS),
-                ignore_patterns=["*/*"],
-            )
-        )
-    except Exception as error:  # the hub client raises many kinds
-        at = f" at {wanted.revision}" if wanted.revision else ""
-        raise GapbenchError(
-            f"judge vlm: {wanted.repo}{at} cannot be had ({_first_line(error)}); with a network, "
-            "run `gapbench prepare`, or give a folder"
-        ) from error
-
-
-def _checkpoint(wanted: Named, folder: Path) -> Checkpoint:
-    """What is to be had of a hub checkpoint: its settings, and the weights that these name."""
-    index, size = folder / "model.safetensors.index.json", 0
-    weights = {"model.safetensors"}
-    if index.is_file():
-        try:
-            shards = json.loads(index.read_text(encoding="utf-8"))
-            weights = set(map(str, shards["weight_map"].values()))
-            size = int(shards.get("metadata", {}).get("total_size", 0))
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise GapbenchError(f"{index}: no index of weights ({error})") from error
-    settings = {file.name for pattern in SETTINGS for file in folder.glob(pattern)}
-    files = dict.fromkeys(sorted(settings | weights))
-    return Checkpoint(
-        repo=wanted.repo, revision=folder.name, license=wanted.license, files=files, bytes=size
-    )
-
-
 def _digest(folder: Path) -> str:
     """Of a folder's weights and settings. Raises GapbenchError where no safetensors are there."""
     files = sorted({f for pattern in (*SETTINGS, WEIGHTS) for f in folder.glob(pattern)})
@@ -438,14 +346,4 @@ def _digest(folder: Path) -> str:
             f"judge vlm: no .safetensors file in {folder}; other weight formats are not loaded, "
             "save the checkpoint with save_pretrained first"
         )
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as opened:
-            digest.update(
-                f"{file.name} {hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode()
-            )
-    return digest.hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return digest("", files)

@@ -1,41 +1,46 @@
-"""Models: one file a family; `load_model` finds one by name or folder."""
+"""Models: one file a family; `load_model` finds one by name, folder or import path."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from dataclasses import dataclass
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from gapbench.models.base import Model
+from gapbench.models.base import Adaptable, Model
+from gapbench.models.registry import FAMILIES, HUB, NATIVE, Entry, changed
 from gapbench.types import GapbenchError
 
 _BUNDLED: Final = Path(__file__).parent / "bundled"
+_IMPORT: Final = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)(?:@(.+))?")
 
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A model that can be named."""
-
-    summary: str
-    license: str
-    parameters: str
-    folder: Path
-    sha256: str
-    """Of model.safetensors."""
-
-
-MODELS: Final = {
+MODELS: Final[dict[str, Entry]] = {
     "janus-mini": Entry(
         summary="a Janus of 3.8 M parameters trained on the shapes world; ships with gapbench",
+        family="janus",
         license="Apache-2.0",
         parameters="3.8 M",
+        memory="0.6 GB",
+        capabilities=NATIVE,
+        recipe={},
+        source="its generation_config.json",
         folder=_BUNDLED / "janus-mini",
         sha256="212704a58b31c8a25c30c26f39a1043991b456c848b21bedb844608352cc1dab",
     ),
+    **HUB,
 }
+FOLDERS: Final = {
+    "janus": "gapbench.models.janus_family:from_folder",
+    "multi_modality": "gapbench.models.janus_family:from_folder",
+    "emu3": "gapbench.models.emu3:from_folder",
+}
+"""A checkpoint's model_type -> what makes its adapter, called as make(name, folder, recipe=changes,
+device=..., dtype=...)."""
 
 
 def model_names() -> list[str]:
@@ -43,48 +48,132 @@ def model_names() -> list[str]:
     return list(dict.fromkeys([*MODELS, *(e.name for e in entry_points(group="gapbench.models"))]))
 
 
-def load_model(name: str, device: str = "auto", dtype: str = "auto") -> Model:
-    """A model by its name or by the folder of a checkpoint; weights come in at first use.
+def load_model(
+    name: str,
+    device: str = "auto",
+    dtype: str = "auto",
+    recipe: Mapping[str, object] | None = None,
+) -> Model:
+    """A model by name, by folder (a checkpoint, or a LoRA adapter on one) or as module:Class, also
+    module:Class@FOLDER with a checkpoint of its own.
 
-    Raises GapbenchError where there is none, or where the weights are not the named ones.
+    `recipe` changes keys of the model's own recipe; texts are read as --set gives them. Weights
+    come in at first use. Raises GapbenchError where there is none, where weights, environment or
+    device are missing, or where the recipe has no such key.
     """
+    changes = dict(recipe or {})
+    if name in MODELS:
+        entry = MODELS[name]
+        if entry.folder is not None:
+            _check_weights(name, entry, entry.folder)
+            return _from_folder(name, entry.folder, changes, device, dtype)
+        whole = changed(name, entry.recipe, changes)
+        return _factory(FAMILIES[entry.family], name)(
+            name, entry, recipe=whole, device=device, dtype=dtype
+        )
     if name.startswith("images:"):
         from gapbench.models.images import ImagesModel
 
+        changed(name, {}, changes)
         return ImagesModel(Path(name.removeprefix("images:")), device=device, dtype=dtype)
-    from gapbench.models.janus import JanusModel
-
-    if name in MODELS:
-        entry = MODELS[name]
-        _check_weights(name, entry)
-        return JanusModel(name, entry.folder, device=device, dtype=dtype)
+    if name.startswith("server:"):
+        return _factory("gapbench.models.server:ServerModel", name)(
+            name.removeprefix("server:"), recipe=changes, device=device, dtype=dtype
+        )
     for found in entry_points(group="gapbench.models"):
         if found.name == name:
-            made: Model = found.load()(device=device, dtype=dtype)
-            return made
+            return _third_party(name, found.load(), changes, device, dtype)
     folder = Path(name)
+    if (folder / "adapter_config.json").is_file():
+        from gapbench.models.lora import base_of
+
+        base = load_model(base_of(folder), device, dtype, recipe)
+        if not isinstance(base, Adaptable):
+            raise GapbenchError(f"{folder}: model {base.name} takes no LoRA adapter")
+        base.adapt(folder)
+        return base
+    if (folder / "gen" / "config.json").is_file() and (folder / "und" / "config.json").is_file():
+        return _from_folder(folder.resolve().name, folder, changes, device, dtype, folder / "gen")
     if (folder / "config.json").is_file():
-        kind = _model_type(folder / "config.json")
-        if kind != "janus":
-            raise GapbenchError(
-                f"{folder} holds a {kind!r} checkpoint; gapbench drives folders of type 'janus'"
-            )
-        return JanusModel(folder.resolve().name, folder, device=device, dtype=dtype)
+        return _from_folder(folder.resolve().name, folder, changes, device, dtype)
+    if matched := _IMPORT.fullmatch(name):
+        made = _imported(name, matched[1], matched[2])
+        return _third_party(name, made, changes, device, dtype, matched[3])
     raise GapbenchError(
-        f"no model {name!r}; there are {', '.join(model_names())} "
-        "(or give a folder that holds a checkpoint with config.json, or images:FOLDER)"
+        f"no model {name!r}; there are {', '.join(model_names())} (or give a folder that holds a "
+        "checkpoint with config.json, images:FOLDER, server:URL#MODEL, or my_package.module:Class)"
     )
 
 
-def _model_type(config: Path) -> Any:
+def _from_folder(
+    name: str,
+    folder: Path,
+    changes: Mapping[str, object],
+    device: str,
+    dtype: str,
+    first: Path | None = None,
+) -> Model:
+    from gapbench.models.checkpoint import model_type
+
+    kind = model_type(first or folder)
+    if kind not in FOLDERS:
+        raise GapbenchError(
+            f"{folder} holds a {kind!r} checkpoint; gapbench drives folders of type "
+            f"{', '.join(map(repr, FOLDERS))}"
+        )
+    return _factory(FOLDERS[kind], name)(name, folder, recipe=changes, device=device, dtype=dtype)
+
+
+def _factory(path: str, name: str) -> Callable[..., Model]:
+    """What makes a family's adapters. Its module is imported only when one is asked for."""
+    module, _, attribute = path.partition(":")
+    if find_spec(module) is None:
+        raise GapbenchError(
+            f"model {name} runs outside this process, through {module}, which this gapbench does "
+            "not have; install a newer gapbench"
+        )
+    made: Callable[..., Model] = getattr(import_module(module), attribute)
+    return made
+
+
+def is_import(name: str) -> bool:
+    """Whether a model's name is an import path, my_package.module:Class or ...:Class@FOLDER."""
+    return name not in MODELS and not Path(name).exists() and bool(_IMPORT.fullmatch(name))
+
+
+def _third_party(
+    name: str,
+    make: Any,
+    changes: Mapping[str, object],
+    device: str,
+    dtype: str,
+    folder: str | None = None,
+) -> Model:
+    """An adapter of somebody else's; recipe and folder are handed on only where they are given."""
+    more: dict[str, Any] = {"folder": Path(folder)} if folder else {}
+    if changes:
+        if "recipe" not in inspect.signature(make).parameters:
+            raise GapbenchError(
+                f"model {name}: its adapter takes no recipe, so --set cannot be used"
+            )
+        more["recipe"] = changes
+    made: Model = make(device=device, dtype=dtype, **more)
+    return made
+
+
+def _imported(name: str, module: str, attribute: str) -> Any:
     try:
-        return json.loads(config.read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise GapbenchError(f"{config}: not a JSON object ({error})") from error
+        return getattr(import_module(module), attribute)
+    except ImportError as error:
+        raise GapbenchError(
+            f"model {name}: cannot import {module} ({error}); is it on PYTHONPATH?"
+        ) from error
+    except AttributeError as error:
+        raise GapbenchError(f"model {name}: {module} has no {attribute!r}") from error
 
 
-def _check_weights(name: str, entry: Entry) -> None:
-    file = entry.folder / "model.safetensors"
+def _check_weights(name: str, entry: Entry, folder: Path) -> None:
+    file = folder / "model.safetensors"
     try:
         with file.open("rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from gapbench.types import Answer, GapbenchError
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +24,7 @@ CAPABILITIES = {
     "image_logprobs": "gives per-token log-probabilities of an image, differentiable",
     "train": "its weights can be trained and saved",
 }
+PAIR = "a pair: it draws with one set of weights and judges with another"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,14 @@ class Drawing:
     tokens: NDArray[np.int32] | None
     effective_prompt: str
     logprob: float | None
+
+
+class Unfinished(GapbenchError):  # noqa: N818
+    """Some items of a batch failed; `done` maps the places of the others to what they gave."""
+
+    def __init__(self, message: str, done: Mapping[int, Any]) -> None:
+        super().__init__(message)
+        self.done = done
 
 
 class Model(Protocol):
@@ -75,6 +86,7 @@ class Model(Protocol):
         """Draw one image for each (prompt, seed).
 
         An image depends on its prompt and seed alone: not on the batch, its size or its order.
+        Where some fail and others are done, Unfinished (also of judge and reply) holds the latter.
         """
 
     def judge(
@@ -86,8 +98,57 @@ class Model(Protocol):
         """What the model says, greedily decoded. Capability judge_text."""
 
 
+@runtime_checkable
+class Adaptable(Protocol):
+    """A model that takes a LoRA adapter's folder."""
+
+    name: str
+
+    def adapt(self, folder: Path) -> None:
+        """Put the adapter on the weights, before they are loaded; changes name and fingerprint.
+
+        Raises GapbenchError where the folder holds none.
+        """
+
+
+@runtime_checkable
+class AnsweringModel(Protocol):
+    """A model that gives verdicts itself: probabilities where it has them, else words."""
+
+    def answers(
+        self, images: Sequence[Image.Image], questions: Sequence[str], words: bool
+    ) -> list[Answer]:
+        """Answer for each (image, question), in order; by words alone if `words`."""
+
+
+@runtime_checkable
+class SeedlessModel(Protocol):
+    """A model that may not heed its seeds, and can be tried."""
+
+    def check_seeds(self, prompt: str, seed: int) -> str | None:
+        """What is wrong with the images of one prompt and seed, or None."""
+
+
+def is_pair(model: Model) -> bool:
+    """Whether a model draws and judges with different weights (`pair = True` on its adapter)."""
+    return bool(getattr(model, "pair", False))
+
+
+def require_shared(model: Model, command: str) -> None:
+    """Raises GapbenchError where a command that speaks of shared parameters is given a pair."""
+    if is_pair(model):
+        raise GapbenchError(
+            f"{command} is about parameters that drawing and judging share; model {model.name} is "
+            f"{PAIR}"
+        )
+
+
 class TrainableModel(Model, Protocol):
     """A model whose image tokens can be scored and whose weights can be trained."""
+
+    @property
+    def codes(self) -> int:
+        """How many different image tokens there are; they are counted from 0."""
 
     def image_logprobs(
         self, prompts: Sequence[str], tokens: NDArray[np.int32], unconditional: bool = False
@@ -96,4 +157,5 @@ class TrainableModel(Model, Protocol):
         (or the one that guidance subtracts): (B, T), differentiable. Capability image_logprobs."""
 
     def save(self, folder: Path) -> None:
-        """Write weights (safetensors) and processor files in the hub's layout."""
+        """Write weights (safetensors) and processor files; the folder is a --model like any other.
+        An adapter of one's own gets it back as its factory's `folder`."""

@@ -6,8 +6,6 @@ top-k 50 unasked, has no guidance-free path and returns no log-probabilities; he
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -21,7 +19,17 @@ from PIL import Image
 from torch import Tensor
 
 from gapbench import torchvision_shim
+from gapbench.models import janus_original, lora
+from gapbench.models.answers import answer_ids, answer_logprobs, positions
 from gapbench.models.base import Drawing
+from gapbench.models.checkpoint import (
+    digest,
+    first_line,
+    hub_weights,
+    load_pretrained,
+    recipe_of,
+    settings_files,
+)
 from gapbench.models.sampling import Recipe, draw, guide, uniforms, warp
 from gapbench.types import GapbenchError
 
@@ -38,7 +46,10 @@ PADDED: Final = {"padding": True, "padding_side": "left", "return_tensors": "pt"
 
 
 class JanusModel:
-    """Adapter for a folder with a Janus checkpoint in the hub's layout."""
+    """Adapter for a folder with a Janus checkpoint in the hub's layout.
+
+    `origin`, a hub id at a commit, stands for the digest of the files in the fingerprint.
+    """
 
     capabilities = frozenset(
         {"generate", "judge_logits", "judge_text", "image_tokens", "image_logprobs", "train"}
@@ -51,29 +62,29 @@ class JanusModel:
         recipe: Recipe | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        origin: str | None = None,
     ) -> None:
         self.name, self.folder = name, folder
-        weights = sorted(folder.glob("*.safetensors"))
-        if not weights:
+        self._original = janus_original.is_original(folder)
+        tensors = janus_original.weight_files(folder) if self._original else hub_weights(folder)
+        if not tensors:
             raise GapbenchError(
                 f"model {name}: no .safetensors file in {folder}; other weight formats are not "
                 "loaded, save the checkpoint with save_pretrained first"
             )
-        settings = sorted(
-            f for f in folder.iterdir() if f.suffix in {".json", ".jinja"} and f.is_file()
-        )
-        self._sampling = recipe or _recipe(folder)
+        self._sampling = recipe or recipe_of(folder)
         self.recipe: dict[str, Any] = asdict(self._sampling)
         self.device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         on_cpu = self.device == "cpu"
-        small = sum(f.stat().st_size for f in weights) < SMALL
+        small = sum(f.stat().st_size for f in tensors) < SMALL
         self._threads = 1 if on_cpu and small else None
         auto = "bfloat16" if not on_cpu else "float64" if small else "float32"
         self.dtype = auto if dtype == "auto" else dtype
-        digest = hashlib.sha256(f"{ADAPTER} {self.dtype}\n".encode())
-        for file in weights + settings:
-            digest.update(f"{file.name} {_sha256(file)}\n".encode())
-        self.fingerprint = digest.hexdigest()
+        self.fingerprint = digest(
+            f"{ADAPTER} {self.dtype}\n{origin or ''}",
+            [] if origin else tensors + settings_files(folder),
+        )
+        self._lora: Path | None = None
         self._model: JanusForConditionalGeneration | None = None
         self._processor: JanusProcessor | None = None
 
@@ -82,28 +93,15 @@ class JanusModel:
     def load(self) -> None:
         if self._model is not None:
             return
-        torchvision_shim.ensure()  # transformers imports torchvision where it is installed
-        from transformers import JanusForConditionalGeneration
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-        try:
-            model, info = JanusForConditionalGeneration.from_pretrained(
-                self.folder,
-                dtype=getattr(torch, self.dtype),
-                local_files_only=True,
-                output_loading_info=True,
+        who = f"model {self.name}"
+        if self._original:
+            model = janus_original.load(who, self.folder, self.dtype, self.device)
+        else:
+            model = load_pretrained(
+                who, "JanusForConditionalGeneration", self.folder, self.dtype, self.device
             )
-            model = model.to(self.device).eval()
-        except Exception as error:  # safetensors and transformers raise many kinds
-            raise GapbenchError(
-                f"model {self.name}: cannot load {self.folder}: {_first_line(error)}"
-            ) from error
-        if missing := sorted(info["missing_keys"]):  # transformers fills these with random numbers
-            raise GapbenchError(
-                f"model {self.name}: the weights in {self.folder} lack {len(missing)} tensors, "
-                f"{missing[0]} among them"
-            )
+        if self._lora:
+            lora.merge(who, model, self._lora)
         model.config.tie_word_embeddings = False
         self._model = model
         if self._threads:
@@ -128,23 +126,25 @@ class JanusModel:
     def processor(self) -> JanusProcessor:
         """The tokenizer and image processor; needs no weights."""
         if self._processor is None:
-            torchvision_shim.ensure()
-            from transformers import JanusImageProcessorPil, JanusProcessor
-
             try:
-                processor = JanusProcessor.from_pretrained(self.folder, local_files_only=True)
-                # One way of scaling pictures, whether torchvision is installed or not.
-                processor.image_processor = JanusImageProcessorPil.from_pretrained(
-                    self.folder, local_files_only=True
-                )
-                processor.apply_chat_template([_turn({"type": "text", "text": ""})])
-                self._processor = processor
-            except Exception as error:  # as above
+                made = (janus_original.processor if self._original else _processor)(self.folder)
+                made.apply_chat_template([turn({"type": "text", "text": ""})])
+            except Exception as error:  # json, tokenizers, jinja and transformers raise many kinds
                 raise GapbenchError(
                     f"model {self.name}: cannot load the processor in {self.folder}: "
-                    f"{_first_line(error)}"
+                    f"{first_line(error)}"
                 ) from error
+            self._processor = made
         return self._processor
+
+    @property
+    def codes(self) -> int:
+        return int(self.module.config.vq_config.num_embeddings)
+
+    def adapt(self, folder: Path) -> None:
+        """Put a LoRA adapter on the weights; before they are loaded."""
+        self.name, self._lora = folder.resolve().name, folder
+        self.fingerprint = lora.fingerprint(self.fingerprint, folder)
 
     def save(self, folder: Path) -> None:
         self.module.save_pretrained(folder)
@@ -155,7 +155,10 @@ class JanusModel:
         for token in self.processor.tokenizer.get_added_vocab():
             if token.strip() and token in text:
                 return f"it contains {token!r}, which {self.name} reads as a special token"
-        tokens = len(self._heads([text])[1][0]) + self.processor.num_image_tokens
+        return self._no_room(text)
+
+    def _no_room(self, text: str, more: int = 0) -> str | None:
+        tokens = len(self._heads([text])[1][0]) + self.processor.num_image_tokens + more
         room = self._context
         if tokens > room:
             return f"with its image it takes {tokens} tokens, {self.name} has room for {room}"
@@ -165,6 +168,8 @@ class JanusModel:
     def _context(self) -> int:
         from transformers import JanusConfig
 
+        if self._original:
+            return int(janus_original.language_config(self.folder).max_position_embeddings)
         config = JanusConfig.from_pretrained(self.folder, local_files_only=True)
         return int(config.text_config.max_position_embeddings)
 
@@ -172,7 +177,7 @@ class JanusModel:
 
     def _heads(self, prompts: Sequence[str]) -> tuple[list[str], Tensor, Tensor]:
         """Effective prompts, and their left-padded ids and mask up to the image's start token."""
-        chats = [[_turn({"type": "text", "text": prompt})] for prompt in prompts]
+        chats = [[turn({"type": "text", "text": prompt})] for prompt in prompts]
         texts = [
             self.processor.apply_chat_template(chat, add_generation_prompt=True) for chat in chats
         ]
@@ -209,7 +214,7 @@ class JanusModel:
         hidden = core.language_model(
             inputs_embeds=core.get_input_embeddings()(ids),
             attention_mask=mask,
-            position_ids=_positions(mask),
+            position_ids=positions(mask),
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state[rows, -1]
@@ -266,7 +271,7 @@ class JanusModel:
         hidden = core.language_model(
             inputs_embeds=embeds,
             attention_mask=mask,
-            position_ids=_positions(mask),
+            position_ids=positions(mask),
             use_cache=False,
         ).last_hidden_state[:, ids.shape[1] - 1 :]
         logits = core.generation_head(hidden)
@@ -283,7 +288,7 @@ class JanusModel:
         system = DEFAULT_SYSTEM_PROMPT.strip()
         if self.processor.use_default_system_prompt and question.startswith(system):
             question = question[len(system) :].lstrip()
-        chat = [_turn({"type": "image"}, {"type": "text", "text": question})]
+        chat = [turn({"type": "image"}, {"type": "text", "text": question})]
         text: str = self.processor.apply_chat_template(chat, add_generation_prompt=True)
         return text
 
@@ -292,60 +297,19 @@ class JanusModel:
         batch["pixel_values"] = batch["pixel_values"].to(self.module.dtype)
         return dict(batch)
 
-    def _answer_ids(self, texts: Sequence[str], answers: Sequence[str]) -> list[list[int]]:
-        """Token ids of each answer after the texts, which must not change how those are cut."""
-        tokenizer = self.processor.tokenizer
-        found: list[list[int]] = []
-        for answer in answers:
-            tails = set()
-            for text in dict.fromkeys(texts):
-                asked, full = tokenizer(text)["input_ids"], tokenizer(text + answer)["input_ids"]
-                if full[: len(asked)] != asked:
-                    raise GapbenchError(
-                        f"model {self.name}: the answer {answer!r} merges with the question's last "
-                        "token, so it cannot be scored; give the answer a leading space"
-                    )
-                tails.add(tuple(full[len(asked) :]))
-            if len(tails) != 1:
-                raise GapbenchError(
-                    f"model {self.name}: the answer {answer!r} is cut differently after different "
-                    "questions, so it cannot be scored"
-                )
-            found.append(list(tails.pop()))
-        return found
-
     @torch.inference_mode()
     def judge(
         self, images: Sequence[Image.Image], questions: Sequence[str], answers: Sequence[str]
     ) -> NDArray[np.float64]:
-        texts = [self._chat(question) for question in questions]
-        tails = self._answer_ids(texts, answers)
-        # Answers that differ in their last token only share one row: all are read off one forward.
-        contexts = list(dict.fromkeys(tuple(tail[:-1]) for tail in tails))
-        width = max(map(len, contexts))
+        texts, tokenizer = (
+            [self._chat(question) for question in questions],
+            self.processor.tokenizer,
+        )
+        tails = answer_ids(
+            lambda text: tokenizer(text)["input_ids"], texts, answers, f"model {self.name}"
+        )
         batch = self._asked(images, texts)
-        count = len(texts)
-        ids, mask = (batch[k].repeat(len(contexts), 1) for k in ("input_ids", "attention_mask"))
-        pad = self.processor.tokenizer.pad_token_id
-        more = torch.tensor([[*c, *[pad] * (width - len(c))] for c in contexts], device=self.device)
-        more = more.long().reshape(len(contexts), width).repeat_interleave(count, 0)
-        ids = torch.cat([ids, more], 1)
-        mask = torch.cat([mask, mask.new_ones(more.shape)], 1)
-        logits = self.module(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=_positions(mask),
-            pixel_values=batch["pixel_values"].repeat(len(contexts), 1, 1, 1),
-            logits_to_keep=width + 1,
-            use_cache=False,
-        ).logits
-        logprobs = logits.double().log_softmax(-1).reshape(len(contexts), count, width + 1, -1)
-        total = torch.zeros(count, len(answers), dtype=torch.float64)
-        for column, tail in enumerate(tails):
-            row = logprobs[contexts.index(tuple(tail[:-1]))]
-            for place, token in enumerate(tail):
-                total[:, column] += row[:, place, token].cpu()
-        return total.numpy()
+        return answer_logprobs(self.module, batch, tails, tokenizer.pad_token_id).numpy()
 
     @torch.inference_mode()
     def reply(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
@@ -364,38 +328,16 @@ class JanusModel:
         ]
 
 
-def _turn(*parts: dict[str, str]) -> dict[str, Any]:
+def _processor(folder: Path) -> JanusProcessor:
+    torchvision_shim.ensure()
+    from transformers import JanusImageProcessorPil, JanusProcessor
+
+    found = JanusProcessor.from_pretrained(folder, local_files_only=True)
+    # One way of scaling pictures, whether torchvision is installed or not.
+    found.image_processor = JanusImageProcessorPil.from_pretrained(folder, local_files_only=True)
+    return found
+
+
+def turn(*parts: dict[str, str]) -> dict[str, Any]:
     """A user's turn; a plain string as content would silently become an empty one."""
     return {"role": "user", "content": list(parts)}
-
-
-def _positions(mask: Tensor) -> Tensor:
-    """Position ids that start at 0 with each row's first real token."""
-    return (mask.cumsum(1) - 1).clamp(min=0)
-
-
-def _recipe(folder: Path) -> Recipe:
-    """The recipe in a checkpoint's generation_config.json; upstream's where that is silent."""
-    file = folder / "generation_config.json"
-    try:
-        config = json.loads(file.read_text()) if file.exists() else {}
-    except ValueError as error:
-        raise GapbenchError(f"{file}: not JSON ({error}); mend or remove it") from error
-    if not isinstance(config, dict):
-        raise GapbenchError(f"{file}: not a JSON object; mend or remove it")
-    names = {
-        "guidance": "guidance_scale",
-        "temperature": "temperature",
-        "top_k": "top_k",
-        "top_p": "top_p",
-    }
-    return Recipe(**{k: config[v] for k, v in names.items() if config.get(v) is not None})
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]

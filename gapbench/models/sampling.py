@@ -41,12 +41,14 @@ class Recipe:
                 raise GapbenchError(f"recipe: {name} is {value!r}, must be {range_}")
 
 
-def uniforms(seeds: list[int], steps: int) -> Tensor:
+def uniforms(seeds: list[int], steps: int, stream: int = 0) -> Tensor:
     """(len(seeds), steps) numbers in [0, 1), row i from seed i alone, the same on every device.
 
-    NumPy's streams, since torch's on a CPU read only the lower half of a seed's 64 bits.
+    A seed has several streams, for what a model draws one after the other. NumPy's, since torch's
+    on a CPU read only the lower half of a seed's 64 bits.
     """
-    streams = [np.random.Generator(np.random.PCG64(seed)) for seed in seeds]
+    roots = [(seed, stream) if stream else seed for seed in seeds]
+    streams = [np.random.Generator(np.random.PCG64(root)) for root in roots]
     return torch.from_numpy(np.stack([stream.random(steps) for stream in streams]))
 
 

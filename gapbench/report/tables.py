@@ -27,14 +27,18 @@ FORMATS: Final = ("text", "markdown", "csv", "json")
 _CELL: Final = 20
 
 
-def render(rates: Sequence[Rates], form: str) -> str:
-    """The rates as `markdown` (wide), `csv` or `json` (one record a figure, all fields)."""
+def render(rates: Sequence[Rates], form: str, footnote: str = "") -> str:
+    """The rates as `markdown` (wide), `csv` or `json` (one record a figure, all fields).
+
+    A footnote stands under the Markdown table, and in a field of its own in the other forms.
+    """
+    records = [asdict(rate) | ({"footnote": footnote} if footnote else {}) for rate in rates]
     if form == "json":
-        return json.dumps([asdict(rate) for rate in rates], indent=1)
+        return json.dumps(records, indent=1)
     if form == "csv":
         import pandas as pd
 
-        return str(pd.DataFrame([asdict(rate) for rate in rates]).to_csv(index=False))
+        return str(pd.DataFrame(records).to_csv(index=False))
     if form == "markdown":
         from tabulate import tabulate
 
@@ -43,7 +47,8 @@ def render(rates: Sequence[Rates], form: str) -> str:
             + [" ".join(cell(found[m])) if m in found else "n/a" for m in HEADS]
             for (level, name), found in _rows(rates).items()
         ]
-        return tabulate(rows, ["", *HEADS.values()], tablefmt="pipe", disable_numparse=True)
+        table = tabulate(rows, ["", *HEADS.values()], tablefmt="pipe", disable_numparse=True)
+        return table + (f"\n\n\\{footnote}" if footnote else "")
     raise GapbenchError(f"no format {form!r}; there are {', '.join(FORMATS)}")
 
 

@@ -1,0 +1,101 @@
+"""A checkpoint's folder: its digest, its recipe, its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gapbench import torchvision_shim
+from gapbench.models.sampling import Recipe
+from gapbench.types import GapbenchError
+
+
+def model_type(folder: Path) -> str | None:
+    """What a folder's config.json says it holds."""
+    found = read_object(folder / "config.json").get("model_type")
+    return found if isinstance(found, str) else None
+
+
+def hub_weights(folder: Path) -> list[Path]:
+    """A folder's safetensors files."""
+    return sorted(folder.glob("*.safetensors"))
+
+
+def settings_files(folder: Path) -> list[Path]:
+    """A folder's settings: what is not weights and changes what a model does."""
+    return sorted(f for f in folder.iterdir() if f.suffix in {".json", ".jinja"} and f.is_file())
+
+
+def digest(header: str, files: Iterable[Path]) -> str:
+    """Sha256 over a header and each file's name and sha256, in the order given."""
+    found = hashlib.sha256(header.encode())
+    for file in files:
+        with file.open("rb") as opened:
+            inner = hashlib.file_digest(opened, "sha256").hexdigest()
+        found.update(f"{file.name} {inner}\n".encode())
+    return found.hexdigest()
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """A JSON object. Raises GapbenchError where the file is none or cannot be read."""
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise GapbenchError(f"{file}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise GapbenchError(f"{file}: not JSON ({error}); mend or remove it") from error
+    if not isinstance(raw, dict):
+        raise GapbenchError(f"{file}: not a JSON object; mend or remove it")
+    return raw
+
+
+def recipe_of(folder: Path) -> Recipe:
+    """The recipe in a checkpoint's generation_config.json; upstream Janus's where it is silent."""
+    file = folder / "generation_config.json"
+    config = read_object(file) if file.exists() else {}
+    names = {
+        "guidance": "guidance_scale",
+        "temperature": "temperature",
+        "top_k": "top_k",
+        "top_p": "top_p",
+    }
+    return Recipe(**{k: config[v] for k, v in names.items() if config.get(v) is not None})
+
+
+def load_pretrained(who: str, kind: str, folder: Path, dtype: str, device: str) -> Any:
+    """The class `kind` of transformers with a folder's safetensors, in eval mode on a device.
+
+    Raises GapbenchError where the weights are broken, of another shape, or incomplete.
+    """
+    torchvision_shim.ensure()  # transformers imports torchvision where it is installed
+    import transformers
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        model, info = getattr(transformers, kind).from_pretrained(
+            folder, dtype=getattr(torch, dtype), local_files_only=True, output_loading_info=True
+        )
+        model = model.to(device).eval()
+    except Exception as error:  # safetensors, torch and transformers raise many kinds
+        raise GapbenchError(f"{who}: cannot load {folder}: {first_line(error)}") from error
+    refuse_missing(who, folder, info["missing_keys"])
+    return model
+
+
+def refuse_missing(who: str, folder: Path, missing: Iterable[str]) -> None:
+    """Raises GapbenchError where tensors are missing: they would be filled with random numbers."""
+    if names := sorted(missing):
+        raise GapbenchError(
+            f"{who}: the weights in {folder} lack {len(names)} tensors, {names[0]} among them"
+        )
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
