@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from time import sleep
 
@@ -116,7 +117,8 @@ def _download(checkpoint: Checkpoint) -> Path:
 
 def verify(folder: Path, files: Mapping[str, str | None], name: str) -> None:
     """Raises GapbenchError where a file is missing or its sha256 is not the one named."""
-    for file, wanted in [*files.items(), *((shard, None) for shard in _shards(folder))]:
+    named = [name for name in _shards(folder) if any(fnmatch(name, file) for file in files)]
+    for file, wanted in [*files.items(), *((name, None) for name in named)]:
         path = next(folder.glob(file), folder / file) if "*" in file else folder / file
         if not path.is_file():
             raise GapbenchError(f"{name}: {path} is missing; delete the folder and fetch it again")

@@ -69,8 +69,10 @@ class Emu3Model:
         self._sampling = Recipe(
             **{key: self.recipe[key] for key in ("guidance", "temperature", "top_k", "top_p")}
         )
-        if (self.recipe["image_area"]) < DOWN * DOWN:
-            raise GapbenchError(f"recipe: image_area is {self.recipe['image_area']}, must be 64 up")
+        if self.recipe["image_area"] < DOWN * DOWN:
+            raise GapbenchError(
+                f"recipe: image_area is {self.recipe['image_area']}, must be at least 64"
+            )
         self.side = round(self.recipe["image_area"] ** 0.5 / DOWN)
         files = {role: hub_weights(folder) for role, folder in self.folders.items()}
         for role, found in files.items():
@@ -289,26 +291,18 @@ class Emu3Model:
         its edge would depend on it."""
         processor, module, rows = self.processor("und"), self.module("und"), []
         for image, text in zip(images, texts, strict=True):
-            # Of a picture one pixel wide, the side of the channels has to be said.
-            one = processor(
-                text=[text],
-                images=[image.convert("RGB")],
-                input_data_format="channels_last",
-                return_tensors="pt",
-            )
+            # transformers takes a side of 1 or 3 pixels for the channels.
+            size = (max(image.width, DOWN), max(image.height, DOWN))
+            picture = image.convert("RGB")
+            picture = picture.resize(size) if size != image.size else picture
+            one = processor(text=[text], images=[picture], return_tensors="pt")
             ids = one["input_ids"][0].to(self.device)
             codes = module.model.get_image_tokens(
                 one["pixel_values"].to(self.device, module.dtype), one["image_sizes"]
             )
             ids[ids == processor.image_token_id] = codes.to(ids)
-            rows.append(ids)
-        width, pad = max(map(len, rows)), processor.tokenizer.pad_token_id
-        ids = torch.stack(
-            [torch.nn.functional.pad(r, (width - len(r), 0), value=pad) for r in rows]
-        )
-        lengths = torch.tensor([len(row) for row in rows], device=self.device)
-        places = torch.arange(width, device=self.device)
-        return {"input_ids": ids, "attention_mask": (places >= width - lengths[:, None]).long()}
+            rows.append(ids.tolist())
+        return dict(processor.tokenizer.pad({"input_ids": rows}, **PADDED).to(self.device))
 
     @torch.inference_mode()
     def judge(

@@ -66,6 +66,10 @@ NATIVE: Final = frozenset(
 JANUS_RECIPE: Final = {"guidance": 5.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 JANUS_SOURCE: Final = "deepseek-ai/Janus 1daa72f, generation_inference.py, defaults of generate()"
 DEEPSEEK: Final = "DeepSeek Model License"
+SETTINGS: Final = "*.[jt]*"
+"""Files in JSON, Jinja and plain text."""
+EITHER: Final = "*model*.[bs]*"
+"""Weights in safetensors or PyTorch's .bin: of some checkpoints it is not on record which."""
 EMU3_POSITIVE: Final = " masterpiece, film grained, best quality."
 EMU3_NEGATIVE: Final = (
     "lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, "
@@ -84,7 +88,7 @@ def hub(repo: str, license: str, gigabytes: float, *files: str) -> Checkpoint:
         repo=repo,
         revision=UNPINNED,
         license=license,
-        files=dict.fromkeys(files or ("*.json", "*.safetensors")),
+        files=dict.fromkeys(files or (SETTINGS, "*.safetensors")),
         bytes=int(gigabytes * 1e9),
     )
 
@@ -243,6 +247,7 @@ HUB: Final[dict[str, Entry]] = {
             "reasoning_temperature": 1.0,
             "reasoning_top_k": 50,
         },
+        needs={"model": hub("CaraJ/T2I-R1", "research purposes", 14.9, SETTINGS, EITHER)},
         source="CaraJ7/T2I-R1 2d9d4d1, src/t2i-r1/src/infer/reason_inference.py; top-k 50 is "
         "transformers' default, which it leaves on",
     ),
@@ -251,7 +256,9 @@ HUB: Final[dict[str, Entry]] = {
         "midbee/Janus-Pro-R1-7B",
         "not stated",
         "7B",
-        source="wendell0218/Janus-Pro-R1 f9c5133, inference/inference.py, defaults of generate()",
+        source="wendell0218/Janus-Pro-R1 f9c5133, inference/inference.py, defaults of "
+        "generate_with_refine() (its t2i.py draws greedily, top-k 1)",
+        needs={"model": hub("midbee/Janus-Pro-R1-7B", "not stated", 14.9, SETTINGS, EITHER)},
     ),
     "emu3": Entry(
         summary="next-token prediction over one vocabulary; Gen draws, Chat judges",

@@ -92,6 +92,10 @@ def test_a_named_model_is_driven_from_the_hubs_cache(
     assert cached(checkpoint) is None
     (repo / "snapshots" / commit / "other.safetensors").write_bytes(b"")
     assert cached(checkpoint) is not None
+    # Weights in another format, which were not asked for, may be absent.
+    index = {"weight_map": {"a": "pytorch_model.bin"}}
+    (repo / "snapshots" / commit / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert cached(checkpoint) is not None
 
 
 def test_prepare_lists_a_models_checkpoints(cli: Cli) -> None:
