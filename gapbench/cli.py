@@ -35,7 +35,7 @@ def run(
     limit: Annotated[int | None, typer.Option(help="Prompts a task, taken from its categories in turn.")] = None,
     judge: Annotated[str | None, typer.Option(help="Outside judges, with commas. [each task's own]")] = None,
     verdict: Annotated[str | None, typer.Option(help="Own verdicts from the answers' probabilities (logits), from words (text), or none. [logits]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images at a time; never changes a result. [64]")] = None,
+    batch_size: Annotated[str | None, typer.Option(help="Images at a time, or the most that fit; never changes a result. [auto]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the run; another seed is another run. [0]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps. [auto]")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float64, float32, bfloat16 or float16. [auto]")] = None,

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from gapbench.engines.local import BatchSize
 from gapbench.judges.base import Judge, PaidJudge
 from gapbench.models.base import Drawing
 from gapbench.plan import Item, Prepared, missing_items, refuse_prompts
@@ -34,7 +35,7 @@ class Estimate:
     """What judges that are paid by the answer would take; they are not asked to find out."""
 
 
-def estimate(prepared: Prepared, out: Path, batch_size: int) -> Estimate:
+def estimate(prepared: Prepared, out: Path, batch_size: BatchSize) -> Estimate:
     """Count what is left of a run and time a few images of it in memory. Writes nothing."""
     items = prepared.plan.items()
     path = folder_for(out, prepared.model.name, prepared.identity)
@@ -64,7 +65,7 @@ def estimate(prepared: Prepared, out: Path, batch_size: int) -> Estimate:
         return Estimate(0, 0, 0, None, None)
 
     sample = (missing or items)[:: max(1, len(missing or items) // CALIBRATION)][:CALIBRATION]
-    sample = sample[:batch_size]
+    sample = sample if batch_size == "auto" else sample[:batch_size]
     start = time.perf_counter()
     prepared.model.load()
     seconds = time.perf_counter() - start

@@ -16,13 +16,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
-from gapbench.engines.local import work
+from gapbench.engines.local import FIRST, BatchSize, work
 from gapbench.judges.base import DigestJudge, Judge, PictureJudge
 from gapbench.judges.own import Mode
-from gapbench.models.base import PAIR, Model, SeedlessModel, Unfinished, is_pair
+from gapbench.models.base import PAIR, Drawing, Model, SeedlessModel, Unfinished, is_pair
 from gapbench.plan import Item, Plan, missing_items, prepare, refuse_prompts
 from gapbench.store import RunFolder, folder_for, read_json
-from gapbench.types import GapbenchError, Generation, Prompt, Rates, Verdict
+from gapbench.types import Answer, GapbenchError, Generation, Prompt, Rates, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +34,9 @@ Progress = Callable[[str, int, int], Callable[[int], None]]
 size."""
 
 T = TypeVar("T")
+_Done = tuple[Mapping[int, T], Unfinished | None]
+"""What a batch gave by place, and what stopped it, if anything did."""
+LARGEST: Final = 1024
 SEEDS: Final = "the model's seeds"
 OWN_METRICS: Final = frozenset({"non_unification", "mismatch_acceptance"})
 """Those that need no outside judge."""
@@ -172,7 +175,7 @@ def run(
     limit: int | None = None,
     judges: Sequence[str] | None = None,
     verdict: Mode | Literal["none"] = "logits",
-    batch_size: int = 64,
+    batch_size: BatchSize = "auto",
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
@@ -187,8 +190,8 @@ def run(
     outside judges (each task's own by default). The same call again goes on where it stopped.
     Raises GapbenchError for input that cannot be run, before anything is written.
     """
-    if batch_size < 1:
-        raise GapbenchError(f"batch_size is {batch_size}, must be at least 1")
+    if batch_size != "auto" and batch_size < 1:
+        raise GapbenchError(f'batch_size is {batch_size}, must be "auto" or at least 1')
     made = prepare(
         model, tasks, samples, limit, judges, verdict, seed, device, dtype, Path(out), recipe
     )
@@ -247,7 +250,7 @@ def about(model: Model) -> dict[str, Any]:
 
 
 def _draw(
-    model: Model, folder: RunFolder, items: list[Item], batch_size: int, progress: Progress
+    model: Model, folder: RunFolder, items: list[Item], batch_size: BatchSize, progress: Progress
 ) -> None:
     missing = missing_items(items, folder.generations())
     if missing and isinstance(model, SeedlessModel):
@@ -255,12 +258,15 @@ def _draw(
     total = len({(item.prompt.text, item.seed) for item in items})
     advance = progress("images", total - len(missing), total)
 
-    def do(batch: Sequence[Item]) -> None:
+    def do(batch: Sequence[Item]) -> tuple[_Done[Drawing], float]:
         start = time.perf_counter()
-        drawings, stop = _done(
+        found = _done(
             lambda: model.generate([i.prompt.text for i in batch], [i.seed for i in batch])
         )
-        seconds = (time.perf_counter() - start) / len(batch)
+        return found, (time.perf_counter() - start) / len(batch)
+
+    def keep(batch: Sequence[Item], made: tuple[_Done[Drawing], float]) -> None:
+        (drawings, stop), seconds = made
         folder.append(
             Generation(
                 prompt=item.prompt.text,
@@ -276,7 +282,7 @@ def _draw(
         )
         _go_on(stop)
 
-    work(missing, batch_size, do, advance)
+    work(missing, batch_size, do, keep, advance, _most(model))
 
 
 def _judge(
@@ -284,7 +290,7 @@ def _judge(
     judge: Judge,
     folder: RunFolder,
     asked: Iterable[tuple[Prompt, str]],
-    batch_size: int,
+    batch_size: BatchSize,
     progress: Progress,
 ) -> None:
     wanted = {(image, judge.question(p), judge.fingerprint): (p, image) for p, image in asked}
@@ -294,13 +300,14 @@ def _judge(
         _note_check(folder, f"judge {judge.name}", judge.check_picture())
     advance = progress(stage, len(wanted) - len(missing), len(wanted))
 
-    def do(batch: Sequence[tuple[Prompt, str]]) -> None:
+    def do(batch: Sequence[tuple[Prompt, str]]) -> _Done[Answer]:
         prompts = [prompt for prompt, _ in batch]
         if isinstance(judge, DigestJudge):
-            ask = partial(judge.judge_digests, [image for _, image in batch], prompts)
-        else:
-            ask = partial(judge.judge, [folder.image(image) for _, image in batch], prompts)
-        answers, stop = _done(ask)
+            return _done(partial(judge.judge_digests, [image for _, image in batch], prompts))
+        return _done(partial(judge.judge, [folder.image(image) for _, image in batch], prompts))
+
+    def keep(batch: Sequence[tuple[Prompt, str]], made: _Done[Answer]) -> None:
+        answers, stop = made
         folder.append(
             Verdict(
                 image=image,
@@ -313,11 +320,16 @@ def _judge(
         )
         _go_on(stop)
 
-    work(missing, batch_size, do, advance)
+    work(missing, batch_size, do, keep, advance, _most(judge))
 
 
-def _done(call: Callable[[], Sequence[T]]) -> tuple[Mapping[int, T], Unfinished | None]:
-    """What a batch gave by place, whole or as far as it came."""
+def _most(worker: Model | Judge) -> int:
+    """The largest batch to try: on a CPU more at once is no faster, and takes the user's memory."""
+    device = getattr(getattr(worker, "model", worker), "device", None)
+    return LARGEST if str(device).startswith("cuda") else FIRST
+
+
+def _done(call: Callable[[], Sequence[T]]) -> _Done[T]:
     try:
         return dict(enumerate(call())), None
     except Unfinished as stop:

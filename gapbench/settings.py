@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from gapbench.taskfile import explain
 from gapbench.types import GapbenchError
@@ -23,12 +23,19 @@ class RunSettings(BaseModel):
     limit: int | None = Field(default=None, ge=1)
     judge: list[str] | None = None
     verdict: Literal["logits", "text", "none"] = "logits"
-    batch_size: int = Field(default=64, ge=1)
+    batch_size: int | Literal["auto"] = "auto"
     seed: int = Field(default=0, ge=0)
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
     dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "auto"
     out: Path = Path("runs")
     offline: bool = False
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _whole_or_auto(cls, value: object) -> object:
+        if value == "auto" or (str(value).isdecimal() and int(str(value)) > 0):
+            return value if value == "auto" else int(str(value))
+        raise ValueError("must be auto, or a whole number of 1 or more")
 
 
 def read_settings(config: Path | None, options: dict[str, Any]) -> RunSettings:

@@ -131,4 +131,5 @@ def explain(error: ValidationError) -> str:
     where = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
         return f"unknown key {where!r}"
-    return f"{where}: {first['msg']}" if where else str(first["msg"])
+    what = str(first["msg"]).removeprefix("Value error, ")
+    return f"{where}: {what}" if where else what
