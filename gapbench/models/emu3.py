@@ -22,6 +22,7 @@ from gapbench import torchvision_shim
 from gapbench.models import lora
 from gapbench.models.answers import answer_ids, answer_logprobs, positions
 from gapbench.models.base import Drawing
+from gapbench.models.cache import roomy
 from gapbench.models.checkpoint import (
     digest,
     first_line,
@@ -190,8 +191,6 @@ class Emu3Model:
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Drawing]:
-        from transformers import DynamicCache
-
         module, recipe, count = self.module("gen"), self._sampling, len(prompts)
         core, (codes, end) = module.model.text_model, self._codes()
         head = module.lm_head.weight[codes]
@@ -203,7 +202,7 @@ class Emu3Model:
         rows = torch.tensor(order + [len(distinct)] * count * guided, device=self.device)
 
         # Each prompt's prefix, and the negative prompt's, is computed once for all samples.
-        cache = DynamicCache()
+        cache = roomy(self.side * (self.side + 1))
         hidden = core(
             input_ids=ids,
             attention_mask=mask,

@@ -22,6 +22,7 @@ from gapbench import torchvision_shim
 from gapbench.models import janus_original, lora
 from gapbench.models.answers import answer_ids, answer_logprobs, positions
 from gapbench.models.base import Drawing
+from gapbench.models.cache import roomy
 from gapbench.models.checkpoint import (
     digest,
     first_line,
@@ -197,8 +198,6 @@ class JanusModel:
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Drawing]:
-        from transformers import DynamicCache
-
         core, recipe = self.module.model, self._sampling
         guided = recipe.guidance != 1
         distinct = list(dict.fromkeys(prompts))
@@ -210,7 +209,8 @@ class JanusModel:
             rows = torch.cat([rows, rows + len(distinct)])
 
         # Each prompt's prefix is computed once and copied to its samples.
-        cache = DynamicCache()
+        steps = self.processor.num_image_tokens
+        cache = roomy(steps)
         hidden = core.language_model(
             inputs_embeds=core.get_input_embeddings()(ids),
             attention_mask=mask,
@@ -222,7 +222,6 @@ class JanusModel:
         mask = mask[rows]
         position = mask.sum(1, keepdim=True)
 
-        steps = self.processor.num_image_tokens
         uniform = uniforms(list(seeds), steps)
         tokens = torch.empty(len(prompts), steps, dtype=torch.long, device=self.device)
         logprob = torch.zeros(len(prompts), dtype=torch.float64, device=self.device)

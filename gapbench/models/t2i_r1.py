@@ -16,6 +16,7 @@ import torch
 
 from gapbench.models.answers import positions
 from gapbench.models.base import Drawing
+from gapbench.models.cache import roomy
 from gapbench.models.janus import PADDED, JanusModel, turn
 from gapbench.models.sampling import Recipe, draw, uniforms, warp
 from gapbench.types import GapbenchError
@@ -80,8 +81,6 @@ class T2IR1Model(JanusModel):
     @torch.inference_mode()
     def plan(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
         """What the model writes about each prompt, each from a stream of its seed's own."""
-        from transformers import DynamicCache
-
         core, tokenizer = self.module.model, self.processor.tokenizer
         distinct = list(dict.fromkeys(prompts))
         asked = [
@@ -94,7 +93,7 @@ class T2IR1Model(JanusModel):
         batch = tokenizer(asked, **PADDED).to(self.device)
         mask = batch["attention_mask"]
         rows = torch.tensor([distinct.index(prompt) for prompt in prompts], device=self.device)
-        cache = DynamicCache()
+        cache = roomy(self.reasoning.reasoning_tokens)
         hidden = core.language_model(
             inputs_embeds=core.get_input_embeddings()(batch["input_ids"]),
             attention_mask=mask,
