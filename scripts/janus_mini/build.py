@@ -5,9 +5,14 @@ from __future__ import annotations
 import logging
 
 import data
+import lessons
 import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from gapbench import torchvision_shim
+
+torchvision_shim.ensure()
 from transformers import (
     GenerationConfig,
     JanusConfig,
@@ -65,8 +70,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
     corpus = [data.drawing(rng)[1] for _ in range(20_000)]
     corpus += [f" {text}" for text in corpus]
     for _ in range(3_000):
-        _, question, answer = data.quiz(rng)
-        corpus += [question, f" {answer}", data.listing(rng)[2]]
+        _, question, answer = lessons.quiz(rng)
+        corpus += [question, f" {answer}", lessons.listing(rng)[2]]
     corpus += [" The score is 1.", " The score is 0.", "list the cells"] * 2_000
     base = Tokenizer(models.BPE())
     base.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

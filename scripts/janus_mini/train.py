@@ -30,8 +30,18 @@ CHECKPOINT_EVERY = 500
 class Stage:
     """A training loop that checkpoints its module and AdamW together."""
 
-    def __init__(self, name: str, module: nn.Module, steps: int, lr: float, work: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        steps: int,
+        lr: float,
+        work: Path,
+        warm: int = 200,
+        fall: float = 0.4,
+    ) -> None:
         self.name, self.module, self.steps, self.lr = name, module, steps, lr
+        self.warm, self.fall = warm, fall
         self.file = work / f"{name}.safetensors"
         self.log = work / f"{name}.jsonl"
         self.parameters = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
@@ -69,9 +79,9 @@ class Stage:
                 self._save(step + 1, time.time() - clock)
 
     def _schedule(self, step: int) -> float:
-        warm = min(1.0, (step + 1) / 200)
-        # Constant, then a cosine over the last 60 %: drawing sharpens as the rate falls.
-        late = max(0.0, step / self.steps - 0.4) / 0.6
+        """Constant, then a cosine from `fall` on: drawing sharpens as the rate falls."""
+        warm = min(1.0, (step + 1) / self.warm)
+        late = max(0.0, step / self.steps - self.fall) / max(1 - self.fall, 1e-9)
         return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * late)))
 
     def _save(self, step: int, seconds: float) -> None:
@@ -241,6 +251,61 @@ def train_vision(core: nn.Module, work: Path, steps: int) -> None:
         return loss, {"loss": float(loss), "drawn": hit[target[..., 0] > 0].float().mean().item()}
 
     stage.run(loss_of)
+
+
+class Words(nn.Module):
+    """Vision tower and aligner, to be fitted to fixed codes: a patch is the sum of its cell's
+    shape, colour and texture and of its own place, all orthogonal and of like size. So each of them
+    can be looked for; a head of its own choice had made nearly all of it shape."""
+
+    PLACE, NORM = 0.7, 35.0
+    """The words are then stretched, as strong beside what the layers add as they have been."""
+
+    def __init__(self, tower: nn.Module, aligner: nn.Module) -> None:
+        super().__init__()
+        self.tower, self.aligner = tower, aligner
+        width = tower.config.projection_dim
+        noise = torch.randn(
+            width, sum(data.FACETS) + build.IMAGE_TOKENS, generator=torch.Generator().manual_seed(5)
+        )
+        *self.facets, self.place = torch.linalg.qr(noise)[0].T.split(
+            [*data.FACETS, build.IMAGE_TOKENS]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.aligner(self.tower(x).last_hidden_state)
+
+    def wanted(self, labels: Tensor) -> Tensor:
+        """(B, 9, 3) class ids of cells -> (B, 36, width)."""
+        patches = labels.view(-1, 3, 1, 3, 1, 3).expand(-1, 3, 2, 3, 2, 3).reshape(-1, 36, 3)
+        return sum(f[patches[..., i]] for i, f in enumerate(self.facets)) + self.PLACE * self.place
+
+    @torch.no_grad()
+    def stretch(self, factor: float) -> None:
+        last = self.aligner.hidden_layers[-1]
+        last.weight.mul_(factor)
+        last.bias.mul_(factor)
+
+
+def balance(core: nn.Module, work: Path, steps: int = 900) -> None:
+    """Fit the words that the aligner makes to codes in which all things weigh alike."""
+    words = Words(core.vision_model, core.aligner)
+    stage = Stage("balance", words, steps, 1e-3, work, 50)
+    if not stage.file.exists():
+        words.stretch(1 / words.NORM)
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        rng = np.random.default_rng([22, step])
+        images, labels = zip(*(data.messy(rng) for _ in range(48)), strict=True)
+        x = pixels(images)
+        x[:16] = redraw(core.vqmodel, x[:16])
+        x = x + 0.06 * torch.rand(len(x), 1, 1, 1) * torch.randn_like(x)
+        missed = words(x) - words.wanted(torch.from_numpy(np.stack(labels)))
+        loss = missed.pow(2).sum(-1).mean()
+        return loss, {"loss": loss.item()}
+
+    stage.run(loss_of)
+    words.stretch(words.NORM)
 
 
 @torch.no_grad()
