@@ -42,11 +42,13 @@ class Mix(NamedTuple):
     category: str | None = None
     """Of the drawings."""
     pairs_of: str | None = None
+    verdicts_of: str | None = None
 
 
 class Phase(NamedTuple):
     """A part of the training with an optimizer of its own: `mixes` take turns of `turn` steps each,
-    every fifth step is of all categories where `mixed`; `fall` is when the rate begins to fall."""
+    every fifth step draws all categories where `mixed`; verdicts take turns through `reads`; `fall`
+    is when the rate begins to fall."""
 
     name: str
     steps: int
@@ -55,6 +57,7 @@ class Phase(NamedTuple):
     turn: int = 1
     mixed: bool = False
     fall: float = 1.0
+    reads: tuple[str | None, ...] = (None,)
 
 
 # First mostly how to read a picture, before pairs can be judged at all; then judging. By then
@@ -81,7 +84,7 @@ def _each(mix: Mix, *categories: str | None) -> tuple[Mix, ...]:
 
 _ASK = Mix(20, 2, lists=2, verdicts=12, interviews=8, weight=4.0)
 _BIND = Mix(40, 2, verdicts=4, weight=8.0)
-_FINISH = Mix(32, 2, lists=1, verdicts=10, interviews=2, weight=6.0)
+_FINISH = Mix(30, 2, lists=1, verdicts=12, interviews=2, weight=6.0)
 PHASES = (
     Phase("relearn", 150, _each(Mix(12, 2, 0, 12, 6, 6), "color_attr"), lr=2e-3),
     Phase("reread", 400, _each(Mix(16, 2, 0, 14, 4, 8, weight=2.0), "color_attr", None)),
@@ -93,6 +96,18 @@ PHASES = (
         1000,
         _each(_FINISH, None, "color_attr", None, "texture", None, "position"),
         fall=0.15,
+        reads=(
+            None,
+            "position",
+            "counting",
+            None,
+            "count_fact",
+            "texture",
+            "color_attr",
+            None,
+            "position",
+            "counting",
+        ),
     ),
 )
 TURNS = 6
@@ -309,7 +324,9 @@ def train(
                     total = total + loss
                     figures[name] = hit.float().mean().item()
             if mix.verdicts:
-                asked = [lessons.questions(rng, None, TURNS) for _ in range(mix.verdicts)]
+                asked = [
+                    lessons.questions(rng, mix.verdicts_of, TURNS) for _ in range(mix.verdicts)
+                ]
                 made = [
                     rows.dialogue([(ASK.replace("{prompt}", c.text), _score(y)) for c, y in turns])
                     for _, _, turns in asked
@@ -344,6 +361,7 @@ def train(
 
         def loss_at(step: int, phase: Phase = phase, salt: int = 40 + number) -> Loss:
             mix = phase.mixes[step // phase.turn % len(phase.mixes)]
+            mix = mix._replace(verdicts_of=phase.reads[step % len(phase.reads)])
             if phase.mixed and step % 5 == 0:
                 mix = mix._replace(category=None)
             return loss_of(step, mix, salt)
