@@ -27,7 +27,7 @@ def work(
     Ctrl-C is held back until the batch in hand is done, then raises Interrupted; a second one
     strikes at once.
     """
-    with _held_back() as asked:
+    with held_back() as asked:
         for start in range(0, len(items), batch_size):
             batch = items[start : start + batch_size]
             do(batch)
@@ -37,7 +37,8 @@ def work(
 
 
 @contextmanager
-def _held_back() -> Iterator[list[int]]:
+def held_back() -> Iterator[list[int]]:
+    """Hold back Ctrl-C: gives a list that is empty until it comes. A second one strikes."""
     asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield asked  # only the main thread gets signals
