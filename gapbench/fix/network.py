@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any, Final
 
@@ -78,9 +79,12 @@ def prepare(model: TrainableModel, settings: FixSettings) -> nn.Module:
         r=settings.lora,
         lora_alpha=2 * settings.lora,
         target_modules="|".join(map(re.escape, linear)),
-        base_model_name_or_path=settings.model,
     )
-    adapted: nn.Module = get_peft_model(network, config)
+    with warnings.catch_warnings():  # peft asks transformers by names that are going away
+        warnings.simplefilter("ignore", FutureWarning)
+        adapted: nn.Module = get_peft_model(network, config)
+    here = Path(settings.model)
+    config.base_model_name_or_path = str(here.resolve()) if here.exists() else settings.model
     return adapted
 
 

@@ -68,7 +68,8 @@ def fix(settings: FixSettings, progress: flow.Progress, say: Say) -> Fixed:
         },
     }
     file = settings.out / FIX_RECORD
-    state = PartialState(cpu=settings.device == "cpu" or None, timeout=WEEK)
+    on_cpu = settings.device == "cpu" or not torch.accelerator.is_available()
+    state = PartialState(cpu=on_cpu, timeout=WEEK)
     lock = FileLock(settings.out / ".lock")
     if state.is_main_process:
         _claim(file, record)
@@ -142,7 +143,8 @@ class _Fixing:
         self.pool: list[str] = []
         self.replays: list[dict[str, Any]] = []
         self.what = "pairs" if settings.loss == "dpo" else "images"
-        self.device = str(state.device) if settings.device == "auto" else settings.device
+        here = "cpu" if state.device.type == "cpu" else str(state.device)
+        self.device = here if settings.device == "auto" else settings.device
 
     def run(self) -> Fixed:
         main, curves = self.state.is_main_process, []

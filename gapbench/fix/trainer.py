@@ -199,6 +199,12 @@ def train_phase(
         # Its own printer writes every log as a line between the bars.
         from transformers import PrinterCallback
 
+        if settings.fsdp and not trainer.is_fsdp_enabled:
+            raise GapbenchError(
+                "--fsdp: accelerate shards on accelerators under torchrun only, and would copy the "
+                "weights to every process here; leave it out"
+            )
+
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=str(done) if done else None)
         if asked:

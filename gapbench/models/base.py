@@ -120,7 +120,7 @@ class TrainableModel(Model, Protocol):
     """A model whose image tokens can be scored and whose weights can be trained.
 
     `parts` are regular expressions for names of parameters of `network`, by what they belong to:
-    "language-model", and "generation" for all that drawing runs through.
+    "language-model", and, where there is more, "generation" for all that drawing runs through.
     """
 
     parts: Mapping[str, str]

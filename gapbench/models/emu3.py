@@ -52,10 +52,7 @@ class Emu3Model:
     """
 
     capabilities = NATIVE
-    parts: Mapping[str, str] = {
-        "language-model": r"model\.text_model\..+",
-        "generation": r"(model\.text_model|lm_head)\..+",
-    }
+    parts: Mapping[str, str] = {"language-model": r"model\.text_model\..+"}
 
     def __init__(
         self,
