@@ -69,6 +69,11 @@ def fix(settings: FixSettings, progress: flow.Progress, say: Say) -> Fixed:
     }
     file = settings.out / FIX_RECORD
     on_cpu = settings.device == "cpu" or not torch.accelerator.is_available()
+    if settings.fsdp and (on_cpu or "LOCAL_RANK" not in os.environ):
+        raise GapbenchError(
+            "--fsdp: accelerate shards on accelerators under torchrun only, and would copy the "
+            "weights to every process here; leave it out"
+        )
     state = PartialState(cpu=on_cpu, timeout=WEEK)
     lock = FileLock(settings.out / ".lock")
     if state.is_main_process:

@@ -95,6 +95,9 @@ class FixTrainer(Trainer):  # type: ignore[misc]
         self._seen = {}
         super().log(logs, start_time)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """None: what is frozen is not in a checkpoint, and need not be."""
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         from safetensors.torch import save_file
 
@@ -198,12 +201,6 @@ def train_phase(
         )
         # Its own printer writes every log as a line between the bars.
         from transformers import PrinterCallback
-
-        if settings.fsdp and not trainer.is_fsdp_enabled:
-            raise GapbenchError(
-                "--fsdp: accelerate shards on accelerators under torchrun only, and would copy the "
-                "weights to every process here; leave it out"
-            )
 
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=str(done) if done else None)
