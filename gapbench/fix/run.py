@@ -6,7 +6,6 @@ checkpoints and, when it is done, phase.json. A fix that was stopped anywhere go
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from gapbench import flow, torchvision_shim
 from gapbench.fix import candidates, check, data
+from gapbench.fix.claim import claim, refuse_test, write_json
 from gapbench.fix.settings import FixSettings
 from gapbench.models import load_saved
 from gapbench.models.base import is_pair
@@ -58,7 +58,7 @@ def fix(settings: FixSettings, progress: flow.Progress, say: Say) -> Fixed:
 
     rule = candidates.parse(settings.accept)
     model = base_model(settings, settings.device, settings.dtype)
-    _refuse_test(settings)
+    refuse_test(settings)
     record: dict[str, Any] = {
         "settings": settings.identity(),
         "base": {
@@ -77,7 +77,7 @@ def fix(settings: FixSettings, progress: flow.Progress, say: Say) -> Fixed:
     state = PartialState(cpu=on_cpu, timeout=WEEK)
     lock = FileLock(settings.out / ".lock")
     if state.is_main_process:
-        _claim(file, record)
+        claim(file, record)
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
@@ -98,40 +98,6 @@ def fix(settings: FixSettings, progress: flow.Progress, say: Say) -> Fixed:
         return fixing.run()
     finally:
         lock.release()
-
-
-def _refuse_test(settings: FixSettings) -> None:
-    from gapbench.tasks import selected_tasks
-
-    for task, _ in selected_tasks(settings.prompts):
-        if task.split == "test" and "train" in task.splits():
-            raise GapbenchError(
-                f"--prompts {task.name}: these prompts are for testing; train on {task.name}:train"
-            )
-
-
-def _claim(file: Path, record: dict[str, Any]) -> None:
-    """Start a fix's folder, or see that it is this fix's."""
-    if not file.exists():
-        if file.parent.exists() and any(file.parent.iterdir()):
-            raise GapbenchError(f"--out {file.parent} holds something else; give a new folder")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _write(file, {**record, "done": False})
-        return
-    there = read_object(file)
-    old, new = there.get("settings", {}), record["settings"]
-    differing = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    if differing:
-        key = differing[0]
-        raise GapbenchError(
-            f"--out {file.parent} holds a fix with --{key.replace('_', '-')} {old.get(key)}, not "
-            f"{new.get(key)}; give another --out (candidates are not drawn again)"
-        )
-    if there.get("base") != record["base"]:
-        raise GapbenchError(
-            f"--out {file.parent} holds a fix of other weights than {record['base']['name']} has; "
-            "give another --out"
-        )
 
 
 class _Fixing:
@@ -163,7 +129,7 @@ class _Fixing:
             if not done.exists():
                 found = self._train(number, (start, end), folder)
                 if main:
-                    _write(done, {"curve": found})
+                    write_json(done, {"curve": found})
             self.state.wait_for_everyone()
             curves += [{"phase": number, **point} for point in read_object(done)["curve"]]
             if main:
@@ -287,7 +253,7 @@ class _Fixing:
         if found.stop:
             self.say(f"   going on, as asked, although {found.stop}")
         file.parent.mkdir(parents=True, exist_ok=True)
-        _write(file, asdict(found))
+        write_json(file, asdict(found))
 
     def _again(self, number: int) -> flow.Run:
         """The pool, drawn and judged by the weights of the phase before."""
@@ -372,19 +338,15 @@ class _Fixing:
         }
         plot(record, out / "curves.png")
         if settings.lora:
-            _write(model / "adapter" / FIX_RECORD, {**record, "done": True})
+            write_json(model / "adapter" / FIX_RECORD, {**record, "done": True})
         for item in model.iterdir():
             target = out / item.name
             if target.is_dir():
                 shutil.rmtree(target)
             item.replace(target)
-        _write(out / FIX_RECORD, {**record, "done": True})
+        write_json(out / FIX_RECORD, {**record, "done": True})
         shutil.rmtree(self.work)
 
 
 def _acceptance(frame: pd.DataFrame) -> float:
     return float((frame["own"] == 1).mean())
-
-
-def _write(file: Path, value: Mapping[str, Any]) -> None:
-    write_atomic(file, (json.dumps(value, indent=1) + "\n").encode())

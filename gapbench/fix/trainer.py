@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -203,7 +204,12 @@ def train_phase(
         from transformers import PrinterCallback
 
         trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=str(done) if done else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(done) if done else None)
+        except (OSError, SafetensorError) as error:
+            raise GapbenchError(
+                f"{folder}: {error}; make room or mend it, then run the same command again"
+            ) from error
         if asked:
             raise Interrupted
     trainer.save_model(str(folder / "trained"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -165,6 +166,20 @@ def test_killed_fixes_end_in_the_same_weights(
     assert all(np.array_equal(one[name], other[name]) for name in one)
     assert record(tmp_path / "fixed")["data"] == record(fixed / "fixed")["data"]
     assert record(tmp_path / "fixed")["replays"] == record(fixed / "fixed")["replays"]
+
+
+def test_ctrl_c_keeps_the_step_in_hand(
+    start: Any, end: Any, wait_until: Any, tiny_janus: Path, tmp_path: Path
+) -> None:
+    command = ["sft", *COMMON, "--epochs", "5000", "--lora", "0", "--model", str(tiny_janus)]
+    process = start(tmp_path, "fix", *command, "--out", "fixed")
+    wait_until(lambda: MOMENTS["training"](tmp_path), process)
+    os.kill(process.pid, signal.SIGINT)
+    assert end(process) == 130
+    assert "run the same command again to go on" in err(tmp_path)
+    assert "Traceback" not in err(tmp_path)
+    steps = [int(p.name[11:]) for p in tmp_path.glob("fixed/work/phase-0/checkpoint-*")]
+    assert max(steps) < 5000
 
 
 def test_a_torn_checkpoint_is_passed_over(
