@@ -32,7 +32,13 @@ def plot(record: Mapping[str, Any], file: Path) -> None:
         ),
     ]
     right.plot(*zip(*drawn, strict=True), "o-")
-    right.set(xlabel="epoch", ylabel="share", ylim=(0, 1), title="accepted of what was drawn")
+    right.set(
+        xlabel="epoch",
+        ylabel="share",
+        xlim=(-0.5, record["settings"]["epochs"]),
+        ylim=(0, 1),
+        title="accepted of what was drawn",
+    )
     if len(drawn) > 1:
         right.annotate("all prompts", drawn[0], xytext=(5, 5), textcoords="offset points")
         right.annotate("pool", drawn[1], xytext=(5, 5), textcoords="offset points")
