@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gapbench.cli_fix import fix
 from gapbench.types import GapbenchError
 
 if TYPE_CHECKING:
@@ -275,6 +276,9 @@ def prepare(
     with bars(in_bytes=True) as progress:
         preparing.bring(wanted, data, lambda name, size: progress(name, 0, size))
     typer.echo("All of it is here." if wanted else "")
+
+
+app.command()(fix)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -180,6 +180,7 @@ def run(
     device: str = "auto",
     dtype: str = "auto",
     out: str | Path = "runs",
+    only: Collection[str] | None = None,
     progress: Progress = _silent,
 ) -> Run:
     """Measure a model: draw, let it judge itself, let outside judges judge, keep everything.
@@ -187,13 +188,14 @@ def run(
     `recipe` changes keys of the model's sampling recipe, which makes it another run. `tasks` are
     `all`, tiers, tasks, task/category or folders; `samples` images a prompt (each
     task's own number by default); `limit` prompts a task, spread over its categories; `judges`
-    outside judges (each task's own by default). The same call again goes on where it stopped.
+    outside judges (each task's own by default; none where the list is empty); `only` the texts of
+    the prompts to keep. The same call again goes on where it stopped.
     Raises GapbenchError for input that cannot be run, before anything is written.
     """
     if batch_size != "auto" and batch_size < 1:
         raise GapbenchError(f'batch_size is {batch_size}, must be "auto" or at least 1')
     made = prepare(
-        model, tasks, samples, limit, judges, verdict, seed, device, dtype, Path(out), recipe
+        model, tasks, samples, limit, judges, verdict, seed, device, dtype, Path(out), recipe, only
     )
     items, drawn = made.plan.items(), {}
     path = folder_for(Path(out), made.model.name, made.identity)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -97,6 +97,7 @@ def prepare(
     dtype: str,
     out: Path,
     recipe: Mapping[str, object] | None = None,
+    only: Collection[str] | None = None,
 ) -> Prepared:
     """Resolve and check everything a command names."""
     for name, value in (("samples", samples), ("limit", limit)):
@@ -118,13 +119,15 @@ def prepare(
             f"model {adapter.name} lacks {NEEDS[verdict]}, which --verdict {verdict} takes; "
             "with --verdict none only outside judges are asked"
         )
+    if only is not None:
+        selected = [(task, [p for p in found if p.text in only]) for task, found in selected]
     prompts, partner = _choose(selected, limit)
     tasks_by_name = {task.name: task for task, _ in selected}
     loaded: dict[str, Judge] = {}
     asks: list[dict[str, str]] = []
     for prompt in prompts:
         usual = tasks_by_name[prompt.task].judge(prompt.category)
-        specs = judges or ([usual] if usual else [])
+        specs = judges if judges is not None else [usual] if usual else []
         for spec in specs:
             if spec not in loaded:
                 loaded[spec] = load_judge(spec, device)

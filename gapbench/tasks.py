@@ -26,8 +26,9 @@ LONGEST: Final = 10_000
 class Task:
     """A named list of prompts with tiers, a verdict question and a judge."""
 
-    def __init__(self, name: str, folder: Path, variant: str = "") -> None:
-        self.name, self.folder = f"{name}@{variant}" if variant else name, folder
+    def __init__(self, name: str, folder: Path, variant: str = "", split: str = "test") -> None:
+        self.name = name + f"@{variant}" * bool(variant) + f":{split}" * (split != "test")
+        self.folder, self.split = folder, split
         self.spec = read_spec(folder / "task.yaml", variant)
         self.samples = self.spec.samples
 
@@ -80,15 +81,21 @@ class Task:
                 named.setdefault(record["category"], tier)
         return named
 
-    def prompts(self, split: str = "test") -> list[Prompt]:
-        """All prompts of a split, in order.
+    def splits(self) -> list[str]:
+        """The splits there are; a task that names none has one, test."""
+        named = [*self.spec.splits, *(download.split for download in self.spec.downloads)]
+        return list(dict.fromkeys(named)) or ["test"]
+
+    def prompts(self, split: str | None = None) -> list[Prompt]:
+        """All prompts of a split, in order; of the task's own by default.
 
         Raises GapbenchError where the split does not exist, a record is broken, or the prompts
         are not the ones task.yaml names by digest.
         """
-        if self.spec.splits and split not in self.spec.splits:
+        split = split or self.split
+        if split not in self.splits():
             raise GapbenchError(
-                f"task {self.name}: no split {split!r}; it has {', '.join(self.spec.splits)}"
+                f"task {self.name}: no split {split!r}; it has {', '.join(self.splits())}"
             )
         placed = self._records(split)
         if self.spec.splits:
@@ -256,17 +263,20 @@ def task_folders() -> dict[str, Path]:
 
 
 def load_task(name: str) -> Task:
-    """A task by its name or by the path of its folder, `@variant` behind it for a variant.
+    """A task by its name or by the path of its folder, `@variant` behind a name for a variant and
+    `:split` for another split than test.
 
     Raises GapbenchError where there is none, naming those there are.
     """
     folders = task_folders()
-    plain, _, variant = name.partition("@")
+    whole, colon, split = name.rpartition(":")
+    place, split = (whole, split) if colon and not Path(name).exists() else (name, "test")
+    plain, _, variant = place.partition("@")
     if plain in folders:
-        return Task(plain, folders[plain], variant)
-    path = Path(name)
+        return Task(plain, folders[plain], variant, split)
+    path = Path(place)
     if (path / "task.yaml").is_file():
-        return Task(path.resolve().name, path)
+        return Task(path.resolve().name, path, split=split)
     raise GapbenchError(
         f"no task {name!r}; installed: {', '.join(folders)} (or give a folder that holds task.yaml)"
     )
@@ -281,7 +291,8 @@ def select(selections: Iterable[str]) -> list[tuple[Task, list[Prompt]]]:
 
 
 def selected_tasks(selections: Iterable[str]) -> list[tuple[Task, set[str]]]:
-    """Tasks with the categories that selections name: `all`, a tier, a task, or task/category.
+    """Tasks with the categories that selections name: `all`, a tier, a task (`task:split` for
+    another split than test), or task/category.
 
     Raises GapbenchError for a name that selects nothing.
     """
@@ -304,7 +315,7 @@ def selected_tasks(selections: Iterable[str]) -> list[tuple[Task, set[str]]]:
             continue
         selection = selection.rstrip("/") or selection
         name, _, category = selection.rpartition("/")
-        if name.partition("@")[0] in task_folders() or (
+        if re.split("[@:]", name)[0] in task_folders() or (
             name and (Path(name) / "task.yaml").is_file()
         ):
             task = load_task(name)

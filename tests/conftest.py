@@ -188,6 +188,103 @@ def tiny_sciscore(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _emu3(folder: Path, seed: int) -> None:
+    """Write a random Emu3 checkpoint: 32 x 32 pixels are 4 x 4 of 64 codes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import (
+        Emu3Config,
+        Emu3ForConditionalGeneration,
+        Emu3ImageProcessor,
+        Emu3Processor,
+        Emu3TextConfig,
+        Emu3VQVAEConfig,
+        PreTrainedTokenizerFast,
+    )
+
+    marks = {
+        "image_token": "<image>",
+        "boi_token": "<|image start|>",
+        "eoi_token": "<|image end|>",
+        "image_wrapper_token": "<|image token|>",
+        "eof_token": "<|extra_201|>",
+    }
+    special = ["<|pad|>", "<|bos|>", "<|eos|>", *marks.values(), "<|extra_200|>"]
+    special += [f"<|visual token {code:06d}|>" for code in range(64)]
+    base = Tokenizer(models.BPE())
+    base.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    base.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    base.train_from_iterator(["a red circle and a blue square", " The score is 0 1"] * 20, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=base,
+        pad_token="<|pad|>",
+        bos_token="<|bos|>",
+        eos_token="<|eos|>",
+        extra_special_tokens=marks,
+    )
+    template = (
+        "{% for message in messages %}{% if message.role == 'user' %}USER: {% endif %}"
+        "{% for part in message.content %}{{ '<image>' if part.type == 'image' else part.text }}"
+        "{% endfor %}{{ '. ' if message.role == 'user' else ' ' }}{% endfor %}"
+        "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    )
+    processor = Emu3Processor(
+        Emu3ImageProcessor(min_pixels=32 * 32, max_pixels=64 * 64),
+        tokenizer,
+        chat_template=template,
+    )
+    torch.manual_seed(seed)
+    model = Emu3ForConditionalGeneration(
+        Emu3Config(
+            vq_config=Emu3VQVAEConfig(
+                codebook_size=64,
+                base_channels=32,
+                channel_multiplier=[1, 1, 1, 1],
+                num_res_blocks=1,
+                hidden_size=32,
+                attn_resolutions=[3],
+                temporal_downsample_factor=1,
+            ),
+            text_config=Emu3TextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=64,
+                intermediate_size=128,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=1024,
+                pad_token_id=0,
+                bos_token_id=1,
+                eos_token_id=2,
+            ),
+            vocabulary_map=tokenizer.get_vocab(),
+        )
+    )
+    # As for Janus: random heads are nearly uniform, and greedy choices should differ.
+    with torch.no_grad():
+        model.lm_head.weight.mul_(20)
+        model.get_input_embeddings().weight.mul_(20)
+        for layer in model.model.text_model.layers:  # else a choice follows from the last token
+            layer.self_attn.q_proj.weight.mul_(60)
+            layer.self_attn.o_proj.weight.mul_(60)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_emu3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random pair of Emu3 checkpoints, in gen/ and und/."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny-emu3"
+    for seed, role in enumerate(("gen", "und")):
+        _emu3(folder / role, seed)
+    return folder
+
+
 @pytest.fixture
 def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `gapbench ARGS` as a process in a folder of its own."""

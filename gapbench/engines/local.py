@@ -41,7 +41,7 @@ def work(
     """
     size, limit = (FIRST, most) if batch_size == "auto" else (batch_size, batch_size)
     start, keeping = 0, _nothing
-    with _held_back() as asked, ThreadPoolExecutor(1) as second:
+    with held_back() as asked, ThreadPoolExecutor(1) as second:
         try:
             while start < len(items) and not asked:
                 batch = items[start : start + size]
@@ -82,7 +82,8 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 @contextmanager
-def _held_back() -> Iterator[list[int]]:
+def held_back() -> Iterator[list[int]]:
+    """Hold back Ctrl-C: gives a list that is empty until it comes. A second one strikes."""
     asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield asked  # only the main thread gets signals

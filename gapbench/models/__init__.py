@@ -87,6 +87,7 @@ def load_model(
     if (folder / "adapter_config.json").is_file():
         from gapbench.models.lora import base_of
 
+        _refuse_other_base(folder, base_of(folder), device)
         base = load_model(base_of(folder), device, dtype, recipe)
         if not isinstance(base, Adaptable):
             raise GapbenchError(f"{folder}: model {base.name} takes no LoRA adapter")
@@ -103,6 +104,34 @@ def load_model(
         f"no model {name!r}; there are {', '.join(model_names())} (or give a folder that holds a "
         "checkpoint with config.json, images:FOLDER, server:URL#MODEL, or my_package.module:Class)"
     )
+
+
+def load_saved(
+    name: str, folder: Path, device: str, dtype: str, recipe: Mapping[str, object]
+) -> Model:
+    """The model called `name`, with the weights that its adapter saved into a folder and a whole
+    recipe."""
+    for found in entry_points(group="gapbench.models"):
+        if found.name == name and name not in MODELS:
+            return _third_party(name, found.load(), {}, device, dtype, str(folder))
+    if is_import(name):
+        return load_model(f"{name.partition('@')[0]}@{folder}", device, dtype)
+    return load_model(str(folder), device, dtype, recipe)
+
+
+def _refuse_other_base(folder: Path, base: str, device: str) -> None:
+    """Raises GapbenchError where `gapbench fix` trained an adapter on other weights than its base
+    has now."""
+    from gapbench.models.checkpoint import FIX_RECORD, read_object
+
+    if not (folder / FIX_RECORD).is_file():
+        return
+    trained = read_object(folder / FIX_RECORD).get("base", {})
+    if load_model(base, device, trained.get("dtype", "auto")).fingerprint != trained["fingerprint"]:
+        raise GapbenchError(
+            f"{folder}: this adapter was trained on other weights than {base} has; give the ones "
+            f"with fingerprint {trained['fingerprint'][:12]}..., or train it anew"
+        )
 
 
 def _from_folder(

@@ -144,17 +144,34 @@ def require_shared(model: Model, command: str) -> None:
 
 
 class TrainableModel(Model, Protocol):
-    """A model whose image tokens can be scored and whose weights can be trained."""
+    """A model whose image tokens can be scored and whose weights can be trained.
+
+    `parts` are regular expressions for names of parameters of `network`, by what they belong to:
+    "language-model", and, where there is more, "generation" for all that drawing runs through.
+    """
+
+    parts: Mapping[str, str]
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """The loaded network that draws; `image_logprobs` runs through it."""
+
+    def use(self, network: torch.nn.Module) -> None:
+        """Draw, score and judge with a network that is in memory, such as one in training."""
 
     @property
     def codes(self) -> int:
         """How many different image tokens there are; they are counted from 0."""
 
     def image_logprobs(
-        self, prompts: Sequence[str], tokens: NDArray[np.int32], unconditional: bool = False
+        self,
+        prompts: Sequence[str],
+        tokens: NDArray[np.int32],
+        unconditional: bool | Sequence[bool] = False,
     ) -> torch.Tensor:
         """Per-token log-probabilities in nats of (B, T) tokens under the conditional branch
-        (or the one that guidance subtracts): (B, T), differentiable. Capability image_logprobs."""
+        (or, for all rows or for those that are named, the one that guidance subtracts): (B, T),
+        differentiable. Capability image_logprobs."""
 
     def save(self, folder: Path) -> None:
         """Write weights (safetensors) and processor files; the folder is a --model like any other.

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -26,9 +26,17 @@ def hub_weights(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
+FIX_RECORD: Final = "fix.json"
+"""How `gapbench fix` made a checkpoint: beside the weights, and no part of the model."""
+
+
 def settings_files(folder: Path) -> list[Path]:
     """A folder's settings: what is not weights and changes what a model does."""
-    return sorted(f for f in folder.iterdir() if f.suffix in {".json", ".jinja"} and f.is_file())
+    return sorted(
+        file
+        for file in folder.iterdir()
+        if file.suffix in {".json", ".jinja"} and file.is_file() and file.name != FIX_RECORD
+    )
 
 
 def digest(header: str, files: Iterable[Path]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 from gapbench import torchvision_shim
 from gapbench.models import lora
 from gapbench.models.answers import answer_ids, answer_logprobs, positions
-from gapbench.models.base import Drawing
+from gapbench.models.base import Drawing, require_shared
 from gapbench.models.cache import roomy
 from gapbench.models.checkpoint import (
     digest,
@@ -53,6 +53,7 @@ class Emu3Model:
     """
 
     capabilities = NATIVE
+    parts: Mapping[str, str] = {"language-model": r"model\.text_model\..+"}
 
     def __init__(
         self,
@@ -114,6 +115,15 @@ class Emu3Model:
                 lora.merge(who, model, self._lora)
             self._module = (role, model)
         return self._module[1]
+
+    @property
+    def network(self) -> Emu3ForConditionalGeneration:
+        return self.module("gen")
+
+    def use(self, network: torch.nn.Module) -> None:
+        require_shared(self, "a network in memory")
+        self._module = ("gen", cast("Emu3ForConditionalGeneration", network))
+        self.device = str(next(network.parameters()).device)
 
     def processor(self, role: str) -> Emu3Processor:
         """The tokenizer and image processor of a folder; needs no weights."""
@@ -253,13 +263,18 @@ class Emu3Model:
         return Image.fromarray(levels.cpu().numpy())
 
     def image_logprobs(
-        self, prompts: Sequence[str], tokens: NDArray[np.int32], unconditional: bool = False
+        self,
+        prompts: Sequence[str],
+        tokens: NDArray[np.int32],
+        unconditional: bool | Sequence[bool] = False,
     ) -> Tensor:
         module, (codes, end) = self.module("gen"), self._codes()
-        texts = [prompt + self.recipe["positive"] for prompt in prompts]
-        _, ids, mask = self._heads(
-            [self.recipe["negative"]] * len(texts) if unconditional else texts
-        )
+        negative = np.broadcast_to(unconditional, len(prompts))
+        texts = [
+            self.recipe["negative"] if away else prompt + self.recipe["positive"]
+            for prompt, away in zip(prompts, negative, strict=True)
+        ]
+        _, ids, mask = self._heads(texts)
         target = torch.from_numpy(tokens).long().to(self.device)
         lines = codes[target].reshape(len(texts), self.side, self.side)
         lines = torch.cat([lines, torch.full_like(lines[..., :1], end)], 2).flatten(1)

@@ -6,11 +6,11 @@ top-k 50 unasked, has no guidance-free path and returns no log-probabilities; he
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 import torch
@@ -55,6 +55,10 @@ class JanusModel:
     capabilities = frozenset(
         {"generate", "judge_logits", "judge_text", "image_tokens", "image_logprobs", "train"}
     )
+    parts: Mapping[str, str] = {
+        "language-model": r"model\.language_model\..+",
+        "generation": r"model\.(language_model|generation_(embeddings|aligner|head))\..+",
+    }
 
     def __init__(
         self,
@@ -122,6 +126,16 @@ class JanusModel:
         self.load()
         assert self._model is not None
         return self._model
+
+    @property
+    def network(self) -> JanusForConditionalGeneration:
+        return self.module
+
+    def use(self, network: torch.nn.Module) -> None:
+        self.release()
+        self._model = cast("JanusForConditionalGeneration", network)
+        self._threads = None  # they are the owner's
+        self.device = str(next(network.parameters()).device)
 
     @property
     def processor(self) -> JanusProcessor:
@@ -257,12 +271,15 @@ class JanusModel:
         return Image.fromarray(levels.cpu().numpy())
 
     def image_logprobs(
-        self, prompts: Sequence[str], tokens: NDArray[np.int32], unconditional: bool = False
+        self,
+        prompts: Sequence[str],
+        tokens: NDArray[np.int32],
+        unconditional: bool | Sequence[bool] = False,
     ) -> Tensor:
         core = self.module.model
         _, ids, mask = self._heads(prompts)
-        if unconditional:
-            ids = self._unconditional(ids)
+        blank = torch.tensor(unconditional, device=self.device).reshape(-1, 1)
+        ids = torch.where(blank, self._unconditional(ids), ids)
         target = torch.from_numpy(tokens).long().to(self.device)
         drawn = self.module.prepare_embeddings_for_image_generation(target[:, :-1])
         embeds = torch.cat([core.get_input_embeddings()(ids), drawn], 1)

@@ -1,0 +1,1 @@
+"""Post-training on a model's own verdicts (paper, section 3)."""

@@ -1,0 +1,129 @@
+"""Are the verdicts worth training on? Looked at before anything is trained.
+
+The paper's first version warns that with poor verdicts both branches get worse together, and that
+non-unification cannot tell that from success (paper, section 3, last paragraph).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import pandas as pd
+
+from gapbench.fix.settings import FixSettings
+from gapbench.metrics.rates import rates
+from gapbench.prepare import needs
+from gapbench.types import GapbenchError, Rates
+
+MOST: Final = 0.98
+LEAST: Final = 0.02
+"""Acceptance of a model's own images beyond which a judge sorts out nearly nothing, or nearly all.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What was found, as lines for a person, and why training should not go on, if it should not.
+
+    `precision` is the share of accepted images that the outside judge accepts, `base` its share of
+    all images; both are None without an outside judge.
+    """
+
+    acceptance: float | None
+    mismatched: float | None
+    precision: float | None
+    base: float | None
+    lines: list[str]
+    stop: str | None
+
+
+def check(frame: pd.DataFrame) -> Check:
+    """Judge a model's verdicts by a run's frame. Counts are raw: over images, not categories."""
+    found = {
+        rate.metric: rate
+        for rate in rates(frame)
+        if rate.level == "overall" and rate.metric == "mismatch_acceptance"
+    }
+    own = frame["own"].dropna()
+    both = frame.dropna(subset=["own", "outside"])
+    taken = both[both["own"] == 1]
+    acceptance = float(own.mean()) if len(own) else None
+    other = found.get("mismatch_acceptance")
+    mismatched = other.numerator / other.denominator if other and other.denominator else None
+    base = float((both["outside"] == 1).mean()) if len(both) else None
+    precision = float((taken["outside"] == 1).mean()) if len(taken) else None
+    lines = [f"accepts {_share(own.sum(), len(own))} of its own images"]
+    lines.append(f"accepts {_of(other)} of its images held against another prompt")
+    judge = next(iter(frame["judge"].dropna()), None) if len(frame) else None
+    if judge is None:
+        lines.append("precision of its verdicts: not known, no outside judge is at hand")
+    else:
+        lines.append(
+            f"precision of its verdicts by judge {judge}: "
+            f"{_share((taken['outside'] == 1).sum(), len(taken))} of what it accepts, against "
+            f"{_share((both['outside'] == 1).sum(), len(both))} of all images"
+        )
+    error = 0.0
+    if acceptance is not None and other and mismatched is not None:
+        spread = [(acceptance, len(own)), (mismatched, other.denominator)]
+        error = sum(share * (1 - share) / count for share, count in spread) ** 0.5
+    stop = _stop(acceptance, mismatched, error, precision, base)
+    return Check(acceptance, mismatched, precision, base, lines, stop)
+
+
+def at_hand(settings: FixSettings) -> tuple[list[str] | None, str | None]:
+    """The outside judges for the check, None for the tasks' own, and a note where they are left
+    out since what they need is not here."""
+    if settings.judge == ["none"]:
+        return [], None
+    absent = [
+        need
+        for need in needs(settings.prompts, settings.judge)
+        if need.wanted_by.startswith("judge ") and not need.ready()
+    ]
+    if not absent:
+        return settings.judge, None
+    if settings.judge:
+        raise GapbenchError(
+            f"{absent[0].wanted_by}: {absent[0].name} is not here; gapbench prepare"
+        )
+    return [], (
+        f"The precision of the verdicts is not checked: {absent[0].wanted_by} needs "
+        f"{absent[0].name}, which is not here (gapbench prepare, or name another --judge)"
+    )
+
+
+def _stop(
+    acceptance: float | None,
+    mismatched: float | None,
+    error: float,
+    precision: float | None,
+    base: float | None,
+) -> str | None:
+    """`error` is the standard error of the difference of the first two."""
+    if acceptance is None:
+        return "it gave no verdict at all"
+    if acceptance <= LEAST:
+        return "it accepts nearly nothing, so that hardly anything is left to train on"
+    if mismatched is not None and acceptance - mismatched <= 2 * error:
+        return (
+            "it accepts images held against other prompts as readily, within two standard errors: "
+            "its verdicts say nothing"
+        )
+    if acceptance >= MOST and (mismatched is None or mismatched >= 0.5):
+        return "it accepts nearly everything, so that its verdicts sort out nothing"
+    if precision is not None and base is not None and precision <= base < MOST:
+        return (
+            "what it accepts is right no more often than what it draws, so that training would "
+            "teach its mistakes"
+        )
+    return None
+
+
+def _share(part: float, whole: int) -> str:
+    return f"{100 * part / whole:.1f} % ({part:.0f}/{whole})" if whole else "n/a (0/0)"
+
+
+def _of(rate: Rates | None) -> str:
+    return _share(rate.numerator, int(rate.denominator)) if rate else "n/a (0/0)"

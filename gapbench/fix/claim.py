@@ -1,0 +1,54 @@
+"""A fix's folder and prompts, checked before anything is drawn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gapbench.fix.settings import FixSettings
+from gapbench.models.checkpoint import read_object
+from gapbench.store import write_atomic
+from gapbench.tasks import selected_tasks
+from gapbench.types import GapbenchError
+
+
+def refuse_test(settings: FixSettings) -> None:
+    """Raises GapbenchError for prompts to test on where there are some to train on."""
+    for task, _ in selected_tasks(settings.prompts):
+        if task.split == "test" and "train" in task.splits():
+            raise GapbenchError(
+                f"--prompts {task.name}: these prompts are for testing; train on {task.name}:train"
+            )
+
+
+def claim(file: Path, record: dict[str, Any]) -> None:
+    """Start a fix's folder, or see that it is this fix's. Raises GapbenchError if it is not."""
+    if file.parent.exists() and not file.parent.is_dir():
+        raise GapbenchError(f"--out {file.parent} is a file; give a folder")
+    if not file.exists():
+        if file.parent.exists() and any(file.parent.iterdir()):
+            raise GapbenchError(f"--out {file.parent} holds something else; give a new folder")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, {**record, "done": False})
+        return
+    there = read_object(file)
+    old, new = there.get("settings", {}), record["settings"]
+    differing = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    if differing:
+        key = differing[0]
+        raise GapbenchError(
+            f"--out {file.parent} holds a fix with --{key.replace('_', '-')} {old.get(key)}, not "
+            f"{new.get(key)}; give another --out (candidates are not drawn again)"
+        )
+    if there.get("base") != record["base"]:
+        raise GapbenchError(
+            f"--out {file.parent} holds a fix of other weights than {record['base']['name']} has; "
+            "give another --out"
+        )
+
+
+def write_json(file: Path, value: Mapping[str, Any]) -> None:
+    """Replace a JSON file whole."""
+    write_atomic(file, (json.dumps(value, indent=1) + "\n").encode())

@@ -1,0 +1,120 @@
+"""A model made ready to be trained, and what training changed put back into one."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from gapbench.fix.settings import FixSettings
+from gapbench.models import load_model
+from gapbench.models.base import TrainableModel
+from gapbench.types import GapbenchError
+
+NEEDS: Final = ("generate", "judge_logits", "image_tokens", "image_logprobs", "train")
+PREFIX: Final = "network."
+"""Of names in ImageLoss."""
+
+
+def base_model(settings: FixSettings, device: str, dtype: str) -> TrainableModel:
+    """The model to fix, not loaded. Raises GapbenchError naming what it lacks."""
+    model: Any = load_model(settings.model, device, dtype, settings.set)
+    lacks = [name for name in NEEDS if name not in model.capabilities]
+    if lacks:
+        raise GapbenchError(
+            f"model {model.name} lacks {', '.join(lacks)}: gapbench fix cannot train it"
+        )
+    if settings.train not in model.parts:
+        raise GapbenchError(
+            f"--train {settings.train}: model {model.name} has {', '.join(model.parts)}"
+        )
+    trainable: TrainableModel = model
+    return trainable
+
+
+def mixed(settings: FixSettings) -> bool:
+    """Whether training computes in bfloat16."""
+    return torch.cuda.is_available() if settings.bf16 is None else settings.bf16
+
+
+def train_dtype(settings: FixSettings) -> str:
+    """Of the weights: frozen ones under LoRA may be short, trained ones may not."""
+    return "bfloat16" if mixed(settings) and settings.lora else "float32"
+
+
+def prepare(model: TrainableModel, settings: FixSettings) -> nn.Module:
+    """The model's network with all but what is trained frozen, and with LoRA where asked for.
+
+    Dropout is off, also where a checkpoint's settings name some: log-probabilities would be random,
+    the reference's too.
+    """
+    network, part = model.network, re.compile(model.parts[settings.train])
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if "attention_dropout" in vars(module):
+            vars(module)["attention_dropout"] = 0.0
+    network.requires_grad_(False)
+    if settings.gradient_checkpointing:
+        enable: Any = getattr(network, "activation_checkpointing_enable", None)
+        enable = enable or network.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    if not settings.lora:
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(bool(part.fullmatch(name)))
+        return network
+    from peft import LoraConfig, get_peft_model
+
+    linear = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) and part.fullmatch(f"{name}.weight")
+    ]
+    torch.manual_seed(settings.seed)
+    config = LoraConfig(
+        r=settings.lora,
+        lora_alpha=2 * settings.lora,
+        target_modules="|".join(map(re.escape, linear)),
+    )
+    with warnings.catch_warnings():  # peft asks transformers by names that are going away
+        warnings.simplefilter("ignore", FutureWarning)
+        adapted: nn.Module = get_peft_model(network, config)
+    here = Path(settings.model)
+    config.base_model_name_or_path = str(here.resolve()) if here.exists() else settings.model
+    return adapted
+
+
+def load_trained(network: nn.Module, file: Path) -> None:
+    """Put what a phase trained into a prepared network. Raises GapbenchError if it does not fit."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = {k.removeprefix(PREFIX): v for k, v in load_file(file).items()}
+        found = network.load_state_dict(state, strict=False)
+        if found.unexpected_keys:
+            raise KeyError(found.unexpected_keys[0])
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        raise GapbenchError(
+            f"{file}: cannot be put into the model ({error}); remove {file.parent.parent} and "
+            "run the same command again"
+        ) from error
+
+
+def export(settings: FixSettings, trained: Path, folder: Path, device: str) -> None:
+    """Write the model with what was trained as a checkpoint into `folder`, and the adapter, where
+    there is one, into `folder`/adapter."""
+    model = base_model(settings, device, train_dtype(settings))
+    network: Any = prepare(model, settings)
+    load_trained(network, trained)
+    folder.mkdir(parents=True, exist_ok=True)
+    if settings.lora:
+        network.save_pretrained(folder / "adapter")
+        (folder / "adapter" / "README.md").unlink(missing_ok=True)  # a template with blanks
+        network.merge_and_unload()
+    model.save(folder)
+    model.release()

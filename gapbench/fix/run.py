@@ -1,0 +1,352 @@
+"""The whole fix: check -> candidates -> training set -> train, replay, train ... -> a model.
+
+Everything is found again on disk: candidates and replays are run folders, a phase is its
+checkpoints and, when it is done, phase.json. A fix that was stopped anywhere goes on from there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+import torch
+from filelock import FileLock, Timeout
+
+from gapbench import flow, torchvision_shim
+from gapbench.fix import candidates, check, data
+from gapbench.fix.claim import claim, refuse_test, write_json
+from gapbench.fix.settings import FixSettings
+from gapbench.models import load_saved
+from gapbench.models.base import is_pair
+from gapbench.models.checkpoint import FIX_RECORD, read_object
+from gapbench.store import write_atomic
+from gapbench.types import GapbenchError
+
+PACKAGES: Final = (
+    "gapbench", "torch", "transformers", "accelerate", "peft", "datasets", "numpy",
+)  # fmt: skip
+WEEK: Final = timedelta(days=7)
+"""How long other processes wait for the one that draws."""
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """A finished fix: the model's folder and its record (fix.json)."""
+
+    folder: Path
+    record: dict[str, Any]
+
+
+def fix(settings: FixSettings, progress: flow.Progress, say: Say) -> Fixed:
+    """Post-train a model on its own verdicts; the same call again goes on where it stopped.
+
+    Under torchrun every process calls this; the first one draws, the others wait for it and train
+    with it. Raises GapbenchError for input that cannot be used, before anything is drawn.
+    """
+    torchvision_shim.ensure()
+    from accelerate import PartialState
+
+    from gapbench.fix.network import base_model
+
+    rule = candidates.parse(settings.accept)
+    model = base_model(settings, settings.device, settings.dtype)
+    refuse_test(settings)
+    record: dict[str, Any] = {
+        "settings": settings.identity(),
+        "base": {
+            "name": settings.model,
+            "fingerprint": model.fingerprint,
+            "dtype": getattr(model, "dtype", "auto"),
+        },
+    }
+    file = settings.out / FIX_RECORD
+    on_cpu = settings.device == "cpu" or not torch.accelerator.is_available()
+    if settings.fsdp and (on_cpu or "LOCAL_RANK" not in os.environ):
+        raise GapbenchError(
+            "--fsdp: accelerate shards on accelerators under torchrun only, and would copy the "
+            "weights to every process here; leave it out"
+        )
+    state = PartialState(cpu=on_cpu, timeout=WEEK)
+    lock = FileLock(settings.out / ".lock")
+    if state.is_main_process:
+        claim(file, record)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise GapbenchError(
+                f"{settings.out} is being written by another gapbench fix"
+            ) from error
+    state.wait_for_everyone()
+    try:
+        found = read_object(file)
+        if found.get("done"):
+            return Fixed(settings.out, found)
+        if is_pair(model) and state.is_main_process:
+            say(
+                f"{model.name} is a pair: only the weights that draw are trained, those that judge "
+                "stay as they are"
+            )
+        fixing = _Fixing(settings, rule, record, dict(model.recipe), state, progress, say)
+        return fixing.run()
+    finally:
+        lock.release()
+
+
+class _Fixing:
+    """A fix under way."""
+
+    def __init__(
+        self, settings: FixSettings, rule: candidates.Rule, record: dict[str, Any],
+        recipe: Mapping[str, object], state: Any, progress: flow.Progress, say: Say,
+    ) -> None:  # fmt: skip
+        self.settings, self.rule, self.record, self.recipe = settings, rule, record, recipe
+        self.state, self.progress, self.say = state, progress, say
+        self.work, self.data = settings.out / "work", settings.out / "data"
+        self.rows: list[dict[str, Any]] = []
+        self.pool: list[str] = []
+        self.replays: list[dict[str, Any]] = []
+        self.what = "pairs" if settings.loss == "dpo" else "images"
+        here = "cpu" if state.device.type == "cpu" else str(state.device)
+        self.device = here if settings.device == "auto" else settings.device
+
+    def run(self) -> Fixed:
+        main, curves = self.state.is_main_process, []
+        phases = self.settings.phases()
+        for number, (start, end) in enumerate(phases):
+            folder = self.work / f"phase-{number}"
+            if main:
+                self._collect(number, start)
+            self.state.wait_for_everyone()
+            done = folder / "phase.json"
+            if not done.exists():
+                found = self._train(number, (start, end), folder)
+                if main:
+                    write_json(done, {"curve": found})
+            self.state.wait_for_everyone()
+            curves += [{"phase": number, **point} for point in read_object(done)["curve"]]
+            if main:
+                self._export(folder)
+        if main:
+            self._finish(folder / "model", curves)
+        self.state.wait_for_everyone()
+        return Fixed(self.settings.out, read_object(self.settings.out / FIX_RECORD))
+
+    # -- data ------------------------------------------------------------------------------
+
+    def _collect(self, number: int, epoch: int) -> None:
+        """Candidates of a phase, and the training set as it is then."""
+        if number == 0:
+            self._join(self._first(), epoch)
+        else:
+            pool, run = len(self.pool), self._again(number) if self.pool else None
+            joined = self._join(run, epoch) if run else 0
+            left, share = len(self.pool), _acceptance(run.frame()) if run else None
+            self.replays.append(
+                {"epoch": epoch, "pool": pool, "left": left, "joined": joined, "acceptance": share}
+            )
+            self.say(
+                f"replay at epoch {epoch}: {pool} prompts in the discard pool, {pool - left} "
+                f"accepted and gone, {left} left; {joined} {self.what} join"
+            )
+        if not self.rows:
+            raise GapbenchError(
+                f"nothing to train on: --accept {self.settings.accept} leaves no {self.what}"
+                f"{f' at --margin {self.settings.margin:g}' * (self.settings.loss == 'dpo')}; "
+                "choose another, or raise --samples"
+            )
+        digest = data.digest(self.rows)
+        mark = self.data / "digest.txt"
+        if not mark.exists() or mark.read_text() != digest:
+            facts = {
+                "model": self.settings.model,
+                "its fingerprint": self.record["base"]["fingerprint"],
+                "prompts": ", ".join(self.settings.prompts),
+                "candidates a prompt": self.settings.samples,
+                "accepted": self.settings.accept,
+                "rows": len(self.rows),
+                "digest": digest,
+            }
+            title = f"Training set of gapbench fix {self.settings.method}"
+            card = data.card(title, facts, self.settings.loss == "dpo")
+            data.write(self.rows, self.data, card)
+            write_atomic(mark, digest.encode())
+
+    def _join(self, run: flow.Run, epoch: int) -> int:
+        """Add a run's accepted candidates, or pairs; its discarded prompts are the pool then."""
+        frame = run.frame()
+        chosen = (
+            candidates.pairs(frame, self.rule, self.settings.margin)
+            if self.settings.loss == "dpo"
+            else candidates.accepted(frame, self.rule)
+        )
+        self.rows += data.rows_of(chosen, run.folder, f"epoch {epoch}")
+        self.pool = candidates.discarded(frame, self.rule)
+        return len(chosen)
+
+    def _draw(self, model: Any, only: Sequence[str] | None, **more: Any) -> flow.Run:
+        settings = self.settings
+        own = isinstance(model, str)
+        return flow.run(
+            model,
+            settings.prompts,
+            recipe=settings.set if own else None,
+            seed=settings.draw_seed,
+            batch_size=settings.draw_batch,
+            device=settings.device,
+            dtype=settings.dtype,
+            out=settings.candidates,
+            only=only,
+            progress=self.progress,
+            **{"samples": settings.samples, "limit": settings.limit, "judges": [], **more},
+        )
+
+    def _first(self) -> flow.Run:
+        file = self.work / "check.json"
+        if not file.exists():
+            self._check(file)
+        run = self._draw(self.settings.model, None)
+        frame = run.frame()
+        table = candidates.counts(frame, self.settings.accept, self.settings.margin)
+        self.say(
+            f"{len(frame)} candidates of {frame['text'].nunique()} prompts; by each rule images "
+            "accepted, prompts they are of, DPO pairs, prompts in the discard pool; * is used:"
+        )
+        for row in table.to_dict("records"):
+            star = "*" if row["rule"] == self.settings.accept else " "
+            self.say(
+                f" {star} {row['rule']:<11} {row['images']:>7} {row['prompts']:>7} "
+                f"{row['pairs']:>7} {row['pool']:>7}"
+            )
+        self.record["counts"] = table.to_dict("records")
+        self.record["candidates"] = {
+            "images": len(frame),
+            "prompts": int(frame["text"].nunique()),
+            "acceptance": _acceptance(frame),
+            "tasks": run.plan.tasks,
+        }
+        return run
+
+    def _check(self, file: Path) -> None:
+        """The data check, on the first sample of some prompts."""
+        limit = min(self.settings.check, self.settings.limit or self.settings.check)
+        judges, note = check.at_hand(self.settings)
+        if note:
+            self.say(note)
+        frame = self._draw(self.settings.model, None, samples=1, limit=limit, judges=judges).frame()
+        found = check.check(frame)
+        self.say(f"Data check on the first images of {len(frame)} prompts; the model")
+        for line in found.lines:
+            self.say(f"   {line}")
+        if found.stop and not self.settings.despite_check:
+            raise GapbenchError(
+                f"the data check stops the fix: of {self.settings.model} as a judge one has to say "
+                f"that {found.stop}. --despite-check trains all the same"
+            )
+        if found.stop:
+            self.say(f"   going on, as asked, although {found.stop}")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, asdict(found))
+
+    def _again(self, number: int) -> flow.Run:
+        """The pool, drawn and judged by the weights of the phase before."""
+        before = self.work / f"phase-{number - 1}" / "model"
+        settings = self.settings
+        model: Any = load_saved(
+            settings.model, before, settings.device, settings.dtype, self.recipe
+        )
+        model.name = f"{settings.out.resolve().name}-phase-{number - 1}"
+        return self._draw(model, self.pool, limit=None)
+
+    # -- training --------------------------------------------------------------------------
+
+    def _train(self, number: int, epochs: tuple[int, int], folder: Path) -> list[dict[str, float]]:
+        from datasets import load_from_disk
+
+        from gapbench.fix import network
+        from gapbench.fix.losses import ImageLoss
+        from gapbench.fix.reference import reference
+        from gapbench.fix.trainer import train_phase
+
+        settings, device = self.settings, self.device
+        rows = load_from_disk(self.data)
+        paired = settings.loss == "dpo"
+        ends = ("_chosen", "_rejected") if paired else ("",)
+        rows = rows.select_columns(["prompt", *(f"tokens{end}" for end in ends)])
+        model = network.base_model(settings, device, network.train_dtype(settings))
+        known: list[tuple[float, float]] = []
+        if paired:
+            batch = settings.micro_batch or settings.batch_size
+            file = self.work / "reference.jsonl"
+            if self.state.is_main_process:
+                reference(model, rows, file, settings.logprobs, batch, self.progress)
+            self.state.wait_for_everyone()
+            known = reference(model, rows, file, settings.logprobs, batch, self.progress)
+        prepared = network.prepare(model, settings)
+        if number:
+            before = self.work / f"phase-{number - 1}" / "trained" / "model.safetensors"
+            network.load_trained(prepared, before)
+        loss = ImageLoss(model, prepared, settings.beta, settings.logprobs, settings.nll_weight)
+        steps = data.Drawn(
+            rows, known, epochs, settings.batch_size, settings.prompt_dropout, settings.seed
+        )
+        try:
+            return train_phase(
+                loss, steps, settings, folder, device, network.mixed(settings), self.progress
+            )
+        finally:
+            model.release()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _export(self, folder: Path) -> None:
+        """The phase's weights as a checkpoint; what was needed to resume it goes."""
+        from gapbench.fix.network import export
+
+        if not (folder / "model").exists():
+            part = folder / "model.part"
+            shutil.rmtree(part, ignore_errors=True)
+            export(self.settings, folder / "trained" / "model.safetensors", part, self.device)
+            part.rename(folder / "model")
+        for old in folder.glob("checkpoint-*"):
+            shutil.rmtree(old)
+
+    def _finish(self, model: Path, curves: list[dict[str, Any]]) -> None:
+        from gapbench.fix.plot import plot
+
+        out, settings = self.settings.out, self.settings
+        record = {
+            **self.record,
+            "check": read_object(self.work / "check.json"),
+            "data": {
+                "digest": data.digest(self.rows),
+                "rows": len(self.rows),
+                "by_origin": pd.Series([r["origin"] for r in self.rows]).value_counts().to_dict(),
+            },
+            "replays": self.replays,
+            "pool": len(self.pool),
+            "curves": curves,
+            "processes": int(os.environ.get("WORLD_SIZE", "1")),
+            "versions": {name: version(name) for name in PACKAGES},
+        }
+        plot(record, out / "curves.png")
+        if settings.lora:
+            write_json(model / "adapter" / FIX_RECORD, {**record, "done": True})
+        for item in model.iterdir():
+            target = out / item.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            item.replace(target)
+        write_json(out / FIX_RECORD, {**record, "done": True})
+        shutil.rmtree(self.work)
+
+
+def _acceptance(frame: pd.DataFrame) -> float:
+    return float((frame["own"] == 1).mean())
