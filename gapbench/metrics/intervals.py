@@ -168,7 +168,8 @@ def _effective(strata: Sequence[Floats], value: float) -> tuple[float, float, fl
         return clusters, denominator / clusters, Z
     binomial = abs(value * (1 - value))
     # No sample is worth more than its images, however evenly prompts fall out.
-    n = binomial / max(cluster, binomial / denominator)
+    spread = max(cluster, binomial / denominator)
+    n = binomial / spread if spread > 0 else denominator
     return n, cluster / independent, float(stdtrit(_freedom(strata), 0.975))
 
 
