@@ -3,8 +3,9 @@
     python benchmarks/bench_metrics.py
 
 100,000 prompts x 10 samples over 10 categories, verdicts correlated within a prompt; all seven
-metrics at all levels, and four paired changes with 9,999 sign flips. The reference is scipy.stats.bootstrap (paired, percentile) of one
-metric (weak generation) in each category, from sums per prompt that are handed to it ready made.
+metrics at all levels, and four paired changes with 9,999 sign flips. The reference is
+scipy.stats.bootstrap (paired, percentile) of one metric (weak generation) in each category, from
+sums per prompt that are handed to it ready made.
 """
 
 # The thread limits must stand before numpy is imported.
@@ -110,8 +111,9 @@ def main() -> None:
     print(f"rates()    {seconds:.2f} s: {len(METRICS)} metrics, {len(figures)} figures, checks in")
     print(f"changes()  {paired:.2f} s: {len(moved)} paired changes, {FLIPS:,} flips each")
     print(
-        f"reference  {one:.2f} s: scipy.stats.bootstrap {scipy.__version__}, ONE metric, {DRAWS:,} draws, categories"
-        f" only, prompts already summed; x {len(METRICS)} metrics = {every:.1f} s (scaled, not run)"
+        f"reference  {one:.2f} s: scipy.stats.bootstrap {scipy.__version__}, ONE metric,"
+        f" {DRAWS:,} draws, categories only, prompts already summed; x {len(METRICS)} metrics ="
+        f" {every:.1f} s (scaled, not run)"
     )
     print(f"ratio      {every / seconds:.1f} at equal metrics (scaled reference / rates)")
 
