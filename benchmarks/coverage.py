@@ -1,6 +1,6 @@
 """How often 95 % intervals cover what they should: clustered verdicts, simulated.
 
-    python benchmarks/coverage.py           # the table of docs/statistics.md, about four minutes
+    python benchmarks/coverage.py           # the table of docs/statistics.md, about ten minutes
     python benchmarks/coverage.py 200       # fewer repetitions
 
 Prompts have a beta-distributed ease of the wanted mean, images of a prompt are independent given
@@ -150,20 +150,36 @@ def differences(rng: np.random.Generator, repeats: int) -> list[list[object]]:
     return rows
 
 
+THREE = ((0.05, 60), (0.3, 30), (0.9, 120))
+ELEVEN = tuple((s, 40) for s in (0.9, 0.1, 0.3, 0.8, 0.75, 0.8, 0.9, 0.35, 0.9, 0.14, 0.94))
+TEN_SMALL = tuple((s, 10) for s in (*(0.02,) * 6, *(0.98,) * 3, 0.3))
+"""(share, prompts) of each category."""
+
+
 def levels(rng: np.random.Generator, repeats: int) -> list[list[object]]:
     """Coverage above the category (equal weights), of a conditional rate, and of scores."""
     rows: list[list[object]] = []
-    shares, sizes = (0.05, 0.3, 0.9), (60, 30, 120)
-    for name in ("mean of three categories", "false positives of 118 prompts", "skewed scores"):
+    means = {"mean of 3 categories": THREE, "mean of 11 categories of 40 prompts": ELEVEN,
+             "mean of 10 extreme categories of 10 prompts": TEN_SMALL}  # fmt: skip
+    change, failing, scored = (
+        "change of 11 categories of 40 prompts", "false positives of 118 prompts",
+        "skewed scores of 60 prompts",
+    )  # fmt: skip
+    for name in (*means, change, failing, scored):
         for alike in ALIKE:
             now, plain = [], []
             for _ in range(repeats):
-                if name.startswith("mean"):
-                    truth, strata = float(np.mean(shares)), []
-                    for share, size in zip(shares, sizes, strict=True):
+                label, later = str(rng.integers(1 << 60)), []
+                if name in means:
+                    truth, strata = float(np.mean([share for share, _ in means[name]])), []
+                    for share, size in means[name]:
                         chance = ease(rng.normal(size=(size, 1)), share, alike)
                         strata.append(stratum(rng.random((size, SAMPLES)) < chance))
-                elif name.startswith("false"):
+                elif name == change:
+                    truth = 0.05
+                    both = [pairs(rng, size, share, truth, alike, 0.0) for share, size in ELEVEN]
+                    strata, later = ([pair[i] for pair in both] for i in (0, 1))
+                elif name == failing:
                     truth = 0.2
                     z = rng.normal(size=(2, 118, 1))
                     failed = rng.random((118, SAMPLES)) < ease(z[0], 0.3, alike)
@@ -176,18 +192,25 @@ def levels(rng: np.random.Generator, repeats: int) -> list[list[object]]:
                     sums, squares = scores.sum(axis=1), (scores**2).sum(axis=1)
                     every, zero = np.full(60, float(SAMPLES)), np.zeros(60)
                     strata = [np.stack([sums, every, every, squares, every, zero], axis=1)]
-                seen = value(*strata)
-                now.append(interval(strata, seen)[:2])
-                label = str(rng.integers(1 << 60))
-                draws = [bootstrap(s[:, :3], f"{label}/{i}", DRAWS) for i, s in enumerate(strata)]
-                plain.append(percentile(ratio(np.stack(draws))))
+                sides = [s[:, :3] for s in strata]
+                if later:
+                    sides = [
+                        np.concatenate([a, b[:, :3]], axis=1)
+                        for a, b in zip(sides, later, strict=True)
+                    ]
+                drawn = np.stack([bootstrap(s, f"{label}/{i}", DRAWS) for i, s in enumerate(sides)])
+                if later:
+                    now.append(difference(strata, later, value(*strata), value(*later)))
+                    plain.append(percentile(ratio(drawn[..., 3:]) - ratio(drawn[..., :3])))
+                else:
+                    now.append(interval(strata, value(*strata))[:2])
+                    plain.append(percentile(ratio(drawn)))
             rows.append([name, alike, *(covered(each, truth) for each in (plain, now))])
     return rows
 
 
 def main() -> None:
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
-    rng = np.random.default_rng(0)
     start = time.perf_counter()
     error = 100 * np.sqrt(0.95 * 0.05 / repeats)
     print(f"{repeats} repetitions, {SAMPLES} images a prompt; standard error {error:.1f} points.\n")
@@ -197,7 +220,15 @@ def main() -> None:
         (levels, ("figure", "within", "bootstrap", "now")),
     )
     for make, heads in tables:
-        print(tabulate(make(rng, repeats), heads, tablefmt="pipe", disable_numparse=True), "\n")
+        print(
+            tabulate(
+                make(np.random.default_rng(0), repeats),
+                heads,
+                tablefmt="pipe",
+                disable_numparse=True,
+            ),
+            "\n",
+        )
     print(f"{time.perf_counter() - start:.0f} s")
 
 

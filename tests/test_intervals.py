@@ -340,6 +340,17 @@ def test_the_effective_sample_size_never_exceeds_the_denominator() -> None:
     assert (low, high) == pytest.approx(wilson(0.5, 80, t(19)))
 
 
+def test_a_level_of_unlike_categories_is_surer_than_its_share_looks() -> None:
+    """What categories differ by is no noise: the variance is the mean of theirs."""
+    strata = [shares([1] * k + [0] * (200 - k), 1) for k in (20, 180)]
+    value, low, high, _ = estimate(strata)
+    error = math.sqrt(2 * 0.1 * 0.9 / 199) / 2
+    assert value == pytest.approx(0.5)
+    assert (high - low) / 2 == pytest.approx(t(398) * error, rel=0.01)
+    low, high = difference(strata, strata, value, value)
+    assert 1.96 / 400 * 0.99 < high < 1.96 * math.sqrt(2) / 400
+
+
 def test_scores_off_the_0_1_scale_get_students_interval() -> None:
     value, low, high, deff = estimate([stratum([[(1.5, 1.0, 1.0)], [(2.5, 1.0, 1.0)]] * 5)])
     theirs = scipy.stats.ttest_1samp([1.5, 2.5] * 5, 0).confidence_interval()

@@ -166,10 +166,8 @@ def _effective(strata: Sequence[Floats], value: float) -> tuple[float, float, fl
     if prompts == 1 or independent == 0:
         clusters = _clusters(strata)
         return clusters, denominator / clusters, Z
-    binomial = abs(value * (1 - value))
     # No sample is worth more than its images, however evenly prompts fall out.
-    spread = max(cluster, binomial / denominator)
-    n = binomial / spread if spread > 0 else denominator
+    n = abs(value * (1 - value)) / max(cluster, independent)
     return n, cluster / independent, float(stdtrit(_freedom(strata), 0.975))
 
 
@@ -188,7 +186,7 @@ def difference(
     one, two = influence(before, first), influence(after, second)
     covariance, spread = float(one @ two), math.sqrt(float(one @ one) * float(two @ two))
     if not any(stratum[:, FRACTIONAL].any() for stratum in (*before, *after)):
-        covariance -= 0.5 / (_effective(before, first)[0] * _effective(after, second)[0])
+        covariance -= 0.5 / (_pieces(before, first) * _pieces(after, second))
     correlation = max(-1.0, covariance / spread) if spread > 0 else 0.0
 
     def side(a: float, b: float) -> float:
@@ -197,3 +195,9 @@ def difference(
     change = second - first
     low = change - side(second - low2, high1 - first)
     return low, change + side(high2 - second, first - low1)
+
+
+def _pieces(strata: Sequence[Floats], value: float) -> float:
+    """How many independent images a share is made of, at most as many as there are."""
+    images = sum(float(stratum[:, DENOMINATOR].sum()) for stratum in strata)
+    return min(_effective(strata, value)[0], images)
