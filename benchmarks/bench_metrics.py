@@ -1,10 +1,11 @@
-"""Seconds for `gapbench.metrics.rates` on a million verdict rows, one core.
+"""Seconds for `gapbench.metrics.rates` and `paired.changes` on a million verdict rows, one core.
 
     python benchmarks/bench_metrics.py
 
-100,000 prompts x 10 samples over 10 categories, verdicts correlated within a prompt, 2,000 draws,
-all seven metrics at all levels. The reference is scipy.stats.bootstrap (paired, percentile) of one
-metric (weak generation) in each category, from sums per prompt that are handed to it ready made.
+100,000 prompts x 10 samples over 10 categories, verdicts correlated within a prompt; all seven
+metrics at all levels, and four paired changes with 9,999 sign flips. The reference is
+scipy.stats.bootstrap (paired, percentile) of one metric (weak generation) in each category, from
+sums per prompt that are handed to it ready made.
 """
 
 # The thread limits must stand before numpy is imported.
@@ -27,6 +28,7 @@ import pandas as pd
 import scipy.stats
 
 from gapbench.metrics import METRICS, rates
+from gapbench.metrics.paired import FLIPS, changes
 
 Floats = npt.NDArray[np.float64]
 
@@ -96,16 +98,22 @@ def reference(frame: pd.DataFrame) -> float:
 def main() -> None:
     frame = verdicts()
     start = time.perf_counter()
-    figures = rates(frame, draws=DRAWS)
+    figures = rates(frame)
     seconds = time.perf_counter() - start
+    other = verdicts(seed=1)
+    start = time.perf_counter()
+    moved = changes(frame, other)
+    paired = time.perf_counter() - start
     one = reference(frame)
     every = one * len(METRICS)
     print(f"machine    {platform.machine()}, {processor()}, one core, numpy {np.__version__}")
     print(f"input      {len(frame):,} rows = {CATEGORIES * PROMPTS:,} prompts x {SAMPLES} samples")
     print(f"rates()    {seconds:.2f} s: {len(METRICS)} metrics, {len(figures)} figures, checks in")
+    print(f"changes()  {paired:.2f} s: {len(moved)} paired changes, {FLIPS:,} flips each")
     print(
-        f"reference  {one:.2f} s: scipy.stats.bootstrap {scipy.__version__}, ONE metric, categories"
-        f" only, prompts already summed; x {len(METRICS)} metrics = {every:.1f} s (scaled, not run)"
+        f"reference  {one:.2f} s: scipy.stats.bootstrap {scipy.__version__}, ONE metric,"
+        f" {DRAWS:,} draws, categories only, prompts already summed; x {len(METRICS)} metrics ="
+        f" {every:.1f} s (scaled, not run)"
     )
     print(f"ratio      {every / seconds:.1f} at equal metrics (scaled reference / rates)")
 

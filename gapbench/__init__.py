@@ -6,6 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gapbench.comparison import Comparison as Comparison
+    from gapbench.comparison import compare as compare
     from gapbench.flow import Run as Run
     from gapbench.flow import open_run as open_run
     from gapbench.flow import run as run
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 # Imported at first use: `import gapbench` and `gapbench --help` need no torch.
 _HOMES = {
+    "compare": "comparison",
+    "Comparison": "comparison",
     "load_judge": "judges",
     "load_model": "models",
     "load_task": "tasks",

@@ -95,7 +95,7 @@ class GapCallback(TrainerCallback):  # type: ignore[misc]
             network.train(training)
         return {
             f"gap/{rate.metric}": rate.value
-            for rate in rates(frame, draws=100)
+            for rate in rates(frame)
             if rate.level == "overall" and rate.metric in LOGGED and rate.value is not None
         }
 

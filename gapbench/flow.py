@@ -42,7 +42,8 @@ OWN_METRICS: Final = frozenset({"non_unification", "mismatch_acceptance"})
 """Those that need no outside judge."""
 
 
-def _silent(_stage: str, _there: int, _total: int) -> Callable[[int], None]:
+def silent(_stage: str, _there: int, _total: int) -> Callable[[int], None]:
+    """A Progress that shows nothing."""
     return lambda _count: None
 
 
@@ -181,7 +182,7 @@ def run(
     dtype: str = "auto",
     out: str | Path = "runs",
     only: Collection[str] | None = None,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Run:
     """Measure a model: draw, let it judge itself, let outside judges judge, keep everything.
 
@@ -206,7 +207,7 @@ def run(
     if missing:
         made.model.load()  # weights that cannot be loaded leave nothing behind
 
-    folder = RunFolder.create(Path(out), made.model.name, made.identity, about(made.model))
+    folder = RunFolder.create(Path(out), made.model.name, made.identity, about(made.model, model))
     with folder.lock():
         folder.write("plan.json", asdict(made.plan))
         _draw(made.model, folder, items, batch_size, progress)
@@ -233,14 +234,15 @@ def run(
     return finished
 
 
-def about(model: Model) -> dict[str, Any]:
-    """Versions and machine, recorded with a run; not part of its identity."""
+def about(model: Model, given: str | Model) -> dict[str, Any]:
+    """Versions, machine and where the model was, recorded with a run; not part of its identity."""
     packages = ("gapbench", "torch", "transformers", "numpy", "pillow")
     return {
         "model_about": {
             "fingerprint": model.fingerprint,
             "recipe": dict(model.recipe),
             "pair": is_pair(model),
+            "given": _place(given),
             "device": getattr(model, "device", None),
             "dtype": getattr(model, "dtype", None),
             "versions": getattr(model, "versions", None),
@@ -249,6 +251,26 @@ def about(model: Model) -> dict[str, Any]:
         "machine": {"system": platform.system(), "processor": platform.machine()},
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def judge_images(
+    stage: str,
+    judge: Judge,
+    folder: RunFolder,
+    asked: Iterable[tuple[Prompt, str]],
+    progress: Progress,
+) -> None:
+    """Let a judge judge images (by sha256) of a run folder, each against its prompt, and keep the
+    verdicts there; those that it has are not made again."""
+    with folder.lock():
+        _judge(stage, judge, folder, asked, "auto", progress)
+
+
+def _place(given: str | Model) -> str:
+    """What finds a model again from any folder, as load_model takes it."""
+    if not isinstance(given, str):
+        return given.name
+    return str(Path(given).resolve()) if Path(given).is_dir() else given
 
 
 def _draw(

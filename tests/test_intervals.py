@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
 
 from gapbench.metrics import intervals
 from gapbench.metrics.intervals import (
@@ -17,6 +18,8 @@ from gapbench.metrics.intervals import (
     VALID,
     Floats,
     bootstrap,
+    difference,
+    influence,
     interval,
     ratio,
     variances,
@@ -51,16 +54,23 @@ def shares(positives: list[int], samples: int) -> Floats:
     return stratum([[(float(j < k), 1.0, 1.0) for j in range(samples)] for k in positives])
 
 
-def estimate(strata: list[Floats], draws: int = 200) -> tuple[float, float, float, float]:
+def estimate(strata: list[Floats]) -> tuple[float, float, float, float]:
     """Value, low, high and deff of a level."""
-    value = float(ratio(np.stack([s.sum(axis=0) for s in strata])))
-    drawn = np.stack([bootstrap(s[:, :3], str(i), draws) for i, s in enumerate(strata)])
-    return (value, *interval(strata, value, ratio(drawn)))
+    value = share_of(strata)
+    return (value, *interval(strata, value))
+
+
+def share_of(strata: list[Floats]) -> float:
+    return float(ratio(np.stack([s.sum(axis=0) for s in strata])))
+
+
+def t(freedom: int) -> float:
+    return float(scipy.stats.t.ppf(0.975, freedom))
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 1), (1, 1), (0, 50), (3, 50), (25, 50), (50, 50), (7, 9)])
 def test_wilson_is_scipys(k: int, n: int) -> None:
-    theirs = binomtest(k, n).proportion_ci(method="wilson")
+    theirs = scipy.stats.binomtest(k, n).proportion_ci(method="wilson")
     assert wilson(k / n, n, z=1.959963984540054) == pytest.approx((theirs.low, theirs.high))
     assert wilson(k / n, n) == pytest.approx((theirs.low, theirs.high), abs=1e-4)
 
@@ -178,7 +188,7 @@ def test_variances_are_the_brute_force_ones(categories: list[Rows]) -> None:
 def test_an_interval_contains_its_value(categories: list[Rows]) -> None:
     if not any(d for rows in categories for images in rows for _, d, _ in images):
         return
-    value, low, high, deff = estimate([stratum(rows) for rows in categories], draws=100)
+    value, low, high, deff = estimate([stratum(rows) for rows in categories])
     assert low <= value <= high
     assert deff >= 0
 
@@ -207,35 +217,101 @@ def test_the_linearised_variance_is_the_bootstraps() -> None:
     assert drawn.var() == pytest.approx(variances(strata, value)[0], rel=0.1)
 
 
-def test_small_cells_get_wilson_on_the_effective_sample_size() -> None:
+# Twelve prompts; the standard errors of statsmodels 0.15's OLS on a constant, cov_type="cluster".
+COUNTS = [0, 1, 3, 4, 4, 2, 0, 1, 4, 3, 2, 2]
+LATER = [1, 1, 4, 4, 3, 3, 0, 2, 4, 4, 1, 4]
+
+
+def test_the_cluster_variance_is_statsmodels() -> None:
+    even = shares(COUNTS, 4)
+    assert share_of([even]) == pytest.approx(0.5416666666666669)
+    assert math.sqrt(variances([even], share_of([even]))[0]) == pytest.approx(0.10585748948850102)
+    later = shares(LATER, 4)
+    change = influence([later], share_of([later])) - influence([even], share_of([even]))
+    assert math.sqrt(change @ change) == pytest.approx(0.06497619999397145)
+    # A share of some of a prompt's images: the rest is valid, but not in the denominator, and
+    # then the prompts' mean residual is 0, so that both know the same variance.
+    given, hits = [1, 2, 4, 3, 4, 1, 2, 4, 4, 2, 3, 1], [0, 1, 3, 2, 4, 0, 1, 2, 4, 1, 0, 1]
+    ragged = stratum(
+        [
+            [(float(i < k), float(i < d), 1.0) for i in range(4)]
+            for k, d in zip(hits, given, strict=True)
+        ]
+    )
+    assert share_of([ragged]) == pytest.approx(0.6129032258064517)
+    found = math.sqrt(variances([ragged], share_of([ragged]))[0])
+    assert found == pytest.approx(0.10526216833424643)
+
+
+def test_shares_get_wilson_on_the_effective_sample_size() -> None:
     value, low, high, deff = estimate([shares([4] * 20 + [0] * 60, 4)])
     assert deff == pytest.approx(4 * 80 / 79)
-    assert (low, high) == pytest.approx(wilson(value, 320 / deff))
+    assert (low, high) == pytest.approx(wilson(value, 320 / deff, t(79)))
     mixed = [shares([4] * 20 + [0] * 20, 4), shares([4] * 5 + [0] * 15, 4)]
     value, low, high, _ = estimate(mixed)
     cluster, _ = variances(mixed, value)
-    assert (low, high) == pytest.approx(wilson(value, value * (1 - value) / cluster))
+    assert (low, high) == pytest.approx(wilson(value, value * (1 - value) / cluster, t(58)))
 
 
-@pytest.mark.parametrize("positives", [[0] * 196 + [4] * 4, [4] * 196 + [0] * 4])
-def test_extreme_cells_get_wilson(positives: list[int]) -> None:
-    value, low, high, deff = estimate([shares(positives, 4)])
-    assert (low, high) == pytest.approx(wilson(value, 800 / deff))
+def test_categories_of_one_prompt_share_their_degrees_of_freedom() -> None:
+    alone = [shares([k], 4) for k in (1, 2, 4, 0)]
+    value, low, high, deff = estimate(alone)
+    assert (low, high) == pytest.approx(wilson(value, 16 / deff, t(3)))
+    value, low, high, deff = estimate([*alone, shares([1, 3, 4], 4)])
+    cluster, _ = variances([*alone, shares([1, 3, 4], 4)], value)
+    assert (low, high) == pytest.approx(wilson(value, value * (1 - value) / cluster, t(5)))
 
 
-def test_large_cells_get_the_percentiles() -> None:
-    strata = [shares([2] * 40 + [0] * 60, 2)]
-    value, low, high, _ = estimate(strata, draws=500)
-    drawn = ratio(bootstrap(strata[0][:, :3], "0", 500)[None])
-    assert (low, high) == tuple(np.quantile(drawn, (0.025, 0.975)))
-    assert low < value < high
+@settings(derandomize=True, deadline=None)
+@given(st.lists(st.tuples(st.floats(-2, 3), st.floats(-2, 3)), min_size=2, max_size=20))
+def test_the_difference_of_scores_is_the_paired_t_interval(
+    pairs: list[tuple[float, float]],
+) -> None:
+    """Against scipy's, where neither side is constant."""
+    one, two = np.array(pairs).T
+    if min(one.std(), two.std(), (two - one).std()) < 1e-3:
+        return
+    before, after = (stratum([[(float(x) + 5, 1.0, 1.0)] for x in side]) for side in (one, two))
+    found = difference([before], [after], share_of([before]), share_of([after]))
+    theirs = scipy.stats.ttest_rel(two, one).confidence_interval()
+    assert found == pytest.approx((theirs.low, theirs.high), abs=1e-6)
 
 
-def test_draws_that_carry_nothing_are_dropped() -> None:
-    category = stratum([[(0.3, 1.0, 1.0)], [(0.5, 1.0, 1.0)], [(0.0, 0.0, 0.0)]])
-    drawn = np.array([np.nan, 0.3, np.nan, 0.5])
-    low, high, _ = interval([category], 0.4, drawn)
-    assert (low, high) == pytest.approx((0.305, 0.495))
+def test_the_difference_of_shares_is_squared_and_added() -> None:
+    """Newcombe's method 10 by hand, on the two rates' own intervals."""
+    rng = np.random.default_rng(3)
+    ease = rng.beta(1, 2, (80, 1))
+    rows = [(rng.random((80, 3)) < ease) for _ in range(2)]
+    one, two = (shares(r.sum(axis=1).tolist(), 3) for r in rows)
+    (p, low1, high1, deff1), (q, low2, high2, deff2) = estimate([one]), estimate([two])
+    r = np.corrcoef(*(row.mean(axis=1) for row in rows))[0, 1]
+    sizes = (240 / deff1) * (240 / deff2)
+    r -= 0.5 / sizes / math.sqrt(variances([one], p)[0] * variances([two], q)[0])
+    below = (q - low2) ** 2 + (high1 - p) ** 2 - 2 * r * (q - low2) * (high1 - p)
+    above = (high2 - q) ** 2 + (p - low1) ** 2 - 2 * r * (high2 - q) * (p - low1)
+    expected = (q - p - math.sqrt(below), q - p + math.sqrt(above))
+    assert difference([one], [two], p, q) == pytest.approx(expected)
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.lists(st.lists(st.tuples(IMAGE, IMAGE), min_size=1, max_size=3), min_size=1, max_size=8))
+def test_a_difference_turns_round_with_its_sides(rows: list[list[tuple[Any, Any]]]) -> None:
+    one, two = (stratum([[(*pair[i][:2], 1.0) for pair in r] for r in rows]) for i in (0, 1))
+    if not one[:, DENOMINATOR].any() or not two[:, DENOMINATOR].any():
+        return
+    p, q = share_of([one]), share_of([two])
+    low, high = difference([one], [two], p, q)
+    assert low <= q - p <= high
+    assert difference([two], [one], q, p) == pytest.approx((-high, -low))
+    assert high > low
+
+
+def test_nothing_seen_to_change_is_not_nothing_to_see() -> None:
+    """Equal verdicts throughout: about what 2 images of n, one each way, would give."""
+    rows = shares([1, 0] * 100, 1)
+    low, high = difference([rows], [rows], 0.5, 0.5)
+    assert low == pytest.approx(-high)
+    assert 1.96 / 200 < high < 1.96 * math.sqrt(2) / 200
 
 
 @pytest.mark.parametrize("count", [0, 4])
@@ -261,12 +337,24 @@ def test_a_single_prompt_counts_as_one() -> None:
 def test_the_effective_sample_size_never_exceeds_the_denominator() -> None:
     value, low, high, deff = estimate([shares([2] * 20, 4)])
     assert (value, deff) == (0.5, 0)
-    assert (low, high) == pytest.approx(wilson(0.5, 80))
+    assert (low, high) == pytest.approx(wilson(0.5, 80, t(19)))
 
 
-def test_scores_off_the_0_1_scale_keep_the_bootstrap() -> None:
+def test_a_level_of_unlike_categories_is_surer_than_its_share_looks() -> None:
+    """What categories differ by is no noise: the variance is the mean of theirs."""
+    strata = [shares([1] * k + [0] * (200 - k), 1) for k in (20, 180)]
+    value, low, high, _ = estimate(strata)
+    error = math.sqrt(2 * 0.1 * 0.9 / 199) / 2
+    assert value == pytest.approx(0.5)
+    assert (high - low) / 2 == pytest.approx(t(398) * error, rel=0.01)
+    low, high = difference(strata, strata, value, value)
+    assert 1.96 / 400 * 0.99 < high < 1.96 * math.sqrt(2) / 400
+
+
+def test_scores_off_the_0_1_scale_get_students_interval() -> None:
     value, low, high, deff = estimate([stratum([[(1.5, 1.0, 1.0)], [(2.5, 1.0, 1.0)]] * 5)])
-    assert 1.5 <= low < value < high <= 2.5
+    theirs = scipy.stats.ttest_1samp([1.5, 2.5] * 5, 0).confidence_interval()
+    assert (low, value, high) == pytest.approx((theirs.low, 2.0, theirs.high))
     assert deff == pytest.approx(10 / 9)
 
 
@@ -275,5 +363,5 @@ def test_constant_scores_count_their_prompts(score: float) -> None:
     """Rounding in their sums is no variance."""
     for prompts in range(2, 40):
         category = stratum([[(score, 1.0, 1.0)] * 3] * prompts)
-        assert estimate([category], draws=1)[1:] == pytest.approx((score, score, 3))
-        assert estimate([category, category], draws=1)[3] == pytest.approx(3)
+        assert estimate([category])[1:] == pytest.approx((score, score, 3))
+        assert estimate([category, category])[3] == pytest.approx(3)

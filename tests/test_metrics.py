@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -120,7 +121,7 @@ def keyed(figures: list[Rates]) -> dict[tuple[str, str, str], Rates]:
 @given(frames())
 def test_figures_are_the_twins(frame: pd.DataFrame) -> None:
     rows = frame.to_dict("records")
-    figures = rates(frame, draws=100)
+    figures = rates(frame)
     wanted = {(level, name) for row in rows for level, name in levels_of(row)}
     assert set(keyed(figures)) == {(*level, metric) for level in wanted for metric in METRICS}
     assert len(figures) == len(wanted) * len(METRICS)
@@ -140,7 +141,7 @@ def test_figures_are_the_twins(frame: pd.DataFrame) -> None:
 def test_row_order_changes_no_figure(frame: pd.DataFrame, random: Any) -> None:
     order = list(range(len(frame)))
     random.shuffle(order)
-    assert keyed(rates(frame.iloc[order], draws=100)) == keyed(rates(frame, draws=100))
+    assert keyed(rates(frame.iloc[order])) == keyed(rates(frame))
 
 
 def correlated(prompts: int, samples: int = 2, seed: int = 0) -> pd.DataFrame:
@@ -165,22 +166,22 @@ def correlated(prompts: int, samples: int = 2, seed: int = 0) -> pd.DataFrame:
 
 def test_row_order_changes_no_sum_of_scores() -> None:
     frame = correlated(20, samples=5)
-    figures = keyed(rates(frame, draws=100))
+    figures = keyed(rates(frame))
     for seed in range(5):
-        assert keyed(rates(frame.sample(frac=1, random_state=seed), draws=100)) == figures
+        assert keyed(rates(frame.sample(frac=1, random_state=seed))) == figures
 
 
 def test_other_categories_change_no_category() -> None:
     frame = correlated(150)
-    whole = keyed(rates(frame, draws=200))
-    alone = keyed(rates(frame[frame["task"] == "t"], draws=200))
+    whole = keyed(rates(frame))
+    alone = keyed(rates(frame[frame["task"] == "t"]))
     kept = [key for key in alone if key[0] in ("category", "task")]
     assert len(kept) == 3 * len(METRICS)
     assert all(alone[key] == whole[key] for key in kept)
 
 
 def test_complements_have_complementary_intervals() -> None:
-    figures = keyed(rates(correlated(300), draws=200))
+    figures = keyed(rates(correlated(300)))
     for level, name, _ in figures:
         weak = figures[level, name, "weak_generation"]
         other = figures[level, name, "misunderstanding"]
@@ -189,26 +190,21 @@ def test_complements_have_complementary_intervals() -> None:
         assert other.deff == pytest.approx(weak.deff)
 
 
-def test_a_category_of_100_prompts_is_bootstrapped_and_a_smaller_one_is_not() -> None:
-    for prompts, is_wilson in ((99, True), (100, False)):
-        figures = keyed(rates(correlated(prompts), draws=200))
+def test_shares_get_wilson_and_scores_get_t() -> None:
+    for prompts in (5, 99, 300):
+        figures = keyed(rates(correlated(prompts)))
         figure = figures["category", "g/two", "non_unification"]
-        expected = wilson(figure.value, figure.denominator / figure.deff)
-        assert ((figure.low, figure.high) == pytest.approx(expected)) is is_wilson
+        t = float(scipy.stats.t.ppf(0.975, prompts - 1))
+        expected = wilson(figure.value, figure.denominator / figure.deff, t)
+        assert (figure.low, figure.high) == pytest.approx(expected)
         score = figures["category", "g/two", "generation"]
-        assert score.low < score.value < score.high
-
-
-def test_more_draws_and_the_same_draws() -> None:
-    frame = correlated(120)
-    assert rates(frame) == rates(frame, draws=2000)
-    assert rates(frame, draws=100) != rates(frame)
+        assert score.high - score.value == pytest.approx(score.value - score.low)
 
 
 def test_the_order_of_the_figures() -> None:
     frame = correlated(2)
     hard = frame.head(2).assign(category="x", tier="hard", prompt="x0")
-    figures = rates(pd.concat([hard, frame.iloc[::-1]]), draws=100)
+    figures = rates(pd.concat([hard, frame.iloc[::-1]]))
     assert [figure.metric for figure in figures[:7]] == list(METRICS)
     assert [(figure.level, figure.name) for figure in figures[::7]] == [
         ("category", "g/two"),
@@ -231,7 +227,7 @@ def test_the_papers_denominators() -> None:
     prompts = {"prompt": [f"p{i}" for i in range(118)]}
     image = keys("science-t2i", "physics", "hard", "", 0)
     frame = pd.DataFrame(image | prompts | verdicts | unasked)
-    figures = keyed(rates(frame, draws=100))
+    figures = keyed(rates(frame))
     figure = figures["category", "science-t2i/physics", "non_unification"]
     assert (figure.numerator, figure.denominator, figure.n_prompts) == (69, 118, 118)
     assert round(100 * figure.value, 2) == 58.47
@@ -248,17 +244,17 @@ def test_no_rows_no_figures() -> None:
 
 def test_figures_do_not_depend_on_how_pandas_stores_the_frame() -> None:
     frame = correlated(4)
-    plain = rates(frame, draws=100)
+    plain = rates(frame)
     nullable = frame.convert_dtypes().astype({"task": "category", "prompt": object})
-    assert rates(nullable.set_index("sample", drop=False), draws=100) == plain
+    assert rates(nullable.set_index("sample", drop=False)) == plain
     none = frame.astype({"own": object, "outside": object, "mismatched_asked": object})
-    assert rates(none.where(none.notna(), None), draws=100) == plain
+    assert rates(none.where(none.notna(), None)) == plain
 
 
 def test_the_frame_is_left_alone() -> None:
     frame = correlated(3)
     before = frame.copy(deep=True)
-    rates(frame, draws=100)
+    rates(frame)
     pd.testing.assert_frame_equal(frame, before)
 
 
@@ -290,9 +286,7 @@ def test_a_bad_frame_is_refused_by_name(column: str, value: object, message: str
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_column_and_too_few_draws_are_refused() -> None:
+def test_a_missing_column_is_refused() -> None:
     frame = correlated(2)
     with pytest.raises(GapbenchError, match="the frame has no column 'outside'"):
         rates(frame.drop(columns="outside"))
-    with pytest.raises(GapbenchError, match="draws is 99; use at least 100"):
-        rates(frame, draws=99)

@@ -43,11 +43,10 @@ def agreement(frame: pd.DataFrame, first: str, second: str, draws: int = 2000) -
     """Agreement of the verdicts in columns `first` and `second`.
 
     `frame` has a row an image, with the columns task, category and prompt (text) and the two,
-    which hold 1, 0 or NaN for an abstention. Images weigh equally. Intervals come from `draws` (at
-    least 100) bootstrap draws of prompts within their categories, or, for a small or extreme raw
-    share, from Wilson's formula (`gapbench.metrics.intervals.interval`); they do not depend on the
-    rows' order. Raises GapbenchError for fewer draws, a missing column, an empty key or another
-    value.
+    which hold 1, 0 or NaN for an abstention. Images weigh equally. The share's interval is that of
+    `gapbench.metrics.intervals.interval`, kappa's comes from `draws` (at least 100) bootstrap draws
+    of prompts within their categories; neither depends on the rows' order. Raises GapbenchError
+    for fewer draws, a missing column, an empty key or another value.
     """
     if draws < FEWEST_DRAWS:
         raise GapbenchError(f"agreement: draws is {draws}; use at least {FEWEST_DRAWS}")
@@ -75,7 +74,7 @@ def agreement(frame: pd.DataFrame, first: str, second: str, draws: int = 2000) -
     raw, kappa = _raw(total), _kappa(total)
     raw_low = raw_high = kappa_low = kappa_high = None
     if len(prompts) > 1:
-        low, high, _ = interval([_stratum(prompts)], float(raw), _raw(drawn))
+        low, high, _ = interval([_stratum(prompts)], float(raw))
         raw_low, raw_high = float(low), float(high)
         kappas = _kappa(drawn)
         kappas = kappas[~np.isnan(kappas)]

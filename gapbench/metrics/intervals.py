@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import stdtrit
 
 Floats = npt.NDArray[np.float64]
 
@@ -23,8 +24,6 @@ Floats = npt.NDArray[np.float64]
 NUMERATOR, DENOMINATOR, VALID, SQUARE, FRACTIONAL, ABSTAINED = range(6)
 
 Z = 1.96
-SMALL_CELL = 100
-EXTREME = 0.05
 BLOCK_CELLS = 4_000_000
 
 
@@ -74,32 +73,50 @@ def ratio(totals: Floats) -> Floats:
 def variances(strata: Sequence[Floats], value: float) -> tuple[float, float]:
     """Linearised variances of a level's ratio `value`: (prompts as clusters, images independent).
 
-    The first is sum_c C/(C-1) sum_i z_i^2 over the C prompts of each category, z_i being a prompt's
-    residual, centred in its category (arXiv 2411.00640; peers, section 4). The second sums the
-    squares of the same residuals image by image, which for 0/1 terms within a category is the
-    binomial value (1 - value) / denominator. A category of one prompt has no spread of its own:
-    its residual is taken about the level's value instead. A second figure of exactly 0 says that
-    no category varies at all.
+    The first is the sum of the squares of `influence`. The second sums the squares of the same
+    residuals image by image, which for 0/1 terms within a category is the binomial value
+    (1 - value) / denominator. A second figure of exactly 0 says that no category varies at all.
     """
     totals = np.stack([stratum.sum(axis=0) for stratum in strata])
-    weights = _weights(totals)
-    cluster = independent = scale = 0.0
-    for stratum, total, weight in zip(strata, totals, weights, strict=True):
-        prompts = int(np.count_nonzero(stratum[:, VALID]))
-        drift = (total[NUMERATOR] - value * total[DENOMINATOR]) / total[VALID]
-        correction = prompts / (prompts - 1) if prompts > 1 else 1.0
-        centre = drift if prompts > 1 else 0.0
-        residual = stratum[:, NUMERATOR] - value * stratum[:, DENOMINATOR]
-        residual = residual - centre * stratum[:, VALID]
+    independent = scale = 0.0
+    for stratum, total, weight in zip(strata, totals, _weights(totals), strict=True):
+        centre = _centre(stratum, value)
         raw = total[SQUARE] + value * value * total[DENOMINATOR]
         rows = raw - 2 * value * total[NUMERATOR] - centre * centre * total[VALID]
-        cluster += weight**2 * correction * float(residual @ residual)
         independent += weight**2 * rows
         scale += weight**2 * raw
     # `rows` is a difference of sums: what is left of a true 0 is rounding, not variance.
     if independent <= 1e-12 * scale:
         independent = 0.0
-    return cluster, independent
+    own = influence(strata, value)
+    return float(own @ own), float(independent)
+
+
+def influence(strata: Sequence[Floats], value: float) -> Floats:
+    """What each prompt moves a level's ratio `value` by, (prompts,) in the strata's order.
+
+    The sum of squares is the cluster variance sum_c C/(C-1) sum_i z_i^2 over the C prompts of each
+    category, z_i being a prompt's residual, centred in its category (arXiv 2411.00640; peers,
+    section 4); the sum of products of two ratios' over the same prompts is their covariance. A
+    category of one prompt has no spread of its own: its residual is taken about the level's value.
+    """
+    totals = np.stack([stratum.sum(axis=0) for stratum in strata])
+    parts = []
+    for stratum, weight in zip(strata, _weights(totals), strict=True):
+        prompts = int(np.count_nonzero(stratum[:, VALID]))
+        correction = prompts / (prompts - 1) if prompts > 1 else 1.0
+        residual = stratum[:, NUMERATOR] - value * stratum[:, DENOMINATOR]
+        residual = residual - _centre(stratum, value) * stratum[:, VALID]
+        parts.append(weight * math.sqrt(correction) * residual)
+    return np.concatenate(parts)
+
+
+def _centre(stratum: Floats, value: float) -> float:
+    """The mean residual of a category's images; 0 for a category of one prompt."""
+    if np.count_nonzero(stratum[:, VALID]) == 1:
+        return 0.0
+    numerator, denominator, valid = stratum[:, : VALID + 1].sum(axis=0)
+    return float((numerator - value * denominator) / valid)
 
 
 def _weights(totals: Floats) -> Floats:
@@ -117,27 +134,70 @@ def _clusters(strata: Sequence[Floats]) -> float:
     return float(1 / (shares**2 / np.maximum(prompts, 1)).sum())
 
 
-def interval(strata: Sequence[Floats], value: float, drawn: Floats) -> tuple[float, float, float]:
+def _freedom(strata: Sequence[Floats]) -> int:
+    """Degrees of freedom of the cluster variance: prompts behind the denominator less categories,
+    those of one prompt counting as one category together."""
+    prompts = [int(np.count_nonzero(stratum[:, DENOMINATOR])) for stratum in strata]
+    alone = sum(count == 1 for count in prompts)
+    return max(1, sum(prompts) - sum(count > 1 for count in prompts) - min(alone, 1))
+
+
+def interval(strata: Sequence[Floats], value: float) -> tuple[float, float, float]:
     """Low and high end of the 95 % interval of a level's ratio `value`, and its design effect.
 
-    `drawn` (draws,) is the ratio recomputed on each bootstrap draw; NaN marks a draw whose
-    denominator is 0, which is dropped. The percentile interval is taken, except for small
-    (< 100 prompts behind the denominator) or extreme (< 5 %, > 95 %) shares: those get Wilson's on
-    the effective sample size. Where the variance between prompts cannot be estimated (one prompt,
-    or no category varies) images of one prompt count as one.
+    A share gets Wilson's interval on its effective sample size, value (1 - value) over the cluster
+    variance, at Student's t quantile (Korn and Graubard 1998; Dean and Pagano 2015 compare the
+    rules); scores off 0 and 1 get value +- t * standard error. Where the variance between prompts
+    cannot be estimated (one prompt, or no category varies) images of one prompt count as one.
     """
-    total = np.sum([stratum.sum(axis=0) for stratum in strata], axis=0)
-    denominator = float(total[DENOMINATOR])
+    n, deff, t = _effective(strata, value)
+    if any(stratum[:, FRACTIONAL].any() for stratum in strata):
+        half = t * math.sqrt(variances(strata, value)[0])
+        return value - half, value + half, deff
+    low, high = wilson(value, n, t)
+    return min(low, value), max(high, value), deff
+
+
+def _effective(strata: Sequence[Floats], value: float) -> tuple[float, float, float]:
+    """A share's effective sample size and design effect, and the quantile for its interval."""
+    denominator = sum(float(stratum[:, DENOMINATOR].sum()) for stratum in strata)
     prompts = sum(int(np.count_nonzero(stratum[:, DENOMINATOR])) for stratum in strata)
     cluster, independent = variances(strata, value)
-    known = prompts > 1 and independent > 0
-    deff = cluster / independent if known else denominator / _clusters(strata)
-    extreme = not EXTREME <= value <= 1 - EXTREME
-    if total[FRACTIONAL] == 0 and (prompts < SMALL_CELL or extreme):
-        binomial = value * (1 - value)
-        # No sample is worth more than its images, however evenly prompts fall out.
-        n = binomial / max(cluster, binomial / denominator) if known else denominator / deff
-        low, high = wilson(value, n)
-    else:
-        low, high = (float(end) for end in np.nanquantile(drawn, (0.025, 0.975)))
-    return min(low, value), max(high, value), deff
+    if prompts == 1 or independent == 0:
+        clusters = _clusters(strata)
+        return clusters, denominator / clusters, Z
+    # No sample is worth more than its images, however evenly prompts fall out.
+    n = abs(value * (1 - value)) / max(cluster, independent)
+    return n, cluster / independent, float(stdtrit(_freedom(strata), 0.975))
+
+
+def difference(
+    before: Sequence[Floats], after: Sequence[Floats], first: float, second: float
+) -> tuple[float, float]:
+    """Low and high end of the 95 % interval of `second` - `first`, ratios over the same prompts.
+
+    Squares and adds the two ratios' own intervals, less their covariance over prompts (Newcombe
+    1998, method 10 for paired shares; Zou and Donner 2008): where one ratio's interval is wide on
+    one side, so is the difference's. Shares that hardly an image tells apart would look certain;
+    half an image changed each way is added to what was seen (in the manner of Bonett and Price
+    2012). For scores this is the paired t interval.
+    """
+    (low1, high1, _), (low2, high2, _) = interval(before, first), interval(after, second)
+    one, two = influence(before, first), influence(after, second)
+    covariance, spread = float(one @ two), math.sqrt(float(one @ one) * float(two @ two))
+    if not any(stratum[:, FRACTIONAL].any() for stratum in (*before, *after)):
+        covariance -= 0.5 / (_pieces(before, first) * _pieces(after, second))
+    correlation = max(-1.0, covariance / spread) if spread > 0 else 0.0
+
+    def side(a: float, b: float) -> float:
+        return math.sqrt(max(0.0, a * a + b * b - 2 * correlation * a * b))
+
+    change = second - first
+    low = change - side(second - low2, high1 - first)
+    return low, change + side(high2 - second, first - low1)
+
+
+def _pieces(strata: Sequence[Floats], value: float) -> float:
+    """How many independent images a share is made of, at most as many as there are."""
+    images = sum(float(stratum[:, DENOMINATOR].sum()) for stratum in strata)
+    return min(_effective(strata, value)[0], images)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,6 @@ from gapbench.metrics.intervals import (
     NUMERATOR,
     VALID,
     Floats,
-    bootstrap,
     interval,
     ratio,
 )
@@ -39,21 +38,13 @@ METRICS = {
 KEYS = ("task", "category", "tier", "prompt")
 VERDICTS = ("own", "outside", "mismatched")
 COLUMNS = (*KEYS, "sample", *VERDICTS, "score", "mismatched_asked")
-FEWEST_DRAWS = 100
 
 Bools = npt.NDArray[np.bool_]
 Level = Literal["category", "tier", "task", "overall"]
 Category = tuple[str, str]
 
 
-class Stratum(NamedTuple):
-    """One category: `sums` is (metrics, prompts, 6), `draws` is (metrics, draws, 3)."""
-
-    sums: Floats
-    draws: Floats
-
-
-def rates(frame: pd.DataFrame, draws: int = 2000) -> list[Rates]:
+def rates(frame: pd.DataFrame) -> list[Rates]:
     """Every metric at every level, with its 95 % interval.
 
     `frame` has one row per planned image (prompt, sample), with the columns
@@ -69,33 +60,30 @@ def rates(frame: pd.DataFrame, draws: int = 2000) -> list[Rates]:
     Within a category the value is numerator / denominator; above it categories weigh equally:
     sum_c(num_c / valid_c) / sum_c(den_c / valid_c) over categories with valid images, which is the
     plain mean of the category values where every valid image is in the denominator.
-    Intervals come from `draws` (at least 100) bootstrap draws or from Wilson's formula
-    (`gapbench.metrics.intervals.interval`). Figures depend neither on the order of the rows nor,
-    for a category, on what else is in the frame.
+    Intervals have prompts as clusters (`gapbench.metrics.intervals.interval`). Figures depend
+    neither on the order of the rows nor, for a category, on what else is in the frame.
 
     Order: categories by tier (easy, medium, hard), then by task, tasks and categories as they first
     appear; then the tasks and the tiers as that list names them; then overall; within each the
     order of `METRICS`. Names are "task/category", the task, the tier and "overall". No rows give
     an empty list.
 
-    Raises GapbenchError, naming the culprit, for fewer than 100 draws, a missing column, an empty
-    key, an unknown tier, a value outside the lists above, a mismatched verdict that was not asked,
-    a row given twice, a prompt in two categories and a category in two tiers.
+    Raises GapbenchError, naming the culprit, for a missing column, an empty key, an unknown tier,
+    a value outside the lists above, a mismatched verdict that was not asked, a row given twice, a
+    prompt in two categories and a category in two tiers.
     """
-    if draws < FEWEST_DRAWS:
-        raise GapbenchError(f"metrics: draws is {draws}; use at least {FEWEST_DRAWS}")
     if len(frame) == 0:
         return []
-    rows = _checked(frame)
-    strata = _strata(rows, draws)
+    rows = checked(frame)
+    strata = sums(rows)
     return [
         _rate(level, name, metric, [strata[key] for key in strata if key in members])
-        for level, name, members in _levels(rows)
+        for level, name, members in levels(rows)
         for metric in METRICS
     ]
 
 
-def _checked(frame: pd.DataFrame) -> pd.DataFrame:
+def checked(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame's own rows and order, keys as categoricals; or the first fault found."""
     for column in COLUMNS:
         if column not in frame.columns:
@@ -135,39 +123,36 @@ def _refuse(rows: pd.DataFrame, bad: pd.Series[bool], why: str) -> None:
         raise GapbenchError(f"metrics: {why} ({where})".format_map(row))
 
 
-def _levels(rows: pd.DataFrame) -> list[tuple[Level, str, set[Category]]]:
-    """(level, name, member categories) in the order of `rates`."""
+def levels(rows: pd.DataFrame) -> list[tuple[Level, str, set[Category]]]:
+    """(level, name, member categories) of checked rows, in the order of `rates`."""
     first = rows.drop_duplicates(["task", "category"])[["task", "category", "tier"]]
     seen = list(first.astype(str).itertuples(index=False, name=None))
     tasks = list(dict.fromkeys(task for task, _, _ in seen))
     seen.sort(key=lambda row: (TIERS.index(row[2]), tasks.index(row[0])))
-    levels: list[tuple[Level, str, set[Category]]] = []
-    levels += [("category", f"{task}/{category}", {(task, category)}) for task, category, _ in seen]
+    found: list[tuple[Level, str, set[Category]]] = []
+    found += [("category", f"{task}/{category}", {(task, category)}) for task, category, _ in seen]
     for task in dict.fromkeys(task for task, _, _ in seen):
-        levels.append(("task", task, {(t, category) for t, category, _ in seen if t == task}))
+        found.append(("task", task, {(t, category) for t, category, _ in seen if t == task}))
     for tier in dict.fromkeys(tier for _, _, tier in seen):
-        levels.append(("tier", tier, {(task, category) for task, category, t in seen if t == tier}))
-    levels.append(("overall", "overall", {(task, category) for task, category, _ in seen}))
-    return levels
+        found.append(("tier", tier, {(task, category) for task, category, t in seen if t == tier}))
+    found.append(("overall", "overall", {(task, category) for task, category, _ in seen}))
+    return found
 
 
-def _strata(rows: pd.DataFrame, draws: int) -> dict[Category, Stratum]:
-    """The categories by (task, category), sorted, so that no sum depends on the rows' order."""
+def sums(rows: pd.DataFrame) -> dict[Category, Floats]:
+    """Each category's sums per prompt, (metrics, prompts, 6) in the order of METRICS, of checked
+    rows; categories and prompts sorted, so that no sum depends on the rows' order."""
     rows = rows.sort_values(["task", "category", "prompt", "sample"], ignore_index=True)
     starts = np.flatnonzero(~rows.duplicated(["task", "prompt"]))
-    sums = np.stack([np.add.reduceat(terms, starts, axis=1).T for terms in _terms(rows)])
+    by_prompt = np.stack([np.add.reduceat(terms, starts, axis=1).T for terms in _terms(rows)])
     prompts = rows.loc[starts, ["task", "category"]].astype(str)
     first = np.flatnonzero(~prompts.duplicated())
-    strata = {}
-    for start, end in zip(first, [*first[1:], len(prompts)], strict=True):
-        task, category = prompts.iloc[start]
-        own = sums[:, start:end]
-        # One set of draws for all metrics: complements stay complements, interval ends included.
-        flat = own[..., : VALID + 1].transpose(1, 0, 2).reshape(end - start, -1)
-        totals = bootstrap(flat, f"{task}/{category}", draws)
-        drawn = totals.reshape(draws, len(METRICS), -1).transpose(1, 0, 2)
-        strata[task, category] = Stratum(own, drawn)
-    return strata
+    return {
+        (str(prompts["task"].iloc[start]), str(prompts["category"].iloc[start])): by_prompt[
+            :, start:end
+        ]
+        for start, end in zip(first, [*first[1:], len(prompts)], strict=True)
+    }
 
 
 def _terms(rows: pd.DataFrame) -> list[Floats]:
@@ -204,18 +189,17 @@ def _columns(term: Floats | Bools, denominator: Bools, valid: Bools, planned: Bo
     )
 
 
-def _rate(level: Level, name: str, metric: str, strata: Sequence[Stratum]) -> Rates:
+def _rate(level: Level, name: str, metric: str, strata: Sequence[Floats]) -> Rates:
     index = list(METRICS).index(metric)
-    total = np.sum([stratum.sums[index].sum(axis=0) for stratum in strata], axis=0)
+    own = [stratum[index] for stratum in strata]
+    total = np.sum([stratum.sum(axis=0) for stratum in own], axis=0)
     value = low = high = deff = None
     prompts = 0
     if total[DENOMINATOR] > 0:
-        used = [stratum for stratum in strata if stratum.sums[index, :, VALID].any()]
-        sums = [stratum.sums[index] for stratum in used]
-        value = float(ratio(np.stack([own.sum(axis=0) for own in sums])))
-        drawn = ratio(np.stack([stratum.draws[index] for stratum in used]))
-        low, high, deff = interval(sums, value, drawn)
-        prompts = sum(int(np.count_nonzero(own[:, DENOMINATOR])) for own in sums)
+        used = [stratum for stratum in own if stratum[:, VALID].any()]
+        value = float(ratio(np.stack([stratum.sum(axis=0) for stratum in used])))
+        low, high, deff = interval(used, value)
+        prompts = sum(int(np.count_nonzero(stratum[:, DENOMINATOR])) for stratum in used)
     return Rates(
         level=level,
         name=name,

@@ -298,14 +298,15 @@ class JanusModel:
     # -- judging ---------------------------------------------------------------------------
 
     def _chat(self, question: str) -> str:
+        processor = self.processor  # first: it makes the import below possible beside torchvision
         from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
 
         # The processor puts the system prompt first; a question that brings it would say it twice.
         system = DEFAULT_SYSTEM_PROMPT.strip()
-        if self.processor.use_default_system_prompt and question.startswith(system):
+        if processor.use_default_system_prompt and question.startswith(system):
             question = question[len(system) :].lstrip()
         chat = [turn({"type": "image"}, {"type": "text", "text": question})]
-        text: str = self.processor.apply_chat_template(chat, add_generation_prompt=True)
+        text: str = processor.apply_chat_template(chat, add_generation_prompt=True)
         return text
 
     def _asked(self, images: Sequence[Image.Image], texts: Sequence[str]) -> dict[str, Tensor]:

@@ -1,0 +1,306 @@
+"""What changed between two models on the same prompts and seeds (paper.md, section 2)."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy.special import ndtri
+
+from gapbench.metrics.intervals import (
+    DENOMINATOR,
+    VALID,
+    Floats,
+    Z,
+    difference,
+    ratio,
+)
+from gapbench.metrics.rates import METRICS, Level, checked, levels, rates, sums
+from gapbench.types import GapbenchError
+
+COMPARED: Final = ("generation", "non_unification", "false_positive", "self_accuracy")
+UNDERSTANDING: Final = "understanding"
+LOWER_IS_BETTER: Final = frozenset({"non_unification", "false_positive"})
+ALPHA: Final = 0.05
+POWER: Final = 0.8
+FLIPS: Final = 9999
+BLOCK_FLIPS: Final = 2_000_000
+FEWEST_CATEGORIES: Final = 4
+
+Strata = Sequence[Floats]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One figure before and after, over the same images of the same prompts.
+
+    `metric` is one of COMPARED, or "understanding": the own verdict's accuracy on the images of
+    BEFORE, whichever model judges them. `before`, `after` and `difference` (after - before, in the
+    metric's own unit) are None where a denominator carries nothing; `low` and `high` bound the 95 %
+    interval; `p` is the sign-flip test's and `p_holm` the same adjusted over its family;
+    `detectable` is the smallest difference that this many prompts show with a probability of 80 %
+    at the first level of Holm's procedure; `images` are the pairs with every verdict it needs.
+    """
+
+    level: Level
+    name: str
+    metric: str
+    before: float | None
+    after: float | None
+    difference: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    p_holm: float | None
+    detectable: float | None
+    images: int
+    prompts: int
+
+    @property
+    def verdict(self) -> int:
+        """1 better, -1 worse, 0 where the adjusted p is not below 0.05."""
+        if self.p_holm is None or self.difference is None or self.p_holm >= ALPHA:
+            return 0
+        rise = 1 if self.difference > 0 else -1
+        return -rise if self.metric in LOWER_IS_BETTER else rise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WinRate:
+    """Understanding win rate (paper, section 2): of the images of BEFORE on whose verdict the two
+    models disagree, the share on which AFTER agrees with the outside judge.
+
+    Categories weigh as in the rates. Without a disagreement `value` is 0.5 by convention, without
+    an interval; it is None where no image has all three verdicts.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    wins: int
+    losses: int
+    ties: int
+
+
+class Correlation(NamedTuple):
+    """Pearson's rho over `categories`, with its 95 % interval."""
+
+    rho: float
+    low: float
+    high: float
+    categories: int
+
+
+def changes(before: pd.DataFrame, after: pd.DataFrame, level: Level = "overall") -> list[Change]:
+    """The COMPARED metrics at a level, `p_holm` left empty (`holm`).
+
+    Both frames are those of `rates`, with the same images (task, prompt, sample). A pair counts
+    where it has every verdict the metric needs on both sides. Raises GapbenchError as `rates`
+    does, or where the images differ.
+    """
+    first, second = _paired(before, after)
+    if not len(first):
+        return []
+    one, two = sums(first), sums(second)
+    return [
+        _change(found, name, metric, [one[c] for c in one if c in members],
+                [two[c] for c in two if c in members])
+        for found, name, members in levels(first)
+        if found == level
+        for metric in COMPARED
+    ]  # fmt: skip
+
+
+def understanding(before: pd.DataFrame, crossed: npt.ArrayLike) -> list[Change]:
+    """The change of the own verdict's accuracy on the images of BEFORE, overall.
+
+    `crossed` (rows,) holds AFTER's verdicts on the images of `before`, row by row: 1, 0 or NaN.
+    """
+    found = changes(before, before.assign(own=np.asarray(crossed, dtype=np.float64)))
+    return [replace(c, metric=UNDERSTANDING) for c in found if c.metric == "self_accuracy"]
+
+
+def win_rate(before: pd.DataFrame, crossed: npt.ArrayLike) -> WinRate:
+    """The understanding win rate of AFTER, whose verdicts on the images of `before` are `crossed`.
+
+    It is what `rates` makes of wins among disagreements: AFTER's verdict stands in for the outside
+    judge's "right", so that weak generation counts (disagree and right) / disagree.
+    """
+    judge, old = (before[c].to_numpy(np.float64, na_value=np.nan) for c in ("outside", "own"))
+    new = np.asarray(crossed, dtype=np.float64)
+    known = ~np.isnan(judge + old + new)
+    disagree, right = old != new, new == judge
+    wins, losses = (int((known & disagree & r).sum()) for r in (right, ~right))
+    ties = int((known & ~disagree).sum())
+    value = low = high = None
+    if wins + losses:
+        terms = before.assign(
+            own=np.where(known, (~disagree).astype(float), np.nan),
+            outside=np.where(known, (~right).astype(float), np.nan),
+        )
+        [rate] = [r for r in rates(terms) if (r.level, r.metric) == ("overall", "weak_generation")]
+        value, low, high = rate.value, rate.low, rate.high
+    elif ties:
+        value = 0.5
+    return WinRate(value=value, low=low, high=high, wins=wins, losses=losses, ties=ties)
+
+
+def groups(before: pd.DataFrame, crossed: npt.ArrayLike) -> dict[str, int]:
+    """Images of BEFORE by (outside judge, own verdict before, AFTER's verdict), "000" to "111".
+
+    "010" is the false-positive correction group (paper, section 2): BEFORE accepted what the judge
+    rejects and AFTER rejects it too. Images without all three verdicts are left out.
+    """
+    judge, old = (before[c].to_numpy(np.float64, na_value=np.nan) for c in ("outside", "own"))
+    codes = 4 * judge + 2 * old + np.asarray(crossed, dtype=np.float64)
+    counts = np.bincount(codes[~np.isnan(codes)].astype(int), minlength=8)
+    return {f"{code:03b}": int(count) for code, count in enumerate(counts)}
+
+
+def gap_gain(before: pd.DataFrame, after: pd.DataFrame) -> Correlation | None:
+    """Pearson's rho of a category's non-unification before and its gain in generation (paper,
+    section 2), with Fisher's interval over categories.
+
+    None for fewer than four categories that have both figures, or where one does not vary.
+    """
+    from scipy.stats import pearsonr
+
+    first, second = _paired(before, after)
+    if not len(first):
+        return None
+    old, new = (
+        {(r.name, r.metric): r.value for r in rates(f) if r.level == "category"}
+        for f in (first, second)
+    )
+    points = []
+    for name in dict.fromkeys(name for name, _ in old):
+        gap, start = old[name, "non_unification"], old[name, "generation"]
+        end = new[name, "generation"]
+        if gap is not None and start is not None and end is not None:
+            points.append((gap, end - start))
+    if len(points) < FEWEST_CATEGORIES or min(np.ptp(points, axis=0)) < 1e-12:
+        return None
+    found = pearsonr(*np.array(points).T)
+    low, high = found.confidence_interval(0.95)
+    return Correlation(float(found.statistic), float(low), float(high), len(points))
+
+
+def holm(family: Sequence[Change]) -> list[Change]:
+    """The family with p adjusted by Holm's step-down procedure (Holm 1979); a figure without a p
+    is no member. `detectable` is scaled to the family's first level."""
+    order = sorted(
+        (i for i, c in enumerate(family) if c.p is not None), key=lambda i: _p(family[i])
+    )
+    found, last = list(family), 0.0
+    for place, index in enumerate(order):
+        last = min(1.0, max(last, (len(order) - place) * _p(family[index])))
+        change = family[index]
+        width = None
+        if change.low is not None and change.high is not None:
+            width = detectable((change.high - change.low) / (2 * Z), len(order))
+        found[index] = replace(change, p_holm=last, detectable=width)
+    return found
+
+
+def detectable(error: float, tests: int) -> float:
+    """The difference that a two-sided test at 0.05 / `tests` finds with a probability of 80 %,
+    where the difference's standard error is `error`: (z_(1 - 0.025 / tests) + z_0.8) * error."""
+    return float(ndtri(1 - ALPHA / 2 / tests) + ndtri(POWER)) * error
+
+
+def sign_flip(before: Strata, after: Strata, name: str, flips: int = FLIPS) -> float:
+    """Two-sided p of the paired permutation test with the prompt as the unit.
+
+    Had nothing changed, a prompt's images before and after could be swapped: `flips` random swaps
+    of whole prompts, drawn from a stream named `name`, each give a difference of the level's
+    ratios, and p is (1 + those at least as large as the one seen) / (1 + flips) (Phipson and Smyth
+    2010). Strata are as in `gapbench.metrics.intervals`, over the same prompts. What
+    scipy.stats.permutation_test(permutation_type="samples") does, without holding flips x prompts.
+    """
+    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:16]))
+    middles, swings, seen = [], [], []
+    for one, two in zip(before, after, strict=True):
+        old, new = one[:, : VALID + 1], two[:, : VALID + 1]
+        half = (new - old) / 2
+        # Prompts that would move the totals equally are exchangeable: only how many of them keep
+        # their order is drawn.
+        profiles, sizes = np.unique(half, axis=0, return_counts=True)
+        moving = profiles.any(axis=1)
+        profiles, sizes = profiles[moving], sizes[moving]
+        middles.append((old + new).sum(axis=0) / 2)
+        swings.append(_swings(rng, profiles, sizes, flips))
+        seen.append(half.sum(axis=0))
+    middle, swing, own = np.array(middles), np.array(swings), np.array(seen)
+    observed = abs(float(ratio(middle + own) - ratio(middle - own)))
+    drawn = np.abs(ratio(middle[:, None] + swing) - ratio(middle[:, None] - swing))
+    # A swap that empties a denominator counts against the change.
+    extreme = np.isnan(drawn) | (drawn >= observed * (1 - 1e-9) - 1e-15)
+    return float((1 + np.count_nonzero(extreme)) / (1 + flips))
+
+
+def _swings(
+    rng: np.random.Generator, profiles: Floats, sizes: npt.NDArray[np.int64], flips: int
+) -> Floats:
+    """(flips, 3): sums over prompts of +-1 times their half differences."""
+    if not len(profiles):
+        return np.zeros((flips, VALID + 1))
+    block = max(1, BLOCK_FLIPS // len(profiles))
+    parts = [min(block, flips - start) for start in range(0, flips, block)]
+    return np.concatenate(
+        [(2 * rng.binomial(sizes, 0.5, (part, len(sizes))) - sizes) @ profiles for part in parts]
+    )
+
+
+def _p(change: Change) -> float:
+    return math.inf if change.p is None else change.p
+
+
+def _change(level: Level, name: str, metric: str, old: Strata, new: Strata) -> Change:
+    index = list(METRICS).index(metric)
+    used = [i for i, stratum in enumerate(old) if stratum[index, :, VALID].any()]
+    before, after = ([side[i][index] for i in used] for side in (old, new))
+    images = sum(float(stratum[:, VALID].sum()) for stratum in before)
+    prompts = sum(int(np.count_nonzero(stratum[:, VALID])) for stratum in before)
+    values = []
+    for side in (before, after):
+        carries = any(stratum[:, DENOMINATOR].any() for stratum in side)
+        values.append(float(ratio(np.array([s.sum(axis=0) for s in side]))) if carries else None)
+    first, second = values
+    change = low = high = p = None
+    if first is not None and second is not None:
+        change = second - first
+        low, high = difference(before, after, first, second)
+        p = sign_flip(before, after, f"{level}/{name}/{metric}")
+    return Change(
+        level=level, name=name, metric=metric, before=first, after=second, difference=change,
+        low=low, high=high, p=p, p_holm=None, detectable=None, images=int(images), prompts=prompts,
+    )  # fmt: skip
+
+
+def _paired(before: pd.DataFrame, after: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Both frames checked, in one order, each verdict kept only where both sides have it."""
+    if len(before) == len(after) == 0:
+        return before, after
+    keys = ["task", "category", "tier", "prompt", "sample"]
+    first, second = (
+        checked(frame.assign(mismatched=np.nan, mismatched_asked=False))
+        .sort_values(["task", "prompt", "sample"])
+        .reset_index(drop=True)
+        for frame in (before, after)
+    )
+    same = len(first) == len(second) and all(
+        (first[k].astype(str) == second[k].astype(str)).all() for k in keys
+    )
+    if not same:
+        raise GapbenchError("compare: the two frames hold different images")
+    for column in ("own", "outside", "score"):
+        gone = first[column].isna() | second[column].isna()
+        first[column] = first[column].astype(float).mask(gone)
+        second[column] = second[column].astype(float).mask(gone)
+    return first, second

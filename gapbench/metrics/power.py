@@ -1,0 +1,96 @@
+"""How many prompts and samples a comparison takes, from the spread that a stored run shows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import pandas as pd
+from scipy.special import ndtri
+
+from gapbench.metrics.intervals import DENOMINATOR, NUMERATOR, SQUARE, VALID, ratio
+from gapbench.metrics.paired import ALPHA, COMPARED, UNDERSTANDING, detectable
+from gapbench.metrics.rates import METRICS, checked, sums
+from gapbench.types import GapbenchError
+
+FAMILY: Final = len(COMPARED) + len([UNDERSTANDING])
+SAMPLES: Final = (1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A metric's variance in one run, overall: `between` prompts of a category and `within` a
+    prompt, over `prompts` prompts of `samples` images (their mean)."""
+
+    value: float
+    between: float
+    within: float
+    prompts: int
+    samples: float
+
+    def error(self, prompts: float, samples: float, alike: bool) -> float:
+        """Standard error of a paired difference between two runs of this spread.
+
+        `alike`: every prompt changes by the same; else its ease after has nothing to do with its
+        ease before. Any real change lies between.
+        """
+        moving = 0.0 if alike else 2 * self.between
+        return math.sqrt((2 * self.within / samples + moving) / prompts)
+
+    def needed(self, change: float, samples: int, alike: bool) -> int:
+        """Prompts that show a difference of `change` with a probability of 80 %, z^2 / 2 more than
+        the normal distribution asks for, for the variance is estimated (Guenther 1981)."""
+        z = float(ndtri(1 - ALPHA / 2 / FAMILY))
+        normal = (detectable(self.error(1, samples, alike), FAMILY) / change) ** 2
+        return math.ceil(normal + z * z / 2)
+
+
+def spread(frame: pd.DataFrame, metric: str) -> Spread:
+    """The spread of one of COMPARED over a frame of `rates`, categories weighing equally.
+
+    One-way analysis of variance over prompts in each category (Searle, Casella and McCulloch 1992),
+    of the residuals that the ratio's linearisation leaves. Raises GapbenchError for another metric,
+    for a metric that the frame has no figure of, and where no prompt has two images.
+    """
+    if metric not in COMPARED:
+        raise GapbenchError(f"power: no metric {metric!r}; there are {', '.join(COMPARED)}")
+    index = list(METRICS).index(metric)
+    strata = [s[index] for s in sums(checked(frame)).values()] if len(frame) else []
+    strata = [stratum[stratum[:, VALID] > 0] for stratum in strata if stratum[:, VALID].any()]
+    if not any(stratum[:, DENOMINATOR].any() for stratum in strata):
+        raise GapbenchError(f"power: the run has no verdicts that {metric} needs")
+    totals = np.array([stratum.sum(axis=0) for stratum in strata])
+    value = float(ratio(totals))
+    # The level's ratio moves by the mean over categories of residual means over this.
+    carried = float((totals[:, DENOMINATOR] / totals[:, VALID]).mean())
+    # Sums over categories, each at its own degrees of freedom, then averaged.
+    between, within = [], []
+    for stratum in strata:
+        counts = stratum[:, VALID]
+        residual = stratum[:, NUMERATOR] - value * stratum[:, DENOMINATOR]
+        squares = stratum[:, SQUARE] + value * value * stratum[:, DENOMINATOR]
+        squares = squares - 2 * value * stratum[:, NUMERATOR]
+        images, prompts = float(counts.sum()), len(stratum)
+        if images == prompts or prompts < 2:
+            continue
+        inner = float((squares - residual**2 / counts).sum()) / (images - prompts)
+        mean = residual.sum() / images
+        outer = float((counts * (residual / counts - mean) ** 2).sum()) / (prompts - 1)
+        typical = (images - float((counts**2).sum()) / images) / (prompts - 1)
+        within.append(inner)
+        between.append((outer - inner) / typical)
+    if not within:
+        raise GapbenchError(
+            "power: no category has two prompts, one of them with two images, so the spread within "
+            "a prompt is unknown; run it with --samples 2 or more"
+        )
+    prompts = sum(len(stratum) for stratum in strata)
+    return Spread(
+        value,
+        max(0.0, float(np.mean(between))) / carried**2,
+        max(0.0, float(np.mean(within))) / carried**2,
+        prompts,
+        float(totals[:, VALID].sum()) / prompts,
+    )
