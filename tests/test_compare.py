@@ -127,7 +127,7 @@ def test_a_comparison_that_was_cut_off_goes_on(runs: dict[str, Path]) -> None:
     file = before / "verdicts.jsonl"
     complete = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join(complete[:-10]) + b'{"torn')
-    assert compare(before, [after], batch_size=3) == [whole]
+    assert compare(before, [after]) == [whole]
     assert sorted(file.read_bytes().splitlines(keepends=True)) == sorted(complete)
 
 
@@ -234,7 +234,6 @@ def test_other_seeds_share_no_image(cli: Cli, runs: dict[str, Path], made: Path)
         (("compare", "BEFORE", "AFTER", "--format", "csv"), ("--format csv", "markdown")),
         (("compare", "BEFORE", "AFTER", "--by", "prompt"), ("--by prompt", "category")),
         (("compare", "BEFORE", "AFTER", "--judge", "owl"), ("no verdicts of judge 'owl'", "pixel")),
-        (("compare", "BEFORE", "AFTER", "--batch-size", "0"), ("batch_size is 0",)),
         (("power", "BEFORE", "--detect", "0"), ("--detect 0",)),
         (("power", "BEFORE", "--metric", "speed"), ("no metric 'speed'", "generation")),
         (("power", "nowhere"), ("nowhere/run.json",)),
