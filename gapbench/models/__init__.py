@@ -30,7 +30,7 @@ MODELS: Final[dict[str, Entry]] = {
         recipe={},
         source="its generation_config.json",
         folder=_BUNDLED / "janus-mini",
-        sha256="212704a58b31c8a25c30c26f39a1043991b456c848b21bedb844608352cc1dab",
+        sha256="1b17126f7c7e5dbae63c917b1fc5e4a80b357c524b6aea88d4d0678e353eb54e",
     ),
     **HUB,
 }
