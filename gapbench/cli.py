@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gapbench import cli_results
 from gapbench.types import GapbenchError
 
 if TYPE_CHECKING:
@@ -275,6 +276,10 @@ def prepare(
     with bars(in_bytes=True) as progress:
         preparing.bring(wanted, data, lambda name, size: progress(name, 0, size))
     typer.echo("All of it is here." if wanted else "")
+
+
+for command in (cli_results.submit, cli_results.verify, cli_results.leaderboard):
+    app.command()(command)
 
 
 def main() -> None:

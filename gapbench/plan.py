@@ -118,7 +118,7 @@ def prepare(
             f"model {adapter.name} lacks {NEEDS[verdict]}, which --verdict {verdict} takes; "
             "with --verdict none only outside judges are asked"
         )
-    prompts, partner = _choose(selected, limit)
+    prompts, partner = choose(selected, limit)
     tasks_by_name = {task.name: task for task, _ in selected}
     loaded: dict[str, Judge] = {}
     asks: list[dict[str, str]] = []
@@ -175,7 +175,7 @@ def refuse_prompts(model: Model, prompts: Iterable[Prompt]) -> None:
             )
 
 
-def _choose(
+def choose(
     selected: Sequence[tuple[Task, list[Prompt]]], limit: int | None
 ) -> tuple[list[Prompt], list[int | None]]:
     """The prompts to run, and for each the index of the next one of its category that asks for
