@@ -82,10 +82,9 @@ def submit(
         files={},
     )
     files = contents(card.model_dump(exclude={"files"}), list(_rows(run, card)))
-    results.mkdir(parents=True, exist_ok=True)
     part = results / f".{name}.{os.getpid()}.part"
     try:
-        part.mkdir()
+        part.mkdir(parents=True)
         for file, data in files.items():
             write_atomic(part / file, data)
         faults = check(part, name, installed)

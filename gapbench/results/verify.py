@@ -179,6 +179,7 @@ def check_images(
             f"{model or card.model} here has other weights than {folder} was made with; give "
             "--model the checkpoint that its card names"
         )
+    made.load()
     mode = next(mode for mode, name in NAMES.items() if name == card.own)
     judges: dict[str, Judge] = {card.own: OwnJudge(made, mode)}
     for task, part in card.tasks.items():
