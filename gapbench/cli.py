@@ -278,7 +278,7 @@ def prepare(
     typer.echo("All of it is here." if wanted else "")
 
 
-for command in (cli_results.submit, cli_results.verify, cli_results.leaderboard):
+for command in (cli_results.submit, cli_results.verify, cli_results.leaderboard, cli_results.push):
     app.command()(command)
 
 

@@ -81,3 +81,26 @@ def leaderboard(
     except OSError as error:
         raise GapbenchError(f"{file} cannot be written ({error})") from error
     typer.echo(f"{file} and {file.with_suffix('.html')}: {len(found)} submissions")
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(help="A run folder, or a checkpoint's.", metavar="FOLDER")],
+    repo: Annotated[str, typer.Option(help="The repository on the hub.", metavar="OWNER/NAME")],
+    yes: Annotated[bool, typer.Option("--yes", help="Send it; without this, only say what would be sent.")] = False,
+) -> None:  # fmt: skip
+    """Send a run (as a data set) or a checkpoint (as a model) to the hub; a dry run first."""
+    from collections import Counter
+
+    from gapbench import push as pushing
+
+    planned = pushing.plan(folder, repo)
+    kinds = Counter(Path(name).suffix or name for name in planned.files)
+    listed = ", ".join(f"{count} {suffix}" for suffix, count in kinds.most_common())
+    typer.echo(
+        f"{planned.kind} {planned.repo}: {len(planned.files)} files ({listed}), "
+        f"{planned.bytes / 1e6:.1f} MB from {folder}; a new repository is private"
+    )
+    if not yes:
+        typer.echo("Nothing was sent; --yes sends it.")
+        return
+    typer.echo(pushing.push(planned))
