@@ -59,7 +59,7 @@ def standings(
     head = ""
     for place, name in enumerate(ranked, 1):
         # The interval of the difference on equal draws; overlapping intervals would not do.
-        if head and np.quantile(drawn[head] - drawn[name], 0.025) <= 0:
+        if head and np.nanquantile(drawn[head] - drawn[name], 0.025) <= 0:
             places[name] = places[head]
         else:
             head, places[name] = name, place

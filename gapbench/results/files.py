@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +121,14 @@ def schema() -> pa.Schema:
             *((name, text) for name in ("reply", "reason")),
         ]
     )
+
+
+def name_of(model: str) -> str:
+    """The folder's name of a model's submission. Raises GapbenchError where it makes none."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-.")
+    if not re.fullmatch(NAME, name):
+        raise GapbenchError(f"model {model!r} makes no name for a folder; rename it")
+    return name
 
 
 def sha256(text: str | bytes) -> str:

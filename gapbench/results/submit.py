@@ -10,13 +10,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import ValidationError
+
 from gapbench.flow import Run
 from gapbench.models import MODELS, load_model
 from gapbench.plan import Item
 from gapbench.results.expected import Installed, extra_judges
-from gapbench.results.files import NAME, SEED, Card, Origin, Role, contents, sha256
+from gapbench.results.files import SEED, Card, Origin, Role, contents, name_of, sha256
 from gapbench.results.verify import TEST_MODELS, check
 from gapbench.store import write_atomic
+from gapbench.taskfile import explain
 from gapbench.types import GapbenchError, Verdict
 
 _CHECKPOINT: Final = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})", re.ASCII)
@@ -38,9 +41,7 @@ def submit(
     folder is there already.
     """
     meta, plan = run.folder.meta, run.plan
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", str(meta["model"])).strip("-.")
-    if not re.fullmatch(NAME, name):
-        raise GapbenchError(f"model {meta['model']!r} makes no name for a folder; rename it")
+    name = name_of(str(meta["model"]))
     place = results / name
     if place.exists():
         raise GapbenchError(f"{place} is there already; remove it to submit {name} anew")
@@ -63,24 +64,28 @@ def submit(
             f"{run.path} has no verdicts of {judge}, which ranks its task; run with --judge "
             f"{','.join([judge, *plan.judges])}"
         )
-    card = Card(
-        name=name,
-        model=meta["model"],
-        fingerprint=meta["identity"]["model"],
-        checkpoints=_origins(run, checkpoint, test_model),
-        test_model=test_model,
-        pair=bool(about.get("pair")),
-        dtype=about.get("dtype"),
-        recipe=meta["identity"]["recipe"],
-        seed=plan.seed,
-        own=plan.own,
-        own_fingerprint=plan.own_fingerprint,
-        judges=plan.judges,
-        tasks=tasks,
-        versions={**meta.get("versions", {}), **(about.get("versions") or {})},
-        contact=contact,
-        files={},
-    )
+    versions = {**meta.get("versions", {}), **(about.get("versions") or {})}
+    try:
+        card = Card(
+            name=name,
+            model=meta["model"],
+            fingerprint=meta["identity"]["model"],
+            checkpoints=_origins(run, checkpoint, test_model),
+            test_model=test_model,
+            pair=bool(about.get("pair")),
+            dtype=about.get("dtype"),
+            recipe=meta["identity"]["recipe"],
+            seed=plan.seed,
+            own=plan.own,
+            own_fingerprint=plan.own_fingerprint,
+            judges=plan.judges,
+            tasks=tasks,
+            versions={key: str(value) for key, value in versions.items()},
+            contact=contact,
+            files={},
+        )
+    except ValidationError as error:
+        raise GapbenchError(f"{run.path} makes no card: {explain(error)}") from error
     files = contents(card.model_dump(exclude={"files"}), list(_rows(run, card)))
     part = results / f".{name}.{os.getpid()}.part"
     try:
@@ -137,8 +142,9 @@ def _origins(run: Run, checkpoint: str | None, test_model: bool) -> list[Origin]
     entry = MODELS.get(name)
     if entry is not None:
         # A folder may be named like a model; only its weights tell.
-        model = load_model(name, str(meta["model_about"].get("device") or "auto").split(":")[0],
-                           meta["model_about"].get("dtype") or "auto")  # fmt: skip
+        about = meta.get("model_about", {})
+        device = str(about.get("device") or "auto")
+        model = load_model(name, device, about.get("dtype") or "auto")
         if model.fingerprint != fingerprint:
             raise GapbenchError(
                 f"{run.path} was drawn by other weights than those of {name} here (an older "

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gapbench.judges.own import NAMES, parse
 from gapbench.results.expected import Installed, Key, Wanted
-from gapbench.results.files import SEED, Card, Submission, figures, read
+from gapbench.results.files import SEED, Card, Submission, figures, name_of, read
 from gapbench.types import GapbenchError
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ def check(folder: Path, name: str | None = None, installed: Installed | None = N
 
 
 def _card(card: Card, name: str, installed: Installed) -> Iterator[str]:
+    if card.name != name_of(card.model):
+        yield f"the card names {card.model} {card.name}, not {name_of(card.model)}"
     if card.name != name:
         yield f"the card says {card.name}, the folder is called {name}"
     if card.seed != SEED:

@@ -112,6 +112,9 @@ def test_the_command_writes_and_refuses(made: Any, board_cli: Cli, tmp_path: Pat
     assert (done.returncode, done.stderr) == (0, "")
     card = json.loads((tmp_path / "results/janus-mini/card.json").read_text())
     assert card["contact"] == "someone <a@b.c>"
+    long = board_cli("submit", run, "--allow-test-model", "--results", "x", "--contact", "x" * 201)
+    assert (long.returncode, long.stdout) == (2, "")
+    assert "makes no card: contact: " in long.stderr
     again = board_cli("submit", run, "--allow-test-model")
     assert again.returncode == 2
     assert "results/janus-mini is there already" in again.stderr
