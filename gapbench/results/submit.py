@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -20,7 +21,7 @@ from gapbench.results.files import SEED, Card, Origin, Role, contents, name_of, 
 from gapbench.results.verify import TEST_MODELS, check
 from gapbench.store import write_atomic
 from gapbench.taskfile import explain
-from gapbench.types import GapbenchError, Verdict
+from gapbench.types import GapbenchError, Prompt, Verdict
 
 _CHECKPOINT: Final = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})", re.ASCII)
 
@@ -111,8 +112,8 @@ def _check_tasks(run: Run, installed: Installed) -> None:
             raise GapbenchError(
                 f"{run.path} ran task {name} {version}, installed is {task.version}; run it again"
             )
-        planned = {p.id: asdict(p) for p in run.plan.prompts if p.task == name}
-        prompts = {p.id: asdict(p) for p in task.prompts()}
+        planned = {p.id: _said_in(p) for p in run.plan.prompts if p.task == name}
+        prompts = {p.id: _said_in(p) for p in task.prompts()}
         missing = len(prompts.keys() - planned.keys())
         if missing:
             raise GapbenchError(
@@ -126,6 +127,11 @@ def _check_tasks(run: Run, installed: Installed) -> None:
                 f"{run.path} is not complete: {run.plan.samples[name]} images a prompt, task "
                 f"{name} has {task.samples}; run without --samples"
             )
+
+
+def _said_in(prompt: Prompt) -> str:
+    """All that a prompt says; as JSON, since a plan was read from it."""
+    return json.dumps(asdict(prompt), sort_keys=True)
 
 
 def _origins(run: Run, checkpoint: str | None, test_model: bool) -> list[Origin]:
