@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from gapbench import cli_results
 from gapbench.cli_fix import fix
 from gapbench.types import GapbenchError
 
@@ -326,7 +327,9 @@ def prepare(
     typer.echo("All of it is here." if wanted else "")
 
 
-app.command()(fix)
+commands = (fix, cli_results.submit, cli_results.verify, cli_results.leaderboard, cli_results.push)
+for command in commands:
+    app.command()(command)
 
 
 def main() -> None:

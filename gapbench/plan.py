@@ -121,7 +121,7 @@ def prepare(
         )
     if only is not None:
         selected = [(task, [p for p in found if p.text in only]) for task, found in selected]
-    prompts, partner = _choose(selected, limit)
+    prompts, partner = choose(selected, limit)
     tasks_by_name = {task.name: task for task, _ in selected}
     loaded: dict[str, Judge] = {}
     asks: list[dict[str, str]] = []
@@ -178,7 +178,7 @@ def refuse_prompts(model: Model, prompts: Iterable[Prompt]) -> None:
             )
 
 
-def _choose(
+def choose(
     selected: Sequence[tuple[Task, list[Prompt]]], limit: int | None
 ) -> tuple[list[Prompt], list[int | None]]:
     """The prompts to run, and for each the index of the next one of its category that asks for

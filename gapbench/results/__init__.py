@@ -1,0 +1,1 @@
+"""Leaderboard submissions: their files, making one, checking one. No model runs unless asked to."""
