@@ -202,7 +202,7 @@ def test_a_torn_checkpoint_is_passed_over(
 def test_of_a_pair_the_half_that_draws_is_trained(
     fix: Fix, tiny_emu3: Path, tmp_path: Path
 ) -> None:
-    more = ["--accept", "all", "--epochs", "1", "--lora", "2", "--set", "image_area=1024"]
+    more = ["--accept", "all", "--epochs", "4", "--lora", "2", "--set", "image_area=1024"]
     code = fix(tmp_path, "sft", *COMMON, *more, "--model", tiny_emu3, "--out", "pair")
     assert code == 0, err(tmp_path)
     assert "is a pair: only the weights that draw are trained" in (tmp_path / "out").read_text()
