@@ -267,7 +267,7 @@ def test_plans_survive_json(model: Model, user_task: Callable[..., Path]) -> Non
     plan = plan_of(model, f"shapes/position,{folder}", 5)
     assert Plan.from_json(json.loads(json.dumps(asdict(plan)))) == plan
     assert all(isinstance(p, Prompt) for p in plan.prompts)
-    assert plan.tasks == {"shapes": "1.0", "mine": "1"}
+    assert plan.tasks == {"shapes": "1.1", "mine": "1"}
     assert plan.samples == {"shapes": 4, "mine": 2}
     assert len(plan.items()) == 5 * 4 + 2
 

@@ -66,8 +66,8 @@ CATEGORIES: Final[dict[str, Category]] = {
     "color_attr": Category("medium", 50, 300, 60),
     "position": Category("medium", 50, 300, 10),
     "texture": Category("medium", 40, 240, 6),
-    "color_fact": Category("hard", 40, 240, 20),
-    "shape_fact": Category("hard", 40, 240, 15),
+    "color_fact": Category("hard", 40, 240, 60),
+    "shape_fact": Category("hard", 40, 240, 60),
     "count_fact": Category("hard", 40, 240, 10),
     "compound_fact": Category("hard", 40, 240, 60),
 }
@@ -90,6 +90,15 @@ def _plural(shape: str) -> str:
 
 def _pairs(values: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     return ((a, b) for a in values for b in values if a != b)
+
+
+def _bound() -> Iterator[tuple[str, str, str, str]]:
+    """Two shapes and their colours, all different."""
+    return ((a, b, c, d) for a, b in _pairs(SHAPES) for c, d in _pairs(tuple(COLORS)))
+
+
+def _of(facts: tuple[str, ...], turn: int) -> str:
+    return facts[turn % len(facts)]
 
 
 def _one(shape: str, **more: Any) -> dict[str, Any]:
@@ -149,16 +158,19 @@ def contents(category: str) -> tuple[Content, ...]:
             for t, u in _pairs(TEXTURES)
         ),
         "color_fact": (
-            Content(f"{_article(s)} in the colour of {thing}", {"include": [_one(s, color=c)]})
-            for s in SHAPES
-            for c, things in COLOR_FACTS.items()
-            for thing in things
+            Content(
+                f"{_article(a)} in the colour of {_of(COLOR_FACTS[c], i)}"
+                f" and {_article(b)} in the colour of {_of(COLOR_FACTS[d], i // 5)}",
+                {"include": [_one(a, color=c), _one(b, color=d)]},
+            )
+            for i, (a, b, c, d) in enumerate(_bound())
         ),
         "shape_fact": (
-            Content(f"the {fact} in {c}", {"include": [_one(s, color=c)]})
-            for s, facts in SHAPE_FACTS.items()
-            for fact in facts
-            for c in colors
+            Content(f"the {fact} {relation} the {other}", _position(a, b, relation))
+            for a, b in _pairs(SHAPES)
+            for relation in RELATIONS
+            for fact in SHAPE_FACTS[a]
+            for other in SHAPE_FACTS[b]
         ),
         "count_fact": (
             Content(f"as many {_plural(s)} as there are {fact}", _exactly(s, n))
@@ -167,11 +179,13 @@ def contents(category: str) -> tuple[Content, ...]:
             for fact in facts
         ),
         "compound_fact": (
-            Content(f"the {fact} in the colour of {thing}", {"include": [_one(s, color=c)]})
-            for s, facts in SHAPE_FACTS.items()
-            for fact in facts
-            for c, things in COLOR_FACTS.items()
-            for thing in things
+            Content(
+                f"the {_of(SHAPE_FACTS[a], i)} in the colour of {_of(COLOR_FACTS[c], i // 3)}"
+                f" and the {_of(SHAPE_FACTS[b], i // 7)} in the colour of"
+                f" {_of(COLOR_FACTS[d], i // 5)}",
+                {"include": [_one(a, color=c), _one(b, color=d)]},
+            )
+            for i, (a, b, c, d) in enumerate(_bound())
         ),
     }
     return tuple(made[category])

@@ -109,6 +109,20 @@ PHASES = (
             "counting",
         ),
     ),
+    # The hard tier's prompts of two things came last.
+    Phase(
+        "hard",
+        550,
+        _each(
+            Mix(28, 2, lists=1, verdicts=12, interviews=2, weight=6.0),
+            *(None, "color_fact", None, "shape_fact", None, "compound_fact", None, "position"),
+        ),
+        fall=0.15,
+        reads=(
+            *(None, "position", "shape_fact", None, "color_fact", "position", "shape_fact"),
+            *("compound_fact", "counting"),
+        ),
+    ),
 )
 TURNS = 6
 LOOKING = 1
@@ -293,6 +307,8 @@ def train(
             for row, (_, scene, turns) in enumerate(asked)
             for at, cells in rows.places(scene, [content for content, _ in turns])
         ]
+        if not found:  # prompts of facts alone
+            return torch.zeros(())
         row, at, cells = (list(column) for column in zip(*found, strict=True))
         start = len(rows.head) + 1
         given = looks[0][row, at, start : start + build.IMAGE_TOKENS].float()
