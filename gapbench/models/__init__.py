@@ -30,7 +30,7 @@ MODELS: Final[dict[str, Entry]] = {
         recipe={},
         source="its generation_config.json",
         folder=_BUNDLED / "janus-mini",
-        sha256="1b17126f7c7e5dbae63c917b1fc5e4a80b357c524b6aea88d4d0678e353eb54e",
+        sha256="1ccf87bd277498eaad43cfd316521c23a2bda520551f6e6b43152a3f52fc2785",
     ),
     **HUB,
 }
