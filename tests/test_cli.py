@@ -91,7 +91,7 @@ def test_help_and_lists_import_no_torch(tmp_path: Path) -> None:
 def test_a_run_prints_its_table(made: Path) -> None:
     shown = (made / "out").read_text()
     [folder] = (made / "runs").iterdir()
-    assert "janus-mini on shapes 1.0: 3 images of 3 prompts, own verdicts by self" in shown
+    assert "janus-mini on shapes 1.1: 3 images of 3 prompts, own verdicts by self" in shown
     assert "Outside judge: pixel" in shown
     assert f"gapbench show runs/{folder.name}" in shown
     for rate in open_run(folder).rates():

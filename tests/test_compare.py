@@ -184,7 +184,7 @@ def drop_prompts(plan: dict[str, Any]) -> None:
         (lambda plan: plan["samples"].update(shapes=1), ("of seeds only BEFORE has",), 22),
         (
             lambda plan: plan.update(tasks={"shapes": "2.0"}),
-            ("shapes is of version 1.0 and 2.0",),
+            ("shapes is of version 1.1 and 2.0",),
             0,
         ),
         (
