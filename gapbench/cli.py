@@ -389,7 +389,9 @@ def _print_run(done: Run, judge: str | None) -> None:
 
     plan = done.plan
     several = any(len(asks) > 1 for asks in plan.asks)
-    judges: list[str | None] = [judge] if judge or not several else [*done.judges()]
+    judges: list[str | None] = [judge] if judge or not several else [*plan.judges]
+    if judge is None:
+        judges += [name for name in done.judges() if name not in plan.judges]
     rates = {name: done.rates(name) for name in judges}  # one that is not there is told first
     console = _console()
     versions = ", ".join(f"{name} {version}" for name, version in plan.tasks.items())
@@ -400,13 +402,15 @@ def _print_run(done: Run, judge: str | None) -> None:
     )
     console.print("Percent, with 95 % intervals over prompts and the counts behind each figure.")
     for name, found in rates.items():
-        outside = name or ", ".join(done.judges()) or "none"
+        outside = name or ", ".join(plan.judges) or "none"
         console.print(f"Outside judge: {outside}\n")
         tables.show(found, console)
     if done.footnote:
         console.print(done.footnote, soft_wrap=True)
     for first, second, agreed in done.agreements():
         console.print(f"{first} and {second} {tables.agreement(agreed)}", soft_wrap=True)
+    for name in judges:
+        tables.show_corrected(done.corrected(name), name or ", ".join(plan.judges), console)
     for name, warning in done.checks().items():
         console.print(f"WARNING: {name} failed the check: {warning}", style="bold red")
 

@@ -27,7 +27,9 @@ from gapbench.types import Answer, GapbenchError, Generation, Prompt, Rates, Ver
 if TYPE_CHECKING:
     import pandas as pd
 
+    from gapbench.judges.human import HumanJudge
     from gapbench.metrics.agreement import Agreement
+    from gapbench.metrics.corrected import Corrected
 
 Progress = Callable[[str, int, int], Callable[[int], None]]
 """Told (stage, items that are there already, items in all); returns what to call with each batch's
@@ -38,6 +40,11 @@ _Done = tuple[Mapping[int, T], Unfinished | None]
 """What a batch gave by place, and what stopped it, if anything did."""
 LARGEST: Final = 1024
 SEEDS: Final = "the model's seeds"
+HUMAN: Final = "human"
+LABELS: Final = "labels.jsonl"
+"""The judge that people are, and the file in a run folder where `gapbench label` keeps what they
+say."""
+IMAGE: Final = ["task", "category", "tier", "prompt", "sample"]
 OWN_METRICS: Final = frozenset({"non_unification", "mismatch_acceptance"})
 """Those that need no outside judge."""
 
@@ -63,8 +70,16 @@ class Run:
         return f"* {PAIR}" if self.folder.meta.get("model_about", {}).get("pair") else ""
 
     def judges(self) -> list[str]:
-        """Names of the outside judges, in order of first use."""
-        return list(self.plan.judges)
+        """Names of the outside judges, in order of first use; last, where people labelled images,
+        "human"."""
+        return [*self.plan.judges, *([HUMAN] if (self.path / LABELS).exists() else [])]
+
+    def people(self) -> HumanJudge | None:
+        """The labels that `gapbench label` gathered, if any."""
+        from gapbench.judges.human import HumanJudge
+
+        file = self.path / LABELS
+        return HumanJudge(str(file)) if file.exists() else None
 
     def checks(self) -> dict[str, str]:
         """What was tried -> what was wrong with it: a judge's answers about a picture of known
@@ -73,31 +88,52 @@ class Run:
         return {str(k): str(v) for k, v in read_json(file).items()} if file.exists() else {}
 
     def agreements(self) -> list[tuple[str, str, Agreement]]:
-        """Agreement of each two outside judges on the images that both were asked about."""
+        """Agreement of each two outside judges, and of each two people ("human:NAME"), on the
+        images that both were asked about."""
         from gapbench.metrics.agreement import agreement
 
-        keys = ["task", "category", "tier", "prompt", "sample"]
-        frames = {name: self.frame(name) for name in self.judges()}
+        people = self.people()
+        raters = [f"{HUMAN}:{rater}" for rater in people.raters()] if people else []
+        frames = {name: self.frame(name) for name in [*self.judges(), *raters]}
         found = []
-        for first, second in combinations(frames, 2):
+        for first, second in [*combinations(self.judges(), 2), *combinations(raters, 2)]:
+            if not len(frames[first]) or not len(frames[second]):
+                continue
             both = frames[first].merge(
-                frames[second][[*keys, "outside"]], on=keys, suffixes=("_first", "_second")
+                frames[second][[*IMAGE, "outside"]], on=IMAGE, suffixes=("_first", "_second")
             )
             if len(both):
                 found.append((first, second, agreement(both, "outside_first", "outside_second")))
         return found
+
+    def corrected(self, judge: str | None = None) -> list[Corrected]:
+        """The rates by an outside judge (each task's first, by default) as people's labels correct
+        them; empty without labels."""
+        from gapbench.metrics.corrected import corrected
+
+        if HUMAN not in self.judges() or judge == HUMAN:
+            return []
+        frame, people = self.frame(judge), self.frame(HUMAN)
+        if not len(people) or not len(frame):
+            return []
+        labels = people[[*IMAGE, "outside"]].rename(columns={"outside": HUMAN})
+        return corrected(frame.merge(labels, on=IMAGE, how="left"))
 
     def frame(self, judge: str | None = None) -> pd.DataFrame:
         """One row for each planned image that was drawn.
 
         Columns: task, category, tier, prompt (id), text, sample, seed, image (sha256), own, p_yes,
         own_reason, outside, score, outside_reason, judge, mismatched, mismatched_asked. Verdicts
-        are 1.0, 0.0 or NaN (abstained). `judge` picks an outside judge; by default each task's
-        first.
+        are 1.0, 0.0 or NaN (abstained). `judge` picks an outside judge, and with it the images it
+        was asked about; by default each task's first. "human" is the people who labelled the run,
+        "human:NAME" one of them.
         """
         import pandas as pd
 
-        if judge is not None and judge not in self.judges():
+        name_of, _, rater = (judge or "").partition(":")
+        people = self.people() if name_of == HUMAN else None
+        raters = [f"{HUMAN}:{name}" for name in people.raters()] if people else []
+        if judge is not None and judge not in [*self.judges(), *raters]:
             raise GapbenchError(
                 f"{self.path} has no verdicts of judge {judge!r}; it has {', '.join(self.judges())}"
             )
@@ -106,7 +142,14 @@ class Run:
         for item in self.plan.items():
             name = judge if judge is not None else next(iter(item.asks), None)
             generation = drawn.get((item.prompt.text, item.seed))
-            if generation is None or (judge is not None and judge not in item.asks):
+            if generation is None:
+                continue
+            outside: Answer | None = None
+            if people is not None:
+                outside = people.answer(generation.image, item.prompt.text, rater or None)
+                if outside is None:
+                    continue
+            elif judge is not None and judge not in item.asks:
                 continue
 
             def find(
@@ -115,7 +158,8 @@ class Run:
                 return verdicts.get((image, question, fingerprint))
 
             own = find(item.prompt.question, self.plan.own_fingerprint)
-            outside = find(item.asks[name], self.plan.judges[name]) if name else None
+            if name and people is None:
+                outside = find(item.asks[name], self.plan.judges[name])
             other = find(item.partner.question, self.plan.own_fingerprint) if item.partner else None
             rows.append(
                 {
@@ -375,6 +419,6 @@ def _note_check(folder: RunFolder, what: str, warning: str | None) -> None:
         folder.write("checks.json", checks | ({what: warning} if warning else {}))
 
 
-def _number(verdict: Verdict | None, field: str) -> float:
+def _number(verdict: Answer | None, field: str) -> float:
     value = None if verdict is None else getattr(verdict, field)
     return float("nan") if value is None else float(value)

@@ -29,8 +29,9 @@ class HumanJudge:
 
     Columns: `image`, the name of the image's file in the run folder (images/ab/<sha256>.png)
     without its ending; `label`, one of yes, no, unsure, 1, 0; optionally `prompt`, the prompt's
-    text (without it the label holds for every prompt of that image), and `rater`. Others are
-    ignored.
+    text (without it the label holds for every prompt of that image), `rater`, and `time`. Others
+    are ignored. A label with a time replaces what its rater said before; `gapbench label` writes
+    one beside each. A last line of JSON that a crash tore is left out.
     The verdict is the one that more than half of an image's raters gave; without such a majority,
     and where that is "unsure", the judge abstains. A rater who labels an image with and without its
     prompt counts by the former.
@@ -65,7 +66,9 @@ class HumanJudge:
         if label not in LABELS:
             raise GapbenchError(f"{place}: label {row['label']!r} is none of {', '.join(LABELS)}")
         known = self._labels.setdefault((image, prompt), {})
-        if known.setdefault(rater, LABELS[label]) != LABELS[label]:
+        if row.get("time"):
+            known[rater] = LABELS[label]
+        elif known.setdefault(rater, LABELS[label]) != LABELS[label]:
             raise GapbenchError(
                 f"{place}: {f'rater {rater!r}' if rater else 'the file'} already gave image "
                 f"{image[:12]}... another label; name the raters apart or remove one"
@@ -84,15 +87,24 @@ class HumanJudge:
 
         A judge that has this method is called by it instead of `judge`.
         """
+        none = Answer(verdict=None, reason="no label")
         return [
-            self._decide(digest, prompt.text)
+            self.answer(digest, prompt.text) or none
             for digest, prompt in zip(digests, prompts, strict=True)
         ]
 
-    def _decide(self, image: str, text: str) -> Answer:
+    def raters(self) -> list[str]:
+        """Everyone who gave a label, in order of the first."""
+        return list(dict.fromkeys(rater for votes in self._labels.values() for rater in votes))
+
+    def answer(self, image: str, text: str, rater: str | None = None) -> Answer | None:
+        """What the raters, or one of them, say about an image, by the sha256 of its file, and a
+        prompt; None without a label."""
         votes = {**self._labels.get((image, ""), {}), **self._labels.get((image, text), {})}
+        if rater is not None:
+            votes = {name: vote for name, vote in votes.items() if name == rater}
         if not votes:
-            return Answer(verdict=None, reason="no label")
+            return None
         counts = Counter(votes.values())
         said = ", ".join(
             f"{counts[value]} {word}"
@@ -128,13 +140,16 @@ def _table(file: Path, text: str) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _json_lines(file: Path, text: str) -> Iterator[tuple[str, dict[str, str]]]:
-    for number, line in enumerate(text.split("\n"), 1):
+    lines = text.split("\n")
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         place = f"{file}:{number}"
         try:
             row: Any = json.loads(line)
         except (ValueError, RecursionError) as error:
+            if number == len(lines):
+                return  # no newline after it: the write was cut short
             raise GapbenchError(f"{place}: broken line, not JSON ({error})") from error
         if not isinstance(row, dict):
             raise GapbenchError(f"{place}: broken line, not a JSON object")

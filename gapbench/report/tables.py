@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from gapbench.metrics.agreement import Agreement
+    from gapbench.metrics.corrected import Corrected, Estimate
 
 HEADS: Final = {
     "generation": "generation",
@@ -23,6 +24,13 @@ HEADS: Final = {
     "mismatch_acceptance": "accepts mismatched",
 }
 """Metrics of the wide tables. Misunderstanding, 100 minus weak generation, is in CSV and JSON."""
+CORRECTED: Final = ("by the judge", "labels alone", "Rogan-Gladen", "prediction-powered", "labels")
+ABOUT_CORRECTED: Final = (
+    "The labels are taken for the truth, and the labelled images for a random sample, as gapbench "
+    "label shows them. Both corrections use the judge's verdicts on every image; Rogan-Gladen by "
+    "its sensitivity and specificity, prediction-powered inference by its mean error. n/a: fewer "
+    "than 10 labelled prompts, no label of a kind, or a judge no better than chance."
+)
 FORMATS: Final = ("text", "markdown", "csv", "json")
 _CELL: Final = 20
 
@@ -100,6 +108,38 @@ def agreement(found: Agreement) -> str:
     kappa += _bounds(found.kappa_low, found.kappa_high, 1, 2)
     left_out = f", {found.abstained} abstained" if found.abstained else ""
     return f"agree on {raw} % of {found.n} images{left_out}; Cohen's kappa {kappa}"
+
+
+def show_corrected(found: Sequence[Corrected], judge: str, console: Console) -> None:
+    """Print the rates that people's labels correct; nothing without them."""
+    from rich.table import Table
+    from rich.text import Text
+
+    if not found:
+        return
+    console.print(f"Corrected for the errors of {judge} by people's labels, in percent:\n")
+    table = Table("%", box=None, pad_edge=False, header_style="bold")
+    for head in CORRECTED:
+        table.add_column(head, justify="right")
+    for each in found:
+        table.add_row(*map(Text, corrected(each)))
+    console.print(table)
+    console.print(f"\n{ABOUT_CORRECTED}", soft_wrap=True)
+
+
+def corrected(found: Corrected) -> list[str]:
+    """What it is, and the cells under the heads of CORRECTED."""
+    by_judge = "n/a" if found.judge is None else f"{100 * found.judge:.1f}"
+    estimates = (found.sample, found.rogan_gladen, found.ppi)
+    what = f"{found.name}: {HEADS[found.metric]}"
+    return [what, by_judge, *(estimate(each) for each in estimates), str(found.labels)]
+
+
+def estimate(found: Estimate | None) -> str:
+    """A figure with its interval, in percent."""
+    if found is None:
+        return "n/a"
+    return f"{100 * found.value:.1f}{_bounds(found.low, found.high, 100, 1)}"
 
 
 def _bounds(low: float | None, high: float | None, scale: float, digits: int) -> str:
