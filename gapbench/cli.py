@@ -11,6 +11,7 @@ import typer
 
 from gapbench import cli_results
 from gapbench.cli_fix import fix
+from gapbench.cli_report import label, report
 from gapbench.types import GapbenchError
 
 if TYPE_CHECKING:
@@ -327,7 +328,15 @@ def prepare(
     typer.echo("All of it is here." if wanted else "")
 
 
-commands = (fix, cli_results.submit, cli_results.verify, cli_results.leaderboard, cli_results.push)
+commands = (
+    fix,
+    report,
+    label,
+    cli_results.submit,
+    cli_results.verify,
+    cli_results.leaderboard,
+    cli_results.push,
+)
 for command in commands:
     app.command()(command)
 

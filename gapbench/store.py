@@ -6,6 +6,7 @@ generations.jsonl  one Generation a line
 verdicts.jsonl     one Verdict a line
 images/ab/<sha256>.png, tokens/ab/<sha256>.npy
 rates.json, sheets/
+labels.jsonl       one label of a person a line, which `gapbench label` appends
 """
 
 from __future__ import annotations
@@ -136,8 +137,11 @@ class RunFolder:
 
     def image(self, sha256: str) -> Image.Image:
         """An image by its digest, RGB. Raises GapbenchError where it is missing or altered."""
-        data = self._get(self.image_path(sha256), sha256)
-        return Image.open(io.BytesIO(data)).convert("RGB")
+        return Image.open(io.BytesIO(self.image_bytes(sha256))).convert("RGB")
+
+    def image_bytes(self, sha256: str) -> bytes:
+        """An image's file by its digest. Raises GapbenchError where it is missing or altered."""
+        return self._get(self.image_path(sha256), sha256)
 
     def tokens(self, sha256: str) -> NDArray[np.int32]:
         """Token ids by the digest of their file."""
@@ -221,12 +225,12 @@ def folder_for(out: Path, model: str, identity: dict[str, Any]) -> Path:
     return out / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', model)}-{digest[:8]}"
 
 
-def write_atomic(file: Path, data: bytes) -> None:
+def write_atomic(file: Path, data: bytes | Iterable[bytes]) -> None:
     """Replace a file whole: a reader or a crash sees the old bytes or the new."""
     part = file.with_name(f"{file.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as opened:
-            opened.write(data)
+            opened.writelines([data] if isinstance(data, bytes) else data)
             _to_disk(opened)
         part.replace(file)
     except BaseException:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from gapbench.metrics.intervals import Z, Floats
+from gapbench.metrics.intervals import Floats, Z
 from gapbench.types import TIERS, GapbenchError
 
 METRICS: Final = ("generation", "weak_generation", "false_positive")
@@ -31,6 +31,7 @@ FEWEST: Final = 10
 """Labelled prompts below which no estimate is given: its interval would mean nothing."""
 
 Bools = npt.NDArray[np.bool_]
+Places = npt.NDArray[np.intp]
 
 
 class Estimate(NamedTuple):
@@ -72,7 +73,7 @@ class _Share(NamedTuple):
     least: float
 
 
-_Method = Callable[[Floats, Floats, Floats, npt.NDArray[np.intp]], _Share | None]
+_Method = Callable[[Floats, Floats, Floats, Places], _Share | None]
 """(weights, J, H with NaN where there is no label, prompt numbers), each (images,)."""
 
 
@@ -82,8 +83,8 @@ def corrected(frame: pd.DataFrame) -> list[Corrected]:
     `frame` has a row an image with the columns task, category, tier, prompt (text) and own,
     outside, human: 1, 0 or NaN, the last for images without a label. The labelled images must be a
     random sample. Images that lack the own or the judge's verdict are left out. Categories weigh
-    equally, as in `gapbench.metrics.rates`. Intervals are Student's with prompts as the unit, cut at
-    0 and 1. Raises GapbenchError for a missing column or another value.
+    equally, as in `gapbench.metrics.rates`. Intervals are Student's with prompts as the unit, cut
+    at 0 and 1. Raises GapbenchError for a missing column or another value.
     """
     for column in COLUMNS:
         if column not in frame.columns:
@@ -110,7 +111,7 @@ def _corrected(level: str, name: str, metric: str, rows: pd.DataFrame) -> Correc
     groups = rows.groupby(["task", "category"], sort=False)
     weights = 1 / groups["prompt"].transform("size").to_numpy(np.float64)
     # A level of one category has plain counts; above it categories weigh equally.
-    prompts = rows.groupby(["task", "prompt"], sort=False).ngroup().to_numpy(np.intp)
+    prompts = np.asarray(rows.groupby(["task", "prompt"], sort=False).ngroup(), dtype=np.intp)
 
     carried = ~np.isnan(human)
     if metric == "weak_generation":
@@ -142,7 +143,7 @@ def _share(
     own: Floats,
     judge: Floats,
     human: Floats,
-    prompts: npt.NDArray[np.intp],
+    prompts: Places,
 ) -> _Share | None:
     """The metric's share by one method, from shares of shown prompts within own verdicts."""
 
@@ -181,15 +182,11 @@ def _share(
     return _Share(a * f / bottom, moves, least)
 
 
-def _all(
-    weights: Floats, judge: Floats, _human: Floats, _prompts: npt.NDArray[np.intp]
-) -> _Share | None:
+def _all(weights: Floats, judge: Floats, _human: Floats, _prompts: Places) -> _Share | None:
     return _Share(float(weights @ judge / weights.sum()), np.zeros(len(judge)), 0.0)
 
 
-def _sample(
-    weights: Floats, _judge: Floats, human: Floats, _prompts: npt.NDArray[np.intp]
-) -> _Share | None:
+def _sample(weights: Floats, _judge: Floats, human: Floats, _prompts: Places) -> _Share | None:
     known = ~np.isnan(human)
     if not known.any():
         return None
@@ -197,9 +194,7 @@ def _sample(
     return _Share(value, moves, (value**2 + (1 - value) ** 2) / known.sum() ** 2)
 
 
-def _rogan_gladen(
-    weights: Floats, judge: Floats, human: Floats, _prompts: npt.NDArray[np.intp]
-) -> _Share | None:
+def _rogan_gladen(weights: Floats, judge: Floats, human: Floats, _prompts: Places) -> _Share | None:
     yes, no = human == 1, human == 0
     if not yes.any() or not no.any():
         return None
@@ -215,9 +210,7 @@ def _rogan_gladen(
     return _Share(value, moves, least)
 
 
-def _ppi(
-    weights: Floats, judge: Floats, human: Floats, prompts: npt.NDArray[np.intp]
-) -> _Share | None:
+def _ppi(weights: Floats, judge: Floats, human: Floats, prompts: Places) -> _Share | None:
     known = ~np.isnan(human)
     if not known.any():
         return None
@@ -239,7 +232,7 @@ def _mean(weights: Floats, values: Floats) -> tuple[float, Floats]:
     return mean, weights * (values - mean) / total
 
 
-def _interval(share: _Share, prompts: npt.NDArray[np.intp], clusters: int) -> Estimate:
+def _interval(share: _Share, prompts: Places, clusters: int) -> Estimate:
     """Student's interval on `clusters` labelled prompts, the scarcer of the two sources."""
     sums = np.bincount(prompts, weights=share.moves)
     df = clusters - 1

@@ -1,0 +1,61 @@
+"""Whether a model's probability that its image shows the prompt can be taken at its word."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from gapbench.metrics.intervals import DENOMINATOR, Floats, variances, wilson
+
+BINS: Final = 10
+
+
+class Bin(NamedTuple):
+    """The images whose p_yes lies in a tenth: `expected` is their mean p_yes, `value` the share of
+    them that the outside judge accepts, with its 95 % interval over prompts."""
+
+    images: int
+    expected: float
+    value: float
+    low: float
+    high: float
+
+
+def reliability(frame: pd.DataFrame) -> list[Bin]:
+    """The reliability curve of p_yes against the outside verdict, in ten equal bins, empty ones
+    left out.
+
+    `frame` has the columns task, prompt, p_yes and outside; images without a p_yes or an outside
+    verdict are left out.
+    """
+    rows = frame[frame["p_yes"].notna() & frame["outside"].notna()]
+    places = np.minimum((rows["p_yes"].to_numpy(np.float64) * BINS).astype(int), BINS - 1)
+    return [_bin(rows[places == place]) for place in range(BINS) if (places == place).any()]
+
+
+def error(bins: list[Bin]) -> float | None:
+    """The expected calibration error: |p_yes - accepted|, bins weighed by their images (Naeini
+    2015); None without images."""
+    images = sum(each.images for each in bins)
+    gaps = (each.images * abs(each.expected - each.value) for each in bins)
+    return sum(gaps) / images if images else None
+
+
+def _bin(rows: pd.DataFrame) -> Bin:
+    accepted = rows.groupby(["task", "prompt"])["outside"].agg(["sum", "count"]).to_numpy(float)
+    value = float(rows["outside"].mean())
+    low, high = wilson(value, _effective(accepted, value))
+    return Bin(len(rows), float(rows["p_yes"].mean()), value, low, high)
+
+
+def _effective(accepted: Floats, value: float) -> float:
+    """The independent images that so many of shared prompts are worth; (prompts, 2) in."""
+    yes, n = accepted.T
+    zero = np.zeros_like(n)
+    stratum = np.stack([yes, n, n, yes, zero, zero], axis=1)
+    cluster, independent = variances([stratum], value)
+    if len(stratum) < 2 or independent == 0:
+        return float(len(stratum))  # what prompts tell of each other is unknown: each counts once
+    return float(stratum[:, DENOMINATOR].sum() * min(1.0, independent / max(cluster, 1e-12)))

@@ -1,0 +1,268 @@
+"""`gapbench report`: runs as one HTML file that needs no network."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from markupsafe import Markup
+
+from gapbench.flow import Run
+from gapbench.metrics.calibration import error, reliability
+from gapbench.report import tables
+from gapbench.report.assets import asset, policy, template
+from gapbench.report.gallery import MOST, as_json, gallery, thumbnails
+from gapbench.report.plots import Bar, Bubble, Plot, bars, bubbles, curves
+from gapbench.store import write_atomic
+from gapbench.types import GapbenchError, Rates
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Table = tuple[list[str], list[list[str]]]
+MOST_RUNS: Final = 12
+
+
+def write_report(runs: Sequence[Run], out: Path, judge: str | None = None) -> None:
+    """Write a report of one run or several as one file; pictures in full are linked from there.
+
+    `judge` picks the outside judge that figures are computed against, each task's first by default.
+    With two runs, the first is before and the second after. Raises GapbenchError where a run has no
+    image or no such judge, or the file cannot be written; then there is no file, or the old one.
+    """
+    if not 1 <= len(runs) <= MOST_RUNS:
+        raise GapbenchError(f"a report is of 1 to {MOST_RUNS} runs, not {len(runs)}")
+    if len({run.path.resolve() for run in runs}) < len(runs):
+        raise GapbenchError("a run is given twice; give each once")
+    if not out.parent.is_dir() or out.is_dir():
+        raise GapbenchError(f"--out {out}: give a file in a folder that exists")
+    frames = [run.frame(judge) for run in runs]
+    for run, frame in zip(runs, frames, strict=True):
+        if not len(frame):
+            raise GapbenchError(f"{run.path} holds no image of its plan; run it again to finish it")
+    names = _names(runs)
+    shown = gallery(runs, names, out.parent, judge)
+    script, style = asset("page.js"), asset("page.css")
+    page = template("page.html").generate(
+        title=" and ".join(names),
+        script=script,
+        style=style,
+        policy=policy(script, style, "img-src data: 'self' file:"),
+        runs=[_about(run, name) for run, name in zip(runs, names, strict=True)],
+        judge=judge,
+        **_figures(runs, names, frames, judge),
+        pair=len(runs) == 2,
+        shown=shown,
+        most=MOST,
+        data=Markup(as_json(shown.data)),  # noqa: S704 (as_json escapes)
+        thumbnails=(Markup(each) for each in thumbnails(runs, shown)),  # noqa: S704
+    )
+    try:
+        write_atomic(out, (part.encode("utf-8", "backslashreplace") for part in page))
+    except OSError as problem:
+        raise GapbenchError(f"{out} cannot be written: {problem}") from problem
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """What the runs are called: their models, or their folders where models repeat."""
+    models = [str(run.folder.meta["model"]) + "*" * bool(run.footnote) for run in runs]
+    folders = [run.path.resolve().name for run in runs]
+    names = models if len(set(models)) == len(runs) else folders
+    if len(set(names)) < len(runs):
+        names = [f"{name} ({number})" for number, name in enumerate(names, 1)]
+    if len(runs) == 2:
+        names = [f"{when}: {name}" for when, name in zip(("before", "after"), names, strict=True)]
+    return names
+
+
+def _about(run: Run, name: str) -> dict[str, Any]:
+    about = run.folder.meta.get("model_about", {})
+    facts = {
+        "folder": str(run.path),
+        "tasks": ", ".join(f"{task} {version}" for task, version in run.plan.tasks.items()),
+        "images": f"{len(run.plan.items())} of {len(run.plan.prompts)} prompts",
+        "own verdicts": run.plan.own or "none",
+        "outside judges": ", ".join(run.judges()) or "none",
+        "recipe": ", ".join(f"{k} {v}" for k, v in about.get("recipe", {}).items()),
+        "seed": str(run.plan.seed),
+        "fingerprint": str(about.get("fingerprint", ""))[:16],
+        "started": str(run.folder.meta.get("started", "")),
+    }
+    return {
+        "name": name,
+        "facts": {key: value for key, value in facts.items() if value},
+        "footnote": run.footnote,
+        "warnings": [f"{what} failed the check: {why}" for what, why in run.checks().items()],
+    }
+
+
+def _figures(
+    runs: Sequence[Run], names: list[str], frames: Sequence[pd.DataFrame], judge: str | None
+) -> dict[str, Any]:
+    """The tables and plots of the page, by the names that the template knows them by."""
+    rates = [run.rates(judge) for run in runs]
+    figures = [_difficulty(names, rates), _weak(runs, names, judge, rates)]
+    if len(runs) == 2:
+        figures.append(_before_after(names, rates))
+    figures.append(_calibration(names, frames, rates))
+    agreed = [
+        [name, f"{first} and {second}", tables.agreement(found)]
+        for run, name in zip(runs, names, strict=True)
+        for first, second, found in run.agreements()
+    ]
+    corrected = [
+        [name, *tables.corrected(found)]
+        for run, name in zip(runs, names, strict=True)
+        for found in run.corrected(judge)
+    ]
+    return {
+        "headline": _headline(names, rates, ("overall", "tier", "task")),
+        "categories": _headline(names, rates, ("category",)),
+        "figures": figures,
+        "agreement": (["run", "judges", "how far they agree"], agreed),
+        "corrected": (["run", "%", *tables.CORRECTED], corrected),
+        "about_corrected": tables.ABOUT_CORRECTED,
+    }
+
+
+def _headline(names: list[str], rates: list[list[Rates]], levels: tuple[str, ...]) -> Any:
+    rows: list[list[Any]] = []
+    for level in levels:
+        found: dict[str, list[Any]] = {}
+        for name, mine in zip(names, rates, strict=True):
+            by_place: dict[str, dict[str, Rates]] = {}
+            for rate in mine:
+                if rate.level == level:
+                    by_place.setdefault(rate.name, {})[rate.metric] = rate
+            for place, cells in by_place.items():
+                figures = [tables.cell(cells[m]) if m in cells else "n/a" for m in tables.HEADS]
+                found.setdefault(place, []).append([place, name, *figures])
+        rows += chain.from_iterable(found.values())
+    return ["%", "run", *tables.HEADS.values()], rows
+
+
+def _difficulty(names: list[str], rates: list[list[Rates]]) -> dict[str, Any]:
+    cells = [{(r.name, r.metric): r for r in mine if r.level == "category"} for mine in rates]
+    places = list(dict.fromkeys(place for mine in cells for place, _ in mine))
+    found, rows = [], []
+    for row, (name, mine) in enumerate(zip(names, cells, strict=True)):
+        for column, place in enumerate(places):
+            gap, weak = mine.get((place, "non_unification")), mine.get((place, "weak_generation"))
+            if gap is None:
+                continue
+            if gap.value is not None:
+                found.append(Bubble(column, row, gap.value, weak.value if weak else None))
+            rows.append([place, name, tables.cell(gap), tables.cell(weak) if weak else "n/a"])
+    several = len({place.partition("/")[0] for place in places}) > 1
+    ticks = places if several else [place.partition("/")[2] for place in places]
+    return _figure(
+        "difficulty",
+        "Where the gap is",
+        "A bubble for each category: its area is the share of images that the model itself rejects "
+        "(non-unification), its colour the share of those that the outside judge rejects too (weak "
+        "generation); hollow: it rejects none. Categories run from easy to hard.",
+        bubbles(ticks, names, found, "non-unification", "weak generation") if found else None,
+        (["category", "run", "non-unification", "weak generation"], rows),
+    )
+
+
+def _weak(
+    runs: Sequence[Run], names: list[str], judge: str | None, rates: list[list[Rates]]
+) -> dict[str, Any]:
+    judges = list(dict.fromkeys(each for run in runs for each in run.judges()))
+    found: dict[str, list[Rates | None]] = {}
+    if judge is None and any(len(set(run.plan.judges)) > 1 for run in runs):
+        found["each task's first"] = [_overall(mine, "weak_generation") for mine in rates]
+    for each in judges:
+        found[each] = [
+            _overall(run.rates(each), "weak_generation") if each in run.judges() else None
+            for run in runs
+        ]
+    rows = [
+        [who, name, tables.cell(rate)]
+        for who, mine in found.items()
+        for name, rate in zip(names, mine, strict=True)
+        if rate is not None
+    ]
+    series = [[_bar(mine[place]) for mine in found.values()] for place in range(len(runs))]
+    return _figure(
+        "weak",
+        "Weak generation by judge",
+        "Of the images that the model itself rejects, the share that an outside judge rejects too, "
+        "overall. Above half, the gap comes from drawing rather than from recognising. A judge "
+        "counts the images that it was asked about.",
+        bars(list(found), names, series) if rows else None,
+        (["judge", "run", "weak generation"], rows),
+    )
+
+
+def _before_after(names: list[str], rates: list[list[Rates]]) -> dict[str, Any]:
+    found = {metric: [_overall(mine, metric) for mine in rates] for metric in tables.HEADS}
+    rows = [
+        [tables.HEADS[metric], *(tables.cell(rate) if rate else "n/a" for rate in mine)]
+        for metric, mine in found.items()
+    ]
+    series = [[_bar(mine[place]) for mine in found.values()] for place in range(2)]
+    groups = [head.replace(" ", "\n") for head in tables.HEADS.values()]
+    return _figure(
+        "before-after",
+        "Before and after",
+        "Overall figures with each run's own interval. Intervals that overlap may still differ: "
+        "gapbench compare tests the change image by image.",
+        bars(groups, names, series),
+        (["%", *names], rows),
+    )
+
+
+def _calibration(
+    names: list[str], frames: Sequence[pd.DataFrame], rates: list[list[Rates]]
+) -> dict[str, Any]:
+    found = [reliability(frame) for frame in frames]
+    points = [
+        [(b.expected, Bar(b.value, b.low, b.high)) for b in mine] for mine in found
+    ]  # fmt: skip
+    rows: list[list[Any]] = []
+    for name, mine, all_rates in zip(names, found, rates, strict=True):
+        for b in mine:
+            seen = f"{100 * b.value:.1f} [{100 * b.low:.1f}, {100 * b.high:.1f}]"
+            rows.append([name, f"{100 * b.expected:.1f}", (seen, f"({b.images} images)")])
+        gap = error(mine)
+        if gap is not None:
+            rows.append([name, "expected calibration error", f"{100 * gap:.1f}"])
+        fooled = _overall(all_rates, "mismatch_acceptance")
+        if fooled is not None:
+            rows.append([name, "accepts mismatched pairs", tables.cell(fooled)])
+    return _figure(
+        "calibration",
+        "Can the model's own verdict be believed",
+        "How often the outside judge accepts the images that the model gives a probability, in ten "
+        "bins; a model that knows itself lies on the dotted line. Below: how often it accepts an "
+        "image held against another prompt of its category, which no judge should.",
+        curves(names, points) if any(found) else None,
+        (["run", "the model's own probability (%)", "the outside judge accepts (%)"], rows),
+    )
+
+
+def _figure(
+    name: str, title: str, about: str, plot: Plot | None, table: Table | tuple[list[str], list[Any]]
+) -> dict[str, Any]:
+    drawn = None
+    if plot is not None:
+        light, dark = (
+            "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
+            for svg in (plot.light, plot.dark)
+        )
+        drawn = {"light": light, "dark": dark, "width": plot.width, "height": plot.height}
+    return {"name": name, "title": title, "about": about, "plot": drawn, "table": table}
+
+
+def _overall(rates: Sequence[Rates], metric: str) -> Rates | None:
+    return next((r for r in rates if r.level == "overall" and r.metric == metric), None)
+
+
+def _bar(rate: Rates | None) -> Bar:
+    return Bar(rate.value, rate.low, rate.high) if rate else Bar(None, None, None)
+

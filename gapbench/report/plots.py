@@ -1,0 +1,165 @@
+"""The report's plots: matplotlib's SVG, drawn once for light and once for dark pages."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SERIES: Final = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
+"""Okabe and Ito's colours, which colour-blind people can tell apart."""
+_INK: Final = {"light": "#1a1a1a", "dark": "#ececec"}
+_GRID: Final = {"light": "#d0d0d0", "dark": "#4a4d52"}
+_SETTINGS: Final[dict[Any, Any]] = {
+    "font.size": 9,
+    "svg.hashsalt": "gapbench",  # equal plots are equal bytes
+    "text.parse_math": False,  # a name with two dollars is a name
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """One drawing in two colourings; width and height in CSS pixels."""
+
+    light: bytes
+    dark: bytes
+    width: int
+    height: int
+
+
+class Bubble(NamedTuple):
+    """Place (column, row), size in [0, 1] and colour in [0, 1] or None."""
+
+    column: int
+    row: int
+    size: float
+    colour: float | None
+
+
+class Bar(NamedTuple):
+    """A share with its interval, in [0, 1]; None where there is none."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+def bubbles(
+    columns: Sequence[str], rows: Sequence[str], found: Sequence[Bubble], size: str, colour: str
+) -> Plot:
+    """A bubble for each (column, row): its area is the first figure, its colour the second."""
+    # The area of a bubble of 1 would fill its cell; the largest here does.
+    largest = max((b.size for b in found), default=0) or 1
+
+    def draw(axes: Axes, theme: str) -> None:
+        from matplotlib import colormaps
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import Normalize
+
+        ink, shades = _INK[theme], colormaps["viridis"]
+        for b in found:
+            face = "none" if b.colour is None else shades(b.colour)
+            area = 1500 * b.size / largest
+            axes.scatter(b.column, b.row, area, facecolor=face, edgecolor=ink, linewidth=0.7)
+            axes.text(
+                b.column, b.row + 0.47, f"{100 * b.size:.1f}", color=ink, ha="center", va="bottom",
+                fontsize=8,
+            )  # fmt: skip
+        axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right")
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set_xlim(-0.6, len(columns) - 0.4)
+        axes.set_ylim(len(rows) - 0.3, -0.6)
+        axes.set_title(f"area and number: {size} (%)", loc="left", fontsize=9, color=ink)
+        scale = ScalarMappable(Normalize(0, 100), shades)
+        bar = axes.figure.colorbar(scale, ax=axes, pad=0.01, aspect=12)
+        bar.set_label(f"{colour} (%)", color=ink)
+        bar.ax.tick_params(colors=ink)
+
+    return _plot(draw, 2.8 + 0.72 * len(columns), 1.7 + 0.85 * len(rows))
+
+
+def bars(groups: Sequence[str], series: Sequence[str], found: Sequence[Sequence[Bar]]) -> Plot:
+    """Bars with whiskers in percent: `found[i][j]` is series i's in group j."""
+    wide = 0.8 / max(1, len(series))
+
+    def draw(axes: Axes, theme: str) -> None:
+        for index, name in enumerate(series):
+            colour = SERIES[index % len(SERIES)]
+            for group, bar in enumerate(found[index]):
+                if bar.value is None or bar.low is None or bar.high is None:
+                    continue
+                x = group + (index - (len(series) - 1) / 2) * wide
+                value = 100 * bar.value
+                error = [[value - 100 * bar.low], [100 * bar.high - value]]
+                axes.bar(
+                    x, value, 0.92 * wide, color=colour, yerr=error, capsize=3,
+                    ecolor=_INK[theme], hatch="///" * (index >= len(SERIES)),
+                )  # fmt: skip
+            axes.bar(0, 0, 0, color=colour, label=name)
+        axes.set_xticks(range(len(groups)), groups)
+        axes.set_xlim(-0.6, len(groups) - 0.4)
+        _percent(axes, theme)
+        _legend(axes, theme)
+
+    return _plot(draw, max(4.6, 1.2 + max(0.34 * len(series), 1.25) * len(groups)), 3.4)
+
+
+def curves(series: Sequence[str], found: Sequence[Sequence[tuple[float, Bar]]]) -> Plot:
+    """Reliability curves: (expected, seen) in [0, 1] against the diagonal."""
+
+    def draw(axes: Axes, theme: str) -> None:
+        axes.plot([0, 100], [0, 100], color=_INK[theme], linewidth=0.8, linestyle=":")
+        for index, (name, points) in enumerate(zip(series, found, strict=True)):
+            seen = [(100 * x, b) for x, b in points if b.value is not None]
+            values = [100 * (b.value or 0) for _, b in seen]
+            low = [v - 100 * (b.low or 0) for v, (_, b) in zip(values, seen, strict=True)]
+            high = [100 * (b.high or 0) - v for v, (_, b) in zip(values, seen, strict=True)]
+            axes.errorbar(
+                [x for x, _ in seen], values, [low, high], marker="os^Dv*"[index % 6],
+                color=SERIES[index % len(SERIES)], capsize=3, linewidth=1.2, label=name,
+            )  # fmt: skip
+        axes.set_xlim(-2, 102)
+        axes.set_xlabel("the model's own probability (%)", color=_INK[theme])
+        axes.set_ylabel("the outside judge accepts (%)", color=_INK[theme])
+        _percent(axes, theme)
+        _legend(axes, theme)
+
+    return _plot(draw, 4.8, 4.2)
+
+
+def _percent(axes: Axes, theme: str) -> None:
+    axes.set_ylim(0, 104)
+    axes.set_yticks(range(0, 101, 20))
+    axes.grid(axis="y", color=_GRID[theme], linewidth=0.6)
+
+
+def _legend(axes: Axes, theme: str) -> None:
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), frameon=False, labelcolor=_INK[theme], ncols=1
+    )
+
+
+def _plot(draw: Callable[[Any, str], None], wide: float, tall: float) -> Plot:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    made: dict[str, bytes] = {}
+    for theme in ("light", "dark"):
+        with rc_context(_SETTINGS), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from")  # drawn as a box
+            figure = Figure((wide, tall), layout="constrained")
+            axes = figure.subplots()
+            axes.set_axisbelow(True)
+            axes.tick_params(colors=_INK[theme])
+            for spine in axes.spines.values():
+                spine.set_color(_GRID[theme])
+            draw(axes, theme)
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+            made[theme] = buffer.getvalue()
+    return Plot(made["light"], made["dark"], round(96 * wide), round(96 * tall))
