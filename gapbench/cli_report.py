@@ -42,7 +42,9 @@ def label(
     total = len(labels.items)
     there = total - labels.given().count(None)
     with serve(labels, port) as (address, forever):
-        typer.echo(f"{rater} has labelled {there} of {total} images. Ctrl-C ends the page at\n{address}")
+        typer.echo(
+            f"{rater} has labelled {there} of {total} images. Ctrl-C ends the page at\n{address}"
+        )
         webbrowser.open(address)
         with suppress(KeyboardInterrupt), _ending_as_interrupted():
             forever()

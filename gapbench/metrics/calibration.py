@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import pandas as pd
 
-from gapbench.metrics.intervals import DENOMINATOR, Floats, variances, wilson
+from gapbench.metrics.intervals import interval
 
 BINS: Final = 10
 
@@ -44,18 +44,9 @@ def error(bins: list[Bin]) -> float | None:
 
 
 def _bin(rows: pd.DataFrame) -> Bin:
-    accepted = rows.groupby(["task", "prompt"])["outside"].agg(["sum", "count"]).to_numpy(float)
-    value = float(rows["outside"].mean())
-    low, high = wilson(value, _effective(accepted, value))
-    return Bin(len(rows), float(rows["p_yes"].mean()), value, low, high)
-
-
-def _effective(accepted: Floats, value: float) -> float:
-    """The independent images that so many of shared prompts are worth; (prompts, 2) in."""
-    yes, n = accepted.T
-    zero = np.zeros_like(n)
-    stratum = np.stack([yes, n, n, yes, zero, zero], axis=1)
-    cluster, independent = variances([stratum], value)
-    if len(stratum) < 2 or independent == 0:
-        return float(len(stratum))  # what prompts tell of each other is unknown: each counts once
-    return float(stratum[:, DENOMINATOR].sum() * min(1.0, independent / max(cluster, 1e-12)))
+    n = rows.groupby(["task", "prompt"])["outside"].agg(["sum", "count"]).to_numpy(np.float64)
+    yes, images, zero = n[:, 0], n[:, 1], np.zeros(len(n))
+    value = float(yes.sum() / images.sum())
+    # The columns of `gapbench.metrics.intervals`.
+    low, high, _ = interval([np.stack([yes, images, images, yes, zero, zero], axis=1)], value)
+    return Bin(len(rows), float(rows["p_yes"].mean()), value, float(low), float(high))

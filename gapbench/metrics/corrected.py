@@ -20,8 +20,9 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.special import stdtrit
 
-from gapbench.metrics.intervals import Floats, Z
+from gapbench.metrics.intervals import Floats
 from gapbench.types import TIERS, GapbenchError
 
 METRICS: Final = ("generation", "weak_generation", "false_positive")
@@ -237,7 +238,6 @@ def _interval(share: _Share, prompts: Places, clusters: int) -> Estimate:
     sums = np.bincount(prompts, weights=share.moves)
     df = clusters - 1
     variance = float(sums @ sums) * clusters / df
-    # Student's quantile by its expansion about the normal one (Abramowitz and Stegun 26.7.5).
-    t = Z + (Z**3 + Z) / (4 * df) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * df**2)
+    t = float(stdtrit(df, 0.975))
     half = t * max(variance, share.least) ** 0.5
     return Estimate(share.value, max(0.0, share.value - half), min(1.0, share.value + half))

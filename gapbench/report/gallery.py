@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import os
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Generator, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +90,7 @@ def gallery(runs: Sequence[Run], names: list[str], base: Path, judge: str | None
     return Gallery(data, pictures, sum(each is not None for each in pictures), counts)
 
 
-def thumbnails(runs: Sequence[Run], shown: Gallery) -> Iterator[str]:
+def thumbnails(runs: Sequence[Run], shown: Gallery) -> Generator[str, None, None]:
     """The JSON list of the first MOST pictures as data addresses, in parts."""
     first = shown.pictures[: MOST // len(runs) * len(runs)]
 
@@ -101,9 +101,12 @@ def thumbnails(runs: Sequence[Run], shown: Gallery) -> Iterator[str]:
         return json.dumps(_thumbnail(runs[number].folder.image_bytes(sha256), sha256))
 
     yield "["
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
         for place, text in enumerate(pool.map(one, first)):
             yield "," * bool(place) + text
+    finally:
+        pool.shutdown(cancel_futures=True)
     yield "]"
 
 

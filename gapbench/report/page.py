@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from contextlib import closing
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -46,24 +47,25 @@ def write_report(runs: Sequence[Run], out: Path, judge: str | None = None) -> No
     names = _names(runs)
     shown = gallery(runs, names, out.parent, judge)
     script, style = asset("page.js"), asset("page.css")
-    page = template("page.html").generate(
-        title=" and ".join(names),
-        script=script,
-        style=style,
-        policy=policy(script, style, "img-src data: 'self' file:"),
-        runs=[_about(run, name) for run, name in zip(runs, names, strict=True)],
-        judge=judge,
-        **_figures(runs, names, frames, judge),
-        pair=len(runs) == 2,
-        shown=shown,
-        most=MOST,
-        data=Markup(as_json(shown.data)),  # noqa: S704 (as_json escapes)
-        thumbnails=(Markup(each) for each in thumbnails(runs, shown)),  # noqa: S704
-    )
-    try:
-        write_atomic(out, (part.encode("utf-8", "backslashreplace") for part in page))
-    except OSError as problem:
-        raise GapbenchError(f"{out} cannot be written: {problem}") from problem
+    with closing(thumbnails(runs, shown)) as small:
+        page = template("page.html").generate(
+            title=" and ".join(names),
+            script=script,
+            style=style,
+            policy=policy(script, style, "img-src data: 'self' file:"),
+            runs=[_about(run, name) for run, name in zip(runs, names, strict=True)],
+            judge=judge,
+            **_figures(runs, names, frames, judge),
+            pair=len(runs) == 2,
+            shown=shown,
+            most=MOST,
+            data=Markup(as_json(shown.data)),  # noqa: S704 (as_json escapes)
+            thumbnails=map(Markup, small),
+        )
+        try:
+            write_atomic(out, (part.encode("utf-8", "backslashreplace") for part in page))
+        except OSError as problem:
+            raise GapbenchError(f"{out} cannot be written: {problem}") from problem
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
@@ -265,4 +267,3 @@ def _overall(rates: Sequence[Rates], metric: str) -> Rates | None:
 
 def _bar(rate: Rates | None) -> Bar:
     return Bar(rate.value, rate.low, rate.high) if rate else Bar(None, None, None)
-
