@@ -299,9 +299,11 @@
   by("following").addEventListener("click", () => step(1));
   by("close").addEventListener("click", () => detail.close());
   detail.addEventListener("close", () => {
+    // The browser has put the focus back on the card that opened it; the moves since count.
+    const place = chosen.indexOf(opened);
     opened = null;
     remember();
-    if (chosen.length) focus(at);
+    if (place >= 0) focus(place);
   });
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;

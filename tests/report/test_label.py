@@ -201,8 +201,8 @@ def test_without_the_token_nothing_is_served(odd: Make, start: Callable[..., Sit
     assert len(token) >= 32
     assert token != other
     for path in ("/", "/items", f"/image/{image}", "/label", f"/{token[:-1]}/", f"/{token}x/",
-                 f"/{other}/items", f"/?{token}", "/é/items"):  # fmt: skip
-        assert site.ask(path.encode().decode("latin-1"))[0] == 403, path
+                 f"/{other}/items", f"/?{token}", "/%e9/items"):  # fmt: skip
+        assert site.ask(path)[0] == 403, path
     assert site.ask("/label", b'{"item": 0, "label": "yes"}')[0] == 403
     assert site.ask("items", Origin=None, Sec_Fetch_Site="none")[0] == 200
 
