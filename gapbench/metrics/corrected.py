@@ -239,5 +239,6 @@ def _interval(share: _Share, prompts: Places, clusters: int) -> Estimate:
     df = clusters - 1
     variance = float(sums @ sums) * clusters / df
     t = float(stdtrit(df, 0.975))
-    half = t * max(variance, share.least) ** 0.5
-    return Estimate(share.value, max(0.0, share.value - half), min(1.0, share.value + half))
+    half = t * max(variance, float(share.least)) ** 0.5
+    value = min(1.0, max(0.0, share.value))
+    return Estimate(value, max(0.0, value - half), min(1.0, value + half))
