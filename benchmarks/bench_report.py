@@ -106,7 +106,8 @@ def make_run(out: Path) -> RunFolder:
                     p_yes=p if judge == "self" else None,
                 )
             )
-    folder.append(records)
+    for start in range(0, len(records), 1000):
+        folder.append(records[start : start + 1000])
     plan = Plan(
         tasks={"bench": "1"},
         prompts=prompts,
