@@ -165,7 +165,7 @@ def _difficulty(names: list[str], rates: list[list[Rates]]) -> dict[str, Any]:
         "Where the gap is",
         "A bubble for each category: its area is the share of images that the model itself rejects "
         "(non-unification), its colour the share of those that the outside judge rejects too (weak "
-        "generation); hollow: it rejects none. Categories run from easy to hard.",
+        "generation); hollow: no judge said. Categories run from easy to hard.",
         bubbles(ticks, names, found, "non-unification", "weak generation") if found else None,
         (["category", "run", "non-unification", "weak generation"], rows),
     )

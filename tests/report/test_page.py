@@ -267,7 +267,8 @@ def test_abstentions_and_reasons(odd: Make, tmp_path: Path) -> None:
 
 def test_help_needs_no_plots() -> None:
     code = (
-        "import sys; from gapbench.cli import app; app(['report', '--help'], standalone_mode=False);"
+        "import sys; from gapbench.cli import app; "
+        "app(['report', '--help'], standalone_mode=False);"
         "print(sorted({'torch', 'matplotlib', 'jinja2', 'pandas'} & set(sys.modules)))"
     )
     done = subprocess.run([CLI[0], "-c", code], capture_output=True, text=True, check=True, env=ENV)
