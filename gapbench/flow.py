@@ -270,7 +270,8 @@ def run(
             _judge(f"verdicts of {judge.name}", judge, folder, mine, batch_size, progress)
             judge.release()
         finished = Run(folder, made.plan)
-        names: list[str | None] = [*finished.judges()] or [None]
+        names: list[str | None] = [*(made.plan.judges or [None])]
+        names += [HUMAN] * (HUMAN in finished.judges())
         folder.write(
             "rates.json",
             {name or "none": [asdict(r) for r in finished.rates(name)] for name in names},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from gapbench.metrics import rates
 from gapbench.metrics.ranking import Standing, standings
 from gapbench.models.base import PAIR
+from gapbench.report.assets import asset, policy, template
 from gapbench.report.tables import HEADS, cell
 from gapbench.results.files import Submission
 from gapbench.types import TIERS, Rates
@@ -240,24 +240,10 @@ def _pipe(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def page(found: Sequence[Submission]) -> str:
     """The same as one HTML file that loads nothing, with filters and sorting."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    here = Path(__file__).parent
-    files = Environment(
-        loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    script, style = ((here / f"board.{kind}").read_text("utf-8") for kind in ("js", "css"))
+    script, style = asset("board.js"), asset("board.css")
     titles, rows = published()
-    return files.get_template("board.html").render(
+    return template("board.html").render(
         about=ABOUT.replace("`", ""), boards=boards(found), titles=TITLES, submissions=found,
         reported=_reported(), published_titles=titles, published=rows, script=script, style=style,
-        policy="default-src 'none'; base-uri 'none'; form-action 'none'; "
-        f"script-src '{_hash(script)}'; style-src '{_hash(style)}'",
-        pair=PAIR if any(s.card.pair for s in found) else "",
+        policy=policy(script, style), pair=PAIR if any(s.card.pair for s in found) else "",
     )  # fmt: skip
-
-
-def _hash(text: str) -> str:
-    """What a content security policy allows an inline text by."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
