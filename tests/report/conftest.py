@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -61,6 +62,7 @@ def odd(tmp_path: Path) -> Make:
         texts: tuple[str, ...] = ODD, size: int = 8, name: str = "m<b>", count: int = 1
     ) -> Run:
         folder = RunFolder.create(tmp_path, name, {"model": name, "seed": 0}, {})
+        rng = np.random.default_rng(0)
         prompts, records = [], []
         for number, text in enumerate(texts * count):
             text = text if number < len(texts) else f"{text} {number}"
@@ -69,7 +71,8 @@ def odd(tmp_path: Path) -> Make:
                 question=f"{number}: {text}?", requirement={},
             )  # fmt: skip
             prompts.append(prompt)
-            image = folder.add_image(Image.effect_noise((size, size + number % 7), 90))
+            noise = rng.integers(0, 256, (size + number % 7, size), dtype=np.uint8)
+            image = folder.add_image(Image.fromarray(noise))
             records.append(
                 Generation(
                     prompt=text, sample=0, seed=seed_of(0, text, 0), image=image, tokens=None,

@@ -260,7 +260,10 @@ def test_labelling(page: Any, odd: Make, tmp_path: Path) -> None:
         process.stdout.readline()
         page.goto(process.stdout.readline().strip())
         page.wait_for_selector("#yes:enabled")
-        assert faults(page) == []
+        page.evaluate("document.querySelector('#prompt').textContent = 'word '.repeat(300)")
+        assert faults(page) == []  # with a prompt that has to be scrolled
+        page.reload()
+        page.wait_for_selector("#yes:enabled")
         seen = []
         for number, key in enumerate("yn?1u"):
             until(
