@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from gapbench.terminal import console, go_offline, names, pairs, quiet
+
 
 def fix(
     method: Annotated[str, typer.Argument(help="sft, dpo, or with replay of the discard pool c-sft, c-dpo.")],
@@ -48,33 +50,31 @@ def fix(
     """Post-train a model on the candidates that it accepts itself; the same command again goes on."""
     import os
 
-    if offline:
-        os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    from gapbench.cli import _console, _names, _pairs, _quiet
+    go_offline(offline)
     from gapbench.fix.settings import read_fix_settings
 
     settings = read_fix_settings(
         {
-            "method": method, "out": out, "model": model, "set": _pairs(set_),
-            "prompts": _names(prompts), "limit": limit, "samples": samples, "draw_seed": draw_seed,
-            "accept": accept, "margin": margin, "judge": _names(judge), "check": check,
-            "despite_check": despite_check, "epochs": epochs, "replay_at": _names(replay_at),
+            "method": method, "out": out, "model": model, "set": pairs(set_),
+            "prompts": names(prompts), "limit": limit, "samples": samples, "draw_seed": draw_seed,
+            "accept": accept, "margin": margin, "judge": names(judge), "check": check,
+            "despite_check": despite_check, "epochs": epochs, "replay_at": names(replay_at),
             "learning_rate": learning_rate, "batch_size": batch_size, "micro_batch": micro_batch,
             "lora": lora, "train": train, "prompt_dropout": prompt_dropout, "beta": beta,
             "logprobs": logprobs, "nll_weight": nll_weight, "bf16": bf16,
             "gradient_checkpointing": gradient_checkpointing, "fsdp": fsdp,
-            "save_steps": save_steps, "report_to": _names(report_to), "seed": seed,
+            "save_steps": save_steps, "report_to": names(report_to), "seed": seed,
             "draw_batch": draw_batch, "device": device, "dtype": dtype, "candidates": candidates,
         }
     )  # fmt: skip
-    _quiet()
+    quiet()
     from gapbench.fix.run import fix as run_fix
     from gapbench.report.progress import bars
 
-    console, first = _console(), int(os.environ.get("RANK", "0")) == 0
+    screen, first = console(), int(os.environ.get("RANK", "0")) == 0
 
     def say(line: str) -> None:
-        console.print(line, soft_wrap=True)
+        screen.print(line, soft_wrap=True)
 
     with bars() as progress:
         done = run_fix(settings, progress if first else lambda *_: lambda _count: None, say)
