@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gapbench.comparison import Comparison as Comparison
     from gapbench.comparison import compare as compare
-    from gapbench.flow import Run as Run
-    from gapbench.flow import open_run as open_run
     from gapbench.flow import run as run
     from gapbench.judges import load_judge as load_judge
     from gapbench.models import load_model as load_model
+    from gapbench.opened import Run as Run
+    from gapbench.opened import open_run as open_run
     from gapbench.tasks import load_task as load_task
     from gapbench.types import Answer as Answer
     from gapbench.types import GapbenchError as GapbenchError
@@ -29,8 +29,8 @@ _HOMES = {
     "load_model": "models",
     "load_task": "tasks",
     "run": "flow",
-    "open_run": "flow",
-    "Run": "flow",
+    "open_run": "opened",
+    "Run": "opened",
     **dict.fromkeys(
         ("Answer", "GapbenchError", "Generation", "Prompt", "Rates", "Verdict"), "types"
     ),

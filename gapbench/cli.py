@@ -15,7 +15,7 @@ from gapbench.types import GapbenchError
 
 if TYPE_CHECKING:
     from gapbench.estimate import Estimate
-    from gapbench.flow import Run
+    from gapbench.opened import Run
 
 app = typer.Typer(
     help="Measure the gap between what a unified model can draw and what it can recognise.",
@@ -103,7 +103,7 @@ def show(
     judge: Annotated[str | None, typer.Option(help="The outside judge to compute against.")] = None,
 ) -> None:
     """Print a run's table again."""
-    from gapbench.flow import open_run
+    from gapbench.opened import open_run
     from gapbench.report import tables
 
     if form not in tables.FORMATS:

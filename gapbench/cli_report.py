@@ -17,7 +17,7 @@ def report(
     judge: Annotated[str | None, typer.Option(help="The outside judge to compute against. [each task's own]")] = None,
 ) -> None:  # fmt: skip
     """Write runs as one HTML file: figures, plots, and every image to look at."""
-    from gapbench.flow import open_run
+    from gapbench.opened import open_run
     from gapbench.report.page import write_report
 
     opened = [open_run(path) for path in runs]
@@ -35,7 +35,7 @@ def label(
     """Open a page on which a person says whether images show their prompts, blind to verdicts."""
     import webbrowser
 
-    from gapbench.flow import open_run
+    from gapbench.opened import open_run
     from gapbench.report.label import Labels, serve
 
     labels = Labels(open_run(run), rater)

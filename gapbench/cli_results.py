@@ -18,7 +18,7 @@ def submit(
     results: Annotated[Path, typer.Option(help="Folder of submissions.")] = Path("results"),
 ) -> None:  # fmt: skip
     """Make a run's submission to the leaderboard: card, verdicts, digests, figures; no images."""
-    from gapbench.flow import open_run
+    from gapbench.opened import open_run
     from gapbench.results.submit import submit as make
 
     made = make(open_run(path), results, contact, checkpoint, allow_test_model)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from gapbench.flow import Progress, Run, judge_images, open_run, silent
+from gapbench.flow import Progress, judge_images, silent
 from gapbench.judges.own import NAMES, OwnJudge
 from gapbench.metrics.paired import (
     UNDERSTANDING,
@@ -23,6 +23,7 @@ from gapbench.metrics.paired import (
 )
 from gapbench.metrics.power import Spread, spread
 from gapbench.models import load_model
+from gapbench.opened import Run, open_run
 from gapbench.types import GapbenchError, Prompt
 
 if TYPE_CHECKING:

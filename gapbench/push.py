@@ -98,7 +98,7 @@ def _card(planned: Push) -> str | None:
     """A run's README with its table, for the hub."""
     if planned.kind == "model":
         return None
-    from gapbench.flow import open_run
+    from gapbench.opened import open_run
     from gapbench.report.tables import render
 
     run = open_run(planned.folder)

@@ -15,8 +15,8 @@ import pytest
 
 import gapbench
 from gapbench import GapbenchError, Prompt, load_model, load_task, open_run
-from gapbench.flow import Run
 from gapbench.models.base import Model
+from gapbench.opened import Run
 from gapbench.plan import Plan, prepare, seed_of
 from gapbench.shapes import sample_scene, satisfies
 from gapbench.store import RunFolder

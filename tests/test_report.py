@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from gapbench import GapbenchError, Generation, Prompt, Rates, Verdict, load_task, open_run
-from gapbench.flow import Run
+from gapbench.opened import Run
 from gapbench.plan import Plan, seed_of
 from gapbench.report import tables
 from gapbench.report.sheets import COLUMNS, MOST, SIDE, write_sheets

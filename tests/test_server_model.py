@@ -17,10 +17,11 @@ import pytest
 from PIL import Image
 
 from gapbench.client import KEYS
-from gapbench.flow import open_run, run
+from gapbench.flow import run
 from gapbench.models import load_model
 from gapbench.models.base import Unfinished
 from gapbench.models.server import ServerModel
+from gapbench.opened import open_run
 from gapbench.types import GapbenchError
 
 Asked = dict[str, Any]

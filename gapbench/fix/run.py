@@ -26,6 +26,7 @@ from gapbench.fix.settings import FixSettings
 from gapbench.models import load_saved
 from gapbench.models.base import is_pair
 from gapbench.models.checkpoint import FIX_RECORD, read_object
+from gapbench.opened import Run
 from gapbench.store import write_atomic
 from gapbench.types import GapbenchError
 
@@ -179,7 +180,7 @@ class _Fixing:
             data.write(self.rows, self.data, card)
             write_atomic(mark, digest.encode())
 
-    def _join(self, run: flow.Run, epoch: int) -> int:
+    def _join(self, run: Run, epoch: int) -> int:
         """Add a run's accepted candidates, or pairs; its discarded prompts are the pool then."""
         frame = run.frame()
         chosen = (
@@ -191,7 +192,7 @@ class _Fixing:
         self.pool = candidates.discarded(frame, self.rule)
         return len(chosen)
 
-    def _draw(self, model: Any, only: Sequence[str] | None, **more: Any) -> flow.Run:
+    def _draw(self, model: Any, only: Sequence[str] | None, **more: Any) -> Run:
         settings = self.settings
         own = isinstance(model, str)
         return flow.run(
@@ -208,7 +209,7 @@ class _Fixing:
             **{"samples": settings.samples, "limit": settings.limit, "judges": [], **more},
         )
 
-    def _first(self) -> flow.Run:
+    def _first(self) -> Run:
         file = self.work / "check.json"
         if not file.exists():
             self._check(file)
@@ -255,7 +256,7 @@ class _Fixing:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, asdict(found))
 
-    def _again(self, number: int) -> flow.Run:
+    def _again(self, number: int) -> Run:
         """The pool, drawn and judged by the weights of the phase before."""
         before = self.work / f"phase-{number - 1}" / "model"
         settings = self.settings

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from PIL import Image
 
-from gapbench.flow import Run
+from gapbench.opened import Run
 from gapbench.types import GapbenchError
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from gapbench.flow import LABELS, Run
+from gapbench.opened import LABELS, Run
 from gapbench.report.assets import asset, policy, template
 from gapbench.types import GapbenchError
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from markupsafe import Markup
 
-from gapbench.flow import Run
 from gapbench.metrics.calibration import error, reliability
+from gapbench.opened import Run
 from gapbench.report import tables
 from gapbench.report.assets import asset, policy, template
 from gapbench.report.gallery import MOST, as_json, gallery, thumbnails

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from gapbench.flow import Run
 from gapbench.models import MODELS, load_model
+from gapbench.opened import Run
 from gapbench.plan import Item
 from gapbench.results.expected import Installed, extra_judges
 from gapbench.results.files import SEED, Card, Origin, Role, contents, name_of, sha256

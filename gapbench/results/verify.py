@@ -169,9 +169,9 @@ def check_images(
     `model` is what --model takes where the card's is none; `draw` seeds the choice. Raises
     GapbenchError where the submission's files or the weights are not the ones.
     """
-    from gapbench.flow import open_run
     from gapbench.judges.own import OwnJudge
     from gapbench.models import load_model
+    from gapbench.opened import open_run
 
     found, opened, installed = read(folder), open_run(run), Installed()
     card = found.card

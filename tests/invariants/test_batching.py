@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 import gapbench
-from gapbench.flow import Run
 from gapbench.judges.own import Mode
+from gapbench.opened import Run
 from gapbench.types import Verdict
 
 PROMPTS, SAMPLES = 8, 3

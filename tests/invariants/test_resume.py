@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from gapbench import Generation, Verdict, open_run
-from gapbench.flow import Run
+from gapbench.opened import Run
 
 PROMPTS = 24
 ARGUMENTS = [

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from gapbench import Generation, Prompt, Verdict, open_run
-from gapbench.flow import Run
+from gapbench.opened import Run
 from gapbench.plan import Plan, seed_of
 from gapbench.store import RunFolder
 

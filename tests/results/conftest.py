@@ -15,8 +15,8 @@ import pytest
 
 import gapbench
 from gapbench import Prompt, load_model
-from gapbench.flow import Run
 from gapbench.models.base import Model
+from gapbench.opened import Run
 from gapbench.results.submit import submit
 
 TASK = "few-shapes"

@@ -28,7 +28,7 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
-from gapbench.flow import open_run
+from gapbench.opened import open_run
 from gapbench.results.files import read
 from gapbench.results.submit import submit
 
