@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import end as end
+from processes import start as start
+from processes import wait_until as wait_until
 
 from gapbench.torchvision_shim import ensure
 

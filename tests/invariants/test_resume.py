@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
-import sys
-import time
-from collections.abc import Callable, Iterator
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import COMMAND, Start, finish
 
 from gapbench import Generation, Verdict, open_run
 from gapbench.opened import Run
@@ -24,62 +21,12 @@ ARGUMENTS = [
     "run", "--model", "janus-mini", "--tasks", "shapes", "--limit", str(PROMPTS), "--samples", "1",
     "--batch-size", "2",
 ]  # fmt: skip
-# A command as a process of its own. The fork server has imported what takes seconds.
-CHILD = """
-import os, resource, signal, sys
-os.chdir(folder)
-for number, name in ((1, "out"), (2, "err")):
-    os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
-if limit:
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-sys.argv = ["gapbench", *arguments]
-from gapbench.cli import main
-try:
-    main()
-finally:
-    sys.stdout.flush()
-    sys.stderr.flush()
+# No file may grow past LIMIT, as on a full disk.
+LIMITED = """
+import os, resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ["LIMIT"]),) * 2)
 """
-WARM = """
-from gapbench import torchvision_shim
-torchvision_shim.ensure()
-import PIL.ImageFont, pandas
-import gapbench.cli, gapbench.flow, gapbench.metrics, gapbench.models.janus
-import gapbench.report.progress, gapbench.report.sheets, gapbench.report.tables
-import transformers.models.janus.modeling_janus, transformers.models.janus.processing_janus
-"""
-Start = Callable[..., BaseProcess]
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    warm = tmp_path_factory.mktemp("warm")
-    (warm / "gapbench_warm.py").write_text(WARM)
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["gapbench_warm"])
-
-    def call(folder: Path, limit: int = 0) -> BaseProcess:
-        known = {"folder": str(folder), "arguments": ARGUMENTS, "limit": limit}
-        process = server.Process(target=exec, args=(CHILD, known))
-        process.start()
-        return process
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(warm), *sys.path]))
-        yield call
-
-
-def finish(process: BaseProcess) -> int | None:
-    process.join(120)
-    code = process.exitcode
-    if code is None:
-        process.kill()
-        process.join()
-    process.close()
-    return code
 
 
 def found(folder: Path) -> Path | None:
@@ -102,18 +49,10 @@ def count(folder: Path, judge: str | None = None) -> int:
     return file.read_bytes().count(f'"judge": "{judge}"'.encode() if judge else b"\n")
 
 
-def wait_until(ready: Callable[[], object], process: BaseProcess) -> None:
-    end = time.monotonic() + 60
-    while not ready():
-        assert process.is_alive(), "the run ended before the moment came"
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 @pytest.fixture(scope="module")
 def undisturbed(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert finish(start(folder)) == 0
+    assert finish(start(folder, *ARGUMENTS)) == 0
     path = found(folder)
     assert path is not None
     return open_run(path)
@@ -168,13 +107,15 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_runs_complete(moment: str, start: Start, undisturbed: Run, tmp_path: Path) -> None:
-    process = start(tmp_path)
+def test_killed_runs_complete(
+    moment: str, start: Start, wait_until: Any, undisturbed: Run, tmp_path: Path
+) -> None:
+    process = start(tmp_path, *ARGUMENTS)
     wait_until(lambda: MOMENTS[moment](tmp_path), process)
     process.kill()
     assert finish(process) == -signal.SIGKILL
     before = {name: lines(tmp_path, name) for name in ("generations.jsonl", "verdicts.jsonl")}
-    assert finish(start(tmp_path)) == 0
+    assert finish(start(tmp_path, *ARGUMENTS)) == 0
     for name, there in before.items():
         assert lines(tmp_path, name)[: len(there)] == there
     assert_same(tmp_path, undisturbed)
@@ -190,7 +131,7 @@ def test_one_folder_survives_every_tear(start: Start, undisturbed: Run, tmp_path
     for file in list((path / "images").rglob("*.png"))[:3]:
         file.unlink()
     (path / "rates.json.1.part").write_bytes(b"{")
-    assert finish(start(tmp_path)) == 0
+    assert finish(start(tmp_path, *ARGUMENTS)) == 0
     by_key = {(raw["prompt"], raw["seed"]): raw for raw in lines(tmp_path, "generations.jsonl")}
     assert by_key.keys() == undisturbed.folder.generations().keys()
     again = open_run(path)
@@ -198,8 +139,10 @@ def test_one_folder_survives_every_tear(start: Start, undisturbed: Run, tmp_path
     assert again.rates() == undisturbed.rates()
 
 
-def test_ctrl_c_ends_with_whole_batches(start: Start, undisturbed: Run, tmp_path: Path) -> None:
-    process = start(tmp_path)
+def test_ctrl_c_ends_with_whole_batches(
+    start: Start, wait_until: Any, undisturbed: Run, tmp_path: Path
+) -> None:
+    process = start(tmp_path, *ARGUMENTS)
     wait_until(lambda: count(tmp_path) >= 4, process)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGINT)
@@ -219,7 +162,7 @@ def test_ctrl_c_ends_with_whole_batches(start: Start, undisturbed: Run, tmp_path
     assert count(tmp_path) % 2 == 0
     assert not (path / "verdicts.jsonl").exists()
     assert not list(path.rglob("*.part"))
-    assert finish(start(tmp_path)) == 0
+    assert finish(start(tmp_path, *ARGUMENTS)) == 0
     assert_same(tmp_path, undisturbed)
 
 
@@ -229,11 +172,16 @@ def test_a_full_disk_stops_in_one_line(
 ) -> None:
     # No file may grow past half of what this one needs: the plan, then the verdicts do not fit.
     limit = (undisturbed.path / file).stat().st_size // 2
-    assert finish(start(tmp_path, limit)) == 2
+    assert (
+        finish(
+            start(tmp_path, *ARGUMENTS, code=LIMITED + COMMAND, environment={"LIMIT": str(limit)})
+        )
+        == 2
+    )
     last = (tmp_path / "err").read_text().splitlines()[-1]
     assert last.startswith("gapbench: runs/janus-mini-")
     assert last.endswith("run the same command again")
     assert "Traceback" not in (tmp_path / "err").read_text()
     assert not list(tmp_path.rglob("*.part"))
-    assert finish(start(tmp_path)) == 0
+    assert finish(start(tmp_path, *ARGUMENTS)) == 0
     assert_same(tmp_path, undisturbed)

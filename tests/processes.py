@@ -1,0 +1,101 @@
+"""A command as a process of its own, forked from a server that has imported what takes seconds."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+CHILD = """
+import os, sys
+os.chdir(folder)
+os.environ.update(environment)
+for number, name in ((1, "out"), (2, "err")):
+    os.dup2(os.open(name + mark, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+try:
+    exec(code)
+finally:
+    sys.stdout.flush()
+    sys.stderr.flush()
+"""
+COMMAND = """
+import sys
+sys.argv = ["gapbench", *arguments]
+from gapbench.cli import main
+main()
+"""
+WARM = """
+from gapbench import torchvision_shim
+torchvision_shim.ensure()
+import accelerate, datasets, peft, pandas, matplotlib.figure, PIL.ImageFont
+import gapbench.cli, gapbench.fix.run, gapbench.fix.trainer, gapbench.fix.network
+import gapbench.metrics, gapbench.models.janus, gapbench.models.emu3
+import gapbench.report.progress, gapbench.report.sheets, gapbench.report.tables
+import transformers.models.janus.modeling_janus, transformers.models.janus.processing_janus
+import transformers.models.emu3.modeling_emu3, transformers.models.emu3.processing_emu3
+"""
+Start = Callable[..., BaseProcess]
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Start `gapbench ARGUMENTS`, or some code, in a folder."""
+    warm = tmp_path_factory.mktemp("warm")
+    (warm / "gapbench_warm.py").write_text(WARM)
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["gapbench_warm"])
+
+    def call(
+        folder: Path,
+        *arguments: str,
+        code: str = COMMAND,
+        environment: Mapping[str, str] | None = None,
+        mark: str = "",
+    ) -> BaseProcess:
+        known = {
+            "folder": str(folder), "arguments": list(map(str, arguments)), "code": code,
+            "environment": dict(environment or {}), "mark": mark,
+        }  # fmt: skip
+        process = server.Process(target=exec, args=(CHILD, known))
+        process.start()
+        return process
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(warm), *sys.path]))
+        yield call
+
+
+def finish(process: BaseProcess) -> int | None:
+    process.join(120)
+    code = process.exitcode
+    if code is None:
+        process.kill()
+        process.join()
+    process.close()
+    return code
+
+
+@pytest.fixture(scope="session")
+def end() -> Callable[[BaseProcess], int | None]:
+    """Wait for a process and give its exit code."""
+    return finish
+
+
+@pytest.fixture
+def wait_until() -> Callable[[Callable[[], object], BaseProcess], None]:
+    def wait(ready: Callable[[], object], process: BaseProcess) -> None:
+        limit = time.monotonic() + 60
+        while not ready():
+            assert process.is_alive(), "the process ended before the moment came"
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+
+    return wait
