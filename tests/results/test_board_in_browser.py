@@ -14,6 +14,7 @@ from gapbench.results.files import submissions
 
 sync_api = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+pytestmark = pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium")
 
 
 @pytest.fixture

@@ -1,0 +1,159 @@
+"""The docs say what the code does: links, figures, commands, names, and the examples to copy."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+import gapbench
+from gapbench.callbacks import LOGGED
+from gapbench.metrics import METRICS, corrected, paired
+from gapbench.report import changes, tables
+
+from .conftest import CLI
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(
+    page.relative_to(ROOT).as_posix()
+    for place in (".", "docs", "benchmarks")
+    for page in (ROOT / place).glob("*.md")
+)
+LINK = re.compile(r"(?<!\\)\[(?:[^\[\]]|!\[[^\]]*\]\([^)]*\))*\]\(([^()\s]+)\)")
+
+
+def prose(page: Path) -> str:
+    """A page without its code, in which brackets are no links."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    return re.sub(r"`[^`\n]*`", "", text)
+
+
+def anchors(page: Path) -> set[str]:
+    """The names that a repository's browser gives the headings of a page."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    heads = re.findall(r"^#+ +(.+?) *$", text, flags=re.M)
+    plain = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", head) for head in heads)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in plain}
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), flags=re.S)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_link_leads_to_a_file_and_a_heading_of_it(name: str) -> None:
+    page, broken = ROOT / name, []
+    for link in LINK.findall(prose(page)):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        there = target.is_relative_to(ROOT) and target.exists()
+        if not there or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+def test_links_are_found_also_around_pictures_and_not_in_code() -> None:
+    text = "[a](b.md#c) [![d](e.png)](f.md) `[g](h)` ![i](j.png)"
+    found = LINK.findall(re.sub(r"`[^`\n]*`", "", text))
+    assert found == ["b.md#c", "f.md", "j.png"]
+
+
+def test_concepts_define_every_figure() -> None:
+    concepts = (DOCS / "concepts.md").read_text(encoding="utf-8")
+    lower = concepts.lower()
+    named = [*METRICS, *(f"gap/{name}" for name in LOGGED), "n_prompts", "abstained"]
+    assert [name for name in named if f"`{name}`" not in concepts] == []
+    assert {*corrected.METRICS, *paired.COMPARED} <= {*METRICS}
+    heads = [*tables.HEADS.values(), *tables.CORRECTED, *changes.COLUMNS[1:-1]]
+    heads += [head.partition(" (")[0] for head in changes.HEADS.values()]
+    heads += [field.name for field in fields(paired.WinRate)]
+    heads += [
+        "kappa",
+        "design effect",
+        "correction group",
+        "expected calibration error",
+        "unified",
+        "power",
+    ]
+    heads.remove("by the judge")
+    assert [head for head in heads if head.lower() not in lower] == []
+
+
+def test_concepts_name_the_file_of_every_figure() -> None:
+    concepts = (DOCS / "concepts.md").read_text(encoding="utf-8")
+    files = sorted((ROOT / "gapbench" / "metrics").glob("[a-z]*.py"))
+    assert [f.name for f in files if f"`gapbench/metrics/{f.name}`" not in concepts] == []
+
+
+def test_the_reference_holds_every_command_as_it_is() -> None:
+    command = [
+        sys.executable, "-m", "typer", "gapbench.cli", "utils", "docs", "--name", "gapbench",
+        "--title", "Command line",
+    ]  # fmt: skip
+    made = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    there = (DOCS / "cli.md").read_text(encoding="utf-8")
+    assert there.strip() == made.strip(), (
+        "docs/cli.md is not what the commands say; write it with: python -m typer gapbench.cli "
+        'utils docs --name gapbench --title "Command line" --output docs/cli.md'
+    )
+
+
+def test_the_reference_holds_every_public_name() -> None:
+    reference = (DOCS / "api.md").read_text(encoding="utf-8")
+    homes = {name: f"gapbench.{home}" for name, home in gapbench._HOMES.items()}
+    missing = [
+        name
+        for name, home in homes.items()
+        if f"::: {home}.{name}\n" not in reference and f"::: {home}\n" not in reference
+    ]
+    assert missing == []
+
+
+def test_the_examples_of_a_task_and_a_judge_work(tmp_path: Path, tiny_janus: Path) -> None:
+    """The guides' task and judge, copied from them and installed as they say."""
+    folder, site = tmp_path / "fruit", tmp_path / "site"
+    folder.mkdir()
+    [spec] = blocks("own-task.md", "yaml")
+    (folder / "task.yaml").write_text(spec)
+    prompts = re.search(r"a prompt a line:\n\n((?:    .+\n)+)", (DOCS / "own-task.md").read_text())
+    assert prompts
+    lines = [line.strip() for line in prompts[1].splitlines()]
+    (folder / "prompts.txt").write_text("\n".join(lines) + "\n")
+    for name, page in (("tasks", "own-task.md"), ("judges", "own-judge.md")):
+        info = site / f"my_{name}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: my-{name}\nVersion: 1.0\n")
+        [entry] = re.findall(r'\."gapbench\.\w+"\]\n(\w+) = "(.+)"', blocks(page, "toml")[0])
+        (info / "entry_points.txt").write_text(f"[gapbench.{name}]\n{entry[0]} = {entry[1]}\n")
+    (site / "my_package").mkdir()
+    (site / "my_package" / "judges.py").write_text(blocks("own-judge.md", "python")[0])
+    (site / "my_package" / "tasks.py").write_text(
+        f"from pathlib import Path\nFRUIT = Path({str(folder)!r})\n"
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)]),
+        "OMP_NUM_THREADS": "1",
+    }
+
+    def call(*arguments: str) -> str:
+        done = subprocess.run(
+            [*CLI, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    asked = ("--tasks", "fruit", "--judge", "bright:100", "--samples", "1")
+    table = call("run", "--model", str(tiny_janus), *asked)
+    assert "Outside judge: bright" in table
+    assert f"{len(lines)} images of {len(lines)} prompts" in table
+    assert yaml.safe_load(spec)["title"] in call("tasks", "fruit")
