@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
-from data import Image, blemish, crowd, prompt, sprite
+from data import Image, blemish, crowd, near_miss, prompt, sprite
 
-from gapbench.prompts.shapes import COLOR_FACTS, SHAPE_FACTS, Content, universe
+from gapbench.prompts.shapes import COLOR_FACTS, COUNT_FACTS, SHAPE_FACTS, Content, universe
 from gapbench.shapes import (
     COLORS,
     GRID,
@@ -24,9 +24,29 @@ from gapbench.shapes import (
 )
 
 COUNT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+THINGS = {thing: color for color, things in COLOR_FACTS.items() for thing in things}
+FIGURES = {fact: shape for shape, facts in SHAPE_FACTS.items() for fact in facts}
+NUMBERED = [fact for facts in COUNT_FACTS.values() for fact in facts]
 WORD = re.compile(
-    rf"\b(?:({'|'.join(COLORS)})|({'|'.join(TEXTURES)})|({'|'.join(SHAPES)})(?:es|s)?)\b"
+    rf"\b(?:(?P<number>{'|'.join(NUMBERED)})|(?P<figure>{'|'.join(FIGURES)})"
+    rf"|in the colour of (?P<thing>{'|'.join(THINGS)})|(?P<relation>{'|'.join(RELATIONS)})"
+    rf"|(?P<also>and)|(?P<color>{'|'.join(COLORS)})|(?P<texture>{'|'.join(TEXTURES)})"
+    rf"|(?P<shape>{'|'.join(SHAPES)})(?:es|s)?)\b"
 )
+
+
+class Clue(NamedTuple):
+    """What a picture says to a prompt that has been read up to `end`, a place in its text."""
+
+    end: int
+    near: list[int]
+    """Which of the nine cells show what was named last."""
+    far: list[int]
+    """After a relation: which cells of what was named first stand so to it; else as `near`."""
+    counted: bool
+    """Whether what matters is how many there are."""
+    truth: int
+    """Whether the part that ends here holds, 0 or 1; -1 where none ends."""
 
 
 def quiz(rng: np.random.Generator) -> tuple[Image, str, str]:
@@ -97,6 +117,11 @@ def _kin(category: str) -> dict[str, list[Content]]:
     return kin
 
 
+def _common(one: Content, other: Content) -> int:
+    """How many of the things that one prompt names are also in another."""
+    return sum(item in other.requirement["include"] for item in one.requirement["include"])
+
+
 def _shapes(content: Content) -> str:
     return " ".join(sorted(item["shape"] for item in content.requirement["include"]))
 
@@ -106,7 +131,8 @@ def questions(
 ) -> tuple[Image, dict[int, Sprite], list[tuple[Content, int]]]:
     """(image, its scene, [(prompt, whether the image shows it)]), about half of them true.
 
-    The false ones ask for the same shapes: what differs is a colour, texture, place or number.
+    The false ones ask for the same shapes: what differs is a colour, texture, place or number,
+    often of one of two things alone. Every third scene is one small change from its own prompt.
     """
     category, content = prompt(rng, category)
     kin = _kin(category)[_shapes(content)]
@@ -117,37 +143,53 @@ def questions(
                 scene.setdefault(cell, extra)
         if satisfies(scene, content.requirement):
             break
+    if rng.random() < 0.35:
+        scene = near_miss(scene, rng)
     image = render(scene)
     same = [c for c in kin if c.requirement == content.requirement]
-    if rng.random() < 0.1:
+    near = [c for c in kin if _common(c, content) == 1] or kin
+    if scene and rng.random() < 0.1:
         cell = tuple(scene)[rng.integers(len(scene))]
         blemish(image, cell, rng)
         del scene[cell]
     asked = []
     for _ in range(count):
-        pool = same if rng.random() < 0.5 else kin
+        pool = (same, near, kin)[int(rng.choice(3, p=(0.58, 0.26, 0.16)))]
         chosen = pool[rng.integers(len(pool))]
         asked.append((chosen, int(satisfies(scene, chosen.requirement))))
     return image, scene, asked
 
 
-def named(scene: dict[int, Sprite], content: Content) -> Iterator[tuple[int, list[int]]]:
-    """(end of a word in the text, which of the nine cells show what has been named there)."""
+def clues(scene: dict[int, Sprite], content: Content) -> list[Clue]:
+    """What a scene says to each word of a prompt that names something."""
+    counted = "exclude" in content.requirement
+    first: dict[str, str] = {}
     said: dict[str, str] = {}
-    last = 0
+    relation = ""
+    made: list[Clue] = []
     for match in WORD.finditer(content.text):
-        if match.start() != last + 1:
-            said = {}
-        last = match.end()
-        group = match.lastindex or 0
-        said[("color", "texture", "shape")[group - 1]] = match[group]
-        yield last, _cells(scene, said)
-    include = content.requirement["include"]
-    if len(include) == 1:
-        yield (
-            len(content.text),
-            _cells(scene, {k: v for k, v in include[0].items() if k != "count"}),
-        )
+        kind = match.lastgroup or ""
+        match kind:
+            case "relation" | "also":
+                made[-1] = made[-1]._replace(truth=int(any(made[-1].near)))
+                first, said, relation = said, {}, match[kind] if kind == "relation" else ""
+                continue
+            case "thing":
+                said = {**said, "color": THINGS[match[kind]]}
+            case "figure":
+                said = {"shape": FIGURES[match[kind]]}
+            case "color" | "texture" | "shape":
+                said = {**said, kind: match[kind]}
+        near = far = _cells(scene, said)
+        if relation:
+            far = [
+                int(here and _related(scene, cell, relation, said["shape"]))
+                for cell, here in enumerate(_cells(scene, first))
+            ]
+        made.append(Clue(match.end(), near, far, counted, -1))
+    whole = relation or counted
+    holds = satisfies(scene, content.requirement) if whole else any(made[-1].near)
+    return [*made[:-1], made[-1]._replace(truth=int(holds))]
 
 
 def _cells(scene: dict[int, Sprite], wanted: dict[str, str]) -> list[int]:

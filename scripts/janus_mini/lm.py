@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
 
 from gapbench.prompts.shapes import Content
-from gapbench.shapes import Sprite, render
+from gapbench.shapes import GRID, Sprite, render
 
 REDRAWN = 12
 Loss = tuple[Tensor, dict[str, float]]
@@ -42,7 +42,8 @@ class Mix(NamedTuple):
     category: str | None = None
     """Of the drawings."""
     pairs_of: str | None = None
-    verdicts_of: str | None = None
+    verdicts_of: tuple[str | None, ...] = ()
+    """Categories that each picture asked about is of at random; none means all."""
 
 
 class Phase(NamedTuple):
@@ -57,7 +58,7 @@ class Phase(NamedTuple):
     turn: int = 1
     mixed: bool = False
     fall: float = 1.0
-    reads: tuple[str | None, ...] = (None,)
+    reads: tuple[str | None, ...] = ()
 
 
 # First mostly how to read a picture, before pairs can be judged at all; then judging. By then
@@ -125,8 +126,10 @@ PHASES = (
     ),
 )
 TURNS = 6
-LOOKING = 1
-"""The layer whose first head is taught to look at what a word names."""
+NEAR, FAR, TELLING = 1, (2, 3), 3
+"""Layers whose first heads are taught where to look: at what a word names, and at what stands in
+a relation to it; and the layer whose state is asked what the parts of a prompt come to."""
+COUNTS = 10
 DROP_PROMPT = 0.1  # keeps an unconditional branch for guidance
 ASK = build.PHRASES[1] + " {prompt}? " + build.PHRASES[2]
 
@@ -179,16 +182,17 @@ class Rows:
 
     def places(
         self, scene: dict[int, Sprite], contents: Sequence[Content]
-    ) -> Iterator[tuple[int, list[int]]]:
-        """(position in the dialogue about `contents`, cells that show what is named there)."""
+    ) -> Iterator[tuple[int, lessons.Clue]]:
+        """(position in the dialogue about `contents`, what the picture says there)."""
         at = len(self.head) + len(self.image)
         for turn, content in enumerate(contents):
             text = _asked(ASK.replace("{prompt}", content.text), turn)
             cut = self.tok(text, add_special_tokens=False, return_offsets_mapping=True)
             offsets = cut["offset_mapping"]
             start = text.index(content.text)
-            for end, cells in lessons.named(scene, content):
-                yield at + next(i for i, o in enumerate(offsets) if o[1] >= start + end), cells
+            for clue in lessons.clues(scene, content):
+                end = start + clue.end
+                yield at + next(i for i, o in enumerate(offsets) if o[1] >= end), clue
             at += len(offsets) + len(self.encode(_score(0))) + 1
 
     def pad(self, rows: Sequence[Sequence[float]], value: float) -> Tensor:
@@ -248,15 +252,30 @@ def train(
     with torch.no_grad():
         book = F.normalize(vq.quantize.embedding.weight, dim=1)
         model.model.generation_embeddings.weight.copy_(book)
-    looks: list[Tensor] = []
+    # What the layers have seen in the last pass, and what they are asked about it.
+    looks: dict[int, Tensor] = {}
+    states: dict[int, Tensor] = {}
+    width = model.config.text_config.hidden_size
+    asks = nn.ModuleDict(
+        {"truth": nn.Linear(width, 2), "count": nn.Linear(width, COUNTS),
+         "column": nn.Linear(width, GRID), "row": nn.Linear(width, GRID)}
+    )  # fmt: skip
 
-    def note(_module: nn.Module, _args: object, out: tuple[Tensor, Tensor]) -> None:
-        looks[:] = [out[1][:, 0]]
+    def note(number: int, layer: nn.Module) -> None:
+        def look(_module: nn.Module, _args: object, out: tuple[Tensor, Tensor]) -> None:
+            looks[number] = out[1][:, 0]
+
+        def state(_module: nn.Module, _args: object, out: Tensor) -> None:
+            states[number] = out
+
+        layer.self_attn.register_forward_hook(look)
+        layer.register_forward_hook(state)
 
     # On a CPU the fused attention's backward pass in bf16 costs as much as all the rest.
     model.set_attn_implementation("eager")
     core = model.model
-    core.language_model.layers[LOOKING].self_attn.register_forward_hook(note)
+    for number in {NEAR, *FAR, TELLING}:
+        note(number, core.language_model.layers[number])
     background = codes(render({}))[14]
 
     def draw_loss(rng: np.random.Generator, mix: Mix) -> tuple[Tensor, float]:
@@ -297,25 +316,56 @@ def train(
         loss = F.cross_entropy(scores, target, reduction="none") * weights[keep]
         return loss.sum() / weights.sum(), scores.argmax(1) == target, weights[keep]
 
-    def look_loss(
+    def clue_loss(
         asked: Sequence[tuple[data.Image, dict[int, Sprite], list[tuple[Content, int]]]],
-    ) -> Tensor:
-        """How little of its attention a word gives to the cells that show what it names; to none of
-        the picture where nothing does."""
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Where words should look, and what can be said then.
+
+        A word gives its attention to the cells that show what it names, and to none of the picture
+        where nothing does. Where it is a matter of how many, each gets as much as the token before
+        the picture, so that a share tells the count. Linear maps of the states are asked for the
+        place of a thing that is alone, for the count, and for whether a part of the prompt holds.
+        """
         found = [
-            (row, at, cells)
+            (row, at, clue)
             for row, (_, scene, turns) in enumerate(asked)
-            for at, cells in rows.places(scene, [content for content, _ in turns])
+            for at, clue in rows.places(scene, [content for content, _ in turns])
         ]
-        if not found:  # prompts of facts alone
-            return torch.zeros(())
-        row, at, cells = (list(column) for column in zip(*found, strict=True))
+        row, at, clues = (list(column) for column in zip(*found, strict=True))
         start = len(rows.head) + 1
-        given = looks[0][row, at, start : start + build.IMAGE_TOKENS].float()
-        shown = torch.tensor(cells)
-        patches = shown.view(-1, 3, 1, 3, 1).expand(-1, 3, 2, 3, 2).reshape(len(shown), -1)
-        right = torch.where(shown.any(1), (given * patches).sum(1), 1 - given.sum(1))
-        return -right.clamp_min(1e-4).log().mean()
+        counted = torch.tensor([clue.counted for clue in clues])
+        near = torch.tensor([clue.near for clue in clues])
+        far = torch.tensor([clue.far for clue in clues])
+        total = torch.zeros(())
+        for layer in (NEAR, *FAR):
+            given = looks[layer][row, at].float()
+            picture = given[:, start : start + build.IMAGE_TOKENS]
+            shown = near if layer == NEAR else far
+            patches = shown.view(-1, GRID, 1, GRID, 1).expand(-1, GRID, 2, GRID, 2)
+            patches = patches.reshape(len(shown), -1)
+            right = torch.where(
+                shown.any(1), (picture * patches).sum(1), 1 - picture.sum(1)
+            ).clamp_min(1e-4)
+            loss = -right.log()
+            if layer != NEAR:
+                beside = given[:, start - 1].clamp_min(1e-4).log()
+                each = (picture.clamp_min(1e-4).log() * patches).sum(1) / 4
+                loss = torch.where(counted, -(beside + each) / (shown.sum(1) + 1), loss)
+            total = total + loss.mean()
+        truth = torch.tensor([clue.truth for clue in clues])
+        cell = near.argmax(1)
+        figures: dict[str, float] = {}
+        for name, layer, which, wanted, weight in (
+            ("truth", TELLING, truth >= 0, truth, 1.0),
+            ("count", TELLING, counted, near.sum(1), 0.5),
+            ("column", NEAR, near.sum(1) == 1, cell % GRID, 0.5),
+            ("row", NEAR, near.sum(1) == 1, cell // GRID, 0.5),
+        ):
+            if which.any():
+                told = asks[name](states[layer][row, at][which]).float()
+                total = total + weight * F.cross_entropy(told, wanted[which])
+                figures[name] = (told.argmax(1) == wanted[which]).float().mean().item()
+        return total, figures
 
     def loss_of(step: int, mix: Mix, salt: int) -> Loss:
         rng = np.random.default_rng([salt, step])
@@ -340,15 +390,19 @@ def train(
                     total = total + loss
                     figures[name] = hit.float().mean().item()
             if mix.verdicts:
+                of = mix.verdicts_of or (None,)
                 asked = [
-                    lessons.questions(rng, mix.verdicts_of, TURNS) for _ in range(mix.verdicts)
+                    lessons.questions(rng, of[rng.integers(len(of))], TURNS)
+                    for _ in range(mix.verdicts)
                 ]
                 made = [
                     rows.dialogue([(ASK.replace("{prompt}", c.text), _score(y)) for c, y in turns])
                     for _, _, turns in asked
                 ]
                 loss, hit, weight = say_loss([a[0] for a in asked], made, mix.verdicts // 4)
-                total = total + loss + look_loss(asked)
+                clues, told = clue_loss(asked)
+                total = total + loss + clues
+                figures |= told
                 figures["verdicts"] = hit[weight == 1].float().mean().item()
             if mix.interviews:
                 said = [lessons.interview(rng, TURNS) for _ in range(mix.interviews)]
@@ -377,9 +431,11 @@ def train(
 
         def loss_at(step: int, phase: Phase = phase, salt: int = 40 + number) -> Loss:
             mix = phase.mixes[step // phase.turn % len(phase.mixes)]
-            mix = mix._replace(verdicts_of=phase.reads[step % len(phase.reads)])
+            if phase.reads:
+                mix = mix._replace(verdicts_of=(phase.reads[step % len(phase.reads)],))
             if phase.mixed and step % 5 == 0:
                 mix = mix._replace(category=None)
             return loss_of(step, mix, salt)
 
-        stages.Stage(phase.name, model, phase.steps, phase.lr, work, 50, phase.fall).run(loss_at)
+        taught = nn.ModuleDict({"model": model, "asks": asks})
+        stages.Stage(phase.name, taught, phase.steps, phase.lr, work, 50, phase.fall).run(loss_at)
