@@ -43,9 +43,7 @@ def reader(model: Model) -> TextModel:
     if "text" in model.capabilities and isinstance(model, TextModel):
         return model
     why = f"model {model.name} cannot be evaluated by lm-eval: it lacks text"
-    if model.name.startswith("server:"):
-        why += "; lm-eval itself asks a server (lm-eval --model local-chat-completions)"
-    raise GapbenchError(why)
+    raise GapbenchError(f"{why} (a server is asked by lm-eval itself: local-chat-completions)")
 
 
 @register_model("gapbench")
@@ -70,6 +68,7 @@ class GapbenchLM(LM):  # type: ignore[misc]
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise GapbenchError(f"batch_size {batch_size}: give a number, 1 or more")
         self.batch_size = int(batch_size)
+        device = "auto" if device == "cuda:0" else device  # lm-eval's own default, GPU or not
         made = load_model(model, device, dtype, recipe) if isinstance(model, str) else model
         self.model = reader(made)
 
