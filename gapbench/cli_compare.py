@@ -7,7 +7,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from gapbench.terminal import quiet
+from gapbench.terminal import names, quiet
 from gapbench.types import GapbenchError
 
 
@@ -18,6 +18,8 @@ def compare(
     judge: Annotated[str | None, typer.Option(help="The outside judge to compute against.")] = None,
     model: Annotated[list[str] | None, typer.Option(help="Where AFTER's model is now, if it was moved; may be repeated.")] = None,
     intersection: Annotated[bool, typer.Option("--intersection", help="Compare what the runs share, where they differ.")] = False,
+    lm_eval: Annotated[str | None, typer.Option(help="lm-eval's tasks to evaluate both models on, with commas; kept in the run folders.", metavar="TASKS")] = None,
+    lm_eval_limit: Annotated[int | None, typer.Option(help="Questions of each of those tasks. [all]", min=1)] = None,
     form: Annotated[str, typer.Option("--format", help="text, markdown or json.")] = "text",
     gate: Annotated[bool, typer.Option("--gate", help="Exit with 1 where a figure is significantly worse.")] = False,
 ) -> None:  # fmt: skip
@@ -35,7 +37,8 @@ def compare(
     with bars() as progress:
         found = comparison.compare(
             before, afters, by=cast(Any, by), judge=judge, models=model or (),
-            intersection=intersection, progress=progress,
+            intersection=intersection, tasks=names(lm_eval) or (), limit=lm_eval_limit,
+            progress=progress,
         )  # fmt: skip
     typer.echo(changes.render(found, form))
     if gate and any(each.worse for each in found):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from gapbench.flow import Progress, judge_images, silent
+from gapbench.flow import Progress, judge_images, model_of, silent
 from gapbench.judges.own import NAMES, OwnJudge
 from gapbench.metrics.paired import (
     UNDERSTANDING,
@@ -22,7 +22,6 @@ from gapbench.metrics.paired import (
     win_rate,
 )
 from gapbench.metrics.power import Spread, spread
-from gapbench.models import load_model
 from gapbench.opened import Run, open_run
 from gapbench.types import GapbenchError, Prompt
 
@@ -95,6 +94,8 @@ def compare(
     judge: str | None = None,
     models: Sequence[str] = (),
     intersection: bool = False,
+    tasks: Sequence[str] = (),
+    limit: int | None = None,
     progress: Progress = silent,
 ) -> list[Comparison]:
     """Hold each run folder of `afters` against the run folder `before`, image by image.
@@ -102,7 +103,8 @@ def compare(
     The understanding win rate needs AFTER's verdicts on BEFORE's images; those that BEFORE's folder
     lacks are made and kept there. The model is where AFTER's run found it, or among `models` (as
     --model takes them), known by its fingerprint. `judge` picks the outside judge, by default each
-    task's first; `by` adds the figures of a level.
+    task's first; `by` adds the figures of a level; `tasks` are lm-eval's, on which both models are
+    evaluated (`gapbench.regression`), `limit` questions of each.
 
     Raises GapbenchError, before any model is loaded, where two runs differ in prompts, seeds, task
     versions or judges, unless `intersection` asks for what they share.
@@ -110,7 +112,16 @@ def compare(
     first = open_run(before)
     pairs = [_pair(first, open_run(after), judge, intersection) for after in afters]
     crossed = [_crossed(pair, models, progress) for pair in pairs]
-    return [_comparison(pair, verdicts, by) for pair, verdicts in zip(pairs, crossed, strict=True)]
+    if tasks:
+        from gapbench.regression import regressions
+
+        further = [regressions(p.before, p.after, tasks, models, limit) for p in pairs]
+    else:
+        further = [([], []) for _ in pairs]
+    return [
+        _comparison(pair, verdicts, by, *more)
+        for pair, verdicts, more in zip(pairs, crossed, further, strict=True)
+    ]
 
 
 def plan_spread(run: str | Path, metric: str, judge: str | None = None) -> Spread:
@@ -195,7 +206,8 @@ def _crossed(pair: _Pair, models: Sequence[str], progress: Progress) -> list[flo
     keys = [(image, prompt.question, plan.own_fingerprint) for prompt, image in asked]
     there = pair.before.folder.verdicts()
     if any(key not in there for key in keys):
-        judge = _own_judge(pair.after, models)
+        mode = next(mode for mode, name in NAMES.items() if name == plan.own)
+        judge = OwnJudge(model_of(pair.after, models, "judge BEFORE's images"), mode)
         judge_images("verdicts of AFTER", judge, pair.before.folder, asked, progress)
         judge.release()
         there = pair.before.folder.verdicts()
@@ -203,34 +215,18 @@ def _crossed(pair: _Pair, models: Sequence[str], progress: Progress) -> list[flo
     return [float("nan") if verdict is None else float(verdict) for verdict in verdicts]
 
 
-def _own_judge(after: Run, models: Sequence[str]) -> OwnJudge:
-    """The model that made a run, ready to judge."""
-    meta = after.folder.meta
-    about = meta.get("model_about", {})
-    mode = next(mode for mode, name in NAMES.items() if name == after.plan.own)
-    tried = []
-    for spec in [*models, about.get("given") or meta["model"]]:
-        try:
-            judge = OwnJudge(load_model(spec, dtype=about.get("dtype") or "auto"), mode)
-        except GapbenchError as error:
-            tried.append(str(error))
-            continue
-        if judge.fingerprint == after.plan.own_fingerprint:
-            return judge
-        tried.append(f"{spec} holds other weights or settings than that run's model")
-    raise GapbenchError(
-        f"{after.path}: its model has to judge BEFORE's images, but {'; '.join(tried)}; give its "
-        "folder or name with --model"
-    )
-
-
 def _comparison(
-    pair: _Pair, crossed: list[float] | None, by: Literal["category", "tier", "task"] | None
+    pair: _Pair,
+    crossed: list[float] | None,
+    by: Literal["category", "tier", "task"] | None,
+    further: list[Change],
+    about: list[str],
 ) -> Comparison:
     family = changes(pair.old, pair.new)
     if crossed is not None:
         family += understanding(pair.old, crossed)
-    family = holm([change for change in family if pair.after.plan.own or change.images])
+    family = [change for change in family if pair.after.plan.own or change.images]
+    family = holm(family + further)
     found = {change.metric: change.verdict for change in family}
     if not pair.old["judge"].notna().any():
         verdict = "none: there is no outside judge"
@@ -248,7 +244,11 @@ def _comparison(
         images=len(pair.old),
         prompts=len(set(_keys(pair.old))),
         left_out=pair.left_out,
-        notes=[*dict.fromkeys(run.footnote for run in (before, after) if run.footnote), *notes],
+        notes=[
+            *dict.fromkeys(run.footnote for run in (before, after) if run.footnote),
+            *notes,
+            *about,
+        ],
         changes=family,
         by_level=holm(changes(pair.old, pair.new, by)) if by else [],
         win_rate=None if crossed is None else win_rate(pair.old, crossed),

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 from gapbench.engines.local import FIRST, BatchSize, work
 from gapbench.judges.base import DigestJudge, Judge, PictureJudge
 from gapbench.judges.own import Mode
+from gapbench.models import load_model
 from gapbench.models.base import Drawing, Model, SeedlessModel, Unfinished, is_pair
 from gapbench.opened import HUMAN, Run
 from gapbench.plan import Item, missing_items, prepare, refuse_prompts
@@ -128,6 +129,29 @@ def about(model: Model, given: str | Model) -> dict[str, Any]:
         "machine": {"system": platform.system(), "processor": platform.machine()},
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def model_of(run: Run, models: Sequence[str], task: str) -> Model:
+    """The model that made a run: where the run found it, or among `models` (as --model takes them).
+
+    Raises GapbenchError, which says for which task, where it is not there with the same weights.
+    """
+    meta = run.folder.meta
+    about = meta.get("model_about", {})
+    tried = []
+    for spec in [*models, about.get("given") or meta["model"]]:
+        try:
+            model = load_model(spec, dtype=about.get("dtype") or "auto")
+        except GapbenchError as error:
+            tried.append(str(error))
+            continue
+        if model.fingerprint == about.get("fingerprint"):
+            return model
+        tried.append(f"{spec} holds other weights or settings than that run's model")
+    raise GapbenchError(
+        f"{run.path}: its model has to {task}, but {'; '.join(tried)}; give its folder or name "
+        "with --model"
+    )
 
 
 def judge_images(

@@ -261,8 +261,8 @@ def test_a_verdict_knows_which_way_is_better() -> None:
     better = replace(change_of(0.001), p_holm=0.01)
     assert better.verdict == 1
     assert replace(better, difference=-0.1).verdict == -1
-    assert replace(better, metric="false_positive").verdict == -1
-    assert replace(better, metric="non_unification", difference=-0.1).verdict == 1
+    assert replace(better, lower_is_better=True).verdict == -1
+    assert replace(better, difference=-0.1, lower_is_better=True).verdict == 1
     assert replace(better, p_holm=0.05).verdict == 0
     assert replace(better, p_holm=None).verdict == 0
 

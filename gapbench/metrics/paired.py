@@ -41,11 +41,12 @@ class Change:
     """One figure before and after, over the same images of the same prompts.
 
     `metric` is one of COMPARED, or "understanding": the own verdict's accuracy on the images of
-    BEFORE, whichever model judges them. `before`, `after` and `difference` (after - before, in the
-    metric's own unit) are None where a denominator carries nothing; `low` and `high` bound the 95 %
-    interval; `p` is the sign-flip test's and `p_holm` the same adjusted over its family;
-    `detectable` is the smallest difference that this many prompts show with a probability of 80 %
-    at the first level of Holm's procedure; `images` are the pairs with every verdict it needs.
+    BEFORE, whichever model judges them, or a score of lm-eval's, whose images are its questions.
+    `before`, `after` and `difference` (after - before, in the metric's own unit) are None where a
+    denominator carries nothing; `low` and `high` bound the 95 % interval; `p` is the sign-flip
+    test's and `p_holm` the same adjusted over its family; `detectable` is the smallest difference
+    that this many prompts show with a probability of 80 % at the first level of Holm's procedure;
+    `images` are the pairs with every verdict it needs.
     """
 
     level: Level
@@ -61,6 +62,7 @@ class Change:
     detectable: float | None
     images: int
     prompts: int
+    lower_is_better: bool = False
 
     @property
     def verdict(self) -> int:
@@ -68,7 +70,7 @@ class Change:
         if self.p_holm is None or self.difference is None or self.p_holm >= ALPHA:
             return 0
         rise = 1 if self.difference > 0 else -1
-        return -rise if self.metric in LOWER_IS_BETTER else rise
+        return -rise if self.lower_is_better else rise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +126,29 @@ def understanding(before: pd.DataFrame, crossed: npt.ArrayLike) -> list[Change]:
     """
     found = changes(before, before.assign(own=np.asarray(crossed, dtype=np.float64)))
     return [replace(c, metric=UNDERSTANDING) for c in found if c.metric == "self_accuracy"]
+
+
+def scored(
+    metric: str,
+    before: Sequence[npt.ArrayLike],
+    after: Sequence[npt.ArrayLike],
+    lower_is_better: bool = False,
+) -> Change:
+    """The change of a mean score over questions that both sides answered, each a prompt of its own.
+
+    `before` and `after` hold an array (questions,) of scores in [0, 1] for each part of the mean,
+    row by row the same questions; parts weigh equally. `p_holm` is left empty.
+    """
+    old, new = ([_questions(scores) for scores in side] for side in (before, after))
+    count = sum(map(len, old))
+    return _tested("overall", metric, metric, old, new, count, count, lower_is_better)
+
+
+def _questions(scores: npt.ArrayLike) -> Floats:
+    """A stratum with a question in each row (`gapbench.metrics.intervals`)."""
+    value = np.asarray(scores, dtype=np.float64)
+    one = np.ones_like(value)
+    return np.stack([value, one, one, value**2, (value % 1 != 0) * one, 0 * one], axis=1)
 
 
 def win_rate(before: pd.DataFrame, crossed: npt.ArrayLike) -> WinRate:
@@ -267,6 +292,20 @@ def _change(level: Level, name: str, metric: str, old: Strata, new: Strata) -> C
     before, after = ([side[i][index] for i in used] for side in (old, new))
     images = sum(float(stratum[:, VALID].sum()) for stratum in before)
     prompts = sum(int(np.count_nonzero(stratum[:, VALID])) for stratum in before)
+    lower = metric in LOWER_IS_BETTER
+    return _tested(level, name, metric, before, after, int(images), prompts, lower)
+
+
+def _tested(
+    level: Level,
+    name: str,
+    metric: str,
+    before: Strata,
+    after: Strata,
+    images: int,
+    prompts: int,
+    lower_is_better: bool,
+) -> Change:
     values = []
     for side in (before, after):
         carries = any(stratum[:, DENOMINATOR].any() for stratum in side)
@@ -279,7 +318,8 @@ def _change(level: Level, name: str, metric: str, old: Strata, new: Strata) -> C
         p = sign_flip(before, after, f"{level}/{name}/{metric}")
     return Change(
         level=level, name=name, metric=metric, before=first, after=second, difference=change,
-        low=low, high=high, p=p, p_holm=None, detectable=None, images=int(images), prompts=prompts,
+        low=low, high=high, p=p, p_holm=None, detectable=None, images=images, prompts=prompts,
+        lower_is_better=lower_is_better,
     )  # fmt: skip
 
 

@@ -54,17 +54,36 @@ def answer_logprobs(
     `attention_mask`. Answers that differ in their last token only share one row.
     """
     contexts = list(dict.fromkeys(tail[:-1] for tail in tails))
-    width, rows = max(map(len, contexts)), len(contexts)
+    count, rows = len(batch["input_ids"]), len(contexts)
+    given = {key: torch.cat([value] * rows) for key, value in batch.items()}
+    heads = [context for context in contexts for _ in range(count)]
+    logprobs = following(model, given, heads, pad)
+    logprobs = logprobs.reshape(rows, count, *logprobs.shape[1:])
+    total = torch.zeros(count, len(tails), dtype=torch.float64)
+    for column, tail in enumerate(tails):
+        row = logprobs[contexts.index(tail[:-1])]
+        for place, token in enumerate(tail):
+            total[:, column] += row[:, place, token]
+    return total
+
+
+def following(
+    model: Any, batch: Mapping[str, Tensor], heads: Sequence[tuple[int, ...]], pad: int
+) -> Tensor:
+    """Log-probabilities of the token that comes after each row and after each token of its head,
+    (rows, longest head + 1, vocabulary), float64, on the CPU.
+
+    `batch` is left-padded, with `input_ids` and `attention_mask`; a head is put behind its row.
+    """
+    width = max(map(len, heads))
     given: dict[str, Any] = dict(batch)
     ids = given.pop("input_ids")
-    count = len(ids)
-    more = torch.tensor([[*c, *[pad] * (width - len(c))] for c in contexts], device=ids.device)
-    more = more.long().reshape(rows, width).repeat_interleave(count, 0)
+    more = torch.tensor([[*h, *[pad] * (width - len(h))] for h in heads], device=ids.device)
+    more = more.long().reshape(len(heads), width)
     for key, value in given.items():
-        given[key] = torch.cat([value] * rows)
-        if value.shape == ids.shape:  # a mask or a type for each token: the answers are text
+        if value.shape == ids.shape:  # a mask or a type for each token: the heads are text
             fill = torch.full_like(more, int(key == "attention_mask"), dtype=value.dtype)
-            given[key] = torch.cat([given[key], fill], 1)
+            given[key] = torch.cat([value, fill], 1)
     accepted = inspect.signature(model.forward).parameters
     # Models with positions of their own for image patches work them out from the mask.
     own = hasattr(getattr(model, "model", None), "get_rope_index")
@@ -72,15 +91,10 @@ def answer_logprobs(
         given["position_ids"] = positions(given["attention_mask"])
     if "logits_to_keep" in accepted:
         given["logits_to_keep"] = width + 1
-    ids = torch.cat([torch.cat([ids] * rows), more], 1)
+    ids = torch.cat([ids, more], 1)
     logits = model(input_ids=ids, use_cache=False, **given).logits[:, -(width + 1) :]
-    logprobs = logits.double().log_softmax(-1).reshape(rows, count, width + 1, -1).cpu()
-    total = torch.zeros(count, len(tails), dtype=torch.float64)
-    for column, tail in enumerate(tails):
-        row = logprobs[contexts.index(tail[:-1])]
-        for place, token in enumerate(tail):
-            total[:, column] += row[:, place, token]
-    return total
+    logprobs: Tensor = logits.double().log_softmax(-1).cpu()
+    return logprobs
 
 
 def positions(mask: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,10 @@ CAPABILITIES = {
     "image_tokens": "draws through discrete tokens, which are kept",
     "image_logprobs": "gives per-token log-probabilities of an image, differentiable",
     "train": "its weights can be trained and saved",
+    "text": "goes on with any text, with any number of images in it",
 }
+IMAGE: Final = "<image>"
+"""Where an image stands in a text (capability text)."""
 PAIR = "a pair: it draws with one set of weights and judges with another"
 
 
@@ -119,6 +122,46 @@ class AnsweringModel(Protocol):
         self, images: Sequence[Image.Image], questions: Sequence[str], words: bool
     ) -> list[Answer]:
         """Answer for each (image, question), in order; by words alone if `words`."""
+
+
+@runtime_checkable
+class TextModel(Protocol):
+    """A model that goes on with texts, which is what lm-eval asks of one. Capability text.
+
+    Each text has an IMAGE for each of its images, in their order. What is said about a text does
+    not depend on the others. GapbenchError where a text is too long for the model.
+    """
+
+    name: str
+    fingerprint: str
+
+    def chat(self, turns: Sequence[Mapping[str, str]]) -> str:
+        """The text of a chat in the model's own format, up to the answer.
+
+        A turn is {"role": "user" or "assistant", "content": text}; the last one is the user's.
+        """
+
+    def complete(
+        self,
+        images: Sequence[Sequence[Image.Image]],
+        texts: Sequence[str],
+        tokens: int,
+        until: Sequence[str] = (),
+    ) -> list[str]:
+        """How each text goes on, greedily decoded: up to its end, so many tokens, or the first of
+        the words in `until`, which is left out."""
+
+    def score(
+        self,
+        images: Sequence[Sequence[Image.Image]],
+        texts: Sequence[str],
+        endings: Sequence[str],
+    ) -> list[tuple[float, bool]]:
+        """Log-probability in nats of each text's ending, and whether it is what greedy decoding
+        would say."""
+
+    def release(self) -> None:
+        """Free the weights and the device memory."""
 
 
 @runtime_checkable

@@ -19,7 +19,7 @@ from PIL import Image
 
 from gapbench.judges.own import ANSWERS
 from gapbench.models import is_import
-from gapbench.models.base import CAPABILITIES, Drawing, Model, TrainableModel
+from gapbench.models.base import CAPABILITIES, IMAGE, Drawing, Model, TextModel, TrainableModel
 
 PROMPTS: Final = ("a red circle", "a blue square above two green stars", "three dogs")
 SEEDS: Final = (11, 2**40 + 3, 7)
@@ -68,6 +68,7 @@ def check(name: str, load: Load) -> Iterator[Finding]:
         ("a verdict does not depend on its batch", JUDGES, lambda: _company_of(model, pictures())),
         ("odd pictures are judged, or abstained from", JUDGES, lambda: _odd(model)),
         ("a reply does not depend on its batch", "judge_text", lambda: _says(model, pictures())),
+        ("a text does not depend on its batch", "text", lambda: _reads(model, pictures())),
         ("tokens and images belong together", "image_tokens", lambda: _tokens(model)),
         ("log-probabilities of all tokens sum to one", "image_logprobs", lambda: _sums(model)),
         ("refuses a prompt or draws it", DRAWS, lambda: _refuses(model)),
@@ -203,6 +204,30 @@ def _says(model: Model, pictures: list[Image.Image]) -> None:
         return  # a rounding may tip a word
     alone = [model.reply([p], [q])[0] for p, q in zip(pictures, QUESTIONS, strict=True)]
     _expect(alone == together, "a reply changes with its batch")
+
+
+def _reads(model: Any, pictures: list[Image.Image]) -> None:
+    reader: TextModel = model
+    shown: list[list[Image.Image]] = [pictures[:1], [], pictures[:2]]
+    asked = (f"{IMAGE}what is this?", "hello", f"is {IMAGE} or {IMAGE} larger?")
+    texts = [reader.chat([{"role": "user", "content": text}]) for text in asked]
+    endings = [" yes", " no", " it is"]
+    together = reader.score(shown, texts, endings)
+    _expect(len(together) == 3, f"3 texts gave {len(together)} scores")
+    for images, text, ending, (scored, _) in zip(shown, texts, endings, together, strict=True):
+        ((alone, likeliest),) = reader.score([images], [text], [ending])
+        apart = abs(alone - scored)
+        _expect(isinstance(likeliest, bool), "whether an ending is the likeliest is no bool")
+        _expect(alone <= 1e-6, "a log-probability is above 0")
+        _expect(apart <= _tolerance(model), f"alone an ending's log-probability is {apart:.2g} off")
+    if _tolerance(model) > TOLERANCE["float64"]:
+        return  # a rounding may tip a word
+    said = reader.complete(shown, texts, 8)
+    ones = [reader.complete([i], [t], 8)[0] for i, t in zip(shown, texts, strict=True)]
+    _expect(ones == said, "how a text goes on changes with its batch")
+    if first := said[0][:1]:
+        stopped = reader.complete(shown[:1], texts[:1], 8, [first])
+        _expect(stopped == [""], f"asked to stop at {first!r}, it says {stopped[0]!r}")
 
 
 def _tokens(model: Model) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from gapbench import torchvision_shim
 from gapbench.models import lora
 from gapbench.models.answers import answer_ids, answer_logprobs, positions
-from gapbench.models.base import Drawing, require_shared
+from gapbench.models.base import IMAGE, Drawing, require_shared
 from gapbench.models.cache import roomy
 from gapbench.models.checkpoint import (
     digest,
@@ -30,6 +30,7 @@ from gapbench.models.checkpoint import (
     load_pretrained,
     settings_files,
 )
+from gapbench.models.continuations import Continuing, Images, Reader, greedy, parts
 from gapbench.models.janus import PADDED, REPLY_TOKENS, SMALL
 from gapbench.models.registry import HUB, NATIVE, Entry, changed, pick_device, weights
 from gapbench.models.sampling import Recipe, draw, guide, uniforms, warp
@@ -44,7 +45,7 @@ DOWN: Final = 8
 """Pixels of an image's side for each code (Emu3Processor.downsample_ratio)."""
 
 
-class Emu3Model:
+class Emu3Model(Continuing):
     """Adapter for one folder that draws and one that judges, which may be the same.
 
     `recipe` has the keys of the registry's emu3. Weights are on the device one folder at a time.
@@ -162,17 +163,20 @@ class Emu3Model:
             shutil.copytree(self.folders["und"], folder / "und", dirs_exist_ok=True)
 
     def refuses(self, text: str) -> str | None:
-        from transformers import Emu3Config
-
         for token in self.processor("gen").tokenizer.get_added_vocab():
             if token.strip() and token in text:
                 return f"it contains {token!r}, which {self.name} reads as a special token"
-        config = Emu3Config.from_pretrained(self.folders["gen"], local_files_only=True)
-        room = config.text_config.max_position_embeddings
+        room = self._context("gen")
         tokens = self._heads([text])[1].shape[1] + self.side * (self.side + 1) + 3
         if tokens > room:
             return f"with its image it takes {tokens} tokens, {self.name} has room for {room}"
         return None
+
+    def _context(self, role: str) -> int:
+        from transformers import Emu3Config
+
+        config = Emu3Config.from_pretrained(self.folders[role], local_files_only=True)
+        return int(config.text_config.max_position_embeddings)
 
     # -- drawing ---------------------------------------------------------------------------
 
@@ -292,29 +296,37 @@ class Emu3Model:
 
     # -- judging ---------------------------------------------------------------------------
 
-    def _chat(self, question: str) -> str:
+    def chat(self, turns: Sequence[Mapping[str, str]]) -> str:
         chat = [
             {"role": "system", "content": [{"type": "text", "text": SYSTEM}]},
-            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]},
+            *({"role": t["role"], "content": parts(t["content"])} for t in turns),
         ]
-        text: str = self.processor("und").apply_chat_template(chat, add_generation_prompt=True)
-        return text
+        return str(self.processor("und").apply_chat_template(chat, add_generation_prompt=True))
 
-    def _asked(self, images: Sequence[Image.Image], texts: Sequence[str]) -> dict[str, Tensor]:
+    def _chat(self, question: str) -> str:
+        return self.chat([{"role": "user", "content": f"{IMAGE}{question}"}])
+
+    def _asked(self, images: Images, texts: Sequence[str]) -> dict[str, Tensor]:
         """Left-padded ids and mask. Each picture is cut into codes alone: padded to another's size,
         its edge would depend on it."""
         processor, module, rows = self.processor("und"), self.module("und"), []
-        for image, text in zip(images, texts, strict=True):
+        for own, text in zip(images, texts, strict=True):
             # transformers takes a side of 1 or 3 pixels for the channels.
-            size = (max(image.width, DOWN), max(image.height, DOWN))
-            picture = image.convert("RGB")
-            picture = picture.resize(size) if size != image.size else picture
-            one = processor(text=[text], images=[picture], return_tensors="pt")
-            ids = one["input_ids"][0].to(self.device)
-            codes = module.model.get_image_tokens(
-                one["pixel_values"].to(self.device, module.dtype), one["image_sizes"]
-            )
-            ids[ids == processor.image_token_id] = codes.to(ids)
+            pictures = [
+                image.convert("RGB").resize((max(image.width, DOWN), max(image.height, DOWN)))
+                for image in own
+            ]
+            ids = processor(text=[text], images=pictures or None, return_tensors="pt")["input_ids"][
+                0
+            ]
+            ids = ids.to(self.device)
+            codes = []
+            for picture in pictures:
+                one = processor.image_processor([picture], return_tensors="pt")
+                pixels = one["pixel_values"].to(self.device, module.dtype)
+                codes.append(module.model.get_image_tokens(pixels, one["image_sizes"]))
+            if codes:
+                ids[ids == processor.image_token_id] = torch.cat(codes).to(ids)
             rows.append(ids.tolist())
         return dict(processor.tokenizer.pad({"input_ids": rows}, **PADDED).to(self.device))
 
@@ -323,27 +335,31 @@ class Emu3Model:
         self, images: Sequence[Image.Image], questions: Sequence[str], answers: Sequence[str]
     ) -> NDArray[np.float64]:
         texts, tokenizer = [self._chat(q) for q in questions], self.processor("und").tokenizer
-        tails = answer_ids(
-            lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
-            texts,
-            answers,
-            f"model {self.name}",
-        )
-        batch = self._asked(images, texts)
+        tails = answer_ids(self._cut, texts, answers, f"model {self.name}")
+        batch = self._asked([[image] for image in images], texts)
         return answer_logprobs(self.module("und"), batch, tails, tokenizer.pad_token_id).numpy()
 
     @torch.inference_mode()
     def reply(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
-        batch = self._asked(images, [self._chat(question) for question in questions])
+        batch = self._asked([[i] for i in images], [self._chat(question) for question in questions])
         tokenizer = self.processor("und").tokenizer
-        out = self.module("und").generate(
-            **batch,
-            do_sample=False,
-            max_new_tokens=REPLY_TOKENS,
-            pad_token_id=tokenizer.pad_token_id,
+        said = greedy(self.module("und"), tokenizer, batch, REPLY_TOKENS)
+        return [words.strip() for words in said]
+
+    def _cut(self, text: str) -> list[int]:
+        return list(self.processor("und").tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _reader(self) -> Reader:
+        processor = self.processor("und")
+        return Reader(
+            who=f"model {self.name}",
+            module=self.module("und"),
+            tokenizer=processor.tokenizer,
+            batch=self._asked,
+            cut=self._cut,
+            mark=processor.image_token,
+            room=self._context("und"),
         )
-        words = out[:, batch["input_ids"].shape[1] :]
-        return [str(t).strip() for t in tokenizer.batch_decode(words, skip_special_tokens=True)]
 
 
 def make(name: str, entry: Entry, recipe: Mapping[str, Any], device: str, dtype: str) -> Emu3Model:

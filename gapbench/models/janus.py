@@ -31,6 +31,7 @@ from gapbench.models.checkpoint import (
     recipe_of,
     settings_files,
 )
+from gapbench.models.continuations import Continuing, Images, Reader, greedy, parts
 from gapbench.models.sampling import Recipe, draw, guide, uniforms, warp
 from gapbench.types import GapbenchError
 
@@ -46,14 +47,22 @@ PADDED: Final = {"padding": True, "padding_side": "left", "return_tensors": "pt"
 """The side is said because a tokenizer_config.json may name the other one."""
 
 
-class JanusModel:
+class JanusModel(Continuing):
     """Adapter for a folder with a Janus checkpoint in the hub's layout.
 
     `origin`, a hub id at a commit, stands for the digest of the files in the fingerprint.
     """
 
     capabilities = frozenset(
-        {"generate", "judge_logits", "judge_text", "image_tokens", "image_logprobs", "train"}
+        {
+            "generate",
+            "judge_logits",
+            "judge_text",
+            "image_tokens",
+            "image_logprobs",
+            "train",
+            "text",
+        }
     )
     parts: Mapping[str, str] = {
         "language-model": r"model\.language_model\..+",
@@ -309,9 +318,11 @@ class JanusModel:
         text: str = processor.apply_chat_template(chat, add_generation_prompt=True)
         return text
 
-    def _asked(self, images: Sequence[Image.Image], texts: Sequence[str]) -> dict[str, Tensor]:
-        batch = self.processor(text=list(texts), images=list(images), **PADDED).to(self.device)
-        batch["pixel_values"] = batch["pixel_values"].to(self.module.dtype)
+    def _asked(self, images: Images, texts: Sequence[str]) -> dict[str, Tensor]:
+        flat = [image.convert("RGB") for own in images for image in own]
+        batch = self.processor(text=list(texts), images=flat or None, **PADDED).to(self.device)
+        if flat:
+            batch["pixel_values"] = batch["pixel_values"].to(self.module.dtype)
         return dict(batch)
 
     @torch.inference_mode()
@@ -325,24 +336,30 @@ class JanusModel:
         tails = answer_ids(
             lambda text: tokenizer(text)["input_ids"], texts, answers, f"model {self.name}"
         )
-        batch = self._asked(images, texts)
+        batch = self._asked([[image] for image in images], texts)
         return answer_logprobs(self.module, batch, tails, tokenizer.pad_token_id).numpy()
 
     @torch.inference_mode()
     def reply(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
-        batch = self._asked(images, [self._chat(question) for question in questions])
-        out = self.module.generate(
-            **batch,
-            generation_mode="text",
-            do_sample=False,
-            max_new_tokens=REPLY_TOKENS,
-            pad_token_id=self.processor.tokenizer.pad_token_id,
+        batch = self._asked([[i] for i in images], [self._chat(question) for question in questions])
+        said = greedy(self.module, self.processor.tokenizer, batch, REPLY_TOKENS)
+        return [words.strip() for words in said]
+
+    def chat(self, turns: Sequence[Mapping[str, str]]) -> str:
+        chat = [{"role": t["role"], "content": parts(t["content"])} for t in turns]
+        return str(self.processor.apply_chat_template(chat, add_generation_prompt=True))
+
+    def _reader(self) -> Reader:
+        tokenizer = self.processor.tokenizer
+        return Reader(
+            who=f"model {self.name}",
+            module=self.module,
+            tokenizer=tokenizer,
+            batch=self._asked,
+            cut=lambda text: list(tokenizer(text)["input_ids"]),
+            mark=self.processor.image_token,
+            room=self._context,
         )
-        words = out[:, batch["input_ids"].shape[1] :]
-        return [
-            str(text).strip()
-            for text in self.processor.tokenizer.batch_decode(words, skip_special_tokens=True)
-        ]
 
 
 def _processor(folder: Path) -> JanusProcessor:

@@ -61,7 +61,7 @@ class Entry:
 
 
 NATIVE: Final = frozenset(
-    {"generate", "judge_logits", "judge_text", "image_tokens", "image_logprobs", "train"}
+    {"generate", "judge_logits", "judge_text", "image_tokens", "image_logprobs", "train", "text"}
 )
 JANUS_RECIPE: Final = {"guidance": 5.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 JANUS_SOURCE: Final = "deepseek-ai/Janus 1daa72f, generation_inference.py, defaults of generate()"

@@ -65,6 +65,10 @@ def plan(spread: Spread, metric: str, change: float) -> str:
     )
 
 
+def _head(metric: str) -> str:
+    return HEADS.get(metric, metric)  # a score of lm-eval's has its own name
+
+
 def _block(c: Comparison, style: str, strong: str) -> str:
     lines = [
         f"BEFORE {c.before}",
@@ -74,7 +78,7 @@ def _block(c: Comparison, style: str, strong: str) -> str:
         *(f"Left out: {reason}" for reason in c.left_out),
         *c.notes,
     ]
-    rows = [_row(HEADS[change.metric], change) for change in c.changes]
+    rows = [_row(_head(change.metric), change) for change in c.changes]
     parts = ["\n".join(lines) if style == "simple" else "  \n".join(lines), _table(rows, style)]
     if c.by_level:
         rows = [_row(f"{change.name}: {HEADS[change.metric]}", change) for change in c.by_level]
@@ -99,12 +103,12 @@ def _block(c: Comparison, style: str, strong: str) -> str:
         )
     parts.append(f"{strong}Verdict: {c.verdict}.{strong}{_smallest(c)}")
     if c.worse:
-        parts.append(f"Significantly worse: {', '.join(HEADS[metric] for metric in c.worse)}.")
+        parts.append(f"Significantly worse: {', '.join(map(_head, c.worse))}.")
     return "\n\n".join(parts)
 
 
 def _summary(found: Sequence[Comparison], style: str) -> str:
-    heads = [head for head in HEADS.values() if any(_changes(c).get(head) for c in found)]
+    heads = list(dict.fromkeys(head for c in found for head in _changes(c)))
     rows = []
     for c in found:
         cells = _changes(c)
@@ -128,7 +132,7 @@ def _about() -> str:
 
 
 def _changes(c: Comparison) -> dict[str, Change]:
-    return {HEADS[change.metric]: change for change in c.changes}
+    return {_head(change.metric): change for change in c.changes}
 
 
 def _smallest(c: Comparison) -> str:
