@@ -7,6 +7,7 @@ streams of its own, one for the plan and one for the picture. The judge sees the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -113,8 +114,10 @@ class T2IR1Model(JanusModel):
 
     def _plain(self, text: str) -> str:
         """A plan without anything that would be read as a special token when it is read again."""
-        for token in self.processor.tokenizer.get_added_vocab():
-            text = text.replace(token, "") if token.strip() else text
+        special = filter(str.strip, self.processor.tokenizer.get_added_vocab())
+        found = re.compile("|".join(map(re.escape, special)) or r"(?!)")
+        while found.search(text):  # taking one out may join the halves of another
+            text = found.sub("", text)
         return text
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Drawing]:

@@ -382,6 +382,15 @@ def test_the_judge_sees_the_prompt_and_the_run_the_plan(
     assert np.isfinite(done.frame()["p_yes"]).all()
 
 
+def test_what_is_left_of_a_plan_holds_no_special_token(planner: T2IR1Model) -> None:
+    start = planner.processor.tokenizer.boi_token
+    nested = start
+    for _ in range(3):
+        assert planner._plain(f"a {nested}disc") == "a disc"
+        nested = start[:2] + nested + start[2:]
+    assert planner._plain(start[:-1]) == start[:-1]
+
+
 def test_a_plan_must_fit_too(planner: T2IR1Model, tiny_original: Path) -> None:
     assert planner.refuses("a red circle") is None
     long = T2IR1Model("long", tiny_original, reasoning=Reasoning(reasoning_tokens=2040))
