@@ -454,6 +454,33 @@ def test_a_drawings_image_is_the_decoding_of_its_tokens(model: JanusModel) -> No
 LONGER = (" yes", " The score is 0", " The score is 10", " a red circle, so the score is 1")
 
 
+@pytest.mark.parametrize("answers", [ANSWERS, (" The score is 1", " yes", " no, a circle")])
+def test_questions_about_one_image_share_what_they_begin_with(
+    model: JanusModel, images: list[Image.Image], answers: tuple[str, ...]
+) -> None:
+    asked = [(images[0], QUESTIONS[1]), (images[1], QUESTIONS[0])]
+    asked += [(images[0].copy(), f"{QUESTIONS[1]} And {n * 'a '}circle?") for n in range(3)]
+    asked += [(images[1], QUESTIONS[2]), (images[2], QUESTIONS[1])]
+    core, shapes = model.module.model, []
+    hooks = [
+        core.vision_model.register_forward_pre_hook(lambda _m, args: shapes.append(args[0].shape)),
+        core.language_model.register_forward_pre_hook(
+            lambda _m, _args, kwargs: shapes.append(kwargs["inputs_embeds"].shape), with_kwargs=True
+        ),
+    ]
+    try:
+        found = model.judge(*zip(*asked, strict=True), answers)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    vision, begun, rest = shapes
+    assert vision[0] == begun[0] == 3
+    assert begun[1] > STEPS
+    assert rest[0] == len(asked) * len({answer[:-1] for answer in answers})
+    alone = np.concatenate([model.judge([image], [text], answers) for image, text in asked])
+    np.testing.assert_allclose(found, alone, rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("answers", [ANSWERS, LONGER, (" 1",), (" 1", " 1 and 0")], ids=str)
 def test_judging_equals_a_plain_forward_over_question_and_answer(
     model: JanusModel, images: list[Image.Image], answers: tuple[str, ...]

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from gapbench.types import GapbenchError
@@ -46,34 +48,52 @@ def answer_ids(
 
 
 def answer_logprobs(
-    model: Any, batch: Mapping[str, Tensor], tails: Sequence[tuple[int, ...]], pad: int
+    model: Any,
+    batch: Mapping[str, Tensor],
+    tails: Sequence[tuple[int, ...]],
+    pad: int,
+    images: Sequence[Image.Image],
 ) -> Tensor:
     """Log-probability in nats of each answer, (images, answers), float64, on the CPU.
 
-    `batch` is what the processor made of N questions, left-padded, with `input_ids` and
-    `attention_mask`. Answers that differ in their last token only share one row.
+    `batch` is what the processor made of N questions about `images`, left-padded, with `input_ids`
+    and `attention_mask`. Answers that differ in their last token only share one row; what several
+    questions about one image begin with is computed once, where the model's kind allows it.
     """
     contexts = list(dict.fromkeys(tail[:-1] for tail in tails))
     width, rows = max(map(len, contexts)), len(contexts)
     given: dict[str, Any] = dict(batch)
     ids = given.pop("input_ids")
     count = len(ids)
+    accepted = inspect.signature(model.forward).parameters
+    # Models with positions of their own for image patches work them out from the mask.
+    own = hasattr(getattr(model, "model", None), "get_rope_index")
+    placed = "position_ids" in accepted and not own
+    start, cache = _begun(model, ids, given, images) if placed else (0, None)
+    if cache is not None:
+        # What is left of each row, padded on the left again behind `start` real tokens.
+        mask = given["attention_mask"]
+        given = {"attention_mask": (mask.cumsum(1) > start).type_as(mask).index_fill(
+            1, torch.arange(start, device=ids.device), 1
+        )}  # fmt: skip
+        ids = ids[:, start:]
+        if rows > 1:
+            cache.batch_select_indices(torch.arange(count, device=ids.device).repeat(rows))
     more = torch.tensor([[*c, *[pad] * (width - len(c))] for c in contexts], device=ids.device)
     more = more.long().reshape(rows, width).repeat_interleave(count, 0)
     for key, value in given.items():
         given[key] = torch.cat([value] * rows)
-        if value.shape == ids.shape:  # a mask or a type for each token: the answers are text
+        if value.shape == (count, start + ids.shape[1]):  # for each token; the answers are text
             fill = torch.full_like(more, int(key == "attention_mask"), dtype=value.dtype)
             given[key] = torch.cat([given[key], fill], 1)
-    accepted = inspect.signature(model.forward).parameters
-    # Models with positions of their own for image patches work them out from the mask.
-    own = hasattr(getattr(model, "model", None), "get_rope_index")
-    if "position_ids" in accepted and not own:
-        given["position_ids"] = positions(given["attention_mask"])
+    if placed:
+        given["position_ids"] = positions(given["attention_mask"])[:, start:]
+    if cache is not None:
+        given["past_key_values"] = cache
     if "logits_to_keep" in accepted:
         given["logits_to_keep"] = width + 1
     ids = torch.cat([torch.cat([ids] * rows), more], 1)
-    logits = model(input_ids=ids, use_cache=False, **given).logits[:, -(width + 1) :]
+    logits = model(input_ids=ids, use_cache=cache is not None, **given).logits[:, -(width + 1) :]
     logprobs = logits.double().log_softmax(-1).reshape(rows, count, width + 1, -1).cpu()
     total = torch.zeros(count, len(tails), dtype=torch.float64)
     for column, tail in enumerate(tails):
@@ -81,6 +101,41 @@ def answer_logprobs(
         for place, token in enumerate(tail):
             total[:, column] += row[:, place, token]
     return total
+
+
+def _begun(
+    model: Any, ids: Tensor, given: Mapping[str, Tensor], images: Sequence[Image.Image]
+) -> tuple[int, Any]:
+    """How many tokens questions about one image have in common, and their keys and values, (N, ...)
+    each; (0, None) where no two are about one image, or where it cannot be known to be exact."""
+    seen = [(image.mode, image.size, image.tobytes()) for image in images]
+    group = {key: number for number, key in enumerate(dict.fromkeys(seen))}
+    pixels = given.get("pixel_values")
+    if (
+        len(group) == len(seen)
+        or given.keys() - {"attention_mask", "pixel_values"}
+        or (pixels is not None and len(pixels) != len(ids))
+    ):
+        return 0, None
+    whole = [
+        row[keep.bool()].tolist() for row, keep in zip(ids, given["attention_mask"], strict=True)
+    ]
+    member = [group[key] for key in seen]
+    # Every row needs a token of its own.
+    start = min(len(row) for row in whole) - 1
+    for number in range(len(group)):
+        rows = [row for row, other in zip(whole, member, strict=True) if other == number]
+        columns = zip(*(row[:start] for row in rows), strict=True)
+        start = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+    token = getattr(model.config, "image_token_id", None)
+    if start < 1 or any(token in row[start:] for row in whole):
+        return 0, None
+    first = [member.index(number) for number in range(len(group))]
+    more = {} if pixels is None else {"pixel_values": pixels[first]}
+    begun = torch.tensor([whole[row][:start] for row in first], device=ids.device)
+    cache = model(input_ids=begun, use_cache=True, logits_to_keep=1, **more).past_key_values
+    cache.batch_select_indices(torch.tensor(member, device=ids.device))
+    return start, cache
 
 
 def positions(mask: Tensor) -> Tensor:

@@ -308,7 +308,9 @@ class Emu3Model:
             f"model {self.name}",
         )
         batch = self._asked(images, texts)
-        return answer_logprobs(self.module("und"), batch, tails, tokenizer.pad_token_id).numpy()
+        return answer_logprobs(
+            self.module("und"), batch, tails, tokenizer.pad_token_id, images
+        ).numpy()
 
     @torch.inference_mode()
     def reply(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:

@@ -295,7 +295,7 @@ class JanusModel:
             lambda text: tokenizer(text)["input_ids"], texts, answers, f"model {self.name}"
         )
         batch = self._asked(images, texts)
-        return answer_logprobs(self.module, batch, tails, tokenizer.pad_token_id).numpy()
+        return answer_logprobs(self.module, batch, tails, tokenizer.pad_token_id, images).numpy()
 
     @torch.inference_mode()
     def reply(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
