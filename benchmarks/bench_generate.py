@@ -1,7 +1,7 @@
 """Drawing and own verdicts of the Janus adapter against transformers' own ways, on the same random
 weights, device and dtype.
 
-    python benchmarks/bench_generate.py [--size small|long|1b|7b] [--device cpu] [--rounds 2]
+    python benchmarks/bench_generate.py [--size small|long|1b|7b] [--batch 1 16 64] [--rounds 2]
 
 References, measured in the same run and in turns: for drawing, transformers'
 `generate(generation_mode="image")` one prompt at a time, which is upstream's loop, and at the same
@@ -133,11 +133,11 @@ def said(model: JanusModel, image: Image.Image, question: str) -> str:
     return str(model.processor.tokenizer.decode(out[0, batch["input_ids"].shape[1] :]))
 
 
-def drawing(model: JanusModel, rounds: int) -> None:
-    prompts = [f"a picture of {n} red circles and a blue square" for n in range(max(BATCHES))]
+def drawing(model: JanusModel, batches: list[int], rounds: int) -> None:
+    prompts = [f"a picture of {n} red circles and a blue square" for n in range(max(batches))]
     upstream(model, prompts[:1])
     print("drawing   images/s   x transformers one at a time   x transformers at the same batch")
-    for batch in BATCHES:
+    for batch in batches:
         some, seeds = prompts[:batch], list(range(batch))
         alone, batched, ours = seconds(
             model.device,
@@ -152,8 +152,7 @@ def drawing(model: JanusModel, rounds: int) -> None:
         print(f"batch {batch:3} {batch / ours:9.3f} {apart:30.2f} {together:34.2f}")
 
 
-def judging(model: JanusModel, rounds: int) -> None:
-    batch = max(BATCHES)
+def judging(model: JanusModel, batch: int, rounds: int) -> None:
     noise = np.random.default_rng(0)
     side = model.processor.image_processor.size["height"]
     images = [
@@ -178,6 +177,7 @@ def judging(model: JanusModel, rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=LAYERS, default="small")
+    parser.add_argument("--batch", type=int, nargs="+", default=list(BATCHES))
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
@@ -190,8 +190,8 @@ def main() -> None:
         model.load()
         where = platform.processor() if args.device == "cpu" else torch.cuda.get_device_name()
         print(f"{where or platform.machine()}, {args.size}, {dtype}")
-        drawing(model, args.rounds)
-        judging(model, args.rounds)
+        drawing(model, args.batch, args.rounds)
+        judging(model, max(args.batch), args.rounds)
 
 
 if __name__ == "__main__":
