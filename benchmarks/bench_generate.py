@@ -1,12 +1,16 @@
 """Drawing and own verdicts of the Janus adapter against transformers' own ways, on the same random
 weights, device and dtype.
 
-    python benchmarks/bench_generate.py [--size small|1b|7b] [--batch 16] [--device cpu]
+    python benchmarks/bench_generate.py [--size small|long|1b|7b] [--batch 1 16 64] [--rounds 2]
 
-References, measured in the same run: for drawing, transformers' `generate(generation_mode="image")`
-one prompt at a time, which is upstream's loop, and at the same batch; for verdicts, generating the
-reply and reading it. `small` keeps Janus-Pro's 576 image tokens and shape at a hundredth of the
-parameters; `1b` and `7b` are its own geometry. Guidance is on, as Janus-Pro needs it.
+References, measured in the same run and in turns: for drawing, transformers'
+`generate(generation_mode="image")` one prompt at a time, which is upstream's loop, and at the same
+batch; for verdicts, generating a reply of REPLY tokens, as one in the asked form takes, one at a
+time. On a CPU the clock is the process's own, one thread, so that other work counts for less.
+
+`1b` and `7b` are Janus-Pro's own geometry. `small` is a hundredth of the parameters with width and
+image tokens scaled alike, so that an image's keys and values weigh against the weights as in `1b`;
+`long` has all 576 tokens on `small`'s weights. Guidance is on, as Janus-Pro needs it.
 """
 
 from __future__ import annotations
@@ -19,8 +23,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
+import numpy as np
 import torch
+from PIL import Image
 
 from gapbench import load_task, torchvision_shim
 from gapbench.judges.own import ANSWERS
@@ -28,18 +35,27 @@ from gapbench.models.janus import JanusModel
 from gapbench.models.sampling import Recipe
 
 MINI = Path(__file__).parents[1] / "gapbench/models/bundled/janus-mini"
-LAYERS = {"small": (6, 384, 6, 1024), "1b": (24, 2048, 16, 5632), "7b": (30, 4096, 32, 11008)}
+LAYERS = {
+    "small": (6, 384, 6, 1024),
+    "long": (6, 384, 6, 1024),
+    "1b": (24, 2048, 16, 5632),
+    "7b": (30, 4096, 32, 11008),
+}
 """Layers, width, heads and width of the feed-forward part of the language model."""
-SIDE = 96
-"""Pixels of an image's side: with patches of 4 that is 24 x 24 = 576 tokens."""
+SIZES = {"small": (4096, 10), "long": (4096, 24), "1b": (16384, 24), "7b": (16384, 24)}
+"""Image codes, and an image's side in tokens."""
+EMBED = 8
+PATCH = 4
+BATCHES = (1, 16, 64)
+REPLY = 8
 
 
 def build(folder: Path, size: str) -> Path:
-    """A random Janus with janus-mini's processor and tokenizer, and 576 tokens an image."""
+    """A random Janus with janus-mini's processor and tokenizer."""
     torchvision_shim.ensure()
     from transformers import JanusConfig, JanusForConditionalGeneration
 
-    layers, width, heads, inner = LAYERS[size]
+    (layers, width, heads, inner), (codes, side) = LAYERS[size], SIZES[size]
     config = json.loads((MINI / "config.json").read_text())
     config["text_config"] |= {
         "num_hidden_layers": layers,
@@ -51,15 +67,15 @@ def build(folder: Path, size: str) -> Path:
         "max_position_embeddings": 2048,
     }
     config["vision_config"] |= {
-        "image_size": SIDE,
+        "image_size": PATCH * side,
         "projection_dim": width,
-        "num_image_tokens": (SIDE // 4) ** 2,
+        "num_image_tokens": side**2,
     }
     config["vq_config"] |= {
-        "num_patches": SIDE // 4,
+        "num_patches": side,
         "projection_dim": width,
         "image_token_embed_dim": width,
-        "num_embeddings": 4096,
+        "num_embeddings": codes,
     }
     torch.manual_seed(0)
     JanusForConditionalGeneration(JanusConfig(**config)).save_pretrained(folder)
@@ -71,26 +87,28 @@ def build(folder: Path, size: str) -> Path:
     ):
         shutil.copy(MINI / name, folder)
     processor = json.loads((MINI / "processor_config.json").read_text())
-    processor["num_image_tokens"] = (SIDE // 4) ** 2
-    processor["image_processor"]["size"] = {"height": SIDE, "width": SIDE}
+    processor["num_image_tokens"] = side**2
+    processor["image_processor"]["size"] = {"height": PATCH * side, "width": PATCH * side}
     (folder / "processor_config.json").write_text(json.dumps(processor))
     return folder
 
 
-def rate(do: Callable[[], object], count: int) -> float:
-    """Items a second, the best of two."""
-    best = 0.0
-    for _ in range(2):
-        start = time.perf_counter()
-        do()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        best = max(best, count / (time.perf_counter() - start))
-    return best
+def seconds(device: str, rounds: int, ways: list[Callable[[], object]]) -> list[float]:
+    """What each way takes, the median of some rounds in which they take turns."""
+    taken: list[list[float]] = [[] for _ in ways]
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    for _ in range(rounds):
+        for way, times in zip(ways, taken, strict=True):
+            start = clock()
+            way()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            times.append(clock() - start)
+    return [median(times) for times in taken]
 
 
 def upstream(model: JanusModel, prompts: list[str]) -> torch.Tensor:
-    """transformers' own drawing: token ids, (prompts, 576)."""
+    """transformers' own drawing: token ids, (prompts, tokens)."""
     chats = [[{"role": "user", "content": [{"type": "text", "text": p}]}] for p in prompts]
     texts = [model.processor.apply_chat_template(c, add_generation_prompt=True) for c in chats]
     batch = model.processor(
@@ -104,35 +122,76 @@ def upstream(model: JanusModel, prompts: list[str]) -> torch.Tensor:
     return drawn
 
 
+@torch.inference_mode()
+def said(model: JanusModel, image: Image.Image, question: str) -> str:
+    """The usual way to a verdict: a reply, to be parsed."""
+    batch = model._asked([image], [model._chat(question)])
+    out = model.module.generate(
+        **batch, generation_mode="text", do_sample=False, max_new_tokens=REPLY,
+        min_new_tokens=REPLY, pad_token_id=model.processor.tokenizer.pad_token_id,
+    )  # fmt: skip
+    return str(model.processor.tokenizer.decode(out[0, batch["input_ids"].shape[1] :]))
+
+
+def drawing(model: JanusModel, batches: list[int], rounds: int) -> None:
+    prompts = [f"a picture of {n} red circles and a blue square" for n in range(max(batches))]
+    upstream(model, prompts[:1])
+    print("drawing   images/s   x transformers one at a time   x transformers at the same batch")
+    for batch in batches:
+        some, seeds = prompts[:batch], list(range(batch))
+        alone, batched, ours = seconds(
+            model.device,
+            rounds,
+            [
+                lambda: upstream(model, prompts[:1]),
+                lambda some=some: upstream(model, some),
+                lambda some=some, seeds=seeds: model.generate(some, seeds),
+            ],
+        )
+        apart, together = alone * batch / ours, batched / ours
+        print(f"batch {batch:3} {batch / ours:9.3f} {apart:30.2f} {together:34.2f}")
+
+
+def judging(model: JanusModel, batch: int, rounds: int) -> None:
+    noise = np.random.default_rng(0)
+    side = model.processor.image_processor.size["height"]
+    images = [
+        Image.fromarray(noise.integers(0, 256, (side, side, 3), np.uint8)) for _ in range(batch)
+    ]
+    questions = [prompt.question for prompt in load_task("shapes").prompts()[:batch]]
+    said(model, images[0], questions[0])
+    print(f"verdicts, batch {batch}      /s   x a reply of {REPLY} tokens, one at a time")
+    for each in (1, 2, 8):
+        asked = [images[number // each] for number in range(batch)]
+        alone, ours = seconds(
+            model.device,
+            rounds,
+            [
+                lambda: said(model, images[0], questions[0]),
+                lambda asked=asked: model.judge(asked, questions, ANSWERS),
+            ],
+        )
+        print(f"{each} an image {batch / ours:17.2f} {alone * batch / ours:10.2f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=LAYERS, default="small")
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, nargs="+", default=list(BATCHES))
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     if args.device == "cpu":
         torch.set_num_threads(1)
-    prompts = [f"a picture of {n} red circles and a blue square" for n in range(args.batch)]
     with tempfile.TemporaryDirectory() as name:
         folder = build(Path(name), args.size)
         dtype = "float32" if args.device == "cpu" else "bfloat16"
         model = JanusModel("bench", folder, Recipe(guidance=5.0), args.device, dtype)
         model.load()
-        alone = rate(lambda: upstream(model, prompts[:1]), 1)
-        batched = rate(lambda: upstream(model, prompts), args.batch)
-        drawn = []
-        ours = rate(
-            lambda: drawn.extend(model.generate(prompts, list(range(args.batch)))), args.batch
-        )
-        images = [drawing.image for drawing in drawn[: args.batch]]
-        questions = [load_task("shapes").prompts()[0].question] * args.batch
-        words = rate(lambda: model.reply(images[:1], questions[:1]), 1)
-        verdicts = rate(lambda: model.judge(images, questions, ANSWERS), args.batch)
-    where = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor()
-    print(f"{where}, {args.size}, {dtype}, batch {args.batch}")
-    print(f"drawing   {ours:8.3f} images/s   {ours / alone:6.2f} x transformers one at a time")
-    print(f"{'':28}{ours / batched:6.2f} x transformers at the same batch")
-    print(f"verdicts  {verdicts:8.2f} /s   {verdicts / words:12.2f} x generating each reply")
+        where = platform.processor() if args.device == "cpu" else torch.cuda.get_device_name()
+        print(f"{where or platform.machine()}, {args.size}, {dtype}")
+        drawing(model, args.batch, args.rounds)
+        judging(model, max(args.batch), args.rounds)
 
 
 if __name__ == "__main__":

@@ -221,6 +221,9 @@ def _judge(
     wanted = {(image, judge.question(p), judge.fingerprint): (p, image) for p, image in asked}
     there = folder.verdicts()
     missing = [pair for key, pair in wanted.items() if key not in there]
+    # Side by side, since questions about one image share most of their work.
+    place = {image: number for number, (_, image) in enumerate(reversed(missing))}
+    missing.sort(key=lambda pair: -place[pair[1]])
     if missing and isinstance(judge, PictureJudge):
         _note_check(folder, f"judge {judge.name}", judge.check_picture())
     advance = progress(stage, len(wanted) - len(missing), len(wanted))

@@ -113,14 +113,13 @@ class RunFolder:
 
     def append(self, records: Iterable[Generation | Verdict]) -> None:
         """Add records: flushed and on disk when this returns."""
-        lines: dict[str, str] = {}
+        lines: dict[str, list[str]] = {}
         for record in records:
-            name = _FILES[type(record)]
-            lines[name] = lines.get(name, "") + json.dumps(asdict(record)) + "\n"
+            lines.setdefault(_FILES[type(record)], []).append(json.dumps(asdict(record)) + "\n")
         with _saying_how_to_resume(self.path):
-            for name, text in lines.items():
+            for name, texts in lines.items():
                 with (self.path / name).open("ab") as file:
-                    file.write(text.encode())
+                    file.write("".join(texts).encode())
                     _to_disk(file)
 
     def add_image(self, image: Image.Image) -> str:

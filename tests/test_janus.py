@@ -8,6 +8,7 @@ import json
 import shutil
 import weakref
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import DynamicCache
 
 from gapbench.judges.own import ANSWERS
+from gapbench.models.answers import positions
 from gapbench.models.base import CAPABILITIES
+from gapbench.models.decode import Decoder
 from gapbench.models.janus import JanusModel
 from gapbench.models.sampling import Recipe, draw, uniforms, warp
 from gapbench.types import GapbenchError
@@ -211,21 +215,65 @@ def test_pitfall_7_seeds_are_honoured_whatever_else_is_drawn(model: JanusModel) 
     assert mixed[2:].tolist() == alone
 
 
-def test_a_prompts_prefix_is_computed_once_for_all_its_samples(model: JanusModel) -> None:
-    shapes: list[tuple[int, int]] = []
-    handle = model.module.model.language_model.register_forward_pre_hook(
-        lambda _m, _args, kwargs: shapes.append(tuple(kwargs["inputs_embeds"].shape[:2])),
-        with_kwargs=True,
-    )
+def test_rows_that_begin_alike_are_computed_once_for_all_samples(model: JanusModel) -> None:
+    shapes: list[tuple[int, ...]] = []
+    layer = model.module.model.language_model.layers[0].self_attn.q_proj
+    handle = layer.register_forward_pre_hook(lambda _m, args: shapes.append(tuple(args[0].shape)))
     prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[0], PROMPTS[1]]
     try:
         model.generate(prompts, range(5))
+        model.generate(["x", "y"], range(2))
     finally:
         handle.remove()
     # Twice as many rows as there are distinct prompts, then as there are samples, for guidance.
     assert shapes[0][0] == 2 * 2
     assert shapes[0][1] > 1
-    assert shapes[1:] == [(2 * 5, 1)] * (STEPS - 1)
+    assert shapes[1:STEPS] == [(2 * 5, 64)] * (STEPS - 1)
+    # Prompts of one length have one unconditional row.
+    assert shapes[STEPS][0] == 2 + 1
+    assert shapes[STEPS + 1 :] == [(2 * 2, 64)] * (STEPS - 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_decoding_step_is_what_transformers_computes_bit_for_bit(
+    model: JanusModel, dtype: torch.dtype
+) -> None:
+    core = deepcopy(model.module.model.language_model).to(dtype)
+    ids = torch.randint(5, 300, (4, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    more = torch.randint(5, 300, (3, 4), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        decoder, cache = Decoder(core, ids, mask, len(more)), DynamicCache()
+        fed, found = ids, decoder.hidden
+        for step in range(len(more) + 1):
+            if step:
+                fed = more[step - 1, :, None]
+                found = decoder.step(core.embed_tokens(fed[:, 0]))
+                mask = torch.cat([mask, mask.new_ones(4, 1)], 1)
+            expected = core(
+                input_ids=fed,
+                attention_mask=mask,
+                position_ids=positions(mask)[:, -fed.shape[1] :],
+                past_key_values=cache,
+            ).last_hidden_state[:, -1]
+            assert torch.equal(found, expected)
+
+
+def test_a_decoding_step_can_be_captured_and_may_look_over_empty_places(model: JanusModel) -> None:
+    """What a CUDA graph needs, as far as a CPU shows it: one trace of tensor operations, without a
+    look at a value, which for places that are still empty gives the same."""
+    core = model.module.model.language_model
+    ids, mask = torch.arange(5, 14).reshape(1, 9), torch.ones(1, 9, dtype=torch.long)
+    with torch.inference_mode():
+        plain, wide = (Decoder(core, ids, mask, 7) for _ in range(2))
+        traced = torch.compile(wide._forward, backend="eager", fullgraph=True)
+        hidden = plain.hidden
+        for _ in range(7):
+            found = traced(hidden, 16)
+            wide._at += 1
+            hidden = plain.step(hidden)
+            torch.testing.assert_close(found, hidden, rtol=0, atol=1e-6)
 
 
 def test_pitfall_3_no_top_k_is_applied_unasked(tiny_janus: Path) -> None:
@@ -404,6 +452,33 @@ def test_a_drawings_image_is_the_decoding_of_its_tokens(model: JanusModel) -> No
 # -- judging -----------------------------------------------------------------------------------
 
 LONGER = (" yes", " The score is 0", " The score is 10", " a red circle, so the score is 1")
+
+
+@pytest.mark.parametrize("answers", [ANSWERS, (" The score is 1", " yes", " no, a circle")])
+def test_questions_about_one_image_share_what_they_begin_with(
+    model: JanusModel, images: list[Image.Image], answers: tuple[str, ...]
+) -> None:
+    asked = [(images[0], QUESTIONS[1]), (images[1], QUESTIONS[0])]
+    asked += [(images[0].copy(), f"{QUESTIONS[1]} And {n * 'a '}circle?") for n in range(3)]
+    asked += [(images[1], QUESTIONS[2]), (images[2], QUESTIONS[1])]
+    core, shapes = model.module.model, []
+    hooks = [
+        core.vision_model.register_forward_pre_hook(lambda _m, args: shapes.append(args[0].shape)),
+        core.language_model.register_forward_pre_hook(
+            lambda _m, _args, kwargs: shapes.append(kwargs["inputs_embeds"].shape), with_kwargs=True
+        ),
+    ]
+    try:
+        found = model.judge(*zip(*asked, strict=True), answers)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    vision, begun, rest = shapes
+    assert vision[0] == begun[0] == 3
+    assert begun[1] > STEPS
+    assert rest[0] == len(asked) * len({answer[:-1] for answer in answers})
+    alone = np.concatenate([model.judge([image], [text], answers) for image, text in asked])
+    np.testing.assert_allclose(found, alone, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("answers", [ANSWERS, LONGER, (" 1",), (" 1", " 1 and 0")], ids=str)

@@ -111,6 +111,12 @@ def test_generations_come_back_as_a_dictionary_holds_them(rows: list[Any]) -> No
         assert RunFolder.open(folder.path).generations() == twin
 
 
+def test_one_call_takes_very_many_records(folder: RunFolder) -> None:
+    records = [verdict(number) for number in range(30_000)]
+    folder.append(records)
+    assert list(folder.verdicts().values()) == records
+
+
 def test_images_and_tokens_come_back(folder: RunFolder) -> None:
     picture = Image.fromarray(np.arange(300, dtype=np.uint8).reshape(10, 10, 3))
     tokens = np.array([5, 0, 2**31 - 1], np.int32)

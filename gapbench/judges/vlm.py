@@ -228,7 +228,7 @@ class VlmJudge:
                 f"with its image the question takes {length} tokens, {self.name} has room for "
                 f"{self.room}"
             )
-        return answer_logprobs(self._model, batch, tails, tokenizer.pad_token_id)
+        return answer_logprobs(self._model, batch, tails, tokenizer.pad_token_id, images)
 
     def _chat(self, question: str) -> str:
         content = [{"type": "image"}, {"type": "text", "text": question}]

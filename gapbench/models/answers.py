@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from gapbench.types import GapbenchError
@@ -46,18 +48,34 @@ def answer_ids(
 
 
 def answer_logprobs(
-    model: Any, batch: Mapping[str, Tensor], tails: Sequence[tuple[int, ...]], pad: int
+    model: Any,
+    batch: Mapping[str, Tensor],
+    tails: Sequence[tuple[int, ...]],
+    pad: int,
+    images: Sequence[Image.Image],
 ) -> Tensor:
     """Log-probability in nats of each answer, (images, answers), float64, on the CPU.
 
-    `batch` is what the processor made of N questions, left-padded, with `input_ids` and
-    `attention_mask`. Answers that differ in their last token only share one row.
+    `batch` is what the processor made of N questions about `images`, left-padded, with `input_ids`
+    and `attention_mask`. Answers that differ in their last token only share one row; what several
+    questions about one image begin with is computed once, where the model's kind allows it.
     """
     contexts = list(dict.fromkeys(tail[:-1] for tail in tails))
     count, rows = len(batch["input_ids"]), len(contexts)
-    given = {key: torch.cat([value] * rows) for key, value in batch.items()}
+    given, cache = dict(batch), None
+    if _placed(model):
+        start, cache = _begun(model, given, images)
+        if cache is not None:
+            # What is left of each row, padded on the left again behind `start` real tokens.
+            mask = given["attention_mask"]
+            here = torch.arange(start, device=mask.device)
+            mask = (mask.cumsum(1) > start).type_as(mask).index_fill(1, here, 1)
+            given = {"input_ids": given["input_ids"][:, start:], "attention_mask": mask}
+            if rows > 1:
+                cache.batch_select_indices(torch.arange(count, device=mask.device).repeat(rows))
+    given = {key: torch.cat([value] * rows) for key, value in given.items()}
     heads = [context for context in contexts for _ in range(count)]
-    logprobs = following(model, given, heads, pad)
+    logprobs = following(model, given, heads, pad, cache)
     logprobs = logprobs.reshape(rows, count, *logprobs.shape[1:])
     total = torch.zeros(count, len(tails), dtype=torch.float64)
     for column, tail in enumerate(tails):
@@ -68,33 +86,78 @@ def answer_logprobs(
 
 
 def following(
-    model: Any, batch: Mapping[str, Tensor], heads: Sequence[tuple[int, ...]], pad: int
+    model: Any,
+    batch: Mapping[str, Tensor],
+    heads: Sequence[tuple[int, ...]],
+    pad: int,
+    cache: Any = None,
 ) -> Tensor:
     """Log-probabilities of the token that comes after each row and after each token of its head,
     (rows, longest head + 1, vocabulary), float64, on the CPU.
 
     `batch` is left-padded, with `input_ids` and `attention_mask`; a head is put behind its row.
+    Where `cache` holds what the rows begin with, the mask covers that too.
     """
     width = max(map(len, heads))
     given: dict[str, Any] = dict(batch)
     ids = given.pop("input_ids")
     more = torch.tensor([[*h, *[pad] * (width - len(h))] for h in heads], device=ids.device)
     more = more.long().reshape(len(heads), width)
+    whole = given["attention_mask"].shape
     for key, value in given.items():
-        if value.shape == ids.shape:  # a mask or a type for each token: the heads are text
+        if value.shape == whole:  # a mask or a type for each token: the heads are text
             fill = torch.full_like(more, int(key == "attention_mask"), dtype=value.dtype)
             given[key] = torch.cat([value, fill], 1)
-    accepted = inspect.signature(model.forward).parameters
-    # Models with positions of their own for image patches work them out from the mask.
-    own = hasattr(getattr(model, "model", None), "get_rope_index")
-    if "position_ids" in accepted and not own:
-        given["position_ids"] = positions(given["attention_mask"])
-    if "logits_to_keep" in accepted:
+    if _placed(model):
+        given["position_ids"] = positions(given["attention_mask"])[:, whole[1] - ids.shape[1] :]
+    if cache is not None:
+        given["past_key_values"] = cache
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
         given["logits_to_keep"] = width + 1
     ids = torch.cat([ids, more], 1)
-    logits = model(input_ids=ids, use_cache=False, **given).logits[:, -(width + 1) :]
+    logits = model(input_ids=ids, use_cache=cache is not None, **given).logits[:, -(width + 1) :]
     logprobs: Tensor = logits.double().log_softmax(-1).cpu()
     return logprobs
+
+
+def _placed(model: Any) -> bool:
+    """Whether positions are to be given; models with positions of their own for image patches work
+    them out from the mask."""
+    own = hasattr(getattr(model, "model", None), "get_rope_index")
+    return "position_ids" in inspect.signature(model.forward).parameters and not own
+
+
+def _begun(
+    model: Any, batch: Mapping[str, Tensor], images: Sequence[Image.Image]
+) -> tuple[int, Any]:
+    """How many tokens questions about one image have in common, and their keys and values, (N, ...)
+    each; (0, None) where no two are about one image, or where it cannot be known to be exact."""
+    seen = [(image.mode, image.size, image.tobytes()) for image in images]
+    group = {key: number for number, key in enumerate(dict.fromkeys(seen))}
+    ids, mask, pixels = batch["input_ids"], batch["attention_mask"], batch.get("pixel_values")
+    if (
+        len(group) == len(seen)
+        or batch.keys() - {"input_ids", "attention_mask", "pixel_values"}
+        or (pixels is not None and len(pixels) != len(ids))
+    ):
+        return 0, None
+    whole = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
+    member = [group[key] for key in seen]
+    # Every row needs a token of its own.
+    start = min(len(row) for row in whole) - 1
+    for number in range(len(group)):
+        rows = [row for row, other in zip(whole, member, strict=True) if other == number]
+        columns = zip(*(row[:start] for row in rows), strict=True)
+        start = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+    token = getattr(model.config, "image_token_id", None)
+    if start < 1 or any(token in row[start:] for row in whole):
+        return 0, None
+    first = [member.index(number) for number in range(len(group))]
+    more = {} if pixels is None else {"pixel_values": pixels[first]}
+    begun = torch.tensor([whole[row][:start] for row in first], device=ids.device)
+    cache = model(input_ids=begun, use_cache=True, logits_to_keep=1, **more).past_key_values
+    cache.batch_select_indices(torch.tensor(member, device=ids.device))
+    return start, cache
 
 
 def positions(mask: Tensor) -> Tensor:

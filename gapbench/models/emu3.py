@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import linear
 
 from gapbench import torchvision_shim
 from gapbench.models import lora
 from gapbench.models.answers import answer_ids, answer_logprobs, positions
 from gapbench.models.base import IMAGE, Drawing, require_shared
-from gapbench.models.cache import roomy
 from gapbench.models.checkpoint import (
     digest,
     first_line,
@@ -31,9 +31,10 @@ from gapbench.models.checkpoint import (
     settings_files,
 )
 from gapbench.models.continuations import Continuing, Images, Reader, greedy, parts
+from gapbench.models.decode import Decoder, draw_tokens
 from gapbench.models.janus import PADDED, REPLY_TOKENS, SMALL
 from gapbench.models.registry import HUB, NATIVE, Entry, changed, pick_device, weights
-from gapbench.models.sampling import Recipe, draw, guide, uniforms, warp
+from gapbench.models.sampling import Recipe, logprobs_of
 from gapbench.types import GapbenchError
 
 if TYPE_CHECKING:
@@ -208,52 +209,32 @@ class Emu3Model(Continuing):
         module, recipe, count = self.module("gen"), self._sampling, len(prompts)
         core, (codes, end) = module.model.text_model, self._codes()
         head = module.lm_head.weight[codes]
-        guided = recipe.guidance != 1
         distinct = list(dict.fromkeys(prompts))
         texts = [prompt + self.recipe["positive"] for prompt in distinct]
-        effective, ids, mask = self._heads([*texts, self.recipe["negative"]] if guided else texts)
+        effective, ids, mask = self._heads(
+            [*texts, self.recipe["negative"]] if recipe.guided else texts
+        )
         order = [distinct.index(prompt) for prompt in prompts]
-        rows = torch.tensor(order + [len(distinct)] * count * guided, device=self.device)
+        rows = order + [len(distinct)] * count * recipe.guided
+        decoder = Decoder(core, ids[rows], mask[rows], self.side * (self.side + 1))
+        fed = 0
 
-        # Each prompt's prefix, and the negative prompt's, is computed once for all samples.
-        cache = roomy(self.side * (self.side + 1))
-        hidden = core(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions(mask),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[rows, -1]
-        cache.batch_select_indices(rows)
-        mask = mask[rows]
-        steps = self.side * self.side
-        uniform = uniforms(list(seeds), steps)
-        tokens = torch.empty(count, steps, dtype=torch.long, device=self.device)
-        logprob = torch.zeros(count, dtype=torch.float64, device=self.device)
-        for step in range(steps):
-            logits = torch.nn.functional.linear(hidden, head).double()
-            logprobs = warp(guide(logits, recipe.guidance) if guided else logits, recipe)
-            token = draw(logprobs, uniform[:, step])
-            tokens[:, step] = token
-            logprob += logprobs.gather(1, token.unsqueeze(1)).squeeze(1)
-            if step + 1 == steps:
-                break
-            fed = codes[token].unsqueeze(1)
-            if (step + 1) % self.side == 0:
-                fed = torch.cat([fed, torch.full_like(fed, end)], 1)
-            position = mask.sum(1, keepdim=True) + torch.arange(fed.shape[1], device=self.device)
-            mask = torch.cat([mask, mask.new_ones(len(mask), fed.shape[1])], 1)
-            hidden = core(
-                input_ids=fed.repeat(2, 1) if guided else fed,
-                attention_mask=mask,
-                position_ids=position,
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state[:, -1]
-        ids_ = tokens.to("cpu", torch.int32).numpy()
+        def put(ids: Tensor) -> Tensor:
+            embeds = core.get_input_embeddings()(ids)
+            return decoder.step(embeds.repeat(2, 1) if recipe.guided else embeds)
+
+        def feed(token: Tensor) -> Tensor:
+            nonlocal fed
+            hidden, fed = put(codes[token]), fed + 1
+            return hidden if fed % self.side else put(torch.full_like(token, end))
+
+        tokens, logprobs = draw_tokens(
+            decoder.hidden, lambda hidden: linear(hidden, head), feed, recipe, seeds,
+            self.side * self.side,
+        )  # fmt: skip
         return [
-            Drawing(self.decode(row), row, effective[place], float(total))
-            for place, row, total in zip(order, ids_, logprob.tolist(), strict=True)
+            Drawing(self.decode(row), row, effective[place], logprob)
+            for place, row, logprob in zip(order, tokens, logprobs, strict=True)
         ]
 
     @torch.inference_mode()
@@ -289,10 +270,7 @@ class Emu3Model(Continuing):
         ).last_hidden_state[:, start - 1 :]
         # What follows the last code of a line is its end, which is forced.
         drawn = torch.arange(hidden.shape[1], device=self.device) % (self.side + 1) != self.side
-        logits = torch.nn.functional.linear(hidden[:, drawn], module.lm_head.weight[codes])
-        logprobs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-        found: Tensor = logprobs.gather(2, target.unsqueeze(2)).squeeze(2)
-        return found
+        return logprobs_of(linear(hidden[:, drawn], module.lm_head.weight[codes]), target)
 
     # -- judging ---------------------------------------------------------------------------
 
@@ -337,7 +315,9 @@ class Emu3Model(Continuing):
         texts, tokenizer = [self._chat(q) for q in questions], self.processor("und").tokenizer
         tails = answer_ids(self._cut, texts, answers, f"model {self.name}")
         batch = self._asked([[image] for image in images], texts)
-        return answer_logprobs(self.module("und"), batch, tails, tokenizer.pad_token_id).numpy()
+        return answer_logprobs(
+            self.module("und"), batch, tails, tokenizer.pad_token_id, images
+        ).numpy()
 
     @torch.inference_mode()
     def reply(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:

@@ -22,7 +22,6 @@ from gapbench import torchvision_shim
 from gapbench.models import janus_original, lora
 from gapbench.models.answers import answer_ids, answer_logprobs, positions
 from gapbench.models.base import Drawing
-from gapbench.models.cache import roomy
 from gapbench.models.checkpoint import (
     digest,
     first_line,
@@ -32,7 +31,8 @@ from gapbench.models.checkpoint import (
     settings_files,
 )
 from gapbench.models.continuations import Continuing, Images, Reader, greedy, parts
-from gapbench.models.sampling import Recipe, draw, guide, uniforms, warp
+from gapbench.models.decode import Decoder, draw_tokens
+from gapbench.models.sampling import Recipe, logprobs_of
 from gapbench.types import GapbenchError
 
 if TYPE_CHECKING:
@@ -222,53 +222,25 @@ class JanusModel(Continuing):
     @torch.inference_mode()
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Drawing]:
         core, recipe = self.module.model, self._sampling
-        guided = recipe.guidance != 1
         distinct = list(dict.fromkeys(prompts))
         effective, ids, mask = self._heads(distinct)
-        rows = torch.tensor([distinct.index(prompt) for prompt in prompts], device=self.device)
-        if guided:
-            ids = torch.cat([ids, self._unconditional(ids)])
-            mask = mask.repeat(2, 1)
-            rows = torch.cat([rows, rows + len(distinct)])
-
-        # Each prompt's prefix is computed once and copied to its samples.
+        order = [distinct.index(prompt) for prompt in prompts]
+        ids, mask = ids[order], mask[order]
+        if recipe.guided:
+            ids, mask = torch.cat([ids, self._unconditional(ids)]), mask.repeat(2, 1)
         steps = self.processor.num_image_tokens
-        cache = roomy(steps)
-        hidden = core.language_model(
-            inputs_embeds=core.get_input_embeddings()(ids),
-            attention_mask=mask,
-            position_ids=positions(mask),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[rows, -1]
-        cache.batch_select_indices(rows)
-        mask = mask[rows]
-        position = mask.sum(1, keepdim=True)
+        decoder = Decoder(core.language_model, ids, mask, steps)
 
-        uniform = uniforms(list(seeds), steps)
-        tokens = torch.empty(len(prompts), steps, dtype=torch.long, device=self.device)
-        logprob = torch.zeros(len(prompts), dtype=torch.float64, device=self.device)
-        for step in range(steps):
-            logits = core.generation_head(hidden).double()
-            logprobs = warp(guide(logits, recipe.guidance) if guided else logits, recipe)
-            token = draw(logprobs, uniform[:, step])
-            tokens[:, step] = token
-            logprob += logprobs.gather(1, token.unsqueeze(1)).squeeze(1)
-            if step + 1 == steps:
-                break
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-            embeds = self.module.prepare_embeddings_for_image_generation(token.unsqueeze(1))
-            hidden = core.language_model(
-                inputs_embeds=embeds.repeat(2, 1, 1) if guided else embeds,
-                attention_mask=mask,
-                position_ids=position + step,
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state[:, -1]
-        ids_ = tokens.to("cpu", torch.int32).numpy()
+        def feed(token: Tensor) -> Tensor:
+            embeds = self.module.prepare_embeddings_for_image_generation(token)
+            return decoder.step(embeds.repeat(2, 1) if recipe.guided else embeds)
+
+        tokens, logprobs = draw_tokens(
+            decoder.hidden, core.generation_head, feed, recipe, seeds, steps
+        )
         return [
-            Drawing(self.decode(row), row, effective[distinct.index(prompt)], float(total))
-            for prompt, row, total in zip(prompts, ids_, logprob.tolist(), strict=True)
+            Drawing(self.decode(row), row, effective[place], logprob)
+            for place, row, logprob in zip(order, tokens, logprobs, strict=True)
         ]
 
     @torch.inference_mode()
@@ -299,10 +271,7 @@ class JanusModel(Continuing):
             position_ids=positions(mask),
             use_cache=False,
         ).last_hidden_state[:, ids.shape[1] - 1 :]
-        logits = core.generation_head(hidden)
-        logprobs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-        found: Tensor = logprobs.gather(2, target.unsqueeze(2)).squeeze(2)
-        return found
+        return logprobs_of(core.generation_head(hidden), target)
 
     # -- judging ---------------------------------------------------------------------------
 
@@ -337,7 +306,7 @@ class JanusModel(Continuing):
             lambda text: tokenizer(text)["input_ids"], texts, answers, f"model {self.name}"
         )
         batch = self._asked([[image] for image in images], texts)
-        return answer_logprobs(self.module, batch, tails, tokenizer.pad_token_id).numpy()
+        return answer_logprobs(self.module, batch, tails, tokenizer.pad_token_id, images).numpy()
 
     @torch.inference_mode()
     def reply(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:

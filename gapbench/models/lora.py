@@ -1,29 +1,18 @@
-"""LoRA adapter folders (peft's layout) merged into a loaded model.
-
-W + scale * B A for each pair of matrices; scale is alpha / r, or alpha / sqrt(r) with use_rslora
-(arXiv 2106.09685, 2312.03732). What peft saved whole (modules_to_save) replaces the weight.
-"""
+"""LoRA adapter folders (arXiv 2106.09685, in peft's layout) merged into a loaded model."""
 
 from __future__ import annotations
 
-import re
+import warnings
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-
-from gapbench.models.checkpoint import digest, read_object
+from gapbench import torchvision_shim
+from gapbench.models.checkpoint import digest, first_line, read_object
 from gapbench.models.registry import HUB
 from gapbench.types import GapbenchError
 
 CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
-UNKNOWN: Final = (
-    "use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "trainable_token_indices",
-    "lora_bias",
-)  # fmt: skip
-"""Settings of peft's that change what its tensors mean."""
-_PAIR: Final = re.compile(r"(.+)\.lora_([AB])\.weight")
 
 
 def base_of(folder: Path) -> str:
@@ -53,52 +42,36 @@ def fingerprint(base: str, folder: Path) -> str:
     return digest(f"lora-1 {base}\n", [folder / CONFIG, folder / WEIGHTS])
 
 
-@torch.no_grad()
 def merge(who: str, model: Any, folder: Path) -> None:
-    """Add an adapter to a model's weights, in place.
+    """Merge an adapter into a model's weights, in place.
 
-    Raises GapbenchError where it is of a kind that is not known or does not fit the model.
+    Raises GapbenchError where it is broken, is of another kind than LoRA, or does not fit the
+    model tensor by tensor: peft itself would leave out what is over and fill in what is missing.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    torchvision_shim.ensure()  # peft imports transformers, which imports torchvision
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import SafetensorError, safe_open
 
-    config = read_object(folder / CONFIG)
-    for key in (
-        "use_dora",
-        "fan_in_fan_out",
-        "rank_pattern",
-        "alpha_pattern",
-        "trainable_token_indices",
-    ):
-        if config.get(key):
-            raise GapbenchError(f"{who}: {folder / CONFIG} sets {key}, which is not known here")
-    if config.get("peft_type", "LORA") != "LORA":
-        raise GapbenchError(
-            f"{who}: {folder} is a {config['peft_type']} adapter, only LORA is known"
+    kind = read_object(folder / CONFIG).get("peft_type", "LORA")
+    if kind != "LORA":
+        raise GapbenchError(f"{who}: {folder} is a {kind} adapter, only LORA is known")
+
+    def misfit(what: str) -> GapbenchError:
+        return GapbenchError(
+            f"{who}: {folder} does not fit the base ({what}); was it trained on another model?"
         )
+
     try:
-        rank, alpha = int(config["r"]), float(config["lora_alpha"])
-        tensors = load_file(folder / WEIGHTS)
-    except (KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise GapbenchError(f"{who}: {folder} is a broken adapter ({error})") from error
-    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
-    weights = dict(model.named_parameters())
-    for name, tensor in tensors.items():
-        place = name.removeprefix("base_model.model.")
-        pair = _PAIR.fullmatch(place)
-        if pair and pair[2] == "B":
-            continue
-        weight = weights.get(f"{pair[1]}.weight" if pair else place)
-        try:
-            if weight is None:
-                raise KeyError(place)
-            if pair:
-                wide = torch.promote_types(weight.dtype, torch.float32)
-                up = tensors[name.replace(".lora_A.", ".lora_B.")].to(weight.device, wide)
-                weight.copy_(weight.to(wide) + scale * up @ tensor.to(weight.device, wide))
-            else:
-                weight.copy_(tensor.expand_as(weight))
-        except (KeyError, RuntimeError) as error:
-            raise GapbenchError(
-                f"{who}: {name} of {folder} does not fit the base; was it trained on another model?"
-            ) from error
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            names = set(file.keys())
+        with warnings.catch_warnings():  # of what is refused below, and of names going away
+            warnings.simplefilter("ignore")
+            adapted = PeftModel.from_pretrained(model, folder, torch_device=str(model.device))
+            wanted = set(get_peft_model_state_dict(adapted))
+            if wrong := sorted(names ^ wanted):
+                raise misfit(f"{wrong[0]} is {'missing' if wrong[0] in wanted else 'unknown'}")
+            adapted.merge_and_unload()
+    except RuntimeError as error:  # torch's, of tensors of another shape
+        raise misfit(str(error).splitlines()[-1].strip()) from error
+    except (KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
+        raise GapbenchError(f"{who}: {folder} is a broken adapter ({first_line(error)})") from error

@@ -40,6 +40,11 @@ class Recipe:
             if not fits or (name == "top_p" and value == 0):
                 raise GapbenchError(f"recipe: {name} is {value!r}, must be {range_}")
 
+    @property
+    def guided(self) -> bool:
+        """Whether the unconditional branch is needed."""
+        return self.guidance != 1
+
 
 def uniforms(seeds: list[int], steps: int, stream: int = 0) -> Tensor:
     """(len(seeds), steps) numbers in [0, 1), row i from seed i alone, the same on every device.
@@ -64,7 +69,8 @@ def warp(logits: Tensor, recipe: Recipe) -> Tensor:
     if recipe.temperature == 0:
         best = logits.argmax(-1, keepdim=True)
         return torch.full_like(logits, -torch.inf).scatter(-1, best, 0.0)
-    logits = logits / recipe.temperature
+    if recipe.temperature != 1:
+        logits = logits / recipe.temperature
     if 0 < recipe.top_k < logits.shape[-1]:
         least = logits.topk(recipe.top_k).values[..., -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
@@ -79,8 +85,16 @@ def warp(logits: Tensor, recipe: Recipe) -> Tensor:
 def draw(logprobs: Tensor, uniform: Tensor) -> Tensor:
     """(B,) tokens by inverting the cumulative distribution of (B, V) at (B,) uniforms."""
     cumulative = logprobs.exp().cumsum(-1)
-    point = uniform.to(cumulative.device).unsqueeze(-1) * cumulative[..., -1:]
-    token = torch.searchsorted(cumulative, point, right=True).squeeze(-1)
+    total = cumulative[..., -1:].contiguous()
+    point = uniform.to(cumulative.device).unsqueeze(-1) * total
+    token = torch.searchsorted(cumulative, point, right=True)
     # Rounding may leave the point on the last edge: the last token that can be drawn is meant.
-    last = logprobs.shape[-1] - 1 - (logprobs > -torch.inf).flip(-1).int().argmax(-1)
-    return torch.minimum(token, last)
+    return torch.minimum(token, torch.searchsorted(cumulative, total)).squeeze(-1)
+
+
+def logprobs_of(logits: Tensor, tokens: Tensor) -> Tensor:
+    """(B, T) log-probabilities in nats of (B, T) tokens under (B, T, V) logits, in float32 or
+    better, differentiable."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    found: Tensor = wide.log_softmax(-1).gather(2, tokens.unsqueeze(2)).squeeze(2)
+    return found

@@ -7,6 +7,7 @@ streams of its own, one for the plan and one for the picture. The judge sees the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,9 +15,8 @@ from typing import Final
 
 import torch
 
-from gapbench.models.answers import positions
 from gapbench.models.base import Drawing
-from gapbench.models.cache import roomy
+from gapbench.models.decode import Decoder
 from gapbench.models.janus import PADDED, JanusModel, turn
 from gapbench.models.sampling import Recipe, draw, uniforms, warp
 from gapbench.types import GapbenchError
@@ -91,21 +91,12 @@ class T2IR1Model(JanusModel):
             for prompt in distinct
         ]
         batch = tokenizer(asked, **PADDED).to(self.device)
-        mask = batch["attention_mask"]
-        rows = torch.tensor([distinct.index(prompt) for prompt in prompts], device=self.device)
-        cache = roomy(self.reasoning.reasoning_tokens)
-        hidden = core.language_model(
-            inputs_embeds=core.get_input_embeddings()(batch["input_ids"]),
-            attention_mask=mask,
-            position_ids=positions(mask),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[rows, -1]
-        cache.batch_select_indices(rows)
-        mask = mask[rows]
-        position = mask.sum(1, keepdim=True)
-
+        rows = [distinct.index(prompt) for prompt in prompts]
         steps, recipe = self.reasoning.reasoning_tokens, self.reasoning.recipe()
+        decoder = Decoder(
+            core.language_model, batch["input_ids"][rows], batch["attention_mask"][rows], steps
+        )
+        hidden = decoder.hidden
         uniform = uniforms(list(seeds), steps, stream=1)
         tokens = torch.full((len(prompts), steps), tokenizer.eos_token_id, device=self.device)
         ended = torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
@@ -116,22 +107,17 @@ class T2IR1Model(JanusModel):
             ended |= token == tokenizer.eos_token_id
             if step + 1 == steps or bool(ended.all()):
                 break
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-            hidden = core.language_model(
-                inputs_embeds=core.get_input_embeddings()(token.unsqueeze(1)),
-                attention_mask=mask,
-                position_ids=position + step,
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state[:, -1]
+            hidden = decoder.step(core.get_input_embeddings()(token))
         return [
             self._plain(text) for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)
         ]
 
     def _plain(self, text: str) -> str:
         """A plan without anything that would be read as a special token when it is read again."""
-        for token in self.processor.tokenizer.get_added_vocab():
-            text = text.replace(token, "") if token.strip() else text
+        special = filter(str.strip, self.processor.tokenizer.get_added_vocab())
+        found = re.compile("|".join(map(re.escape, special)) or r"(?!)")
+        while found.search(text):  # taking one out may join the halves of another
+            text = found.sub("", text)
         return text
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Drawing]:

@@ -199,7 +199,7 @@ def lora(tiny_janus: Path, tmp_path: Path) -> Path:
         "base_model_name_or_path": str(tiny_janus),
         "r": 2,
         "lora_alpha": 6,
-        "target_modules": ["q_proj", "v_proj"],
+        "target_modules": r".+language_model.+(q_proj|v_proj)",
     }
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
@@ -264,7 +264,17 @@ def edit(folder: Path, **values: object) -> None:
         (lambda f: (f / "adapter_model.safetensors").unlink(), "no adapter_model.safetensors"),
         (lambda f: (f / "adapter_model.safetensors").write_bytes(b"no"), "is a broken adapter"),
         (lambda f: edit(f, r="two"), "is a broken adapter"),
-        (lambda f: edit(f, use_dora=True), "sets use_dora"),
+        (lambda f: edit(f, use_dora=True), "lora_magnitude_vector is missing"),
+        (lambda f: edit(f, lora_bias=True), "lora_B.bias is missing"),
+        (lambda f: edit(f, target_modules=["q_proj"]), "does not fit the base"),
+        (lambda f: edit(f, target_modules=["no_proj"]), "is a broken adapter (Target modules"),
+        (
+            lambda f: save_file(
+                {**load_file(f / "adapter_model.safetensors"), "extra": torch.zeros(1)},
+                f / "adapter_model.safetensors",
+            ),
+            "(extra is unknown)",
+        ),
         (lambda f: edit(f, peft_type="IA3"), "is a IA3 adapter, only LORA is known"),
         (
             lambda f: save_file(
@@ -370,6 +380,15 @@ def test_the_judge_sees_the_prompt_and_the_run_the_plan(
     assert asked
     assert all(plan not in question for question in asked)
     assert np.isfinite(done.frame()["p_yes"]).all()
+
+
+def test_what_is_left_of_a_plan_holds_no_special_token(planner: T2IR1Model) -> None:
+    start = planner.processor.tokenizer.boi_token
+    nested = start
+    for _ in range(3):
+        assert planner._plain(f"a {nested}disc") == "a disc"
+        nested = start[:2] + nested + start[2:]
+    assert planner._plain(start[:-1]) == start[:-1]
 
 
 def test_a_plan_must_fit_too(planner: T2IR1Model, tiny_original: Path) -> None:
