@@ -77,7 +77,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class _Pair:
+class Pair:
     """BEFORE and AFTER over the images they share, row by row."""
 
     before: Run
@@ -108,8 +108,8 @@ def compare(
     versions or judges, unless `intersection` asks for what they share.
     """
     first = open_run(before)
-    pairs = [_pair(first, open_run(after), judge, intersection) for after in afters]
-    crossed = [_crossed(pair, models, progress) for pair in pairs]
+    pairs = [pair_runs(first, open_run(after), judge, intersection) for after in afters]
+    crossed = [cross(pair, models, progress) for pair in pairs]
     return [_comparison(pair, verdicts, by) for pair, verdicts in zip(pairs, crossed, strict=True)]
 
 
@@ -118,7 +118,8 @@ def plan_spread(run: str | Path, metric: str, judge: str | None = None) -> Sprea
     return spread(open_run(run).frame(judge), metric)
 
 
-def _pair(before: Run, after: Run, judge: str | None, intersection: bool) -> _Pair:
+def pair_runs(before: Run, after: Run, judge: str | None, intersection: bool = False) -> Pair:
+    """Two runs over the images they share. Raises GapbenchError as `compare` does."""
     who = f"{before.path} and {after.path}"
     if before.path.resolve() == after.path.resolve():
         raise GapbenchError(f"{before.path} is given as BEFORE and as AFTER; give two runs")
@@ -144,7 +145,7 @@ def _pair(before: Run, after: Run, judge: str | None, intersection: bool) -> _Pa
             f"{ask if len(both) else 'they share no image, so run AFTER as BEFORE was run'}"
         )
     old, new = (both.merge(frame, on=IMAGE) for frame in (old, new))
-    return _Pair(before, after, old, new, reasons)
+    return Pair(before, after, old, new, reasons)
 
 
 def _shared_prompts(
@@ -183,7 +184,7 @@ def _keys(frame: pd.DataFrame) -> list[tuple[str, str]]:
     return list(zip(frame["task"], frame["prompt"], strict=True))
 
 
-def _crossed(pair: _Pair, models: Sequence[str], progress: Progress) -> list[float] | None:
+def cross(pair: Pair, models: Sequence[str], progress: Progress) -> list[float] | None:
     """AFTER's verdicts on BEFORE's images, row by row; None where own or outside ones lack."""
     plan = pair.after.plan
     if not plan.own or pair.old["outside"].isna().all():
@@ -225,7 +226,7 @@ def _own_judge(after: Run, models: Sequence[str]) -> OwnJudge:
 
 
 def _comparison(
-    pair: _Pair, crossed: list[float] | None, by: Literal["category", "tier", "task"] | None
+    pair: Pair, crossed: list[float] | None, by: Literal["category", "tier", "task"] | None
 ) -> Comparison:
     family = changes(pair.old, pair.new)
     if crossed is not None:

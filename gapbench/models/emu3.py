@@ -32,7 +32,7 @@ from gapbench.models.checkpoint import (
 )
 from gapbench.models.janus import PADDED, REPLY_TOKENS, SMALL
 from gapbench.models.registry import HUB, NATIVE, Entry, changed, pick_device, weights
-from gapbench.models.sampling import Recipe, draw, guide, uniforms, warp
+from gapbench.models.sampling import Recipe, draw, guide, token_logprobs, uniforms, warp
 from gapbench.types import GapbenchError
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ class Emu3Model:
         levels = ((pixels * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
         return Image.fromarray(levels.cpu().numpy())
 
-    def image_logprobs(
+    def image_logits(
         self,
         prompts: Sequence[str],
         tokens: NDArray[np.int32],
@@ -285,10 +285,15 @@ class Emu3Model:
         ).last_hidden_state[:, start - 1 :]
         # What follows the last code of a line is its end, which is forced.
         drawn = torch.arange(hidden.shape[1], device=self.device) % (self.side + 1) != self.side
-        logits = torch.nn.functional.linear(hidden[:, drawn], module.lm_head.weight[codes])
-        logprobs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-        found: Tensor = logprobs.gather(2, target.unsqueeze(2)).squeeze(2)
-        return found
+        return torch.nn.functional.linear(hidden[:, drawn], module.lm_head.weight[codes])
+
+    def image_logprobs(
+        self,
+        prompts: Sequence[str],
+        tokens: NDArray[np.int32],
+        unconditional: bool | Sequence[bool] = False,
+    ) -> Tensor:
+        return token_logprobs(self.image_logits(prompts, tokens, unconditional), tokens)
 
     # -- judging ---------------------------------------------------------------------------
 
@@ -318,10 +323,9 @@ class Emu3Model:
             rows.append(ids.tolist())
         return dict(processor.tokenizer.pad({"input_ids": rows}, **PADDED).to(self.device))
 
-    @torch.inference_mode()
-    def judge(
+    def answer_logprobs(
         self, images: Sequence[Image.Image], questions: Sequence[str], answers: Sequence[str]
-    ) -> NDArray[np.float64]:
+    ) -> Tensor:
         texts, tokenizer = [self._chat(q) for q in questions], self.processor("und").tokenizer
         tails = answer_ids(
             lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
@@ -330,7 +334,13 @@ class Emu3Model:
             f"model {self.name}",
         )
         batch = self._asked(images, texts)
-        return answer_logprobs(self.module("und"), batch, tails, tokenizer.pad_token_id).numpy()
+        return answer_logprobs(self.module("und"), batch, tails, tokenizer.pad_token_id)
+
+    @torch.inference_mode()
+    def judge(
+        self, images: Sequence[Image.Image], questions: Sequence[str], answers: Sequence[str]
+    ) -> NDArray[np.float64]:
+        return self.answer_logprobs(images, questions, answers).numpy()
 
     @torch.inference_mode()
     def reply(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:

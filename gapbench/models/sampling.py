@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gapbench.types import GapbenchError
@@ -74,6 +75,15 @@ def warp(logits: Tensor, recipe: Recipe) -> Tensor:
         beyond = probs.cumsum(-1) - probs >= recipe.top_p
         logits = logits.masked_fill(beyond.scatter(-1, order, beyond), -torch.inf)
     return logits.log_softmax(-1)
+
+
+def token_logprobs(logits: Tensor, tokens: NDArray[np.int32]) -> Tensor:
+    """Log-probabilities (B, T) in nats of tokens (B, T) under logits (B, T, V), differentiable; at
+    least in float32."""
+    logprobs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    target = torch.from_numpy(tokens).long().to(logits.device)
+    found: Tensor = logprobs.gather(2, target.unsqueeze(2)).squeeze(2)
+    return found
 
 
 def draw(logprobs: Tensor, uniform: Tensor) -> Tensor:
