@@ -115,9 +115,7 @@ def _similarity(
     return found
 
 
-def _kernel(
-    members: Sequence[Tested], records: Records, layers: Sequence[str]
-) -> dict[str, Any]:
+def _kernel(members: Sequence[Tested], records: Records, layers: Sequence[str]) -> dict[str, Any]:
     """Of the members, with their nearest training pair: norms, entries and their signs."""
     texts = _texts(members)
     pairs = [records[f"pair/{t.key}"] for t in members]
@@ -169,14 +167,14 @@ def _shift(values: pd.DataFrame, tested: Sequence[Tested]) -> dict[str, Any]:
         for group, rows in values[values["group"].notna()].groupby("group")
     }
     corrected = values[values["group"] == CORRECTED]
-    change = values.set_index("key")["likelihood"]
-    pairs = [t for t in tested if t.matched is not None]
-    apart = [float(change[t.key] - change[t.matched]) for t in pairs]
+    change = dict(zip(values["key"], values["likelihood"], strict=True))
+    pairs = [(t.key, t.matched) for t in tested if t.matched is not None]
+    apart = [change[control] - change[member] for control, member in pairs]
     by_text = dict(zip(values["key"], values["text"], strict=True))
     return {
         "groups": groups,
         "fall": asdict(mean((-corrected["likelihood"]).tolist(), corrected["text"].tolist())),
-        "fall_below_control": asdict(mean(apart, [by_text[str(t.matched)] for t in pairs])),
+        "fall_below_control": asdict(mean(apart, [by_text[member] for _, member in pairs])),
         "correlation": plain(_together(values)),
         "correlation_in_corrected": plain(_together(corrected)),
     }

@@ -66,10 +66,9 @@ def correlation(
     """Of prompts' means; None for fewer than four prompts, or where one does not vary."""
     from scipy import stats
 
-    frame = pd.DataFrame({"one": one, "two": two, "prompt": list(prompts)}).astype(
-        {"one": float, "two": float}
-    )
-    frame = frame[np.isfinite(frame[["one", "two"]]).all(axis=1)]
+    both = np.array([one, two], dtype=float)
+    known = np.isfinite(both).all(axis=0)
+    frame = pd.DataFrame({"one": both[0], "two": both[1], "prompt": list(prompts)})[known]
     each = frame.groupby("prompt")[["one", "two"]].mean().to_numpy()
     if len(each) < FEWEST or min(np.ptp(each, axis=0)) < 1e-12:
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -40,13 +40,9 @@ def coded(old: pd.DataFrame, crossed: Sequence[float]) -> pd.DataFrame:
     codes = (
         4 * old["outside"].astype(float) + 2 * old["own"].astype(float) + np.asarray(crossed, float)
     )
-    return old.assign(
-        group=[None if np.isnan(code) else f"{int(code):03b}" for code in codes],
-        key=[
-            f"{task}/{prompt}/{sample}"
-            for task, prompt, sample in zip(old["task"], old["prompt"], old["sample"], strict=True)
-        ],
-    )
+    groups: list[Any] = [None if np.isnan(code) else f"{int(code):03b}" for code in codes]
+    keys = old["task"] + "/" + old["prompt"] + "/" + old["sample"].astype(str)
+    return old.assign(group=groups, key=keys)
 
 
 def choose(frame: pd.DataFrame, prompts: Sequence[Prompt], count: int, seed: int) -> list[Tested]:
@@ -60,7 +56,9 @@ def choose(frame: pd.DataFrame, prompts: Sequence[Prompt], count: int, seed: int
     group = known[known["group"] == CORRECTED]
     if not len(group):
         return [_tested(row, None, prompts, stream) for row in _spread(known, count, stream)]
-    rest, used, found = known[known["group"] != CORRECTED], set(), []
+    rest = known[known["group"] != CORRECTED]
+    used: set[str] = set()
+    found = []
     for row in _spread(group, count, stream):
         found.append(_tested(row, None, prompts, stream))
         pool = rest[

@@ -144,9 +144,10 @@ class Heads(nn.Module):
             ):
                 if part is not None and place in layers:
                     tangent = part.to(parameter.dtype)
-                    duals[f"network.{name}"] = forward_ad.make_dual(parameter.detach(), tangent)
+                    dual = forward_ad.make_dual(parameter.detach(), tangent)  # type: ignore[no-untyped-call]
+                    duals[f"network.{name}"] = dual
             made = torch.func.functional_call(self, duals, (prompts, tokens))
-            found: Any = forward_ad.unpack_dual(made)
+            found: Any = forward_ad.unpack_dual(made)  # type: ignore[no-untyped-call]
             change = torch.zeros_like(made) if found.tangent is None else found.tangent
             return found.primal.double(), change.double()
 

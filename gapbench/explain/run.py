@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
+from PIL import Image
 
 from gapbench.comparison import cross, pair_runs
 from gapbench.engines.local import work
@@ -42,10 +43,16 @@ BATCH: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What was found, as explain.json holds it, and the folder that it lies in."""
+    """What was found, as explain.json holds it, and the folder that it lies in.
+
+    `drawn` gives the file of an image of BEFORE by its digest, `trained` the prompt and the picture
+    of a row of the training set.
+    """
 
     folder: Path
     found: dict[str, Any]
+    drawn: Callable[[str], bytes]
+    trained: Callable[[int], tuple[str, Image.Image]]
 
 
 def explain(
@@ -71,7 +78,7 @@ def explain(
     """
     runs = pair_runs(open_run(before), open_run(after), None)
     made = find_fix(runs.before, runs.after, fix)
-    rank = rank_for(made, projection, runs.before)
+    rank = rank_for(made, projection)
     rows = training_rows(made)
     drawn = {g.image: g.tokens for g in runs.before.folder.generations().values()}
     if any(drawn[image] is None for image in runs.old["image"]):
@@ -86,7 +93,7 @@ def explain(
     tested = choose(frame, prompts, pairs, seed)
     questions = {(p.task, p.id): p.question for p in prompts}
     images = [
-        _Image(r["key"], r["text"], questions[r["task"], r["prompt"]], r["image"])
+        _Shown(r["key"], r["text"], questions[r["task"], r["prompt"]], r["image"])
         for r in frame.to_dict("records")
     ]
     folder = Path(out) if out else runs.after.path / "explain"
@@ -122,11 +129,16 @@ def explain(
         **evidence.gather(frame, tested, journal.there, about["layers"]),
     }
     write_json(folder / "explain.json", found)
-    return Explanation(folder, found)
+
+    def trained(number: int) -> tuple[str, Image.Image]:
+        row = rows[number]
+        return str(row["prompt"]), row["image"].convert("RGB")
+
+    return Explanation(folder, found, runs.before.folder.image_bytes, trained)
 
 
 @dataclass(frozen=True, slots=True)
-class _Image:
+class _Shown:
     """An image of BEFORE with its prompt and question."""
 
     key: str
@@ -141,7 +153,7 @@ class _Explaining:
     check, align/KEY its gradients after."""
 
     def __init__(
-        self, run: Run, images: Sequence[_Image], tested: Sequence[Tested], rows: Dataset,
+        self, run: Run, images: Sequence[_Shown], tested: Sequence[Tested], rows: Dataset,
         journal: Journal, seed: int, progress: Progress,
     ) -> None:  # fmt: skip
         self.folder, self.images, self.tested, self.rows = run.folder, images, tested, rows
@@ -160,14 +172,12 @@ class _Explaining:
     def before(self, side: Side, asked: str | None) -> str:
         """All that is computed under the weights before; gives the encoder's name."""
         self._values("value-before", side.heads)
-        encoder = similarity.encoder(asked, side.model, str(side.model.device))
+        encoder = similarity.encoder(asked, side.model, str(getattr(side.model, "device", "cpu")))
         pairs = self._missing("pair", self.tested)
         if pairs:
             near = self._nearest(encoder, pairs)
             mean = self._mean_gradient(side.heads)
-            self._each(
-                "pair", "kernel", lambda t: self._pair(side.heads, t, near[t.key], mean)
-            )
+            self._each("pair", "kernel", lambda t: self._pair(side.heads, t, near[t.key], mean))
         self._each("step", "first-order check", lambda t: self._step(side.heads, t))
         return encoder.name
 
@@ -192,7 +202,7 @@ class _Explaining:
         )  # fmt: skip
 
         @torch.no_grad()
-        def do(batch: Sequence[_Image]) -> tuple[list[float], list[float]]:
+        def do(batch: Sequence[_Shown]) -> tuple[list[float], list[float]]:
             tokens = np.stack([self._ids(each.image) for each in batch])
             pictures = [self.folder.image(each.image) for each in batch]
             return (
@@ -200,7 +210,7 @@ class _Explaining:
                 heads.verdicts(pictures, [each.question for each in batch]).tolist(),
             )
 
-        def keep(batch: Sequence[_Image], found: tuple[list[float], list[float]]) -> None:
+        def keep(batch: Sequence[_Shown], found: tuple[list[float], list[float]]) -> None:
             values = zip(batch, *found, strict=True)
             self.journal.add({f"{stage}/{each.key}": both for each, *both in values})
 
@@ -317,5 +327,3 @@ def _gradients(heads: Heads, drawing: Gradient, judging: Gradient) -> dict[str, 
         "drawing": heads.inner(drawing, drawing).tolist(),
         "judging": heads.inner(judging, judging).tolist(),
     }
-
-

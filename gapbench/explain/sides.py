@@ -17,7 +17,7 @@ from gapbench.explain.kernel import Heads
 from gapbench.fix import network
 from gapbench.fix.settings import FixSettings
 from gapbench.models import load_model
-from gapbench.models.base import PAIR, Model
+from gapbench.models.base import PAIR, DifferentiableModel, Model
 from gapbench.models.checkpoint import FIX_RECORD, read_object
 from gapbench.opened import Run
 from gapbench.types import GapbenchError
@@ -144,9 +144,10 @@ def training_rows(fix: Fix) -> Dataset:
 class Side:
     """A model that is loaded, with its heads over the parameters that the fix trained.
 
-    `rank` above 0 estimates instead: a weight W's gradient is replaced by its product with a random
-    matrix, (inputs, rank) of independent normal numbers of variance 1 / rank, drawn once from
-    `seed`; inner products and J g_u keep their expectation. It is the gradient by LoRA's B at B = 0.
+    `rank` above 0 estimates instead: a linear weight's gradient is replaced by its product with a
+    random matrix, (inputs, rank) of independent normal numbers of variance 1 / rank, drawn once
+    from `seed`, and other weights are left out; inner products and J g_u keep their expectation
+    over the linear weights. It is the gradient by LoRA's B at B = 0.
     """
 
     def __init__(
@@ -157,8 +158,9 @@ class Side:
             settings = settings.model_copy(update={"model": str(fix.folder), "set": {}})
         if rank:
             settings = settings.model_copy(update={"lora": rank, "seed": seed})
-        self.model: Any = network.base_model(settings, device, dtype)
-        _require_gradients(self.model)
+        found: Any = network.base_model(settings, device, dtype)
+        _require_gradients(found)
+        self.model: DifferentiableModel = found
         self.dtype = str(getattr(self.model, "dtype", "auto"))
         prepared: Any = network.prepare(self.model, settings)
         if trained and fix.settings.lora:
@@ -179,7 +181,7 @@ class Side:
         self.model.release()
 
 
-def rank_for(fix: Fix, asked: int | None, before: Run) -> int:
+def rank_for(fix: Fix, asked: int | None) -> int:
     """The rank of the projection: what was asked for, else 0 (exact) unless the fix trained more
     than LARGE weights themselves. Raises GapbenchError for one where LoRA was trained."""
     if fix.settings.lora:
@@ -251,4 +253,3 @@ def summary(fix: Fix, heads: Heads, rank: int) -> dict[str, Any]:
         "parameters": heads.size,
         "projection": rank or None,
     }
-

@@ -139,12 +139,14 @@ def _percent(axes: Axes, theme: str) -> None:
 
 
 def legend(axes: Axes, theme: str) -> None:
+    """A legend above the axes."""
     axes.legend(
         loc="lower left", bbox_to_anchor=(0, 1), frameon=False, labelcolor=INK[theme], ncols=1
     )
 
 
 def drawn(draw: Callable[[Any, str], None], wide: float, tall: float) -> Plot:
+    """What `draw` draws onto axes, for "light" and for "dark"; inches."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
