@@ -17,6 +17,7 @@ Source: paper, section 4; arXiv 2407.10490 for the decomposition.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ from gapbench.models.base import DifferentiableModel
 Gradient = list[Tensor | None]
 """A tensor for each parameter, in their order; None where a scalar does not depend on it."""
 Tokens = NDArray[np.int32]
-STEPS: Final = (1e-2, 1e-3, 1e-4, 1e-5)
+STEPS: Final = (1e-3, 1e-4, 1e-5, 1e-6)
 """Lengths of the single steps of the first-order check, as shares of the parameters' norm."""
 _LAYER: Final = re.compile(r"\.layers\.(\d+)\.")
 
@@ -137,7 +138,11 @@ class Heads(nn.Module):
         self, prompts: Sequence[str], tokens: Tokens, direction: Gradient, layers: set[int]
     ) -> tuple[Tensor, Tensor]:
         """Logits and their change, float64; only torch's plain attention has forward mode."""
-        with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        with (
+            warnings.catch_warnings(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH),
+            torch.no_grad(),
+        ):  # fmt: skip
+            warnings.filterwarnings("ignore", ".*torch.jit.script", DeprecationWarning)
             duals: dict[str, Tensor] = {}
             for (name, parameter), place, part in zip(
                 self.moved.items(), self._places, direction, strict=True

@@ -76,6 +76,7 @@ def explain(
     are looked at; `projection` estimates the kernel (see `Side`). The other options are the
     command's. Raises GapbenchError for input that cannot be explained, before weights are loaded.
     """
+    similarity.check(encoder)
     runs = pair_runs(open_run(before), open_run(after), None)
     made = find_fix(runs.before, runs.after, fix)
     rank = rank_for(made, projection)

@@ -67,15 +67,21 @@ class _Clip:
         return _array(self._model.encode_image(pixels.to(self._device)))
 
 
+def check(asked: str | None) -> None:
+    """Raises GapbenchError for an encoder that there is not, by what --encoder says."""
+    name, _, folder = (asked or "model").partition(":")
+    if name not in ("clip", "model") or (name == "model" and folder):
+        raise GapbenchError(f"--encoder {asked}: there are model, clip and clip:FOLDER")
+    if folder and not Path(folder).is_dir():
+        raise GapbenchError(f"--encoder {asked}: {folder} is no folder with a checkpoint")
+
+
 def encoder(asked: str | None, model: Any, device: str) -> Encoder:
     """`model`, `clip`, `clip:FOLDER`, or for None CLIP where its weights are here and else the
-    model's own towers. Raises GapbenchError for one that there is not."""
+    model's own towers. Raises GapbenchError where there is none."""
+    check(asked)
     name, _, folder = (asked or "").partition(":")
-    if asked is not None and (name not in ("clip", "model") or (name == "model" and folder)):
-        raise GapbenchError(f"--encoder {asked}: there are model, clip and clip:FOLDER")
-    if name == "clip" and folder:
-        if not Path(folder).is_dir():
-            raise GapbenchError(f"--encoder {asked}: {folder} is no folder with a checkpoint")
+    if folder:
         return _Clip(Path(folder), False, device)
     if name == "clip" or (not asked and hub.present(CHECKPOINT)):
         return _Clip(hub.fetch(CHECKPOINT), True, device)
