@@ -203,7 +203,7 @@ def test_bad_input_is_told_in_one_line(pair: Pair, tmp_path: Path, cli: Cli) -> 
     with refused("--projection 8", "trained LoRA"):
         explain(pair.before, pair.after, projection=8)
     plan = json.loads((pair.after / "plan.json").read_text())
-    plan["samples"] = {name: 1 for name in plan["samples"]}
+    plan["samples"] = dict.fromkeys(plan["samples"], 1)
     (pair.after / "plan.json").write_text(json.dumps(plan))
     with refused("differ", "only BEFORE has"):
         explain(pair.before, pair.after)
