@@ -2,8 +2,8 @@
 
     python scripts/explain_seeds.py --work DIR [--seeds 0 1 2] [--limit 110] [-- FIX OPTIONS]
 
-FIX OPTIONS go to `gapbench fix sft` as they are. A seed is that of the images, of the candidates, of
-the training and of what explain chooses. What is in DIR is not made again.
+FIX OPTIONS go to `gapbench fix sft` as they are. A seed is that of the images, of the candidates,
+of the training and of what explain chooses. What is in DIR is not made again.
 """
 
 from __future__ import annotations
