@@ -1,54 +1,79 @@
-"""The error of `gapbench explain --projection` against the exact kernel, from their files.
+"""The error of projected gradients against exact ones, on janus-mini: a table of docs/explain.md.
 
-    gapbench explain BEFORE AFTER --out exact
-    gapbench explain BEFORE AFTER --projection 64 --out rank-64
-    python scripts/explain_projection.py exact/explain.json rank-64/explain.json
+    python scripts/explain_projection.py [--images 12] [--model janus-mini]
 
-Entries are divided by the exact lengths of their two gradients, so that they are cosines; norms of
-K(Y, Yu) r_u by the exact ones. The exact kernel counts embeddings and norms too, the estimate only
-linear weights.
+Draws images of training prompts, takes the gradients of their log-likelihoods and verdict logits,
+and compares the cosines of all pairs: exact over all of the language model's weights, exact over
+its linear ones, projected (ranks 16, 64, 256), and over LoRA of rank 32 as `gapbench fix` begins.
 """
 
 from __future__ import annotations
 
-import json
-import sys
+import argparse
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gapbench import load_model, load_task
+from gapbench.explain.kernel import Heads
+from gapbench.explain.sides import heads_of
+from gapbench.fix.settings import FixSettings
 
-def values(tested: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Arrays by what they are, over tested pairs."""
-    found = {
-        f"{head} with {other}": np.array([sum(t[other][head]) for t in tested])
-        for head in ("likelihood", "verdict")
-        for other in ("nearest", "random", "mean")
-    }
-    found["norms"] = np.array([t["norms"] for t in tested])
-    return found
+
+def gram(heads: Heads, images: list[Any]) -> np.ndarray:
+    """Inner products of all gradients, generation's first."""
+    sides = [heads.of_likelihood(text, drawing.tokens) for text, _, drawing in images]
+    sides += [heads.of_verdict(drawing.image, question) for _, question, drawing in images]
+    return np.array([[heads.inner(a, b).sum() for a in sides] for b in sides])
+
+
+def cosines(found: np.ndarray) -> np.ndarray:
+    lengths = np.sqrt(np.diag(found))
+    return found / np.outer(lengths, lengths)
 
 
 def main() -> None:
-    told = [json.loads(Path(file).read_text()) for file in sys.argv[1:]]
-    exact = {t["key"]: t for t in told[0]["tested"]}
-    print("| projection | entries | RMS error of the cosine | largest |\n|---|---|---|---|")
-    for other in told[1:]:
-        mine = [t for t in other["tested"] if t["key"] in exact]
-        true = [exact[t["key"]] for t in mine]
-        one, two = values(true), values(mine)
-        for name in one:
-            if name == "norms":
-                error = two[name] / one[name] - 1
-            else:
-                head, _, row = name.partition(" with ")
-                side = "drawing" if head == "likelihood" else "judging"
-                lengths = [(sum(t[side]) * sum(t[row]["square"])) ** 0.5 for t in true]
-                error = (two[name] - one[name]) / np.array(lengths)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=12)
+    parser.add_argument("--model", default="janus-mini")
+    args = parser.parse_args()
+    prompts = load_task("shapes:train").prompts()
+    chosen = prompts[:: len(prompts) // args.images][: args.images]
+    first: Any = load_model(args.model, dtype="float64")
+    drawings = first.generate([p.text for p in chosen], list(range(len(chosen))))
+    images = [(p.text, p.question, d) for p, d in zip(chosen, drawings, strict=True)]
+
+    def over(lora: int, rank: int = 0, linear: bool = False) -> np.ndarray:
+        settings = FixSettings(method="sft", model=args.model, lora=lora, out=Path("unused"))
+        model: Any = load_model(args.model, dtype="float64")
+        heads = heads_of(model, settings, rank=rank)
+        if linear:
+            moved = {n: p for n, p in heads.moved.items() if n.endswith("_proj.weight")}
+            heads = Heads(model, heads.network, moved)
+        return gram(heads, images)
+
+    exact = over(0)
+    lengths = np.sqrt(np.diag(exact))
+    count = len(images)
+    blocks = {
+        "generation, generation": np.triu_indices(count, 1),
+        "generation, verdict": tuple(
+            part.flatten() for part in np.mgrid[0:count, count : 2 * count]
+        ),
+    }
+    print("| gradients | pairs | RMS error of the cosine | largest | mean length |")
+    print("|---|---|---|---|---|")
+    rows = {"linear weights, exact": over(0, linear=True)}
+    rows |= {f"projected, rank {rank}": over(0, rank=rank) for rank in (16, 64, 256)}
+    rows["LoRA, rank 32"] = over(32)
+    for name, found in rows.items():
+        for block, places in blocks.items():
+            error = (cosines(found) - cosines(exact))[places]
+            length = (np.sqrt(np.diag(found)) / lengths).mean()
             print(
-                f"| {other['fix']['projection']} | {name} | {np.sqrt((error**2).mean()):.4f} | "
-                f"{np.abs(error).max():.4f} |"
+                f"| {name} | {block} | {np.sqrt((error**2).mean()):.4f} | "
+                f"{np.abs(error).max():.4f} | {length:.2f} |"
             )
 
 

@@ -228,7 +228,7 @@ def layer_of(name: str) -> str:
     found = _LAYER.search(name)
     if found:
         return f"layer {found[1]}"
-    return "embeddings" if "embed" in name else "other"
+    return "embeddings" if "embed" in name else "final norm" if "norm" in name else "other"
 
 
 def _norms(change: Tensor) -> NDArray[np.float64]:

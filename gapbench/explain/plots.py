@@ -55,8 +55,9 @@ def points(
         axes.axhline(0, color=GRID[theme], linewidth=0.8)
         for index, (name, (one, two)) in enumerate(groups.items()):
             axes.scatter(
-                one, two, 12, color=SERIES[index % len(SERIES)], alpha=0.7, linewidth=0, label=name
-            )
+                one, two, 14 + 20 * index, color=SERIES[index % len(SERIES)], alpha=0.7,
+                linewidth=0, label=name,
+            )  # fmt: skip
         axes.set_xlabel(across, color=INK[theme])
         axes.set_ylabel(up, color=INK[theme])
         legend(axes, theme)

@@ -142,13 +142,7 @@ def training_rows(fix: Fix) -> Dataset:
 
 
 class Side:
-    """A model that is loaded, with its heads over the parameters that the fix trained.
-
-    `rank` above 0 estimates instead: a linear weight's gradient is replaced by its product with a
-    random matrix, (inputs, rank) of independent normal numbers of variance 1 / rank, drawn once
-    from `seed`, and other weights are left out; inner products and J g_u keep their expectation
-    over the linear weights. It is the gradient by LoRA's B at B = 0.
-    """
+    """A model that is loaded, as it was before a fix or (`trained`) as it is after it."""
 
     def __init__(
         self, fix: Fix, trained: bool, device: str, dtype: str, rank: int, seed: int
@@ -156,29 +150,44 @@ class Side:
         settings = fix.settings
         if trained and not settings.lora:
             settings = settings.model_copy(update={"model": str(fix.folder), "set": {}})
-        if rank:
-            settings = settings.model_copy(update={"lora": rank, "seed": seed})
         found: Any = network.base_model(settings, device, dtype)
         _require_gradients(found)
         self.model: DifferentiableModel = found
-        self.dtype = str(getattr(self.model, "dtype", "auto"))
-        prepared: Any = network.prepare(self.model, settings)
-        if trained and fix.settings.lora:
-            _adapt(prepared, fix.folder / "adapter")
-        if rank:
-            _project(prepared, rank, seed)
-        keep_precision(prepared.eval())
-        moved = {
-            name: parameter
-            for name, parameter in prepared.named_parameters()
-            if parameter.requires_grad
-        }
-        self.heads = Heads(self.model, prepared, moved)
+        self.dtype = str(getattr(found, "dtype", "auto"))
+        adapter = fix.folder / "adapter" if trained and settings.lora else None
+        self.heads = heads_of(found, settings, adapter, rank, seed)
 
     def release(self) -> None:
         """Free the weights."""
         del self.heads
         self.model.release()
+
+
+def heads_of(
+    model: DifferentiableModel,
+    settings: FixSettings,
+    adapter: Path | None = None,
+    rank: int = 0,
+    seed: int = 0,
+) -> Heads:
+    """A model's heads over the parameters that a fix of these settings trains, with a trained
+    `adapter` (peft's folder) if one is given.
+
+    `rank` above 0 estimates instead: a linear weight's gradient is replaced by its product with a
+    random matrix, (inputs, rank) of independent normal numbers of variance 1 / rank, drawn once
+    from `seed`, and other weights are left out; inner products and J g_u keep their expectation
+    over the linear weights. It is the gradient by LoRA's B at B = 0.
+    """
+    if rank:
+        settings = settings.model_copy(update={"lora": rank})
+    prepared = network.prepare(model, settings)
+    if adapter:
+        _adapt(prepared, adapter)
+    if rank:
+        _project(prepared, rank, seed)
+    keep_precision(prepared.eval())
+    moved = {name: p for name, p in prepared.named_parameters() if p.requires_grad}
+    return Heads(model, prepared, moved)
 
 
 def rank_for(fix: Fix, asked: int | None) -> int:

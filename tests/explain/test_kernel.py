@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gapbench import load_model
 from gapbench.explain.kernel import STEPS, Heads, first_order
-from gapbench.explain.sides import _project, keep_precision
-from gapbench.fix import network
+from gapbench.explain.sides import heads_of, keep_precision
 from gapbench.fix.settings import FixSettings
 
 ONE, TWO, OTHER = "a red circle", "a blue square and a red circle", "describe a circle"
@@ -24,18 +22,14 @@ MATRIX = "model.language_model.layers.1.self_attn.q_proj.weight"
 NORM = "model.language_model.layers.0.input_layernorm.weight"
 
 
-def heads_of(model: Any, choose: Callable[[str], bool], lora: int = 0) -> Heads:
-    """The heads of a model over some of its parameters, or over those of fresh LoRA layers."""
-    model.load()
+def over(model: Any, lora: int = 0, rank: int = 0, only: tuple[str, ...] = ()) -> Heads:
+    """The heads of a model over what a fix would train, or some of it."""
     settings = FixSettings(method="sft", lora=lora, out=Path("unused"))
-    made = network.prepare(model, settings)
-    keep_precision(made)
-    moved = {
-        name: parameter
-        for name, parameter in made.named_parameters()
-        if (parameter.requires_grad if lora else choose(name))
-    }
-    return Heads(model, made, moved)
+    heads = heads_of(model, settings, rank=rank, seed=7)
+    if only:
+        moved = {name: p for name, p in heads.moved.items() if name.endswith(only)}
+        heads = Heads(model, heads.network, moved)
+    return heads
 
 
 @pytest.fixture
@@ -71,7 +65,7 @@ def jacobian(heads: Heads, values: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("lora", [0, 1])
 def test_entries_are_those_of_the_whole_jacobian(model: Any, lora: int) -> None:
-    heads = heads_of(model, lambda name: name in (MATRIX, NORM), lora)
+    heads = over(model, lora, only=() if lora else (MATRIX, NORM))
     if lora:  # at B = 0 half of the gradients vanish
         stream = torch.Generator().manual_seed(1)
         with torch.no_grad():
@@ -122,7 +116,7 @@ def ratios(steps: list[Any], head: str) -> list[float]:
 @pytest.mark.parametrize("name", ["tiny", "janus-mini"])
 def test_the_kernel_predicts_small_steps(name: str, tiny_janus: Path) -> None:
     model: Any = load_model(str(tiny_janus) if name == "tiny" else name, dtype="float64")
-    heads = heads_of(model, lambda name: ".language_model." in name)
+    heads = over(model)
     before = [parameter.detach().clone() for parameter in heads.moved.values()]
     (x0, xu), (picture, _) = drawn(model, 1, 2)
     steps = first_order(heads, (ONE, x0, picture, QUESTION), (ONE, xu))
@@ -137,7 +131,7 @@ def test_the_kernel_predicts_small_steps(name: str, tiny_janus: Path) -> None:
 
 def test_a_wrong_slope_would_be_seen(model: Any) -> None:
     """Of another training pair the same step is not predicted."""
-    heads = heads_of(model, lambda name: ".language_model." in name)
+    heads = over(model)
     (x0, xu, xw), (picture, *_) = drawn(model, 1, 2, 3)
     right = first_order(heads, (ONE, x0, picture, QUESTION), (ONE, xu))
     wrong = first_order(heads, (ONE, x0, picture, QUESTION), (TWO, xw))
@@ -147,23 +141,12 @@ def test_a_wrong_slope_would_be_seen(model: Any) -> None:
     assert min(abs(ratio - 1) for ratio in mixed) > 0.01
 
 
-def linear(name: str) -> bool:
-    return "language_model" in name and name.endswith("_proj.weight")
-
-
-def projected(model: Any, rank: int) -> Heads:
-    heads = heads_of(model, linear, rank)
-    _project(heads.network, rank, 7)
-    moved = {name: p for name, p in heads.moved.items() if "lora_B" in name}
-    return Heads(model, heads.network, moved)
-
-
 def test_projected_gradients_estimate_the_kernel(tiny_janus: Path) -> None:
     """Entries over the lengths of their gradients, of three images and a verdict."""
     found = {}
     for rank in (0, 16, 256):
         model: Any = load_model(str(tiny_janus), dtype="float64")
-        heads = projected(model, rank) if rank else heads_of(model, linear)
+        heads = over(model, rank=rank, only=() if rank else ("_proj.weight",))
         tokens, pictures = drawn(model, 1, 2, 3)
         sides = [
             heads.of_likelihood(text, mine)
