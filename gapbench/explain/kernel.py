@@ -161,9 +161,10 @@ class Heads(nn.Module):
     @contextmanager
     def stepped(self, direction: Gradient, share: float) -> Iterator[float]:
         """The parameters after one step along `direction`, whose length is `share` of the
-        parameters' own norm; gives eta. They are as they were afterwards, bit by bit."""
+        parameters' own norm (of 1 where they are all 0, as projected ones are); gives eta. They are
+        as they were afterwards, bit by bit."""
         old = [parameter.detach().clone() for parameter in self.moved.values()]
-        length = sum(float(p.double().square().sum()) for p in old) ** 0.5
+        length = sum(float(p.double().square().sum()) for p in old) ** 0.5 or 1.0
         steep = float(self.inner(direction, direction).sum()) ** 0.5
         eta = share * length / steep if steep else 0.0
         try:

@@ -149,7 +149,7 @@ class Side:
     ) -> None:
         settings = fix.settings
         if trained and not settings.lora:
-            settings = settings.model_copy(update={"model": str(fix.folder), "set": {}})
+            settings = settings.model_copy(update={"model": str(fix.folder)})
         found: Any = network.base_model(settings, device, dtype)
         _require_gradients(found)
         self.model: DifferentiableModel = found

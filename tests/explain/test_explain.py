@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import gapbench
 from gapbench import GapbenchError
 from gapbench.explain.page import write_page
 from gapbench.explain.run import explain
@@ -238,18 +239,54 @@ def test_a_fix_of_another_base_is_refused(pair: Pair, tmp_path: Path) -> None:
         explain(pair.before, pair.after)
 
 
-def test_models_without_shared_gradients_are_refused(pair: Pair) -> None:
+def test_whole_weights_and_dpo_pairs(found: Path, made: Pair, tmp_path: Path) -> None:
+    """The same weights as if a DPO had trained them whole, exactly and projected."""
+    from datasets import load_from_disk
+
+    folder, record = moved(made.fix, tmp_path / "whole")
+    record["settings"] |= {"lora": 0, "method": "dpo"}
+    (folder / "fix.json").write_text(json.dumps(record))
+    rows: Any = load_from_disk(folder / "data")
+    names = {name: f"{name}_chosen" for name in ("image", "tokens", "seed", "p_yes")}
+    rows.rename_columns(names).save_to_disk(tmp_path / "data")
+    shutil.rmtree(folder / "data")
+    (tmp_path / "data").rename(folder / "data")
+    told = {image["key"]: image for image in read(found)["images"]}
+    for rank in (None, 8):
+        again = explain(
+            found / made.before.name, found / made.after.name, pairs=1, fix=str(folder),
+            projection=rank, out=tmp_path / "out",
+        ).found  # fmt: skip
+        assert again["fix"]["projection"] == rank
+        assert again["fix"]["trained"] == "the weights themselves, language-model"
+        layers = ["layer 0", "layer 1"]
+        assert again["layers"] == (layers if rank else ["embeddings", *layers, "final norm"])
+        for image in again["images"]:
+            for value in ("likelihood_after", "verdict_after"):
+                assert image[value] == pytest.approx(told[image["key"]][value], rel=1e-4, abs=1e-3)
+        smallest = [row["ratio"] for row in again["first_order"] if row["share"] == 1e-6]
+        assert smallest == pytest.approx([1, 1], abs=1e-3)
+
+
+def test_a_pair_shares_no_parameters(tiny_emu3: Path, tmp_path: Path, cli: Cli) -> None:
+    run = gapbench.run(
+        gapbench.load_model(str(tiny_emu3), recipe={"image_area": 1024}), "shapes/colors",
+        limit=1, samples=1, out=tmp_path,
+    )  # fmt: skip
+    shutil.copytree(run.path, tmp_path / "after")
+    done = cli("explain", str(run.path), "after")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "parameters that drawing and judging share" in done.stderr
+    assert "a pair: it draws with one set of weights and judges with another" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_models_without_gradients_are_refused(pair: Pair) -> None:
     file = pair.after / "run.json"
     meta = json.loads(file.read_text())
     meta["model_about"]["given"] = "server:http://localhost:1/v1#some"
     file.write_text(json.dumps(meta))
     with refused("lacks", "train", "gradients of both heads"):
-        explain(pair.before, pair.after)
-    for run in (pair.before, pair.after):
-        meta = json.loads((run / "run.json").read_text())
-        meta["model_about"]["pair"] = True
-        (run / "run.json").write_text(json.dumps(meta))
-    with refused("parameters that drawing and judging share", "a pair: it draws with one set"):
         explain(pair.before, pair.after)
 
 

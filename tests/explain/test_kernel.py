@@ -170,3 +170,16 @@ def test_norms_keep_float64(model: Any) -> None:
     exact = hidden * scale * norm.weight
     assert torch.allclose(norm(hidden), exact, rtol=0, atol=1e-14)
     assert 0 < (rounded - exact).abs().max() < 1e-5
+
+
+def test_one_emu3_has_both_heads(tiny_emu3: Path) -> None:
+    model: Any = load_model(str(tiny_emu3 / "gen"), dtype="float64", recipe={"image_area": 1024})
+    heads = over(model, lora=2)
+    [drawing] = model.generate([ONE], [1])
+    steps = first_order(
+        heads, (ONE, drawing.tokens, drawing.image, QUESTION), (ONE, drawing.tokens), [1e-7, 1e-8]
+    )
+    for head in ("likelihood", "verdict"):
+        assert ratios(steps, head)[-1] == pytest.approx(1, abs=1e-3)
+    pushed = heads.push([ONE], drawing.tokens[None], heads.of_likelihood(ONE, drawing.tokens))
+    assert pushed.likelihood[0] == pytest.approx(steps[-2].predicted / steps[-2].eta, rel=1e-9)
