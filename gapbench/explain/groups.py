@@ -31,6 +31,7 @@ class Tested:
     text: str
     question: str
     image: str
+    tokens: str
     alternatives: list[str]
 
 
@@ -95,5 +96,6 @@ def _tested(
     ]
     return Tested(
         key=row["key"], matched=matched, group=row["group"], category=own.category, text=own.text,
-        question=own.question, image=row["image"], alternatives=order[:ALTERNATIVES],
+        question=own.question, image=row["image"], tokens=row["tokens"],
+        alternatives=order[:ALTERNATIVES],
     )  # fmt: skip

@@ -81,20 +81,29 @@ def explain(
     made = find_fix(runs.before, runs.after, fix)
     rank = rank_for(made, projection)
     rows = training_rows(made)
-    drawn = {g.image: g.tokens for g in runs.before.folder.generations().values()}
-    if any(drawn[image] is None for image in runs.old["image"]):
+    drawn = runs.before.folder.generations()
+    # By prompt and seed: other tokens may decode to the same picture.
+    keys = zip(runs.old["text"], runs.old["seed"], strict=True)
+    tokens: list[Any] = [drawn[text, seed].tokens for text, seed in keys]
+    if None in tokens:
         raise GapbenchError(f"{runs.before.path} holds no image tokens, so they have no likelihood")
     crossed = cross(runs, [str(made.folder)], progress)
     if crossed is None:
         raise GapbenchError(
             f"{runs.before.path} lacks own or outside verdicts; gapbench explain starts from both"
         )
-    frame = coded(runs.old, crossed)
+    frame = coded(runs.old.assign(tokens=tokens), crossed)
     prompts = runs.before.plan.prompts
     tested = choose(frame, prompts, pairs, seed)
     questions = {(p.task, p.id): p.question for p in prompts}
     images = [
-        _Shown(r["key"], r["text"], questions[r["task"], r["prompt"]], r["image"])
+        _Shown(
+            key=r["key"],
+            text=r["text"],
+            question=questions[r["task"], r["prompt"]],
+            image=r["image"],
+            tokens=r["tokens"],
+        )
         for r in frame.to_dict("records")
     ]
     folder = Path(out) if out else runs.after.path / "explain"
@@ -138,7 +147,7 @@ def explain(
     return Explanation(folder, found, runs.before.folder.image_bytes, trained)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Shown:
     """An image of BEFORE with its prompt and question."""
 
@@ -146,6 +155,7 @@ class _Shown:
     text: str
     question: str
     image: str
+    tokens: str
 
 
 class _Explaining:
@@ -160,7 +170,6 @@ class _Explaining:
         self.folder, self.images, self.tested, self.rows = run.folder, images, tested, rows
         self.journal, self.seed, self.progress = journal, seed, progress
         self._plain = rows.select_columns(["prompt", "tokens"])
-        self._tokens = {g.image: str(g.tokens) for g in self.folder.generations().values()}
 
     def left(self, when: str) -> bool:
         """Whether something of a side is still to be computed."""
@@ -204,7 +213,7 @@ class _Explaining:
 
         @torch.no_grad()
         def do(batch: Sequence[_Shown]) -> tuple[list[float], list[float]]:
-            tokens = np.stack([self._ids(each.image) for each in batch])
+            tokens = np.stack([self.folder.tokens(each.tokens) for each in batch])
             pictures = [self.folder.image(each.image) for each in batch]
             return (
                 heads.likelihoods([each.text for each in batch], tokens).tolist(),
@@ -275,7 +284,7 @@ class _Explaining:
     def _pair(
         self, heads: Heads, t: Tested, near: similarity.Nearest, mean: Gradient
     ) -> dict[str, Any]:
-        tokens = self._ids(t.image)
+        tokens = self.folder.tokens(t.tokens)
         drawing = heads.of_likelihood(t.text, tokens)
         judging = heads.of_verdict(self.folder.image(t.image), t.question)
         step = heads.of_likelihood(*self._row(near.row))
@@ -305,16 +314,13 @@ class _Explaining:
 
     def _step(self, heads: Heads, t: Tested) -> list[dict[str, Any]]:
         row = self.journal.there[f"pair/{t.key}"]["similarity"]["row"]
-        mine = (t.text, self._ids(t.image), self.folder.image(t.image), t.question)
+        mine = (t.text, self.folder.tokens(t.tokens), self.folder.image(t.image), t.question)
         return [asdict(step) for step in first_order(heads, mine, self._row(row))]
 
     def _align(self, heads: Heads, t: Tested) -> dict[str, Any]:
-        drawing = heads.of_likelihood(t.text, self._ids(t.image))
+        drawing = heads.of_likelihood(t.text, self.folder.tokens(t.tokens))
         judging = heads.of_verdict(self.folder.image(t.image), t.question)
         return _gradients(heads, drawing, judging)
-
-    def _ids(self, image: str) -> Tokens:
-        return self.folder.tokens(self._tokens[image])
 
     def _row(self, number: int) -> tuple[str, Tokens]:
         row = self._plain[number]

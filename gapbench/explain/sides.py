@@ -150,6 +150,8 @@ class Side:
         settings = fix.settings
         if trained and not settings.lora:
             settings = settings.model_copy(update={"model": str(fix.folder)})
+        if dtype == "auto" and device != "cpu" and torch.cuda.is_available():
+            dtype = network.train_dtype(settings)  # what a fix of whole weights did is finer
         found: Any = network.base_model(settings, device, dtype)
         _require_gradients(found)
         self.model: DifferentiableModel = found

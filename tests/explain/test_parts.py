@@ -33,8 +33,8 @@ def frame(groups: list[str]) -> pd.DataFrame:
     found = [
         {
             "task": p.task, "category": p.category, "prompt": p.id, "text": p.text,
-            "sample": sample, "image": f"{p.text} {sample}", "outside": float(group[0]),
-            "own": float(group[1]), "new": float(group[2]),
+            "sample": sample, "image": f"{p.text} {sample}", "tokens": "",
+            "outside": float(group[0]), "own": float(group[1]), "new": float(group[2]),
         }
         for (p, sample), group in zip(rows, groups, strict=True)
     ]  # fmt: skip
