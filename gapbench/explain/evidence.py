@@ -34,9 +34,11 @@ def gather(
     `frame` is `groups.coded`'s; `records` the journal's, with every image and every tested pair.
     """
     values = _values(frame, records)
-    members = [t for t in tested if t.matched is None]
+    members = [t for t in tested if t.group == CORRECTED]
+    controls = [t for t in tested if t.matched is not None]
     similarity = _similarity(members, tested, records)
-    kernel = _kernel(members, records, layers)
+    kernel = _kernel(tested, records, layers)
+    kernel["log_ratio_corrected"] = _kernel(members, records, layers)["log_ratio"]
     shift = _shift(values, tested)
     raw = {
         "prompts": similarity["prompt"]["difference"],
@@ -59,9 +61,9 @@ def gather(
         "groups": {
             f"{code:03b}": int((values["group"] == f"{code:03b}").sum()) for code in range(8)
         },
-        "corrected": any(t.group == CORRECTED for t in members),
         "members": len(members),
-        "controls": len(tested) - len(members),
+        "controls": len(controls),
+        "others": len(tested) - len(members) - len(controls),
         "evidence": found,
         "similarity": similarity,
         "kernel": kernel,
@@ -115,10 +117,10 @@ def _similarity(
     return found
 
 
-def _kernel(members: Sequence[Tested], records: Records, layers: Sequence[str]) -> dict[str, Any]:
-    """Of the members, with their nearest training pair: norms, entries and their signs."""
-    texts = _texts(members)
-    pairs = [records[f"pair/{t.key}"] for t in members]
+def _kernel(tested: Sequence[Tested], records: Records, layers: Sequence[str]) -> dict[str, Any]:
+    """Of tested pairs, each with its nearest training pair: norms, entries and their signs."""
+    texts = _texts(tested)
+    pairs = [records[f"pair/{t.key}"] for t in tested]
 
     def ratios(norms: Sequence[Sequence[float]]) -> Mean:
         """Of log(own / mean of the alternatives')."""

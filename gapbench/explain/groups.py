@@ -20,8 +20,8 @@ ALTERNATIVES: Final = 4
 class Tested:
     """A tested pair Y0: an image of BEFORE and its prompt.
 
-    `matched` is the key of the member of the correction group that it is the control of, None for a
-    member. `alternatives` are other prompts y_i of its category, for the pairs Yi = (y_i, x0).
+    `matched` is the key of the member of the correction group that it is the control of, or None.
+    `alternatives` are other prompts y_i of its category, for the pairs Yi = (y_i, x0).
     """
 
     key: str
@@ -50,13 +50,12 @@ def choose(frame: pd.DataFrame, prompts: Sequence[Prompt], count: int, seed: int
     """Up to `count` members of the correction group, over as many prompts as there are, each with
     a control: a random image of another prompt of its category that is not in the group.
 
-    Without a member, `count` random images of all groups. The same for the same seed.
+    Where there are fewer members, random images of the other groups fill up. More begin with the
+    same ones, and the same seed gives the same.
     """
     stream = np.random.default_rng([seed, 0])
     known = frame[frame["group"].notna()].reset_index(drop=True)
     group = known[known["group"] == CORRECTED]
-    if not len(group):
-        return [_tested(row, None, prompts, stream) for row in _spread(known, count, stream)]
     rest = known[known["group"] != CORRECTED]
     used: set[str] = set()
     found = []
@@ -72,7 +71,9 @@ def choose(frame: pd.DataFrame, prompts: Sequence[Prompt], count: int, seed: int
             control = pool.iloc[int(stream.integers(len(pool)))]
             used.add(control["key"])
             found.append(_tested(control, row["key"], prompts, stream))
-    return found
+    more = count - min(count, len(group))
+    fill = _spread(rest[~rest["key"].isin(used)], more, stream) if more else []
+    return found + [_tested(row, None, prompts, stream) for row in fill]
 
 
 def _spread(frame: pd.DataFrame, count: int, stream: np.random.Generator) -> list[pd.Series]:

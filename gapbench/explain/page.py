@@ -42,7 +42,8 @@ def write_page(explanation: Explanation) -> Path:
         "computed in": fix["dtype"],
         "encoder": fix["encoder"],
         "outside judge": ", ".join(found["judges"]),
-        "tested": f"{found['members']} images and {found['controls']} controls",
+        "tested": f"{found['members']} corrected images, {found['controls']} controls, "
+        f"{found['others']} others",
         "seed": str(found["seed"]),
     }
     page = template("explain.html").render(
@@ -102,21 +103,21 @@ def _similarity(found: Mapping[str, Any]) -> dict[str, Any]:
          _p(cell["difference"]["p"])]
         for kind, cell in found["similarity"].items()
     ]  # fmt: skip
-    who = "corrected" if found["corrected"] else "tested (random images)"
     return figure(
         "similarity",
         "(a) Nearness to the training set",
         f"Largest cosine with the training set, by {found['fix']['encoder']}; each image's control "
         "is a random image of another prompt of its category that is not in the group.",
         None,
-        (["cosine of", who, "controls", "difference", "p"], rows),
+        (["cosine of", "corrected", "controls", "difference", "p"], rows),
     )
 
 
 def _kernel(found: Mapping[str, Any]) -> dict[str, Any]:
     kernel, names = found["kernel"], found["layers"]
     by_layer = kernel["log_ratio_by_layer"]
-    rows = [["all", interval(kernel["log_ratio"]), _p(kernel["log_ratio"]["p"])]]
+    whole = {"all": "log_ratio", "all, of corrected images": "log_ratio_corrected"}
+    rows = [[name, interval(kernel[k]), _p(kernel[k]["p"])] for name, k in whole.items()]
     rows += [[name, interval(by_layer[name]), _p(by_layer[name]["p"])] for name in names]
     return figure(
         "kernel",

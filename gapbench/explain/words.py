@@ -9,8 +9,7 @@ ORTHOGONAL: Final = 0.1
 """Cosine below which two gradients are called nearly orthogonal."""
 EMPTY: Final = (
     "The false-positive correction group (0, 1, 0) is empty: no image that the outside judge "
-    "rejects went from accepted to rejected. Evidence (a) and (c) is n/a; the rest is on random "
-    "images."
+    "rejects went from accepted to rejected. (a) and (c) are n/a; the rest is on random images."
 )
 
 
@@ -27,9 +26,9 @@ def summary(found: Mapping[str, Any]) -> list[str]:
         f"{fix['parameters']:,} parameters, {how}, {fix['dtype']}).",
         f"Images of BEFORE by (outside judge, before, after): {counts}.",
     ]
-    if not found["corrected"]:
+    if not found["members"]:
         lines.append(EMPTY)
-    for kind in ("prompt", "image") if found["corrected"] else ():
+    for kind in ("prompt", "image") if found["members"] else ():
         cell = near[kind]
         lines.append(
             f"(a) {kind}s: cosine with the nearest training pair {number(cell['corrected'])}, of "
@@ -38,11 +37,12 @@ def summary(found: Mapping[str, Any]) -> list[str]:
         )
     lines.append(
         f"(b) |K(Y0, Yu)| {number(kernel['own'])} against |K(Yi, Yu)| "
-        f"{number(kernel['alternatives'])}; log ratio {interval(norms)}: "
+        f"{number(kernel['alternatives'])} over {norms['images']} images; log ratio "
+        f"{interval(norms)} (of corrected {interval(kernel['log_ratio_corrected'])}): "
         f"{_said(evidence['kernel'])}"
     )
     shift = found["shift"]
-    if found["corrected"]:
+    if found["members"]:
         group = shift["groups"]["010"]["likelihood"]
         lines.append(
             f"(c) change of log p(image | prompt) of corrected images: {interval(group)} nats; "

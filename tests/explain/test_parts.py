@@ -125,6 +125,17 @@ def test_members_have_controls_of_their_category() -> None:
     assert choose(known, NAMED, 7, seed=3)[: len(found)] == found
 
 
+def test_a_small_group_is_filled_up() -> None:
+    known = frame(["010", *["111"] * 23])
+    known = coded(known, known["new"].tolist())
+    found = choose(known, NAMED, 4, seed=0)
+    assert [(t.group, t.matched is None) for t in found] == [
+        ("010", True), ("111", False), *[("111", True)] * 3,
+    ]  # fmt: skip
+    assert len({t.key for t in found}) == 5
+    assert choose(known, NAMED, 6, seed=0)[:5] == found
+
+
 def test_an_empty_group_gives_random_images() -> None:
     known = frame(["111", "011"] * 12)
     known = coded(known, known["new"].tolist())
