@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gapbench import cli_catalog, cli_compare, cli_fix, cli_lmeval, cli_report, cli_results
+from gapbench import (
+    cli_catalog,
+    cli_compare,
+    cli_explain,
+    cli_fix,
+    cli_lmeval,
+    cli_report,
+    cli_results,
+)
 from gapbench.terminal import console, go_offline, names, pairs, quiet
 from gapbench.types import GapbenchError
 
@@ -118,6 +126,7 @@ def show(
 app.command()(cli_compare.compare)
 app.command()(cli_compare.power)
 app.command("lm-eval")(cli_lmeval.lm_eval)
+app.command()(cli_explain.explain)
 app.command()(cli_catalog.tasks)
 app.command()(cli_catalog.models)
 app.command("check-model")(cli_catalog.check_model)

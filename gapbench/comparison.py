@@ -76,7 +76,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class _Pair:
+class Pair:
     """BEFORE and AFTER over the images they share, row by row."""
 
     before: Run
@@ -110,8 +110,8 @@ def compare(
     versions or judges, unless `intersection` asks for what they share.
     """
     first = open_run(before)
-    pairs = [_pair(first, open_run(after), judge, intersection) for after in afters]
-    crossed = [_crossed(pair, models, progress) for pair in pairs]
+    pairs = [pair_runs(first, open_run(after), judge, intersection) for after in afters]
+    crossed = [cross(pair, models, progress) for pair in pairs]
     if tasks:
         from gapbench.regression import regressions
 
@@ -129,7 +129,8 @@ def plan_spread(run: str | Path, metric: str, judge: str | None = None) -> Sprea
     return spread(open_run(run).frame(judge), metric)
 
 
-def _pair(before: Run, after: Run, judge: str | None, intersection: bool) -> _Pair:
+def pair_runs(before: Run, after: Run, judge: str | None, intersection: bool = False) -> Pair:
+    """Two runs over the images they share. Raises GapbenchError as `compare` does."""
     who = f"{before.path} and {after.path}"
     if before.path.resolve() == after.path.resolve():
         raise GapbenchError(f"{before.path} is given as BEFORE and as AFTER; give two runs")
@@ -155,7 +156,7 @@ def _pair(before: Run, after: Run, judge: str | None, intersection: bool) -> _Pa
             f"{ask if len(both) else 'they share no image, so run AFTER as BEFORE was run'}"
         )
     old, new = (both.merge(frame, on=IMAGE) for frame in (old, new))
-    return _Pair(before, after, old, new, reasons)
+    return Pair(before, after, old, new, reasons)
 
 
 def _shared_prompts(
@@ -194,7 +195,7 @@ def _keys(frame: pd.DataFrame) -> list[tuple[str, str]]:
     return list(zip(frame["task"], frame["prompt"], strict=True))
 
 
-def _crossed(pair: _Pair, models: Sequence[str], progress: Progress) -> list[float] | None:
+def cross(pair: Pair, models: Sequence[str], progress: Progress) -> list[float] | None:
     """AFTER's verdicts on BEFORE's images, row by row; None where own or outside ones lack."""
     plan = pair.after.plan
     if not plan.own or pair.old["outside"].isna().all():
@@ -216,7 +217,7 @@ def _crossed(pair: _Pair, models: Sequence[str], progress: Progress) -> list[flo
 
 
 def _comparison(
-    pair: _Pair,
+    pair: Pair,
     crossed: list[float] | None,
     by: Literal["category", "tier", "task"] | None,
     further: list[Change],

@@ -30,7 +30,7 @@ MODELS: Final[dict[str, Entry]] = {
         recipe={},
         source="its generation_config.json",
         folder=_BUNDLED / "janus-mini",
-        sha256="1ccf87bd277498eaad43cfd316521c23a2bda520551f6e6b43152a3f52fc2785",
+        sha256="d2c22589099951378196fe80bbede62b9f0c46644ea6ea030f98737a39516f98",
     ),
     **HUB,
 }

@@ -219,3 +219,31 @@ class TrainableModel(Model, Protocol):
     def save(self, folder: Path) -> None:
         """Write weights (safetensors) and processor files; the folder is a --model like any other.
         An adapter of one's own gets it back as its factory's `folder`."""
+
+
+class DifferentiableModel(TrainableModel, Protocol):
+    """A model both of whose heads have gradients: what `gapbench explain` takes."""
+
+    def image_logits(
+        self,
+        prompts: Sequence[str],
+        tokens: NDArray[np.int32],
+        unconditional: bool | Sequence[bool] = False,
+    ) -> torch.Tensor:
+        """The logits (B, T, V) behind `image_logprobs`, by code, differentiable."""
+
+    def answer_logprobs(
+        self, images: Sequence[Image.Image], questions: Sequence[str], answers: Sequence[str]
+    ) -> torch.Tensor:
+        """What `judge` gives, (images, answers), differentiable."""
+
+
+@runtime_checkable
+class EmbeddingModel(Protocol):
+    """A model whose own towers embed texts and images, (N, width) each."""
+
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """Mean over a prompt's tokens of the language model's last hidden state."""
+
+    def embed_images(self, images: Sequence[Image.Image]) -> NDArray[np.float64]:
+        """Mean over the patches of the vision tower's last hidden state."""

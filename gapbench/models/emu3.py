@@ -247,7 +247,7 @@ class Emu3Model(Continuing):
         levels = ((pixels * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
         return Image.fromarray(levels.cpu().numpy())
 
-    def image_logprobs(
+    def image_logits(
         self,
         prompts: Sequence[str],
         tokens: NDArray[np.int32],
@@ -270,7 +270,16 @@ class Emu3Model(Continuing):
         ).last_hidden_state[:, start - 1 :]
         # What follows the last code of a line is its end, which is forced.
         drawn = torch.arange(hidden.shape[1], device=self.device) % (self.side + 1) != self.side
-        return logprobs_of(linear(hidden[:, drawn], module.lm_head.weight[codes]), target)
+        return linear(hidden[:, drawn], module.lm_head.weight[codes])
+
+    def image_logprobs(
+        self,
+        prompts: Sequence[str],
+        tokens: NDArray[np.int32],
+        unconditional: bool | Sequence[bool] = False,
+    ) -> Tensor:
+        target = torch.as_tensor(tokens, device=self.device).long()
+        return logprobs_of(self.image_logits(prompts, tokens, unconditional), target)
 
     # -- judging ---------------------------------------------------------------------------
 
@@ -308,16 +317,19 @@ class Emu3Model(Continuing):
             rows.append(ids.tolist())
         return dict(processor.tokenizer.pad({"input_ids": rows}, **PADDED).to(self.device))
 
+    def answer_logprobs(
+        self, images: Sequence[Image.Image], questions: Sequence[str], answers: Sequence[str]
+    ) -> Tensor:
+        texts, tokenizer = [self._chat(q) for q in questions], self.processor("und").tokenizer
+        tails = answer_ids(self._cut, texts, answers, f"model {self.name}")
+        batch = self._asked([[image] for image in images], texts)
+        return answer_logprobs(self.module("und"), batch, tails, tokenizer.pad_token_id, images)
+
     @torch.inference_mode()
     def judge(
         self, images: Sequence[Image.Image], questions: Sequence[str], answers: Sequence[str]
     ) -> NDArray[np.float64]:
-        texts, tokenizer = [self._chat(q) for q in questions], self.processor("und").tokenizer
-        tails = answer_ids(self._cut, texts, answers, f"model {self.name}")
-        batch = self._asked([[image] for image in images], texts)
-        return answer_logprobs(
-            self.module("und"), batch, tails, tokenizer.pad_token_id, images
-        ).numpy()
+        return self.answer_logprobs(images, questions, answers).numpy()
 
     @torch.inference_mode()
     def reply(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:

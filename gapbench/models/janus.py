@@ -251,7 +251,7 @@ class JanusModel(Continuing):
         levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         return Image.fromarray(levels.cpu().numpy())
 
-    def image_logprobs(
+    def image_logits(
         self,
         prompts: Sequence[str],
         tokens: NDArray[np.int32],
@@ -271,7 +271,36 @@ class JanusModel(Continuing):
             position_ids=positions(mask),
             use_cache=False,
         ).last_hidden_state[:, ids.shape[1] - 1 :]
-        return logprobs_of(core.generation_head(hidden), target)
+        logits: Tensor = core.generation_head(hidden)
+        return logits
+
+    def image_logprobs(
+        self,
+        prompts: Sequence[str],
+        tokens: NDArray[np.int32],
+        unconditional: bool | Sequence[bool] = False,
+    ) -> Tensor:
+        target = torch.as_tensor(tokens, device=self.device).long()
+        return logprobs_of(self.image_logits(prompts, tokens, unconditional), target)
+
+    # -- embedding -------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        _, ids, mask = self._heads(texts)
+        hidden = self.module.model.language_model(
+            input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False
+        ).last_hidden_state.double()
+        weights = mask.unsqueeze(-1).double()
+        found: NDArray[np.float64] = ((hidden * weights).sum(1) / weights.sum(1)).cpu().numpy()
+        return found
+
+    @torch.inference_mode()
+    def embed_images(self, images: Sequence[Image.Image]) -> NDArray[np.float64]:
+        pixels = self.processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
+        seen = self.module.model.vision_model(pixels.to(self.device, self.module.dtype))
+        found: NDArray[np.float64] = seen.last_hidden_state.double().mean(1).cpu().numpy()
+        return found
 
     # -- judging ---------------------------------------------------------------------------
 
@@ -294,10 +323,9 @@ class JanusModel(Continuing):
             batch["pixel_values"] = batch["pixel_values"].to(self.module.dtype)
         return dict(batch)
 
-    @torch.inference_mode()
-    def judge(
+    def answer_logprobs(
         self, images: Sequence[Image.Image], questions: Sequence[str], answers: Sequence[str]
-    ) -> NDArray[np.float64]:
+    ) -> Tensor:
         texts, tokenizer = (
             [self._chat(question) for question in questions],
             self.processor.tokenizer,
@@ -306,7 +334,13 @@ class JanusModel(Continuing):
             lambda text: tokenizer(text)["input_ids"], texts, answers, f"model {self.name}"
         )
         batch = self._asked([[image] for image in images], texts)
-        return answer_logprobs(self.module, batch, tails, tokenizer.pad_token_id, images).numpy()
+        return answer_logprobs(self.module, batch, tails, tokenizer.pad_token_id, images)
+
+    @torch.inference_mode()
+    def judge(
+        self, images: Sequence[Image.Image], questions: Sequence[str], answers: Sequence[str]
+    ) -> NDArray[np.float64]:
+        return self.answer_logprobs(images, questions, answers).numpy()
 
     @torch.inference_mode()
     def reply(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:

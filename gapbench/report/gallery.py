@@ -98,7 +98,7 @@ def thumbnails(runs: Sequence[Run], shown: Gallery) -> Generator[str, None, None
         if picture is None:
             return "null"
         number, sha256 = picture
-        return json.dumps(_thumbnail(runs[number].folder.image_bytes(sha256), sha256))
+        return json.dumps(thumbnail(runs[number].folder.image_bytes(sha256), sha256))
 
     yield "["
     pool = ThreadPoolExecutor(os.cpu_count())
@@ -207,7 +207,8 @@ def _link(folder: Path, base: Path) -> str:
     return quote(Path(os.path.relpath(folder.resolve(), base.resolve())).as_posix()) + "/"
 
 
-def _thumbnail(data: bytes, sha256: str) -> str:
+def thumbnail(data: bytes, sha256: str) -> str:
+    """A small picture as a data address. Raises GapbenchError where it is none."""
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
             if max(picture.size) <= SIDE and len(data) <= LARGEST:

@@ -160,7 +160,7 @@ def _difficulty(names: list[str], rates: list[list[Rates]]) -> dict[str, Any]:
             rows.append([place, name, tables.cell(gap), tables.cell(weak) if weak else "n/a"])
     several = len({place.partition("/")[0] for place in places}) > 1
     ticks = places if several else [place.partition("/")[2] for place in places]
-    return _figure(
+    return figure(
         "difficulty",
         "Where the gap is",
         "A bubble for each category: its area is the share of images that the model itself rejects "
@@ -190,7 +190,7 @@ def _weak(
         if rate is not None
     ]
     series = [[_bar(mine[place]) for mine in found.values()] for place in range(len(runs))]
-    return _figure(
+    return figure(
         "weak",
         "Weak generation by judge",
         "Of the images that the model itself rejects, the share that an outside judge rejects too, "
@@ -209,7 +209,7 @@ def _before_after(names: list[str], rates: list[list[Rates]]) -> dict[str, Any]:
     ]
     series = [[_bar(mine[place]) for mine in found.values()] for place in range(2)]
     groups = [head.replace(" ", "\n") for head in tables.HEADS.values()]
-    return _figure(
+    return figure(
         "before-after",
         "Before and after",
         "Overall figures with each run's own interval. Intervals that overlap may still differ: "
@@ -237,7 +237,7 @@ def _calibration(
         fooled = _overall(all_rates, "mismatch_acceptance")
         if fooled is not None:
             rows.append([name, "accepts mismatched pairs", tables.cell(fooled)])
-    return _figure(
+    return figure(
         "calibration",
         "Can the model's own verdict be believed",
         "How often the outside judge accepts the images that the model gives a probability, in ten "
@@ -248,9 +248,10 @@ def _calibration(
     )
 
 
-def _figure(
+def figure(
     name: str, title: str, about: str, plot: Plot | None, table: Table | tuple[list[str], list[Any]]
 ) -> dict[str, Any]:
+    """A section of a page, as the template's macro takes it."""
     drawn = None
     if plot is not None:
         light, dark = (

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 SERIES: Final = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 """Okabe and Ito's colours, which colour-blind people can tell apart."""
-_INK: Final = {"light": "#1a1a1a", "dark": "#ececec"}
-_GRID: Final = {"light": "#d0d0d0", "dark": "#4a4d52"}
+INK: Final = {"light": "#1a1a1a", "dark": "#ececec"}
+GRID: Final = {"light": "#d0d0d0", "dark": "#4a4d52"}
 _SETTINGS: Final[dict[Any, Any]] = {
     "font.size": 9,
     "svg.hashsalt": "gapbench",  # equal plots are equal bytes
@@ -61,7 +61,7 @@ def bubbles(
         from matplotlib.cm import ScalarMappable
         from matplotlib.colors import Normalize
 
-        ink, shades = _INK[theme], colormaps["viridis"]
+        ink, shades = INK[theme], colormaps["viridis"]
         for b in found:
             face = "none" if b.colour is None else shades(b.colour)
             area = 1500 * b.size / largest
@@ -80,7 +80,7 @@ def bubbles(
         bar.set_label(f"{colour} (%)", color=ink)
         bar.ax.tick_params(colors=ink)
 
-    return _plot(draw, 2.8 + 0.72 * len(columns), 1.7 + 0.85 * len(rows))
+    return drawn(draw, 2.8 + 0.72 * len(columns), 1.7 + 0.85 * len(rows))
 
 
 def bars(groups: Sequence[str], series: Sequence[str], found: Sequence[Sequence[Bar]]) -> Plot:
@@ -98,22 +98,22 @@ def bars(groups: Sequence[str], series: Sequence[str], found: Sequence[Sequence[
                 error = [[value - 100 * bar.low], [100 * bar.high - value]]
                 axes.bar(
                     x, value, 0.92 * wide, color=colour, yerr=error, capsize=3,
-                    ecolor=_INK[theme], hatch="///" * (index >= len(SERIES)),
+                    ecolor=INK[theme], hatch="///" * (index >= len(SERIES)),
                 )  # fmt: skip
             axes.bar(0, 0, 0, color=colour, label=name)
         axes.set_xticks(range(len(groups)), groups)
         axes.set_xlim(-0.6, len(groups) - 0.4)
         _percent(axes, theme)
-        _legend(axes, theme)
+        legend(axes, theme)
 
-    return _plot(draw, max(4.6, 1.2 + max(0.34 * len(series), 1.25) * len(groups)), 3.4)
+    return drawn(draw, max(4.6, 1.2 + max(0.34 * len(series), 1.25) * len(groups)), 3.4)
 
 
 def curves(series: Sequence[str], found: Sequence[Sequence[tuple[float, Bar]]]) -> Plot:
     """Reliability curves: (expected, seen) in [0, 1] against the diagonal."""
 
     def draw(axes: Axes, theme: str) -> None:
-        axes.plot([0, 100], [0, 100], color=_INK[theme], linewidth=0.8, linestyle=":")
+        axes.plot([0, 100], [0, 100], color=INK[theme], linewidth=0.8, linestyle=":")
         for index, (name, points) in enumerate(zip(series, found, strict=True)):
             seen = [(100 * x, b) for x, b in points if b.value is not None]
             values = [100 * (b.value or 0) for _, b in seen]
@@ -124,27 +124,29 @@ def curves(series: Sequence[str], found: Sequence[Sequence[tuple[float, Bar]]]) 
                 color=SERIES[index % len(SERIES)], capsize=3, linewidth=1.2, label=name,
             )  # fmt: skip
         axes.set_xlim(-2, 102)
-        axes.set_xlabel("the model's own probability (%)", color=_INK[theme])
-        axes.set_ylabel("the outside judge accepts (%)", color=_INK[theme])
+        axes.set_xlabel("the model's own probability (%)", color=INK[theme])
+        axes.set_ylabel("the outside judge accepts (%)", color=INK[theme])
         _percent(axes, theme)
-        _legend(axes, theme)
+        legend(axes, theme)
 
-    return _plot(draw, 4.8, 4.2)
+    return drawn(draw, 4.8, 4.2)
 
 
 def _percent(axes: Axes, theme: str) -> None:
     axes.set_ylim(0, 104)
     axes.set_yticks(range(0, 101, 20))
-    axes.grid(axis="y", color=_GRID[theme], linewidth=0.6)
+    axes.grid(axis="y", color=GRID[theme], linewidth=0.6)
 
 
-def _legend(axes: Axes, theme: str) -> None:
+def legend(axes: Axes, theme: str) -> None:
+    """A legend above the axes."""
     axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1), frameon=False, labelcolor=_INK[theme], ncols=1
+        loc="lower left", bbox_to_anchor=(0, 1), frameon=False, labelcolor=INK[theme], ncols=1
     )
 
 
-def _plot(draw: Callable[[Any, str], None], wide: float, tall: float) -> Plot:
+def drawn(draw: Callable[[Any, str], None], wide: float, tall: float) -> Plot:
+    """What `draw` draws onto axes, for "light" and for "dark"; inches."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -155,9 +157,9 @@ def _plot(draw: Callable[[Any, str], None], wide: float, tall: float) -> Plot:
             figure = Figure((wide, tall), layout="constrained")
             axes = figure.subplots()
             axes.set_axisbelow(True)
-            axes.tick_params(colors=_INK[theme])
+            axes.tick_params(colors=INK[theme])
             for spine in axes.spines.values():
-                spine.set_color(_GRID[theme])
+                spine.set_color(GRID[theme])
             draw(axes, theme)
             buffer = io.BytesIO()
             figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

@@ -1,0 +1,109 @@
+"""Figures over prompts: means and correlations with intervals and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+FLIPS: Final = 9999
+ALPHA: Final = 0.05
+FEWEST: Final = 4
+"""Prompts that a correlation takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A mean over prompts of each prompt's mean, with Student's 95 % interval and the p of a
+    sign-flip test against 0; interval and p are None for fewer than two prompts."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    images: int
+    prompts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Correlation:
+    """Pearson's rho over prompts with Fisher's 95 % interval and p, and Spearman's."""
+
+    rho: float
+    low: float
+    high: float
+    p: float
+    rank: float
+    prompts: int
+
+
+def mean(values: Sequence[float], prompts: Sequence[str]) -> Mean:
+    """The prompt is the unit. NaN and infinite values are left out."""
+    from scipy import stats
+
+    frame = pd.DataFrame({"value": np.asarray(values, dtype=float), "prompt": list(prompts)})
+    frame = frame[np.isfinite(frame["value"])]
+    each = frame.groupby("prompt")["value"].mean().to_numpy()
+    value = float(each.mean()) if len(each) else None
+    low = high = p = None
+    if len(each) > 1:
+        half = stats.t.ppf(0.975, len(each) - 1) * each.std(ddof=1) / len(each) ** 0.5
+        low, high = float(each.mean() - half), float(each.mean() + half)
+        flipped = stats.permutation_test(
+            (each, np.zeros_like(each)), _difference, permutation_type="samples", vectorized=True,
+            n_resamples=FLIPS, rng=np.random.default_rng(0),
+        )  # fmt: skip
+        p = float(flipped.pvalue)
+    return Mean(value, low, high, p, len(frame), len(each))
+
+
+def correlation(
+    one: Sequence[float], two: Sequence[float], prompts: Sequence[str]
+) -> Correlation | None:
+    """Of prompts' means; None for fewer than four prompts, or where one does not vary."""
+    from scipy import stats
+
+    both = np.array([one, two], dtype=float)
+    known = np.isfinite(both).all(axis=0)
+    frame = pd.DataFrame({"one": both[0], "two": both[1], "prompt": list(prompts)})[known]
+    each = frame.groupby("prompt")[["one", "two"]].mean().to_numpy()
+    if len(each) < FEWEST or min(np.ptp(each, axis=0)) < 1e-12:
+        return None
+    found = stats.pearsonr(each[:, 0], each[:, 1])
+    low, high = found.confidence_interval(0.95)
+    rank = stats.spearmanr(each[:, 0], each[:, 1]).statistic
+    return Correlation(
+        float(found.statistic), float(low), float(high), float(found.pvalue), float(rank), len(each)
+    )
+
+
+def holm(found: dict[str, float | None]) -> dict[str, float | None]:
+    """p adjusted by Holm's step-down procedure over those that have one."""
+    order = sorted((p, name) for name, p in found.items() if p is not None)
+    adjusted: dict[str, float | None] = dict.fromkeys(found)
+    last = 0.0
+    for place, (p, name) in enumerate(order):
+        last = min(1.0, max(last, (len(order) - place) * p))
+        adjusted[name] = last
+    return adjusted
+
+
+def word(value: float | None, p: float | None) -> str:
+    """holds, reversed or not shown, for a figure that should be above 0; n/a without a test."""
+    if value is None or p is None:
+        return "n/a"
+    if p >= ALPHA:
+        return "not shown"
+    return "holds" if value > 0 else "reversed"
+
+
+def plain(value: Any) -> Any:
+    """A figure as JSON takes it."""
+    return None if value is None else asdict(value)
+
+
+def _difference(one: Any, two: Any, axis: int) -> Any:
+    return one.mean(axis=axis) - two.mean(axis=axis)

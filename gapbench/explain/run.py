@@ -1,0 +1,336 @@
+"""`gapbench explain`: what the gradients of a model say about a fix of it.
+
+Two passes over weights that are loaded one after the other, before and after. Every image's values
+and every tested pair's figures are kept as they are made, so that the same command goes on where it
+stopped. At any time five gradients are held at most, whatever the size of the training set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from PIL import Image
+
+from gapbench.comparison import cross, pair_runs
+from gapbench.engines.local import work
+from gapbench.explain import evidence, similarity
+from gapbench.explain.groups import Tested, choose, coded
+from gapbench.explain.journal import Journal
+from gapbench.explain.kernel import Gradient, Heads, Tokens, first_order
+from gapbench.explain.sides import Side, find_fix, rank_for, summary, training_rows
+from gapbench.fix.claim import write_json
+from gapbench.flow import Progress, silent
+from gapbench.opened import Run, open_run
+from gapbench.types import GapbenchError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+FORMAT: Final = 1
+MEAN_OVER: Final = 128
+"""Random training pairs that the mean training gradient is taken over."""
+CHECKED: Final = 4
+"""Tested pairs of the first-order check."""
+BATCH: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What was found, as explain.json holds it, and the folder that it lies in.
+
+    `drawn` gives the file of an image of BEFORE by its digest, `trained` the prompt and the picture
+    of a row of the training set.
+    """
+
+    folder: Path
+    found: dict[str, Any]
+    drawn: Callable[[str], bytes]
+    trained: Callable[[int], tuple[str, Image.Image]]
+
+
+def explain(
+    before: str | Path,
+    after: str | Path,
+    *,
+    fix: str | None = None,
+    out: str | Path | None = None,
+    pairs: int = 32,
+    seed: int = 0,
+    encoder: str | None = None,
+    projection: int | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    progress: Progress = silent,
+) -> Explanation:
+    """Explain what a fix did from BEFORE to AFTER, run folders of the same prompts and seeds.
+
+    `fix` is the fix's folder, by default where AFTER's run found its model; `out` the folder for
+    explain.json, by default `explain` in AFTER's; `pairs` the members of the correction group that
+    are looked at; `projection` estimates the kernel (see `Side`). The other options are the
+    command's. Raises GapbenchError for input that cannot be explained, before weights are loaded.
+    """
+    similarity.check(encoder)
+    runs = pair_runs(open_run(before), open_run(after), None)
+    made = find_fix(runs.before, runs.after, fix)
+    rank = rank_for(made, projection)
+    rows = training_rows(made)
+    drawn = runs.before.folder.generations()
+    # By prompt and seed: other tokens may decode to the same picture.
+    keys = zip(runs.old["text"], runs.old["seed"], strict=True)
+    tokens: list[Any] = [drawn[text, seed].tokens for text, seed in keys]
+    if None in tokens:
+        raise GapbenchError(f"{runs.before.path} holds no image tokens, so they have no likelihood")
+    crossed = cross(runs, [str(made.folder)], progress)
+    if crossed is None:
+        raise GapbenchError(
+            f"{runs.before.path} lacks own or outside verdicts; gapbench explain starts from both"
+        )
+    frame = coded(runs.old.assign(tokens=tokens), crossed)
+    prompts = runs.before.plan.prompts
+    tested = choose(frame, prompts, pairs, seed)
+    questions = {(p.task, p.id): p.question for p in prompts}
+    images = [
+        _Shown(
+            key=r["key"],
+            text=r["text"],
+            question=questions[r["task"], r["prompt"]],
+            image=r["image"],
+            tokens=r["tokens"],
+        )
+        for r in frame.to_dict("records")
+    ]
+    folder = Path(out) if out else runs.after.path / "explain"
+    if folder.exists() and not folder.is_dir():
+        raise GapbenchError(f"--out {folder} is a file; give a folder")
+    identity = {
+        "format": FORMAT,
+        "runs": [run.folder.meta["identity"] for run in (runs.before, runs.after)],
+        "data": made.record["data"]["digest"],
+        "options": [seed, encoder, rank, device, dtype],
+    }
+    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    journal = Journal(folder / "work" / f"{name}.jsonl")
+    explaining = _Explaining(runs.before, images, tested, rows, journal, seed, progress)
+    about = journal.there.get("about")
+    if about is None or explaining.left("before"):
+        side = Side(made, False, device, dtype, rank, seed)
+        about = {**summary(made, side.heads, rank), "dtype": side.dtype}
+        about["encoder"] = explaining.before(side, encoder)
+        about["layers"] = side.heads.layers
+        journal.add({"about": about})
+        side.release()
+    if explaining.left("after"):
+        side = Side(made, True, device, dtype, rank, seed)
+        explaining.after(side)
+        side.release()
+    found = {
+        "before": str(runs.before.path),
+        "after": str(runs.after.path),
+        "fix": about,
+        "seed": seed,
+        "judges": sorted({str(name) for name in runs.old["judge"].dropna()}),
+        **evidence.gather(frame, tested, journal.there, about["layers"]),
+    }
+    write_json(folder / "explain.json", found)
+
+    def trained(number: int) -> tuple[str, Image.Image]:
+        row = rows[number]
+        return str(row["prompt"]), row["image"].convert("RGB")
+
+    return Explanation(folder, found, runs.before.folder.image_bytes, trained)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shown:
+    """An image of BEFORE with its prompt and question."""
+
+    key: str
+    text: str
+    question: str
+    image: str
+    tokens: str
+
+
+class _Explaining:
+    """An explanation under way. Records of the journal: value-before/KEY and value-after/KEY hold
+    (log-likelihood, verdict logit), pair/KEY a tested pair's figures, step/KEY its first-order
+    check, align/KEY its gradients after."""
+
+    def __init__(
+        self, run: Run, images: Sequence[_Shown], tested: Sequence[Tested], rows: Dataset,
+        journal: Journal, seed: int, progress: Progress,
+    ) -> None:  # fmt: skip
+        self.folder, self.images, self.tested, self.rows = run.folder, images, tested, rows
+        self.journal, self.seed, self.progress = journal, seed, progress
+        self._plain = rows.select_columns(["prompt", "tokens"])
+
+    def left(self, when: str) -> bool:
+        """Whether something of a side is still to be computed."""
+        stages = {"before": ("pair", "step"), "after": ("align",)}[when]
+        return bool(
+            self._missing(f"value-{when}", self.images)
+            or any(self._missing(stage, self._of(stage)) for stage in stages)
+        )
+
+    def before(self, side: Side, asked: str | None) -> str:
+        """All that is computed under the weights before; gives the encoder's name."""
+        self._values("value-before", side.heads)
+        encoder = similarity.encoder(asked, side.model, str(getattr(side.model, "device", "cpu")))
+        pairs = self._missing("pair", self.tested)
+        if pairs:
+            near = self._nearest(encoder, pairs)
+            mean = self._mean_gradient(side.heads)
+            self._each("pair", "kernel", lambda t: self._pair(side.heads, t, near[t.key], mean))
+        self._each("step", "first-order check", lambda t: self._step(side.heads, t))
+        return encoder.name
+
+    def after(self, side: Side) -> None:
+        """All that is computed under the weights after."""
+        self._values("value-after", side.heads)
+        self._each("align", "gradients after", lambda t: self._align(side.heads, t))
+
+    # -- stages ----------------------------------------------------------------------------
+
+    def _of(self, stage: str) -> Sequence[Tested]:
+        return self.tested[:CHECKED] if stage == "step" else self.tested
+
+    def _missing(self, stage: str, of: Sequence[Any]) -> list[Any]:
+        return [each for each in of if f"{stage}/{each.key}" not in self.journal.there]
+
+    def _values(self, stage: str, heads: Heads) -> None:
+        missing = self._missing(stage, self.images)
+        advance = self.progress(
+            stage.replace("value-", "likelihoods "), len(self.images) - len(missing),
+            len(self.images),
+        )  # fmt: skip
+
+        @torch.no_grad()
+        def do(batch: Sequence[_Shown]) -> tuple[list[float], list[float]]:
+            tokens = np.stack([self.folder.tokens(each.tokens) for each in batch])
+            pictures = [self.folder.image(each.image) for each in batch]
+            return (
+                heads.likelihoods([each.text for each in batch], tokens).tolist(),
+                heads.verdicts(pictures, [each.question for each in batch]).tolist(),
+            )
+
+        def keep(batch: Sequence[_Shown], found: tuple[list[float], list[float]]) -> None:
+            values = zip(batch, *found, strict=True)
+            self.journal.add({f"{stage}/{each.key}": both for each, *both in values})
+
+        work(missing, BATCH, do, keep, advance)
+
+    def _each(self, stage: str, title: str, make: Callable[[Tested], Any]) -> None:
+        of = self._of(stage)
+        missing = self._missing(stage, of)
+        if missing:
+            advance = self.progress(title, len(of) - len(missing), len(of))
+            work(
+                missing,
+                1,
+                lambda batch: make(batch[0]),
+                lambda batch, value: self.journal.add({f"{stage}/{batch[0].key}": value}),
+                advance,
+            )
+
+    def _nearest(
+        self, encoder: similarity.Encoder, pairs: Sequence[Tested]
+    ) -> dict[str, similarity.Nearest]:
+        texts = list(self._plain["prompt"])
+        distinct = list(dict.fromkeys(texts))
+        total = len(distinct) + len(self.rows) + 2 * len(pairs)
+        advance = self.progress("embeddings", 0, total)
+        prompts = similarity.batched(encoder.texts, distinct, advance)
+        place = {text: number for number, text in enumerate(distinct)}
+
+        def pictures(numbers: Sequence[int]) -> similarity.Embeddings:
+            return encoder.images([self.rows[n]["image"].convert("RGB") for n in numbers])
+
+        known = similarity.TrainingSet(
+            prompts[[place[text] for text in texts]],
+            similarity.batched(pictures, range(len(self.rows)), advance),
+            encoder.centred,
+        )
+        mine = similarity.batched(encoder.texts, [t.text for t in pairs], advance)
+        seen = similarity.batched(
+            lambda part: encoder.images([self.folder.image(t.image) for t in part]), pairs, advance
+        )
+        return {
+            t.key: known.nearest(one, two) for t, one, two in zip(pairs, mine, seen, strict=True)
+        }
+
+    def _mean_gradient(self, heads: Heads) -> Gradient:
+        stream = np.random.default_rng([self.seed, 1])
+        chosen = stream.permutation(len(self.rows))[:MEAN_OVER]
+        advance = self.progress("mean gradient", 0, len(chosen))
+        total: Gradient = [None] * len(heads.moved)
+        for number in chosen:
+            part = heads.of_likelihood(*self._row(int(number)))
+            total = [
+                b if a is None else a if b is None else a.add_(b, alpha=1.0)
+                for a, b in zip(total, part, strict=True)
+            ]
+            advance(1)
+        return [None if part is None else part / len(chosen) for part in total]
+
+    # -- one tested pair -------------------------------------------------------------------
+
+    def _pair(
+        self, heads: Heads, t: Tested, near: similarity.Nearest, mean: Gradient
+    ) -> dict[str, Any]:
+        tokens = self.folder.tokens(t.tokens)
+        drawing = heads.of_likelihood(t.text, tokens)
+        judging = heads.of_verdict(self.folder.image(t.image), t.question)
+        step = heads.of_likelihood(*self._row(near.row))
+        sequences = [t.text, *t.alternatives]
+        pushed = heads.push(sequences, np.stack([tokens] * len(sequences)), step)
+
+        def entries(other: Gradient) -> dict[str, Any]:
+            return {
+                "likelihood": heads.inner(drawing, other).tolist(),
+                "verdict": heads.inner(judging, other).tolist(),
+                "square": heads.inner(other, other).tolist(),
+            }
+
+        found = {
+            **_gradients(heads, drawing, judging),
+            "similarity": asdict(near),
+            "nearest": entries(step),
+            "norms": pushed.norms.tolist(),
+            "norms_by_layer": pushed.by_layer.T.tolist(),
+            "likelihoods": pushed.likelihood.tolist(),
+            "mean": entries(mean),
+        }
+        del step
+        seed = int.from_bytes(hashlib.sha256(t.key.encode()).digest()[:8])
+        other = int(np.random.default_rng([self.seed, 2, seed]).integers(len(self.rows)))
+        return {**found, "random": entries(heads.of_likelihood(*self._row(other)))}
+
+    def _step(self, heads: Heads, t: Tested) -> list[dict[str, Any]]:
+        row = self.journal.there[f"pair/{t.key}"]["similarity"]["row"]
+        mine = (t.text, self.folder.tokens(t.tokens), self.folder.image(t.image), t.question)
+        return [asdict(step) for step in first_order(heads, mine, self._row(row))]
+
+    def _align(self, heads: Heads, t: Tested) -> dict[str, Any]:
+        drawing = heads.of_likelihood(t.text, self.folder.tokens(t.tokens))
+        judging = heads.of_verdict(self.folder.image(t.image), t.question)
+        return _gradients(heads, drawing, judging)
+
+    def _row(self, number: int) -> tuple[str, Tokens]:
+        row = self._plain[number]
+        return str(row["prompt"]), np.asarray(row["tokens"], dtype=np.int32)
+
+
+def _gradients(heads: Heads, drawing: Gradient, judging: Gradient) -> dict[str, Any]:
+    """Inner products by layer of a pair's generation and verdict gradients."""
+    return {
+        "both": heads.inner(drawing, judging).tolist(),
+        "drawing": heads.inner(drawing, drawing).tolist(),
+        "judging": heads.inner(judging, judging).tolist(),
+    }

@@ -1,0 +1,147 @@
+"""How near tested pairs are to the training set: cosines of prompts and of images.
+
+An encoder is CLIP (open_clip, whose cosines are taken as they are) or the model's own towers, whose
+embeddings share a large common part: they are centred on the training set's mean first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from gapbench import hub
+from gapbench.judges.clip import CHECKPOINT, open_clip_model
+from gapbench.judges.weights import crop, tensor
+from gapbench.models.base import EmbeddingModel
+from gapbench.types import GapbenchError
+
+Embeddings = NDArray[np.float64]
+
+
+class Encoder(Protocol):
+    """Texts and images to vectors."""
+
+    name: str
+    centred: bool
+
+    def texts(self, texts: Sequence[str]) -> Embeddings:
+        """(N, width)."""
+
+    def images(self, images: Sequence[Image.Image]) -> Embeddings:
+        """(N, width)."""
+
+
+class _Towers:
+    """The model's own towers, as it was before the fix."""
+
+    name, centred = "the model's own towers, centred", True
+
+    def __init__(self, model: EmbeddingModel) -> None:
+        self.texts, self.images = model.embed_texts, model.embed_images
+
+
+class _Clip:
+    """An open_clip checkpoint."""
+
+    centred = False
+
+    def __init__(self, folder: Path, openai: bool, device: str) -> None:
+        self.name = f"CLIP, {CHECKPOINT.repo if openai else folder}"
+        self._device = device
+        self._model, self._tokenizer, self._size = open_clip_model(folder, openai, device)
+
+    @torch.inference_mode()
+    def texts(self, texts: Sequence[str]) -> Embeddings:
+        return _array(self._model.encode_text(self._tokenizer(list(texts)).to(self._device)))
+
+    @torch.inference_mode()
+    def images(self, images: Sequence[Image.Image]) -> Embeddings:
+        pixels = torch.stack([tensor(crop(image, self._size)) for image in images])
+        return _array(self._model.encode_image(pixels.to(self._device)))
+
+
+def check(asked: str | None) -> None:
+    """Raises GapbenchError for an encoder that there is not, by what --encoder says."""
+    name, _, folder = (asked or "model").partition(":")
+    if name not in ("clip", "model") or (name == "model" and folder):
+        raise GapbenchError(f"--encoder {asked}: there are model, clip and clip:FOLDER")
+    if folder and not Path(folder).is_dir():
+        raise GapbenchError(f"--encoder {asked}: {folder} is no folder with a checkpoint")
+
+
+def encoder(asked: str | None, model: Any, device: str) -> Encoder:
+    """`model`, `clip`, `clip:FOLDER`, or for None CLIP where its weights are here and else the
+    model's own towers. Raises GapbenchError where there is none."""
+    check(asked)
+    name, _, folder = (asked or "").partition(":")
+    if folder:
+        return _Clip(Path(folder), False, device)
+    if name == "clip" or (not asked and hub.present(CHECKPOINT)):
+        return _Clip(hub.fetch(CHECKPOINT), True, device)
+    if not isinstance(model, EmbeddingModel):
+        raise GapbenchError(
+            f"--encoder: model {model.name} does not embed texts and images; give clip, whose "
+            "weights `gapbench prepare --judge clip` fetches, or clip:FOLDER"
+        )
+    return _Towers(model)
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """The largest cosines of a tested pair with the training set: of prompts, of images, and the
+    training pair whose mean of both is largest (`row`), with its two."""
+
+    prompt: float
+    image: float
+    row: int
+    row_prompt: float
+    row_image: float
+
+
+class TrainingSet:
+    """A training set's embeddings: rows of prompts and of images, of length 1."""
+
+    def __init__(self, prompts: Embeddings, images: Embeddings, centred: bool) -> None:
+        self._middles = [each.mean(0) if centred else 0.0 for each in (prompts, images)]
+        self._rows = [_unit(e - m) for e, m in zip((prompts, images), self._middles, strict=True)]
+
+    def nearest(self, prompt: Embeddings, image: Embeddings) -> Nearest:
+        """For one tested pair's embeddings, (width,) each."""
+        found = [
+            rows @ _unit((each - middle)[None])[0]
+            for rows, each, middle in zip(self._rows, (prompt, image), self._middles, strict=True)
+        ]
+        row = int(np.argmax(found[0] + found[1]))
+        return Nearest(
+            float(found[0].max()), float(found[1].max()), row,
+            float(found[0][row]), float(found[1][row]),
+        )  # fmt: skip
+
+
+def batched(
+    encode: Callable[[Any], Embeddings], items: Sequence[Any], advance: Callable[[int], None]
+) -> Embeddings:
+    """Embeddings of many, 32 at a time."""
+    parts = []
+    for start in range(0, len(items), 32):
+        part = items[start : start + 32]
+        parts.append(encode(part))
+        advance(len(part))
+    return np.concatenate(parts)
+
+
+def _unit(rows: Embeddings) -> Embeddings:
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(lengths > 0, lengths, 1)
+
+
+def _array(found: torch.Tensor) -> Embeddings:
+    array: Embeddings = found.double().cpu().numpy()
+    return array

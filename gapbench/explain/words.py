@@ -1,0 +1,135 @@
+"""An explanation in words: the lines that the terminal shows and the page begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+ORTHOGONAL: Final = 0.1
+"""Cosine below which two gradients are called nearly orthogonal."""
+EMPTY: Final = (
+    "The false-positive correction group (0, 1, 0) is empty: no image that the outside judge "
+    "rejects went from accepted to rejected. (a) and (c) are n/a; the rest is on random images."
+)
+
+
+def summary(found: Mapping[str, Any]) -> list[str]:
+    """At most 13 lines."""
+    fix, evidence, kernel = found["fix"], found["evidence"], found["kernel"]
+    counts = ", ".join(f"{code} {count}" for code, count in found["groups"].items())
+    how = "exact"
+    if fix["projection"]:
+        how = f"estimated from gradients projected to rank {fix['projection']}"
+    near, norms = found["similarity"], kernel["log_ratio"]
+    lines = [
+        f"{fix['method']} of {fix['base']} on {fix['rows']} rows ({fix['trained']}; kernel over "
+        f"{fix['parameters']:,} parameters, {how}, {fix['dtype']}).",
+        f"Images of BEFORE by (outside judge, before, after): {counts}.",
+    ]
+    if not found["members"]:
+        lines.append(EMPTY)
+    for kind in ("prompt", "image") if found["members"] else ():
+        cell = near[kind]
+        lines.append(
+            f"(a) {kind}s: cosine with the nearest training pair {number(cell['corrected'])}, of "
+            f"controls {number(cell['control'])}; difference {interval(cell['difference'])}: "
+            f"{_said(evidence[f'{kind}s'])}"
+        )
+    lines.append(
+        f"(b) |K(Y0, Yu)| {number(kernel['own'])} against |K(Yi, Yu)| "
+        f"{number(kernel['alternatives'])} over {norms['images']} images; log ratio "
+        f"{interval(norms)} (of corrected {interval(kernel['log_ratio_corrected'])}): "
+        f"{_said(evidence['kernel'])}"
+    )
+    shift = found["shift"]
+    if found["members"]:
+        group = shift["groups"]["010"]["likelihood"]
+        lines.append(
+            f"(c) change of log p(image | prompt) of corrected images: {interval(group)} nats; "
+            f"below their controls' by {interval(shift['fall_below_control'])}: "
+            f"{_said(evidence['likelihood'])}"
+        )
+    lines.append(
+        "Changes of log p and of the verdict logit correlate over prompts: "
+        f"{correlation(shift['correlation'])}: {_said(evidence['together'])}"
+    )
+    ends = [found["alignment"][when]["all"]["cosine"] for when in ("before", "after")]
+    lines.append(
+        f"Cosine of generation and verdict gradients: before {interval(ends[0])}, after "
+        f"{interval(ends[1])}{_nearly(ends)}."
+    )
+    moved = [kernel[f"nearest_{head}"]["raised"] for head in ("likelihood", "verdict")]
+    if moved[0] is not None:
+        lines.append(
+            f"A step on the nearest training pair raises log p of {100 * moved[0]:.0f} % of the "
+            f"tested images and the verdict on {100 * moved[1]:.0f} %."
+        )
+    lines.append(_check(found))
+    lines.append(_conclusion(found))
+    return [line for line in lines if line]
+
+
+def _check(found: Mapping[str, Any]) -> str:
+    rows = found["first_order"]
+    if not rows:
+        return ""
+    share = min(row["share"] for row in rows)
+    ratios = ", ".join(
+        f"{row['head']} {row['ratio']:.4f}"
+        for row in rows
+        if row["share"] == share and row["ratio"] is not None
+    )
+    note = "" if found["fix"]["dtype"] == "float64" else f" (in {found['fix']['dtype']}, rounded)"
+    return f"First-order check, actual over predicted change at the smallest step: {ratios}{note}."
+
+
+def _conclusion(found: Mapping[str, Any]) -> str:
+    names = {"prompts": "(a) prompts", "images": "(a) images", "kernel": "(b)",
+             "likelihood": "(c)", "together": "co-movement"}  # fmt: skip
+    verdicts = {
+        verdict: [names[n] for n, piece in found["evidence"].items() if piece["verdict"] == verdict]
+        for verdict in ("holds", "not shown", "reversed", "n/a")
+    }
+    said = "; ".join(
+        f"{verdict}: {', '.join(which)}" for verdict, which in verdicts.items() if which
+    )
+    if len(verdicts["holds"]) == len(names):
+        return f"The evidence supports the shared-kernel account. {said}."
+    if not verdicts["holds"]:
+        return f"The evidence does not support the shared-kernel account here. {said}."
+    return f"The evidence supports the shared-kernel account in part only. {said}."
+
+
+def _nearly(ends: list[Mapping[str, Any]]) -> str:
+    values = [end["value"] for end in ends]
+    close = all(value is not None and abs(value) < ORTHOGONAL for value in values)
+    return ": nearly orthogonal" if close else ""
+
+
+def _said(piece: Mapping[str, Any]) -> str:
+    p = piece["p_holm"]
+    return piece["verdict"] if p is None else f"{piece['verdict']} (Holm p {p:.4f})"
+
+
+def number(figure: Mapping[str, Any]) -> str:
+    """A mean in three digits."""
+    return "n/a" if figure["value"] is None else f"{figure['value']:.3g}"
+
+
+def interval(figure: Mapping[str, Any]) -> str:
+    """A mean with its interval."""
+    if figure["value"] is None:
+        return "n/a"
+    if figure["low"] is None:
+        return f"{figure['value']:+.3g} [n/a]"
+    return f"{figure['value']:+.3g} [{figure['low']:+.3g}, {figure['high']:+.3g}]"
+
+
+def correlation(figure: Mapping[str, Any] | None) -> str:
+    """A correlation with its interval."""
+    if figure is None:
+        return "n/a"
+    return (
+        f"rho {figure['rho']:+.2f} [{figure['low']:+.2f}, {figure['high']:+.2f}], rank "
+        f"{figure['rank']:+.2f}, {figure['prompts']} prompts"
+    )
