@@ -35,16 +35,12 @@ RECIPES = {
 }
 """What the search chose."""
 SEARCH = {
-    "paper's filter": "sft --samples 8 --accept all --epochs 4 --learning-rate 3e-4 --lora 0",
     "balanced": f"sft {SFT}",
-    "balanced, slower": "sft --samples 8 --accept best:2 --epochs 4 --learning-rate 1e-4 --lora 0",
-    "balanced, faster": "sft --samples 8 --accept best:2 --epochs 4 --learning-rate 1e-3 --lora 0",
-    "balanced, longer": "sft --samples 8 --accept best:2 --epochs 12 --learning-rate 3e-4 --lora 0",
-    "mixed only": "sft --samples 8 --accept mixed --epochs 4 --learning-rate 3e-4 --lora 0",
-    "LoRA": "sft --samples 8 --accept best:2 --epochs 4 --learning-rate 1e-3 --lora 32",
+    "faster": "sft --samples 8 --accept best:2 --epochs 4 --learning-rate 1e-3 --lora 0",
+    "mixed": "sft --samples 8 --accept mixed --epochs 4 --learning-rate 3e-4 --lora 0",
+    "all": "sft --samples 8 --accept all --epochs 2 --learning-rate 3e-4 --lora 0",
     "dpo": f"dpo {DPO}",
-    "dpo, slower": "dpo --samples 8 --accept best:2 --epochs 4 --learning-rate 1e-5 --lora 0",
-    "dpo, faster": "dpo --samples 8 --accept best:2 --epochs 4 --learning-rate 1e-4 --lora 0",
+    "dpo-faster": "dpo --samples 8 --accept best:2 --epochs 4 --learning-rate 1e-4 --lora 0",
 }
 SEEDS = (0, 1, 2)
 
@@ -153,7 +149,7 @@ def main() -> None:
         plan = {name: line.split() for name, line in SEARCH.items()}
     elif given.what == "final":
         plan = {
-            f"{name}, seed {seed}": [*line, "--seed", str(seed), "--draw-seed", str(seed)]
+            f"{name}, seed {seed}": [*line, "--seed", str(seed)]
             for seed in SEEDS
             for name, line in RECIPES.items()
         }

@@ -37,7 +37,7 @@ from gapbench.models.base import DifferentiableModel
 Gradient = list[Tensor | None]
 """A tensor for each parameter, in their order; None where a scalar does not depend on it."""
 Tokens = NDArray[np.int32]
-STEPS: Final = (1e-3, 1e-4, 1e-5, 1e-6)
+STEPS: Final = (1e-4, 1e-5, 1e-6, 1e-7)
 """Lengths of the single steps of the first-order check, as shares of the parameters' norm."""
 _LAYER: Final = re.compile(r"\.layers\.(\d+)\.")
 

@@ -66,7 +66,7 @@ def test_every_figure_is_there(found: Path) -> None:
     # Forward and backward mode agree on what they both compute.
     assert told["kernel"]["forward_against_backward"] < 1e-9
     for row in told["first_order"]:
-        if row["share"] == 1e-6:
+        if row["share"] == 1e-7:
             assert row["ratio"] == pytest.approx(1, abs=1e-3)
     # The fix changed the model, and its adapter is what AFTER was run with.
     assert any(abs(image["likelihood"]) > 1e-3 for image in told["images"])
@@ -263,7 +263,7 @@ def test_whole_weights_and_dpo_pairs(found: Path, made: Pair, tmp_path: Path) ->
         for image in again["images"]:
             for value in ("likelihood_after", "verdict_after"):
                 assert image[value] == pytest.approx(told[image["key"]][value], rel=1e-4, abs=1e-3)
-        smallest = [row["ratio"] for row in again["first_order"] if row["share"] == 1e-6]
+        smallest = [row["ratio"] for row in again["first_order"] if row["share"] == 1e-7]
         assert smallest == pytest.approx([1, 1], abs=1e-3)
 
 
