@@ -28,7 +28,7 @@ from tabulate import tabulate
 from gapbench.models import MODELS
 from gapbench.models.janus import JanusModel
 
-SFT = "--samples 8 --accept best:2 --epochs 4 --learning-rate 3e-4 --lora 0"
+SFT = "--samples 8 --accept mixed --epochs 3 --learning-rate 3e-4 --lora 0"
 DPO = "--samples 8 --accept best:2 --epochs 4 --learning-rate 3e-5 --lora 0"
 RECIPES = {
     "sft": ["sft", *SFT.split()],
@@ -38,9 +38,9 @@ RECIPES = {
 }
 """What the search chose."""
 SEARCH = {
-    "balanced": f"sft {SFT}",
+    "balanced": "sft --samples 8 --accept best:2 --epochs 4 --learning-rate 3e-4 --lora 0",
     "faster": "sft --samples 8 --accept best:2 --epochs 4 --learning-rate 1e-3 --lora 0",
-    "mixed": "sft --samples 8 --accept mixed --epochs 3 --learning-rate 3e-4 --lora 0",
+    "mixed": f"sft {SFT}",
     "dpo": f"dpo {DPO}",
 }
 SEEDS = (0, 1, 2)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import Start, finish
 from processes import end as end
 from processes import start as start
 from processes import wait_until as wait_until
@@ -289,15 +290,32 @@ def tiny_emu3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def cli(
+    start: Start, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `gapbench ARGS` as a process in a folder of its own."""
 
-    def call(*args: str, **more: object) -> subprocess.CompletedProcess[str]:
-        options: dict[str, object] = {"cwd": tmp_path, "timeout": 300, **more}
+    def call(*args: str, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
+        logs = tmp_path_factory.mktemp("said")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        code = finish(start(cwd, *args, environment=environment, logs=logs))
+        out, err = ((logs / name).read_text() for name in ("out", "err"))
+        return subprocess.CompletedProcess(args, code if code is not None else -1, out, err)
+
+    return call
+
+
+@pytest.fixture
+def fresh_cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """As `cli`, by an interpreter that has imported nothing: what the libraries read from the
+    environment as they are imported is that of the test."""
+
+    def call(*args: str) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
         return subprocess.run(
-            [*CLI, *args], capture_output=True, text=True, env=env, check=False, **options
-        )
+            [*CLI, *args], capture_output=True, text=True, env=env, check=False, timeout=300,
+            cwd=tmp_path,
+        )  # fmt: skip
 
     return call
 

@@ -13,11 +13,14 @@ from pathlib import Path
 import pytest
 
 CHILD = """
-import os, sys
+import os, sys, warnings
+warnings.simplefilter("default")
 os.chdir(folder)
 os.environ.update(environment)
+sys.path[:0] = ["", *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
 for number, name in ((1, "out"), (2, "err")):
-    os.dup2(os.open(name + mark, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    file = os.path.join(logs, name + mark)
+    os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
 sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
 try:
     exec(code)
@@ -46,7 +49,7 @@ Start = Callable[..., BaseProcess]
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Start `gapbench ARGUMENTS`, or some code, in a folder."""
+    """Start `gapbench ARGUMENTS`, or some code, in a folder; what it says is in `out` and `err`."""
     warm = tmp_path_factory.mktemp("warm")
     (warm / "gapbench_warm.py").write_text(WARM)
     server = multiprocessing.get_context("forkserver")
@@ -58,10 +61,11 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
         code: str = COMMAND,
         environment: Mapping[str, str] | None = None,
         mark: str = "",
+        logs: Path | None = None,
     ) -> BaseProcess:
         known = {
             "folder": str(folder), "arguments": list(map(str, arguments)), "code": code,
-            "environment": dict(environment or {}), "mark": mark,
+            "environment": dict(environment or {}), "mark": mark, "logs": str(logs or folder),
         }  # fmt: skip
         process = server.Process(target=exec, args=(CHILD, known))
         process.start()
@@ -74,7 +78,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
 
 
 def finish(process: BaseProcess) -> int | None:
-    process.join(120)
+    process.join(300)
     code = process.exitcode
     if code is None:
         process.kill()

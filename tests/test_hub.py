@@ -93,36 +93,38 @@ def hub(tiny_sciscore: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_judges_checkpoint_comes_through_a_bad_line_and_scores(
-    hub: Hub, cli: Cli, user_task: Callable[..., Path]
+    hub: Hub, fresh_cli: Cli, user_task: Callable[..., Path]
 ) -> None:
     folder = user_task([{"text": "ice in the sun"}, {"text": "rust on iron"}], judge="sciscore")
     hub.failures = ["refuse", "truncate"]
-    prepared = cli("prepare", "--tasks", str(folder))
+    prepared = fresh_cli("prepare", "--tasks", str(folder))
     assert prepared.returncode == 0, prepared.stderr
     assert "UNPINNED: no commit of Jialuo21/SciScore is on record" in prepared.stdout
     assert [name.split()[0] for name in hub.asked].count(WEIGHTS) == 3
-    ran = cli("run", "--tasks", str(folder), "--samples", "1", "--verdict", "none", "--offline")
+    ran = fresh_cli(
+        "run", "--tasks", str(folder), "--samples", "1", "--verdict", "none", "--offline"
+    )
     assert ran.returncode == 0, ran.stderr
     assert "Outside judge: sciscore\n" in ran.stdout
 
 
 def test_a_branch_is_followed_once_and_names_its_commit(
     hub: Hub,
-    cli: Cli,
+    fresh_cli: Cli,
     user_task: Callable[..., Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
     folder = str(user_task([{"text": "ice in the sun"}], judge="sciscore"))
-    offline = cli("prepare", "--tasks", folder, "--offline")
+    offline = fresh_cli("prepare", "--tasks", folder, "--offline")
     assert offline.returncode == 2
     assert "it is config.json, model.safetensors, vocab.json" in offline.stderr
     assert str(tmp_path / "hf" / "hub" / "models--Jialuo21--SciScore") in offline.stderr
     assert hub.asked == []
     assert not present(CHECKPOINT)
 
-    assert cli("prepare", "--tasks", folder).returncode == 0
+    assert fresh_cli("prepare", "--tasks", folder).returncode == 0
     before = CHECKPOINT.fingerprint
     hub.commit = "b" * 40
     assert fetch(CHECKPOINT).name == "a" * 40
@@ -130,6 +132,6 @@ def test_a_branch_is_followed_once_and_names_its_commit(
     assert len(hub.asked) == 5
 
     shutil.rmtree(tmp_path / "hf")
-    assert cli("prepare", "--tasks", folder).returncode == 0
+    assert fresh_cli("prepare", "--tasks", folder).returncode == 0
     assert fetch(CHECKPOINT).name == "b" * 40
     assert CHECKPOINT.fingerprint != before
