@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ from gapbench.torchvision_shim import ensure
 
 ensure()  # before transformers, which imports torchvision where it is installed
 
+# A shell's background job ignores Ctrl-C, and so would every process that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 CLI = [sys.executable, "-c", "from gapbench.cli import main; main()"]
 
 

@@ -74,7 +74,7 @@ class Site:
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., Site]]:
+def open_page() -> Iterator[Callable[..., Site]]:
     sites: list[Site] = []
 
     def call(*args: Any) -> Site:
@@ -92,8 +92,8 @@ def lines(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "labels.jsonl").read_text().splitlines()]
 
 
-def test_the_page_is_blind(odd: Make, start: Callable[..., Site]) -> None:
-    site = start(odd(("a", "b", "c")).path)
+def test_the_page_is_blind(odd: Make, open_page: Callable[..., Site]) -> None:
+    site = open_page(odd(("a", "b", "c")).path)
     status, page = site.ask()
     assert status == 200
     items = site.items()
@@ -109,10 +109,10 @@ def test_the_page_is_blind(odd: Make, start: Callable[..., Site]) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_answers_are_kept_and_gone_on_from(
-    odd: Make, start: Callable[..., Site], number: int
+    odd: Make, open_page: Callable[..., Site], number: int
 ) -> None:
     run = odd(("a", "b", "c")).path
-    site = start(run, "--rater", "Ada")
+    site = open_page(run, "--rater", "Ada")
     assert "labelled 0 of 3" in site.said
     assert site.label(0, "yes") == 200
     assert site.label(1, "unsure") == 200
@@ -121,20 +121,20 @@ def test_answers_are_kept_and_gone_on_from(
     if number != signal.SIGKILL:
         assert (status, err) == (0, "")
         assert "2 of 3 images are labelled" in out
-    again = start(run, "--rater", "Ada")
+    again = open_page(run, "--rater", "Ada")
     assert "labelled 2 of 3" in again.said
     items = again.items()
     assert items["given"] == ["yes", "no", None]
-    assert start(run, "--rater", "Bo").items()["given"] == [None] * 3
-    assert start(run, "--rater", "Bo").items()["texts"] == items["texts"]
+    assert open_page(run, "--rater", "Bo").items()["given"] == [None] * 3
+    assert open_page(run, "--rater", "Bo").items()["texts"] == items["texts"]
     row = lines(run)[0]
     assert (row["image"], row["prompt"]) == (items["images"][0], items["texts"][0])
     assert (row["label"], row["rater"]) == ("yes", "Ada")
 
 
-def test_two_raters_at_once_lose_nothing(odd: Make, start: Callable[..., Site]) -> None:
+def test_two_raters_at_once_lose_nothing(odd: Make, open_page: Callable[..., Site]) -> None:
     run = odd(("a",), count=40).path
-    sites = [start(run, "--rater", name) for name in ("Ada", "Bo", "Ada")]
+    sites = [open_page(run, "--rater", name) for name in ("Ada", "Bo", "Ada")]
     words = ("yes", "no", "unsure")
     bad: list[int] = []
 
@@ -156,9 +156,9 @@ def test_two_raters_at_once_lose_nothing(odd: Make, start: Callable[..., Site]) 
     assert bo == [words[(i + 1) % 3] for i in range(40)]
 
 
-def test_a_torn_line_is_dropped(odd: Make, start: Callable[..., Site]) -> None:
+def test_a_torn_line_is_dropped(odd: Make, open_page: Callable[..., Site]) -> None:
     run = odd(("a", "b")).path
-    site = start(run)
+    site = open_page(run)
     site.label(0, "yes")
     with (run / "labels.jsonl").open("ab") as file:
         file.write(b'{"image": "abc')  # as a crash in mid-write leaves it
@@ -181,10 +181,10 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("why", "headers"), REFUSED, ids=[why for why, _ in REFUSED])
 def test_strangers_are_refused(
-    odd: Make, start: Callable[..., Site], why: str, headers: dict[str, Any]
+    odd: Make, open_page: Callable[..., Site], why: str, headers: dict[str, Any]
 ) -> None:
     run = odd(("a",)).path
-    site = start(run)
+    site = open_page(run)
     status, said = site.ask("label", b'{"item": 0, "label": "yes"}', **headers)
     assert (status, b"refused" in said) == (403, True), why
     assert not (run / "labels.jsonl").exists()
@@ -193,11 +193,11 @@ def test_strangers_are_refused(
         assert site.ask(**headers)[0] == 403
 
 
-def test_without_the_token_nothing_is_served(odd: Make, start: Callable[..., Site]) -> None:
-    site = start(odd(("a",)).path)
+def test_without_the_token_nothing_is_served(odd: Make, open_page: Callable[..., Site]) -> None:
+    site = open_page(odd(("a",)).path)
     image = site.items()["images"][0]
     token = site.path.strip("/")
-    other = start(odd(("a",)).path).path.strip("/")
+    other = open_page(odd(("a",)).path).path.strip("/")
     assert len(token) >= 32
     assert token != other
     for path in ("/", "/items", f"/image/{image}", "/label", f"/{token[:-1]}/", f"/{token}x/",
@@ -207,9 +207,9 @@ def test_without_the_token_nothing_is_served(odd: Make, start: Callable[..., Sit
     assert site.ask("items", Origin=None, Sec_Fetch_Site="none")[0] == 200
 
 
-def test_no_path_leaves_the_images(odd: Make, start: Callable[..., Site]) -> None:
+def test_no_path_leaves_the_images(odd: Make, open_page: Callable[..., Site]) -> None:
     run = odd(("a",))
-    site = start(run.path)
+    site = open_page(run.path)
     for name in ("../run.json", "..%2frun.json", "/etc/passwd", "%2e%2e/%2e%2e/run.json", "a" * 64,
                  "", "../image/" + "0" * 64, "..\\run.json", "\0"):  # fmt: skip
         path = f"image/{name}".replace("\0", "%00")
@@ -222,9 +222,9 @@ def test_no_path_leaves_the_images(odd: Make, start: Callable[..., Site]) -> Non
     assert b"was altered" in said
 
 
-def test_bodies_are_bounded_and_checked(odd: Make, start: Callable[..., Site]) -> None:
+def test_bodies_are_bounded_and_checked(odd: Make, open_page: Callable[..., Site]) -> None:
     run = odd(("a",)).path
-    site = start(run)
+    site = open_page(run)
     good = b'{"item": 0, "label": "yes"}'
     assert site.ask("label", good, Content_Length=str(LARGEST_BODY + 1))[0] == 413
     assert site.ask("label", good, Content_Length=str(10**12))[0] == 413
@@ -242,10 +242,10 @@ def test_bodies_are_bounded_and_checked(odd: Make, start: Callable[..., Site]) -
 
 
 def test_mistakes_are_one_line(
-    cli: Callable[..., subprocess.CompletedProcess[str]], odd: Make, start: Callable[..., Site]
+    cli: Callable[..., subprocess.CompletedProcess[str]], odd: Make, open_page: Callable[..., Site]
 ) -> None:
     run = odd(("a",)).path
-    port = start(run).port
+    port = open_page(run).port
     for args, why in (
         (("label", "nowhere"), "is nowhere a run folder"),
         (("label", str(run), "--port", str(port)), f"--port {port} cannot be had"),
