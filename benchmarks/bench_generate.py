@@ -2,11 +2,12 @@
 weights, device and dtype.
 
     python benchmarks/bench_generate.py [--size small|long|1b|7b] [--batch 1 16 64] [--rounds 2]
+        [--threads 1]
 
 References, measured in the same run and in turns: for drawing, transformers'
 `generate(generation_mode="image")` one prompt at a time, which is upstream's loop, and at the same
 batch; for verdicts, generating a reply of REPLY tokens, as one in the asked form takes, one at a
-time. On a CPU the clock is the process's own, one thread, so that other work counts for less.
+time. On a CPU, `--threads` are for all ways; take a machine that has nothing else to do.
 
 `1b` and `7b` are Janus-Pro's own geometry. `small` is a hundredth of the parameters with width and
 image tokens scaled alike, so that an image's keys and values weigh against the weights as in `1b`;
@@ -22,6 +23,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -96,15 +98,22 @@ def build(folder: Path, size: str) -> Path:
 def seconds(device: str, rounds: int, ways: list[Callable[[], object]]) -> list[float]:
     """What each way takes, the median of some rounds in which they take turns."""
     taken: list[list[float]] = [[] for _ in ways]
-    clock = time.process_time if device == "cpu" else time.perf_counter
     for _ in range(rounds):
         for way, times in zip(ways, taken, strict=True):
-            start = clock()
+            start = time.perf_counter()
             way()
             if device != "cpu":
                 torch.cuda.synchronize()
-            times.append(clock() - start)
+            times.append(time.perf_counter() - start)
     return [median(times) for times in taken]
+
+
+def theirs(threads: int, way: Callable[..., object], *given: object) -> None:
+    """A reference with torch's threads; the adapter uses a CPU's cores in its own way."""
+    mine = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    way(*given)
+    torch.set_num_threads(mine)
 
 
 def upstream(model: JanusModel, prompts: list[str]) -> torch.Tensor:
@@ -125,7 +134,7 @@ def upstream(model: JanusModel, prompts: list[str]) -> torch.Tensor:
 @torch.inference_mode()
 def said(model: JanusModel, image: Image.Image, question: str) -> str:
     """The usual way to a verdict: a reply, to be parsed."""
-    batch = model._asked([image], [model._chat(question)])
+    batch = model._asked([[image]], [model._chat(question)])
     out = model.module.generate(
         **batch, generation_mode="text", do_sample=False, max_new_tokens=REPLY,
         min_new_tokens=REPLY, pad_token_id=model.processor.tokenizer.pad_token_id,
@@ -133,7 +142,7 @@ def said(model: JanusModel, image: Image.Image, question: str) -> str:
     return str(model.processor.tokenizer.decode(out[0, batch["input_ids"].shape[1] :]))
 
 
-def drawing(model: JanusModel, batches: list[int], rounds: int) -> None:
+def drawing(model: JanusModel, batches: list[int], rounds: int, threads: int) -> None:
     prompts = [f"a picture of {n} red circles and a blue square" for n in range(max(batches))]
     upstream(model, prompts[:1])
     print("drawing   images/s   x transformers one at a time   x transformers at the same batch")
@@ -143,16 +152,16 @@ def drawing(model: JanusModel, batches: list[int], rounds: int) -> None:
             model.device,
             rounds,
             [
-                lambda: upstream(model, prompts[:1]),
-                lambda some=some: upstream(model, some),
-                lambda some=some, seeds=seeds: model.generate(some, seeds),
+                partial(theirs, threads, upstream, model, prompts[:1]),
+                partial(theirs, threads, upstream, model, some),
+                partial(model.generate, some, seeds),
             ],
         )
         apart, together = alone * batch / ours, batched / ours
         print(f"batch {batch:3} {batch / ours:9.3f} {apart:30.2f} {together:34.2f}")
 
 
-def judging(model: JanusModel, batch: int, rounds: int) -> None:
+def judging(model: JanusModel, batch: int, rounds: int, threads: int) -> None:
     noise = np.random.default_rng(0)
     side = model.processor.image_processor.size["height"]
     images = [
@@ -167,8 +176,8 @@ def judging(model: JanusModel, batch: int, rounds: int) -> None:
             model.device,
             rounds,
             [
-                lambda: said(model, images[0], questions[0]),
-                lambda asked=asked: model.judge(asked, questions, ANSWERS),
+                partial(theirs, threads, said, model, images[0], questions[0]),
+                partial(model.judge, asked, questions, ANSWERS),
             ],
         )
         print(f"{each} an image {batch / ours:17.2f} {alone * batch / ours:10.2f}")
@@ -179,19 +188,20 @@ def main() -> None:
     parser.add_argument("--size", choices=LAYERS, default="small")
     parser.add_argument("--batch", type=int, nargs="+", default=list(BATCHES))
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    if args.device == "cpu":
-        torch.set_num_threads(1)
+    torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = build(Path(name), args.size)
         dtype = "float32" if args.device == "cpu" else "bfloat16"
         model = JanusModel("bench", folder, Recipe(guidance=5.0), args.device, dtype)
         model.load()
         where = platform.processor() if args.device == "cpu" else torch.cuda.get_device_name()
-        print(f"{where or platform.machine()}, {args.size}, {dtype}")
-        drawing(model, args.batch, args.rounds)
-        judging(model, max(args.batch), args.rounds)
+        cores = f", {args.threads} threads" if args.device == "cpu" else ""
+        print(f"{where or platform.machine()}, {args.size}, {dtype}{cores}")
+        drawing(model, args.batch, args.rounds, args.threads)
+        judging(model, max(args.batch), args.rounds, args.threads)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def former(strata: list[Floats], seen: float, drawn: tuple[float, float]) -> tup
     spread = seen * (1 - seen)
     images = sum(s[:, 1].sum() for s in strata)
     n = spread / max(cluster, spread / images) if independent > 0 else prompts
-    low, high = wilson(seen, n)
+    low, high = wilson(seen, float(n))
     return min(low, seen), max(high, seen)
 
 

@@ -31,6 +31,7 @@ from gapbench.models.checkpoint import (
     settings_files,
 )
 from gapbench.models.continuations import Continuing, Images, Reader, greedy, parts
+from gapbench.models.cores import Cores
 from gapbench.models.decode import Decoder, draw_tokens
 from gapbench.models.sampling import Recipe, logprobs_of
 from gapbench.types import GapbenchError
@@ -91,7 +92,7 @@ class JanusModel(Continuing):
         self.device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         on_cpu = self.device == "cpu"
         small = sum(f.stat().st_size for f in tensors) < SMALL
-        self._threads = 1 if on_cpu and small else None
+        self._small, self._cores = on_cpu and small, Cores()
         auto = "bfloat16" if not on_cpu else "float64" if small else "float32"
         self.dtype = auto if dtype == "auto" else dtype
         self.fingerprint = digest(
@@ -118,13 +119,11 @@ class JanusModel(Continuing):
             lora.merge(who, model, self._lora)
         model.config.tie_word_embeddings = False
         self._model = model
-        if self._threads:
-            self._before = torch.get_num_threads()
-            torch.set_num_threads(self._threads)
+        if self._small:
+            self._cores.take()
 
     def release(self) -> None:
-        if self._model is not None and self._threads:
-            torch.set_num_threads(self._before)
+        self._cores.give_back()
         self._model = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -143,7 +142,7 @@ class JanusModel(Continuing):
     def use(self, network: torch.nn.Module) -> None:
         self.release()
         self._model = cast("JanusForConditionalGeneration", network)
-        self._threads = None  # they are the owner's
+        self._small = False  # the cores are the owner's
         self.device = str(next(network.parameters()).device)
 
     @property
@@ -226,22 +225,27 @@ class JanusModel(Continuing):
         effective, ids, mask = self._heads(distinct)
         order = [distinct.index(prompt) for prompt in prompts]
         ids, mask = ids[order], mask[order]
-        if recipe.guided:
-            ids, mask = torch.cat([ids, self._unconditional(ids)]), mask.repeat(2, 1)
         steps = self.processor.num_image_tokens
-        decoder = Decoder(core.language_model, ids, mask, steps)
 
-        def feed(token: Tensor) -> Tensor:
-            embeds = self.module.prepare_embeddings_for_image_generation(token)
-            return decoder.step(embeds.repeat(2, 1) if recipe.guided else embeds)
+        def draw(rows: slice) -> list[Drawing]:
+            begin, keep = ids[rows], mask[rows]
+            if recipe.guided:
+                begin, keep = torch.cat([begin, self._unconditional(begin)]), keep.repeat(2, 1)
+            decoder = Decoder(core.language_model, begin, keep, steps)
 
-        tokens, logprobs = draw_tokens(
-            decoder.hidden, core.generation_head, feed, recipe, seeds, steps
-        )
-        return [
-            Drawing(self.decode(row), row, effective[place], logprob)
-            for place, row, logprob in zip(order, tokens, logprobs, strict=True)
-        ]
+            def feed(token: Tensor) -> Tensor:
+                embeds = self.module.prepare_embeddings_for_image_generation(token)
+                return decoder.step(embeds.repeat(2, 1) if recipe.guided else embeds)
+
+            tokens, logprobs = draw_tokens(
+                decoder.hidden, core.generation_head, feed, recipe, seeds[rows], steps
+            )
+            return [
+                Drawing(self.decode(row), row, effective[place], logprob)
+                for place, row, logprob in zip(order[rows], tokens, logprobs, strict=True)
+            ]
+
+        return self._cores.split(draw, len(prompts))
 
     @torch.inference_mode()
     def decode(self, tokens: NDArray[np.int32]) -> Image.Image:
@@ -333,8 +337,13 @@ class JanusModel(Continuing):
         tails = answer_ids(
             lambda text: tokenizer(text)["input_ids"], texts, answers, f"model {self.name}"
         )
-        batch = self._asked([[image] for image in images], texts)
-        return answer_logprobs(self.module, batch, tails, tokenizer.pad_token_id, images)
+        batch, pad = self._asked([[image] for image in images], texts), tokenizer.pad_token_id
+
+        def part(rows: slice) -> list[Tensor]:
+            cut = {key: value[rows] for key, value in batch.items()}
+            return list(answer_logprobs(self.module, cut, tails, pad, images[rows]))
+
+        return torch.stack(self._cores.split(part, len(texts)))
 
     @torch.inference_mode()
     def judge(

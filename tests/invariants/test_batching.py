@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 import gapbench
 from gapbench.judges.own import Mode
+from gapbench.models.cores import LEAST
 from gapbench.opened import Run
 from gapbench.types import Verdict
 
@@ -105,6 +107,23 @@ def test_a_batch_of_any_size_gives_the_images_and_verdicts_of_single_work(
     same_images(together, alone)
     assert {judge for _, _, judge in alone.verdicts} == {"self", "self-text", "pixel"}
     same_verdicts(together.verdicts, alone.verdicts)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_second_core_changes_no_image_and_no_verdict(
+    model_of: Callable[[str], str], tmp_path: Path, name: str
+) -> None:
+    found = []
+    for cores in (1, 2):
+        before = torch.get_num_threads()
+        torch.set_num_threads(cores)
+        try:
+            found.append(measure(model_of(name), "shapes", 64, tmp_path / str(cores), 14))
+        finally:
+            torch.set_num_threads(before)
+    assert len(found[0].files) == 14 * SAMPLES >= 2 * LEAST
+    same_images(found[1], found[0])
+    same_verdicts(found[1].verdicts, found[0].verdicts)
 
 
 @pytest.mark.parametrize("name", NAMES)
