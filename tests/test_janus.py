@@ -7,7 +7,8 @@ import gc
 import json
 import shutil
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -274,6 +275,51 @@ def test_a_decoding_step_can_be_captured_and_may_look_over_empty_places(model: J
             wide._at += 1
             hidden = plain.step(hidden)
             torch.testing.assert_close(found, hidden, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["right", "wrong", "none"])
+def test_a_cuda_graph_is_held_against_a_plain_step_before_it_is_trusted(
+    model: JanusModel, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """By a stand-in for CUDA's, which computes the captured step anew when it is replayed."""
+    core, replays = model.module.model.language_model, []
+    ids, mask = torch.arange(5, 14).reshape(1, 9), torch.ones(1, 9, dtype=torch.long)
+    plain, graphed = (Decoder(core, ids, mask, 7) for _ in range(2))
+    made: list[tuple[Tensor, Tensor, int]] = []
+    forward = graphed._forward
+
+    def noted(hidden: Tensor, span: int) -> Tensor:
+        out = forward(hidden, span)
+        made.append((out, hidden, span))
+        return out
+
+    class Graph:
+        def replay(self) -> None:
+            replays.append(self)
+            out, hidden, span = self.captured  # type: ignore[attr-defined]
+            out.copy_(forward(hidden, span) + (kind == "wrong"))
+
+    @contextmanager
+    def capture(graph: Graph) -> Iterator[None]:
+        if kind == "none":
+            raise RuntimeError("operation not permitted when stream is capturing")
+        yield
+        graph.captured = made[-1]  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(graphed, "_forward", noted)
+    monkeypatch.setattr(graphed, "_graphs", {})
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr("gapbench.models.decode.SPAN", 12)
+    with torch.inference_mode():
+        hidden = plain.hidden
+        for _ in range(7):
+            found = graphed.step(hidden).clone()
+            hidden = plain.step(hidden)
+            torch.testing.assert_close(found, hidden, rtol=0, atol=1e-6)
+    # Two spans, 12 and 16: each graph is replayed once to look at it, and for every step.
+    assert len(replays) == {"right": 9, "wrong": 1, "none": 0}[kind]
+    assert (graphed._graphs is None) == (kind != "right")
 
 
 def test_pitfall_3_no_top_k_is_applied_unasked(tiny_janus: Path) -> None:

@@ -102,18 +102,22 @@ class Decoder:
 
     def _replayed(self, embeds: Tensor, span: int) -> Tensor | None:
         """`_forward` as a CUDA graph, since launching its kernels one by one takes longer than they
-        run; None, from then on, where it cannot be made one."""
+        run; None, from then on, where it cannot be made one or gives something else."""
         assert self._graphs is not None
         self._fed.copy_(embeds)
         if span not in self._graphs:
             try:
-                self._forward(self._fed, span)  # warms up; done twice it gives the same
+                plain = self._forward(self._fed, span)  # warms up; done twice it gives the same
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph):
                     out = self._forward(self._fed, span)
+                graph.replay()
+                same = torch.allclose(out, plain, rtol=0.05, atol=0.05)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError:
+                same = False
+            if not same:
                 self._graphs = None
                 return None
             self._graphs[span] = graph, out
