@@ -36,6 +36,7 @@ T = TypeVar("T")
 _Done = tuple[Mapping[int, T], Unfinished | None]
 """What a batch gave by place, and what stopped it, if anything did."""
 LARGEST: Final = 1024
+FEW: Final = 8
 SEEDS: Final = "the model's seeds"
 
 
@@ -252,9 +253,12 @@ def _judge(
 
 
 def _most(worker: Model | Judge) -> int:
-    """The largest batch to try: on a CPU more at once is no faster, and takes the user's memory."""
-    device = getattr(getattr(worker, "model", worker), "device", None)
-    return LARGEST if str(device).startswith("cuda") else FIRST
+    """The largest batch to try. A GPU says when its memory is full; on a CPU the process would be
+    killed, by a large model's keys and values at once, and more rows are no faster anyway."""
+    model = getattr(worker, "model", worker)
+    if str(getattr(model, "device", None)).startswith("cuda"):
+        return LARGEST
+    return FIRST if getattr(model, "small", True) else FEW
 
 
 def _done(call: Callable[[], Sequence[T]]) -> _Done[T]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import gapbench
 from gapbench import GapbenchError, load_model
 from gapbench.engines.local import FIRST, BatchSize, work
 from gapbench.models.base import Drawing
+from gapbench.models.janus import JanusModel
 
 
 def batches(
@@ -38,7 +40,7 @@ def batches(
     count=st.integers(0, 400),
     batch_size=st.one_of(st.just("auto"), st.integers(1, 90)),
     room=st.integers(1, 300),
-    most=st.integers(FIRST, 512),
+    most=st.integers(1, 512),
 )
 def test_everything_is_done_once_in_order(
     count: int, batch_size: BatchSize, room: int, most: int
@@ -112,3 +114,26 @@ def test_images_do_not_depend_on_memory(tmp_path: Any, monkeypatch: pytest.Monke
     monkeypatch.setattr(type(tight), "generate", short)
     parts = gapbench.run(tight, "shapes/colors", samples=1, limit=5, out=tmp_path / "parts")
     assert list(parts.frame()["image"]) == list(whole.frame()["image"])
+
+
+@pytest.mark.parametrize(("small", "most"), [(1, 8), (100_000_000, 64)])
+def test_auto_leaves_a_large_model_on_a_cpu_its_memory(
+    tiny_janus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: int, most: int
+) -> None:
+    """There is no error to halve at: the process would be killed."""
+    monkeypatch.setattr("gapbench.models.janus.SMALL", small)
+    model, sizes = JanusModel("tiny", tiny_janus, device="cpu"), []
+    generate, judge = model.generate, model.judge
+
+    def drawn(prompts: Sequence[str], seeds: Sequence[int]) -> list[Drawing]:
+        sizes.append(len(prompts))
+        return generate(prompts, seeds)
+
+    def judged(images: Any, questions: Any, answers: Any) -> Any:
+        sizes.append(len(images))
+        return judge(images, questions, answers)
+
+    monkeypatch.setattr(model, "generate", drawn)
+    monkeypatch.setattr(model, "judge", judged)
+    gapbench.run(model, "shapes", samples=1, limit=18, out=tmp_path)
+    assert max(sizes) == min(most, sum(sizes) - 18)

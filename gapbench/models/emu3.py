@@ -83,8 +83,8 @@ class Emu3Model(Continuing):
             if not found:
                 raise GapbenchError(f"model {name}: no .safetensors file in {self.folders[role]}")
         self.device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        small = sum(f.stat().st_size for f in files["gen"]) < SMALL
-        auto = "bfloat16" if self.device != "cpu" else "float64" if small else "float32"
+        self.small = sum(f.stat().st_size for f in files["gen"]) < SMALL
+        auto = "bfloat16" if self.device != "cpu" else "float64" if self.small else "float32"
         self.dtype = auto if dtype == "auto" else dtype
         header = f"{ADAPTER} {self.dtype}\n{origin or ''}"
         for role, found in files.items() if not origin else ():

@@ -91,9 +91,9 @@ class JanusModel(Continuing):
         self.recipe: dict[str, Any] = asdict(self._sampling)
         self.device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         on_cpu = self.device == "cpu"
-        small = sum(f.stat().st_size for f in tensors) < SMALL
-        self._small, self._cores = on_cpu and small, Cores()
-        auto = "bfloat16" if not on_cpu else "float64" if small else "float32"
+        self.small = sum(f.stat().st_size for f in tensors) < SMALL
+        self._cores, self._takes = Cores(), on_cpu and self.small
+        auto = "bfloat16" if not on_cpu else "float64" if self.small else "float32"
         self.dtype = auto if dtype == "auto" else dtype
         self.fingerprint = digest(
             f"{ADAPTER} {self.dtype}\n{origin or ''}",
@@ -119,7 +119,7 @@ class JanusModel(Continuing):
             lora.merge(who, model, self._lora)
         model.config.tie_word_embeddings = False
         self._model = model
-        if self._small:
+        if self._takes:
             self._cores.take()
 
     def release(self) -> None:
@@ -142,7 +142,7 @@ class JanusModel(Continuing):
     def use(self, network: torch.nn.Module) -> None:
         self.release()
         self._model = cast("JanusForConditionalGeneration", network)
-        self._small = False  # the cores are the owner's
+        self._takes = False  # the cores are the owner's
         self.device = str(next(network.parameters()).device)
 
     @property
