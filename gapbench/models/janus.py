@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 ADAPTER: Final = "janus-1"
 SMALL: Final = 100_000_000
 """Bytes of weights under which a CPU computes in float64 by default (it costs little, and a batch's
-make-up can no longer tip a rounding) and with one thread (more only get in each other's way)."""
+make-up can no longer tip a rounding), in parts of a batch side by side."""
 REPLY_TOKENS: Final = 64
 PADDED: Final = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
 """The side is said because a tokenizer_config.json may name the other one."""
