@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import gapbench
 
-CLI = [sys.executable, "-c", "from gapbench.cli import main; main()"]
 TASKS = "shapes/single_object"
 Fixer = Callable[..., Path]
 
@@ -30,20 +27,21 @@ class Pair:
 
 
 @pytest.fixture(scope="session")
-def made(tiny_janus: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+def made(
+    tiny_janus: Path, start: Callable[..., Any], end: Callable[..., int],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Pair:  # fmt: skip
     folder = tmp_path_factory.mktemp("explain")
     # The tiny model's own verdicts lie closely around this; none would be accepted at a half.
-    done = subprocess.run(
-        [
-            *CLI, "fix", "sft", "--model", str(tiny_janus), "--out", "fixed", "--device", "cpu",
+    code = end(
+        start(
+            folder, "fix", "sft", "--model", str(tiny_janus), "--out", "fixed", "--device", "cpu",
             "--prompts", "shapes:train/single_object", "--limit", "4", "--samples", "3",
             "--check", "2", "--despite-check", "--accept", "above:0.4675", "--batch-size", "4",
             "--epochs", "3", "--lora", "4", "--learning-rate", "0.02",
-        ],
-        cwd=folder, capture_output=True, text=True, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert code == 0, (folder / "err").read_text()
     runs = [
         gapbench.run(str(model), tasks=TASKS, limit=6, samples=2, device="cpu", out=folder / "runs")
         for model in (tiny_janus, folder / "fixed")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,27 +30,34 @@ ODD = (
     "word " * 300,
 )
 Make = Callable[..., Run]
-
-
-def gapbench(*args: object, **more: object) -> str:
-    done = subprocess.run(
-        [*CLI, *map(str, args)], capture_output=True, text=True, check=False, env=ENV, timeout=300,
-        **more,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+Said = Callable[..., str]
 
 
 @pytest.fixture(scope="session")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def said_by(
+    start: Callable[..., Any], end: Callable[..., int], tmp_path_factory: pytest.TempPathFactory
+) -> Said:
+    """What `gapbench ARGS`, which has to succeed, prints."""
+
+    def call(*args: object) -> str:
+        logs = tmp_path_factory.mktemp("said")
+        code = end(start(logs, *map(str, args), environment=ENV))
+        assert code == 0, (logs / "err").read_text()
+        return (logs / "out").read_text()
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def pair(said_by: Said, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Runs of janus-mini before and after a change of temperature, with the verdicts between."""
     folder = tmp_path_factory.mktemp("pair")
     common = ("run", "--limit", 22, "--samples", 2, "--out", folder)
-    gapbench(*common)
+    said_by(*common)
     (before,) = folder.glob("janus-mini-*")
-    gapbench(*common, "--set", "temperature=0.5")
+    said_by(*common, "--set", "temperature=0.5")
     (after,) = set(folder.glob("janus-mini-*")) - {before}
-    gapbench("compare", before, after)
+    said_by("compare", before, after)
     return before, after
 
 

@@ -17,7 +17,7 @@ import pytest
 from gapbench import open_run
 from gapbench.report.page import write_report
 
-from .conftest import ATTACK, CLI, ENV, ODD, Make, gapbench
+from .conftest import ATTACK, CLI, ENV, ODD, Make, Said
 
 api = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
@@ -52,9 +52,9 @@ def page(browser: Any) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def both(pair: tuple[Path, Path]) -> str:
+def both(said_by: Said, pair: tuple[Path, Path]) -> str:
     file = pair[0].parent / "both.html"
-    gapbench("report", *pair, "--out", file)
+    said_by("report", *pair, "--out", file)
     return file.as_uri()
 
 

@@ -19,7 +19,7 @@ from gapbench import GapbenchError, open_run
 from gapbench.judges.human import HumanJudge
 from gapbench.report.label import LARGEST_BODY, Labels
 
-from .conftest import CLI, ENV, Make, gapbench
+from .conftest import CLI, ENV, Make, Said
 
 
 class Site:
@@ -278,7 +278,7 @@ def test_a_run_without_images_has_nothing_to_label(odd: Make) -> None:
         Labels(open_run(made.path), "Ada")
 
 
-def test_labels_are_the_judge_human(pair: tuple[Path, Path]) -> None:
+def test_labels_are_the_judge_human(said_by: Said, pair: tuple[Path, Path]) -> None:
     """Through the command line: agreement, human-checked figures and corrected rates."""
     run = open_run(pair[1])
     frame = run.frame().set_index(["image", "text"])["outside"]
@@ -303,15 +303,15 @@ def test_labels_are_the_judge_human(pair: tuple[Path, Path]) -> None:
         raters = agreed["human:Ada", "human:Bo"]
         assert raters.raw is not None
         assert raters.raw == pytest.approx(1 - 3 / 30, abs=0.04)
-        shown = gapbench("show", pair[1])
+        shown = said_by("show", pair[1])
         assert "Outside judge: human" in shown
         assert "human:Ada and human:Bo agree on" in shown
         assert "pixel and human agree on" in shown
         assert "Corrected for the errors of pixel" in shown
         assert "Rogan-Gladen" in shown
-        alone = gapbench("show", pair[1], "--judge", "human")
+        alone = said_by("show", pair[1], "--judge", "human")
         assert "Corrected" not in alone
-        gapbench("report", pair[1], "--out", pair[1] / "labelled.html")
+        said_by("report", pair[1], "--out", pair[1] / "labelled.html")
         page = (pair[1] / "labelled.html").read_text("utf-8")
         for words in ("prediction-powered", "human:Ada and human:Bo", "Cohen"):
             assert words in page

@@ -22,7 +22,7 @@ from gapbench import GapbenchError, Verdict, open_run
 from gapbench.report import gallery, tables
 from gapbench.report.page import write_report
 
-from .conftest import ATTACK, CLI, ENV, ODD, Make, gapbench
+from .conftest import ATTACK, CLI, ENV, ODD, Make, Said
 
 VOID = {"meta", "link", "img", "input", "br", "source"}
 
@@ -65,14 +65,14 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def both(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def both(said_by: Said, pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("out") / "both.html"
-    assert str(file) in gapbench("report", *pair, "--out", file)
+    assert str(file) in said_by("report", *pair, "--out", file)
     return file
 
 
-def test_one_run_by_default_into_its_folder(pair: tuple[Path, Path]) -> None:
-    said = gapbench("report", pair[0])
+def test_one_run_by_default_into_its_folder(said_by: Said, pair: tuple[Path, Path]) -> None:
+    said = said_by("report", pair[0])
     file = pair[0] / "report.html"
     assert str(file) in said
     page = Page(file)
@@ -111,8 +111,10 @@ def test_the_gallery_has_every_image(both: Path, pair: tuple[Path, Path]) -> Non
         assert [hashlib.sha256(each).hexdigest() for each in small] == mine["image"]
 
 
-def test_correction_groups_are_comparisons(both: Path, pair: tuple[Path, Path]) -> None:
-    said = json.loads(gapbench("compare", *pair, "--format", "json"))["comparisons"][0]["groups"]
+def test_correction_groups_are_comparisons(
+    said_by: Said, both: Path, pair: tuple[Path, Path]
+) -> None:
+    said = json.loads(said_by("compare", *pair, "--format", "json"))["comparisons"][0]["groups"]
     groups = json.loads(Page(both).script("data"))["groups"]
     assert {code: groups.count(code) for code in said} == said
 
