@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,17 @@ def test_the_next_batch_is_computed_while_the_last_is_kept() -> None:
 
     work(range(2), 1, do, keep, lambda _: None)
     assert waited == [True]
+
+
+def test_batches_are_kept_in_order_however_long_one_takes() -> None:
+    kept: list[int] = []
+
+    def keep(batch: Sequence[int], _made: None) -> None:
+        time.sleep(0.2 if batch[0] == 0 else 0)
+        kept.extend(batch)
+
+    work(range(3), 1, lambda _batch: None, keep, lambda _: None)
+    assert kept == [0, 1, 2]
 
 
 def test_what_was_computed_is_kept_when_keeping_fails() -> None:

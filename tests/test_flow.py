@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 import gapbench
 from gapbench import GapbenchError, Prompt, load_model, load_task, open_run
@@ -260,6 +262,21 @@ def test_only_first_samples_are_held_against_partners(model: Model) -> None:
     for item in plan.items():
         assert (item.partner is not None) == (item.sample == 0)
         assert item.partner != item.prompt
+
+
+def test_questions_about_an_image_are_asked_side_by_side(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge, asked = model.judge, []
+
+    def noted(images: Sequence[Image.Image], *rest: Any) -> Any:
+        asked.extend(image.tobytes() for image in images)
+        return judge(images, *rest)
+
+    monkeypatch.setattr(model, "judge", noted)
+    gapbench.run(model, "shapes/colors", samples=2, limit=4, batch_size=3, out=tmp_path)
+    turns = [image for image, _ in itertools.groupby(asked)]
+    assert len(turns) == len(set(turns)) == 8 < len(asked) == 12
 
 
 def test_plans_survive_json(model: Model, user_task: Callable[..., Path]) -> None:

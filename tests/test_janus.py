@@ -527,6 +527,18 @@ def test_questions_about_one_image_share_what_they_begin_with(
     np.testing.assert_allclose(found, alone, rtol=0, atol=1e-9)
 
 
+def test_questions_that_come_before_the_image_share_nothing(
+    model: JanusModel, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(question: str) -> str:
+        return chat(model, {"type": "text", "text": question}, {"type": "image"})
+
+    monkeypatch.setattr(model, "_chat", asked)
+    found = model.judge([images[0]] * 3, QUESTIONS, ANSWERS)
+    alone = np.concatenate([model.judge([images[0]], [text], ANSWERS) for text in QUESTIONS])
+    np.testing.assert_allclose(found, alone, rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("answers", [ANSWERS, LONGER, (" 1",), (" 1", " 1 and 0")], ids=str)
 def test_judging_equals_a_plain_forward_over_question_and_answer(
     model: JanusModel, images: list[Image.Image], answers: tuple[str, ...]

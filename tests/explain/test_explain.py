@@ -95,6 +95,19 @@ def test_the_values_are_the_models_own(found: Path, made: Pair) -> None:
             assert mine[f"verdict_{when}"] == pytest.approx(yes - no, abs=1e-3)
 
 
+def test_the_fall_is_that_of_the_corrected_images_over_prompts(found: Path) -> None:
+    told = read(found)
+    fell: dict[str, list[float]] = {}
+    for image in told["images"]:
+        if image["group"] == "010":
+            fall = image["likelihood_before"] - image["likelihood_after"]
+            fell.setdefault(image["text"], []).append(fall)
+    expected = np.mean([np.mean(falls) for falls in fell.values()])
+    assert len(fell) > 1
+    assert told["shift"]["fall"]["value"] == pytest.approx(expected, abs=1e-9)
+    assert told["shift"]["fall"]["prompts"] == len(fell)
+
+
 class Tags(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()

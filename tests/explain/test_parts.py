@@ -120,6 +120,11 @@ def test_members_have_controls_of_their_category() -> None:
         assert all(a.startswith(t.category) and a != t.text for a in t.alternatives)
     # Prompts come in turn, the choice is the seed's, and more pairs begin with the same ones.
     assert len({t.text for t in members.values()}) == 5
+    for seed in range(20):
+        own = {t.key: t.text for t in choose(known, NAMED, 5, seed)}
+        assert all(
+            t.matched is None or own[t.matched] != t.text for t in choose(known, NAMED, 5, seed)
+        )
     assert choose(known, NAMED, 5, seed=3) == found
     assert choose(known, NAMED, 5, seed=4) != found
     assert choose(known, NAMED, 7, seed=3)[: len(found)] == found

@@ -103,6 +103,7 @@ def test_a_good_judge_passes() -> None:
         ([1 - right for right in GOOD], [1] * 100, "as readily"),  # inverted
         ([1 - right for right in GOOD], [0] * 100, "right no more often"),
         ([0, 1, 0, 1, 1] * 20, [1, 0] * 50, "as readily"),  # random
+        (([1] * 4 + [0] * 4) * 12 + [0] * 4, [0] * 100, "right no more often"),  # three of four
     ],
 )
 def test_a_judge_that_says_nothing_is_stopped(
