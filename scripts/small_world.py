@@ -89,7 +89,7 @@ def gapbench(work: Path, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=work,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": here},
+        env=os.environ | {"PYTHONPATH": here},
         stdout=subprocess.PIPE,
         text=True,
     )
