@@ -161,6 +161,18 @@ def drawing(model: JanusModel, batches: list[int], rounds: int, threads: int) ->
         print(f"batch {batch:3} {batch / ours:9.3f} {apart:30.2f} {together:34.2f}")
 
 
+def shares(model: JanusModel, batch: int) -> None:
+    """Of the time of drawing, by operator."""
+    prompts = [f"a picture of {n} red circles and a blue square" for n in range(batch)]
+    with torch.profiler.profile() as found:
+        model.generate(prompts, list(range(batch)))
+    times = {event.key: event.self_cpu_time_total for event in found.key_averages()}
+    whole = sum(times.values())
+    for name, parts in (("matmul", ("::mm", "::addmm")), ("attention", ("scaled_dot_product",))):
+        mine = sum(t for key, t in times.items() if any(part in key for part in parts))
+        print(f"{name}: {100 * mine / whole:.0f} % of the time of drawing {batch}")
+
+
 def judging(model: JanusModel, batch: int, rounds: int, threads: int) -> None:
     noise = np.random.default_rng(0)
     side = model.processor.image_processor.size["height"]
@@ -201,6 +213,8 @@ def main() -> None:
         cores = f", {args.threads} threads" if args.device == "cpu" else ""
         print(f"{where or platform.machine()}, {args.size}, {dtype}{cores}")
         drawing(model, args.batch, args.rounds, args.threads)
+        if args.device == "cpu":
+            shares(model, max(args.batch))
         judging(model, max(args.batch), args.rounds, args.threads)
 
 

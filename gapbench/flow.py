@@ -37,6 +37,8 @@ _Done = tuple[Mapping[int, T], Unfinished | None]
 """What a batch gave by place, and what stopped it, if anything did."""
 LARGEST: Final = 1024
 FEW: Final = 8
+"""Largest batches that are tried by default: on a GPU, and of a model on a CPU that is not `small`.
+"""
 SEEDS: Final = "the model's seeds"
 
 

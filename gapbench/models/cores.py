@@ -18,9 +18,9 @@ LEAST: Final = 8
 class Cores:
     """A CPU's cores in the hands of one model, from `take` to `give_back`.
 
-    Torch's own threads meet after every operation and wait for each other by spinning: where
-    another process keeps a core busy, two of them are many times slower than one. Threads that
-    share nothing but the weights never wait.
+    Torch's own threads meet after every operation and wait for each other by spinning: where other
+    processes keep the cores busy, two of them are slower than one (benchmarks/bench_cores.py).
+    Threads that share nothing but the weights never wait.
     """
 
     def __init__(self) -> None:
