@@ -57,18 +57,21 @@ def test_every_page_is_quiet_and_fits(browser: Any, site: str, width: int, schem
     context = browser.new_context(
         viewport={"width": width, "height": 800}, color_scheme=scheme, reduced_motion="reduce"
     )
-    page, heard, asked = context.new_page(), [], []
-    page.on("console", lambda message: heard.append(message.text))
-    page.on("pageerror", lambda error: heard.append(str(error)))
-    page.on("requestfailed", lambda request: heard.append(f"failed: {request.url}"))
-    page.on("request", lambda request: asked.append(request.url))
+    asked: list[str] = []
+    context.on("request", lambda request: asked.append(request.url))
     for name in PAGES:
-        # Leaving earlier would cut off the search's worker, which the page asks for once loaded.
-        page.goto(f"{site}/{name}.html", wait_until="networkidle")
+        # A page of its own each: what leaving one cuts off is no fault of it.
+        page, heard = context.new_page(), []
+        page.on("console", lambda message, heard=heard: heard.append(message.text))
+        page.on("pageerror", lambda error, heard=heard: heard.append(str(error)))
+        page.on("requestfailed", lambda request, heard=heard: heard.append(request.url))
+        page.goto(f"{site}/{name}.html")
+        page.wait_for_load_state("networkidle")
         assert page.locator("h1").count() == 1, name
         assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+        assert heard == [], name
+        page.close()
     context.close()
-    assert heard == []
     assert [url for url in asked if not url.startswith((site, "data:", "blob:"))] == []
 
 
@@ -77,8 +80,7 @@ def test_the_reference_is_made_from_the_code_and_can_be_searched(browser: Any, s
     page.goto(f"{site}/api.html")
     signature = page.locator("[id='gapbench.types.Rates'] ~ .doc-signature").first
     assert "n_prompts: int" in signature.inner_text()
-    page.keyboard.press("/")
-    page.keyboard.type("kappa")
+    page.locator(".md-search__input").fill("kappa")
     found = page.locator(".md-search-result__item a").first
     found.wait_for()
     assert "concepts.html" in (found.get_attribute("href") or "")
