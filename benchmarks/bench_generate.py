@@ -1,8 +1,8 @@
 """Drawing and own verdicts of the Janus adapter against transformers' own ways, on the same random
 weights, device and dtype.
 
-    python benchmarks/bench_generate.py [--size small|long|1b|7b] [--batch 1 16 64] [--rounds 2]
-        [--threads 1]
+    python benchmarks/bench_generate.py [--size mini|small|long|1b|7b] [--batch 1 16 64]
+        [--rounds 2] [--threads 1]
 
 References, measured in the same run and in turns: for drawing, transformers'
 `generate(generation_mode="image")` one prompt at a time, which is upstream's loop, and at the same
@@ -11,7 +11,8 @@ time. On a CPU, `--threads` are for all ways; take a machine that has nothing el
 
 `1b` and `7b` are Janus-Pro's own geometry. `small` is a hundredth of the parameters with width and
 image tokens scaled alike, so that an image's keys and values weigh against the weights as in `1b`;
-`long` has all 576 tokens on `small`'s weights. Guidance is on, as Janus-Pro needs it.
+`long` has all 576 tokens on `small`'s weights; `mini` is janus-mini's. Guidance is on, as Janus-Pro
+needs it.
 """
 
 from __future__ import annotations
@@ -38,13 +39,20 @@ from gapbench.models.sampling import Recipe
 
 MINI = Path(__file__).parents[1] / "gapbench/models/bundled/janus-mini"
 LAYERS = {
+    "mini": (5, 192, 6, 512),
     "small": (6, 384, 6, 1024),
     "long": (6, 384, 6, 1024),
     "1b": (24, 2048, 16, 5632),
     "7b": (30, 4096, 32, 11008),
 }
 """Layers, width, heads and width of the feed-forward part of the language model."""
-SIZES = {"small": (4096, 10), "long": (4096, 24), "1b": (16384, 24), "7b": (16384, 24)}
+SIZES = {
+    "mini": (256, 6),
+    "small": (4096, 10),
+    "long": (4096, 24),
+    "1b": (16384, 24),
+    "7b": (16384, 24),
+}
 """Image codes, and an image's side in tokens."""
 EMBED = 8
 PATCH = 4

@@ -195,18 +195,21 @@ def _draw(
 
     def keep(batch: Sequence[Item], made: tuple[_Done[Drawing], float]) -> None:
         (drawings, stop), seconds = made
+        images = folder.add_images([drawing.image for drawing in drawings.values()])
         folder.append(
             Generation(
                 prompt=item.prompt.text,
                 sample=item.sample,
                 seed=item.seed,
-                image=folder.add_image(drawing.image),
+                image=image,
                 tokens=None if drawing.tokens is None else folder.add_tokens(drawing.tokens),
                 effective_prompt=drawing.effective_prompt,
                 logprob=drawing.logprob,
                 seconds=seconds,
             )
-            for item, drawing in ((batch[place], found) for place, found in drawings.items())
+            for item, drawing, image in zip(
+                (batch[place] for place in drawings), drawings.values(), images, strict=True
+            )
         )
         _go_on(stop)
 
@@ -235,7 +238,7 @@ def _judge(
         prompts = [prompt for prompt, _ in batch]
         if isinstance(judge, DigestJudge):
             return _done(partial(judge.judge_digests, [image for _, image in batch], prompts))
-        return _done(partial(judge.judge, [folder.image(image) for _, image in batch], prompts))
+        return _done(partial(judge.judge, folder.images([image for _, image in batch]), prompts))
 
     def keep(batch: Sequence[tuple[Prompt, str]], made: _Done[Answer]) -> None:
         answers, stop = made

@@ -17,7 +17,9 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -35,6 +37,8 @@ _SHA: Final = re.compile(r"[0-9a-f]{64}")
 
 _FILES: Final = {Generation: "generations.jsonl", Verdict: "verdicts.jsonl"}
 R = TypeVar("R", Generation, Verdict)
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 class RunFolder:
@@ -128,6 +132,11 @@ class RunFolder:
         image.save(buffer, "PNG")
         return self._add("images", ".png", buffer.getvalue())
 
+    def add_images(self, images: Sequence[Image.Image]) -> list[str]:
+        """Store images as `add_image` does, on all cores: one packs 14 of 384 x 384 pixels a
+        second, and a GPU draws more."""
+        return _on_all_cores(self.add_image, images)
+
     def add_tokens(self, tokens: NDArray[np.int32]) -> str:
         """Store token ids; returns the sha256 of the file's bytes."""
         buffer = io.BytesIO()
@@ -137,6 +146,10 @@ class RunFolder:
     def image(self, sha256: str) -> Image.Image:
         """An image by its digest, RGB. Raises GapbenchError where it is missing or altered."""
         return Image.open(io.BytesIO(self.image_bytes(sha256))).convert("RGB")
+
+    def images(self, digests: Sequence[str]) -> list[Image.Image]:
+        """Images as `image` gives them, unpacked on all cores."""
+        return _on_all_cores(self.image, digests)
 
     def image_bytes(self, sha256: str) -> bytes:
         """An image's file by its digest. Raises GapbenchError where it is missing or altered."""
@@ -226,7 +239,7 @@ def folder_for(out: Path, model: str, identity: dict[str, Any]) -> Path:
 
 def write_atomic(file: Path, data: bytes | Iterable[bytes]) -> None:
     """Replace a file whole: a reader or a crash sees the old bytes or the new."""
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    part = file.with_name(f"{file.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:
         with part.open("wb") as opened:
             opened.writelines([data] if isinstance(data, bytes) else data)
@@ -248,6 +261,11 @@ def read_json(file: Path) -> Any:
     if not isinstance(value, dict):
         raise GapbenchError(f"{file}: not a JSON object")
     return value
+
+
+def _on_all_cores(call: Callable[[T], U], items: Sequence[T]) -> list[U]:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(call, items))
 
 
 def _json(value: Any) -> bytes:

@@ -127,6 +127,20 @@ def test_images_and_tokens_come_back(folder: RunFolder) -> None:
     assert folder.image_path(image) == folder.path / "images" / image[:2] / f"{image}.png"
 
 
+def test_many_images_are_stored_and_read_as_one_by_one(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "m", {"a": 1}, {})
+    noise = np.random.default_rng(0).integers(0, 256, (12, 40, 40, 3), np.uint8)
+    pictures = [Image.fromarray(noise[place % 12]) for place in range(48)]  # each four times
+    digests = folder.add_images(pictures)
+    assert digests == [folder.add_image(picture) for picture in pictures]
+    assert len(set(digests)) == 12 == len(list((folder.path / "images").rglob("*.*")))
+    for found, picture in zip(folder.images(digests), pictures, strict=True):
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(picture))
+    folder.image_path(digests[5]).write_bytes(b"altered")
+    with pytest.raises(GapbenchError, match="altered"):
+        folder.images(digests)
+
+
 def test_a_torn_last_line_is_dropped_wherever_it_is_torn(folder: RunFolder) -> None:
     whole, last = [verdict(1), verdict(2)], verdict(3)
     folder.append(whole)
