@@ -2,12 +2,13 @@
 weights, device and dtype.
 
     python benchmarks/bench_generate.py [--size mini|small|long|1b|7b] [--batch 1 16 64]
-        [--rounds 2] [--threads 1]
+        [--rounds 2] [--threads 1] [--workers 1]
 
 References, measured in the same run and in turns: for drawing, transformers'
 `generate(generation_mode="image")` one prompt at a time, which is upstream's loop, and at the same
 batch; for verdicts, generating a reply of REPLY tokens, as one in the asked form takes, one at a
-time. On a CPU, `--threads` are for all ways; take a machine that has nothing else to do.
+time. On a CPU, `--threads` are for all ways; take a machine that has nothing else to do. With
+`--workers`, ours are so many processes, which share the threads and each batch.
 
 `1b` and `7b` are Janus-Pro's own geometry. `small` is a hundredth of the parameters with width and
 image tokens scaled alike, so that an image's keys and values weigh against the weights as in `1b`;
@@ -33,7 +34,9 @@ import torch
 from PIL import Image
 
 from gapbench import load_task, torchvision_shim
+from gapbench.engines.processes import Copies
 from gapbench.judges.own import ANSWERS
+from gapbench.models.base import Model
 from gapbench.models.janus import JanusModel
 from gapbench.models.sampling import Recipe
 
@@ -150,23 +153,23 @@ def said(model: JanusModel, image: Image.Image, question: str) -> str:
     return str(model.processor.tokenizer.decode(out[0, batch["input_ids"].shape[1] :]))
 
 
-def drawing(model: JanusModel, batches: list[int], rounds: int, threads: int) -> None:
+def drawing(model: JanusModel, ours: Model, batches: list[int], rounds: int, threads: int) -> None:
     prompts = [f"a picture of {n} red circles and a blue square" for n in range(max(batches))]
     upstream(model, prompts[:1])
     print("drawing   images/s   x transformers one at a time   x transformers at the same batch")
     for batch in batches:
         some, seeds = prompts[:batch], list(range(batch))
-        alone, batched, ours = seconds(
+        alone, batched, mine = seconds(
             model.device,
             rounds,
             [
                 partial(theirs, threads, upstream, model, prompts[:1]),
                 partial(theirs, threads, upstream, model, some),
-                partial(model.generate, some, seeds),
+                partial(ours.generate, some, seeds),
             ],
         )
-        apart, together = alone * batch / ours, batched / ours
-        print(f"batch {batch:3} {batch / ours:9.3f} {apart:30.2f} {together:34.2f}")
+        apart, together = alone * batch / mine, batched / mine
+        print(f"batch {batch:3} {batch / mine:9.3f} {apart:30.2f} {together:34.2f}")
 
 
 def shares(model: JanusModel, batch: int) -> None:
@@ -176,12 +179,17 @@ def shares(model: JanusModel, batch: int) -> None:
         model.generate(prompts, list(range(batch)))
     times = {event.key: event.self_cpu_time_total for event in found.key_averages()}
     whole = sum(times.values())
-    for name, parts in (("matmul", ("::mm", "::addmm")), ("attention", ("scaled_dot_product",))):
+    kinds = {
+        "matmul": ("::mm", "::addmm"),
+        "attention": ("scaled_dot_product",),
+        "convolutions of the VQ decoder": ("conv2d", "mkldnn_conv"),
+    }
+    for name, parts in kinds.items():
         mine = sum(t for key, t in times.items() if any(part in key for part in parts))
         print(f"{name}: {100 * mine / whole:.0f} % of the time of drawing {batch}")
 
 
-def judging(model: JanusModel, batch: int, rounds: int, threads: int) -> None:
+def judging(model: JanusModel, ours: Model, batch: int, rounds: int, threads: int) -> None:
     noise = np.random.default_rng(0)
     side = model.processor.image_processor.size["height"]
     images = [
@@ -192,15 +200,15 @@ def judging(model: JanusModel, batch: int, rounds: int, threads: int) -> None:
     print(f"verdicts, batch {batch}      /s   x a reply of {REPLY} tokens, one at a time")
     for each in (1, 2, 8):
         asked = [images[number // each] for number in range(batch)]
-        alone, ours = seconds(
+        alone, mine = seconds(
             model.device,
             rounds,
             [
                 partial(theirs, threads, said, model, images[0], questions[0]),
-                partial(model.judge, asked, questions, ANSWERS),
+                partial(ours.judge, asked, questions, ANSWERS),
             ],
         )
-        print(f"{each} an image {batch / ours:17.2f} {alone * batch / ours:10.2f}")
+        print(f"{each} an image {batch / mine:17.2f} {alone * batch / mine:10.2f}")
 
 
 def main() -> None:
@@ -209,6 +217,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=list(BATCHES))
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -220,10 +229,17 @@ def main() -> None:
         where = platform.processor() if args.device == "cpu" else torch.cuda.get_device_name()
         cores = f", {args.threads} threads" if args.device == "cpu" else ""
         print(f"{where or platform.machine()}, {args.size}, {dtype}{cores}")
-        drawing(model, args.batch, args.rounds, args.threads)
-        if args.device == "cpu":
+        ours: Model = model
+        if args.workers > 1:
+            recipe = {"guidance": 5.0}
+            ours = Copies(str(folder), args.device, dtype, recipe, args.workers)
+            print(f"{args.workers} workers")
+            ours.load()
+        drawing(model, ours, args.batch, args.rounds, args.threads)
+        if args.device == "cpu" and args.workers == 1:
             shares(model, max(args.batch))
-        judging(model, max(args.batch), args.rounds, args.threads)
+        judging(model, ours, max(args.batch), args.rounds, args.threads)
+        ours.release()
 
 
 if __name__ == "__main__":

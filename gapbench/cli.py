@@ -44,6 +44,7 @@ def run(
     judge: Annotated[str | None, typer.Option(help="Outside judges, with commas. [each task's own]")] = None,
     verdict: Annotated[str | None, typer.Option(help="Own verdicts from the answers' probabilities (logits), from words (text), or none. [logits]")] = None,
     batch_size: Annotated[str | None, typer.Option(help="Images at a time, or the most that fit; never changes a result. [auto]")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that draw and judge, each with a copy of the model, on the GPUs in turn; never changes a result. [1]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the run; another seed is another run. [0]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps. [auto]")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float64, float32, bfloat16 or float16. [auto]")] = None,
@@ -57,7 +58,7 @@ def run(
 
     options = {
         "model": model, "set": pairs(set_), "tasks": names(tasks), "samples": samples, "limit": limit,
-        "judge": names(judge), "verdict": verdict, "batch_size": batch_size,
+        "judge": names(judge), "verdict": verdict, "batch_size": batch_size, "workers": workers,
         "seed": seed, "device": device, "dtype": dtype, "out": out, "offline": offline,
     }  # fmt: skip
     settings = read_settings(config, options)
@@ -71,7 +72,7 @@ def run(
         prepared = prepare_run(
             settings.model, settings.tasks, settings.samples, settings.limit, settings.judge,
             settings.verdict, settings.seed, settings.device, settings.dtype, settings.out,
-            settings.set,
+            settings.set, workers=settings.workers,
         )  # fmt: skip
         from gapbench.estimate import estimate
 
@@ -87,6 +88,7 @@ def run(
             judges=settings.judge,
             verdict=settings.verdict,
             batch_size=settings.batch_size,
+            workers=settings.workers,
             seed=settings.seed,
             device=settings.device,
             dtype=settings.dtype,

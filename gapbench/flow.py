@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from gapbench.engines.local import FIRST, BatchSize, work
+from gapbench.engines.processes import Copies
 from gapbench.judges.base import DigestJudge, Judge, PictureJudge
 from gapbench.judges.own import Mode
 from gapbench.models import load_model
 from gapbench.models.base import Drawing, Model, SeedlessModel, Unfinished, is_pair
 from gapbench.opened import HUMAN, Run
-from gapbench.plan import Item, missing_items, prepare, refuse_prompts
+from gapbench.plan import Item, Prepared, missing_items, prepare, refuse_prompts
 from gapbench.store import RunFolder, folder_for
 from gapbench.types import Answer, GapbenchError, Generation, Prompt, Verdict
 
@@ -57,6 +58,7 @@ def run(
     judges: Sequence[str] | None = None,
     verdict: Mode | Literal["none"] = "logits",
     batch_size: BatchSize = "auto",
+    workers: int = 1,
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
@@ -69,25 +71,41 @@ def run(
     `recipe` changes keys of the model's sampling recipe, which makes it another run. `tasks` are
     `all`, tiers, tasks, task/category or folders; `samples` images a prompt (each
     task's own number by default); `limit` prompts a task, spread over its categories; `judges`
-    outside judges (each task's own by default; none where the list is empty); `only` the texts of
-    the prompts to keep. The same call again goes on where it stopped.
+    outside judges (each task's own by default; none where the list is empty); `workers` processes
+    that draw and give own verdicts, each with a copy of the model; `only` the texts of the prompts
+    to keep. The same call again goes on where it stopped.
     Raises GapbenchError for input that cannot be run, before anything is written.
     """
     if batch_size != "auto" and batch_size < 1:
         raise GapbenchError(f'batch_size is {batch_size}, must be "auto" or at least 1')
     made = prepare(
-        model, tasks, samples, limit, judges, verdict, seed, device, dtype, Path(out), recipe, only
-    )
+        model, tasks, samples, limit, judges, verdict, seed, device, dtype, Path(out), recipe, only,
+        workers,
+    )  # fmt: skip
     items, drawn = made.plan.items(), {}
     path = folder_for(Path(out), made.model.name, made.identity)
     if (path / "run.json").exists():
         drawn = RunFolder.open(path).generations()
     missing = missing_items(items, drawn)
     refuse_prompts(made.model, {i.prompt.text: i.prompt for i in missing}.values())
-    if missing:
-        made.model.load()  # weights that cannot be loaded leave nothing behind
+    try:
+        if missing:
+            made.model.load()  # weights that cannot be loaded leave nothing behind
+        return _work(made, model, Path(out), items, batch_size, progress)
+    finally:
+        made.model.release()
 
-    folder = RunFolder.create(Path(out), made.model.name, made.identity, about(made.model, model))
+
+def _work(
+    made: Prepared,
+    given: str | Model,
+    out: Path,
+    items: list[Item],
+    batch_size: BatchSize,
+    progress: Progress,
+) -> Run:
+    """The stages of a checked command, kept in its run folder."""
+    folder = RunFolder.create(out, made.model.name, made.identity, about(made.model, given))
     with folder.lock():
         folder.write("plan.json", asdict(made.plan))
         _draw(made.model, folder, items, batch_size, progress)
@@ -213,7 +231,7 @@ def _draw(
         )
         _go_on(stop)
 
-    work(missing, batch_size, do, keep, advance, _most(model))
+    work(missing, batch_size, do, keep, advance, *_sizes(model))
 
 
 def _judge(
@@ -254,16 +272,19 @@ def _judge(
         )
         _go_on(stop)
 
-    work(missing, batch_size, do, keep, advance, _most(judge))
+    work(missing, batch_size, do, keep, advance, *_sizes(judge))
 
 
-def _most(worker: Model | Judge) -> int:
-    """The largest batch to try. A GPU says when its memory is full; on a CPU the process would be
-    killed, by a large model's keys and values at once, and more rows are no faster anyway."""
-    model = getattr(worker, "model", worker)
+def _sizes(asked: Model | Judge) -> tuple[int, int]:
+    """The largest batch to try, and the one to begin with. A GPU says when its memory is full; on a
+    CPU the process would be killed, by a large model's keys and values at once, and more rows are
+    no faster anyway."""
+    model = asked if isinstance(asked, Copies) else getattr(asked, "model", asked)
+    count = model.count if isinstance(model, Copies) else 1
     if str(getattr(model, "device", None)).startswith("cuda"):
-        return LARGEST
-    return FIRST if getattr(model, "small", True) else FEW
+        return count * LARGEST, count * FIRST
+    most = FIRST if getattr(model, "small", True) else FEW
+    return count * most, count * FIRST
 
 
 def _done(call: Callable[[], Sequence[T]]) -> _Done[T]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from gapbench.engines.processes import Copies
 from gapbench.judges import load_judge
 from gapbench.judges.base import Judge
 from gapbench.judges.own import NEEDS, Mode, OwnJudge
@@ -98,9 +99,10 @@ def prepare(
     out: Path,
     recipe: Mapping[str, object] | None = None,
     only: Collection[str] | None = None,
+    workers: int = 1,
 ) -> Prepared:
     """Resolve and check everything a command names."""
-    for name, value in (("samples", samples), ("limit", limit)):
+    for name, value in (("samples", samples), ("limit", limit), ("workers", workers)):
         if value is not None and value < 1:
             raise GapbenchError(f"{name} is {value}, must be at least 1")
     if verdict not in {*NEEDS, "none"}:
@@ -110,7 +112,13 @@ def prepare(
     selected = select([tasks] if isinstance(tasks, str) else tasks)
     if recipe and not isinstance(model, str):
         raise GapbenchError("recipe: give it to load_model; a model that is made keeps its own")
-    adapter = load_model(model, device, dtype, recipe) if isinstance(model, str) else model
+    if workers > 1 and not isinstance(model, str):
+        raise GapbenchError("workers: give the model by its name, so that copies can be made")
+    adapter: Model
+    if workers > 1 and isinstance(model, str):
+        adapter = Copies(model, device, dtype, recipe, workers)
+    else:
+        adapter = load_model(model, device, dtype, recipe) if isinstance(model, str) else model
     if "generate" not in adapter.capabilities:
         raise GapbenchError(f"model {adapter.name} lacks generate: it never draws")
     own = None if verdict == "none" else OwnJudge(adapter, verdict)

@@ -24,6 +24,7 @@ class RunSettings(BaseModel):
     judge: list[str] | None = None
     verdict: Literal["logits", "text", "none"] = "logits"
     batch_size: int | Literal["auto"] = "auto"
+    workers: int = Field(default=1, ge=1)
     seed: int = Field(default=0, ge=0)
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
     dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "auto"

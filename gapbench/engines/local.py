@@ -28,18 +28,19 @@ def work(
     keep: Callable[[Sequence[T], R], None],
     advance: Callable[[int], None],
     most: int = FIRST,
+    first: int = FIRST,
 ) -> None:
     """Call `do` on batches of `items`, in order, `keep` with what it gave, and `advance` with each
     batch's size once it is kept.
 
     `keep` runs in a second thread while the next batch is computed. A batch that is too large for
-    the memory is tried again in halves; "auto" begins with FIRST items, or `most` if that is less,
-    and doubles as long as that fits, up to `most`.
+    the memory is tried again in halves; "auto" begins with `first` items, or `most` if that is
+    less, and doubles as long as that fits, up to `most`.
 
     Ctrl-C is held back until the batch in hand is kept, then raises Interrupted; a second one
     strikes at once.
     """
-    size, limit = (min(FIRST, most), most) if batch_size == "auto" else (batch_size, batch_size)
+    size, limit = (min(first, most), most) if batch_size == "auto" else (batch_size, batch_size)
     start, keeping = 0, _nothing
     with held_back() as asked, ThreadPoolExecutor(1) as second:
         try:

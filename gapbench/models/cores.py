@@ -11,7 +11,7 @@ import torch
 T = TypeVar("T")
 MOST: Final = 2
 """Parts of a batch; what more bring is not measured."""
-LEAST: Final = 8
+LEAST: Final = 16
 """Rows of a part: smaller ones cost what the second core brings."""
 
 

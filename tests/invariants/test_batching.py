@@ -70,11 +70,14 @@ def once(
     return run
 
 
-def measure(model: str, task: str, batch_size: int, out: Path, limit: int | None = None) -> Result:
+def measure(
+    model: str, task: str, batch_size: int, out: Path, limit: int | None = None, workers: int = 1
+) -> Result:
     for mode in MODES:
         finished = gapbench.run(
-            model, task, samples=SAMPLES, limit=limit, verdict=mode, batch_size=batch_size, out=out
-        )
+            model, task, samples=SAMPLES, limit=limit, verdict=mode, batch_size=batch_size,
+            workers=workers, out=out,
+        )  # fmt: skip
     return result(finished)
 
 

@@ -1,0 +1,194 @@
+"""The engine that works batches off in several processes, each with a copy of the model."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from gapbench.models import load_model
+from gapbench.models.base import Drawing, Model, Unfinished
+from gapbench.terminal import quiet
+from gapbench.types import GapbenchError
+
+Make = Callable[..., Model]
+DIED = (
+    "a worker process died, perhaps because memory ran out: take fewer --workers or a smaller "
+    '--batch-size (in a script, call run below `if __name__ == "__main__":`)'
+)
+
+
+class Copies:
+    """A model in `count` processes, which share the rows of each batch; else the model itself.
+
+    Copies take the GPUs in turn where the device is left open, and share a CPU's cores. What a row
+    gives does not depend on its batch, and so not on their number.
+    """
+
+    def __init__(
+        self, spec: str, device: str, dtype: str, recipe: Mapping[str, object] | None, count: int
+    ) -> None:
+        if spec.startswith(("images:", "server:")):
+            raise GapbenchError(f"--workers copies a model's weights; {spec} has none here")
+        self.model = load_model(spec, device, dtype, recipe)
+        self.name, self.fingerprint = self.model.name, self.model.fingerprint
+        self.recipe, self.capabilities = self.model.recipe, self.model.capabilities
+        self.count = count
+        self._make = partial(load_model, spec, dtype=dtype, recipe=recipe)
+        self._device = device
+        self._copies: list[tuple[BaseProcess, Connection]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)  # device, dtype, whether it is a pair
+
+    def refuses(self, text: str) -> str | None:
+        return self.model.refuses(text)
+
+    def load(self) -> None:
+        if self._copies:
+            return
+        import torch
+
+        threads = max(1, torch.get_num_threads() // self.count)
+        context = multiprocessing.get_context("spawn")
+        with _deaf():
+            for device in places(self._device, self.count):
+                ours, theirs = context.Pipe()
+                process = context.Process(
+                    target=_serve, args=(theirs, self._make, device, threads), daemon=True
+                )
+                process.start()
+                theirs.close()
+                self._copies.append((process, ours))
+        try:
+            for copy in self._copies:
+                _, stop = _received(copy)
+                if stop is not None:
+                    raise stop
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        for _, pipe in self._copies:
+            pipe.close()  # which ends the process
+        for process, _ in self._copies:
+            process.join(5)
+            process.kill()
+        self._copies = []
+
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Drawing]:
+        return self._spread("generate", prompts, seeds)
+
+    def judge(
+        self, images: Sequence[Image.Image], questions: Sequence[str], answers: Sequence[str]
+    ) -> NDArray[np.float64]:
+        return np.array(self._spread("judge", images, questions, answers))
+
+    def reply(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
+        return self._spread("reply", images, questions)
+
+    def _spread(
+        self, method: str, one: Sequence[object], two: Sequence[object], *more: object
+    ) -> list[Any]:
+        self.load()
+        edges = [len(one) * number // self.count for number in range(self.count + 1)]
+        parts = [
+            (copy, slice(start, end))
+            for copy, start, end in zip(self._copies, edges[:-1], edges[1:], strict=True)
+            if start < end
+        ]
+        for (_, pipe), rows in parts:
+            with suppress(OSError):  # it died, which the answer that does not come tells
+                pipe.send((method, (one[rows], two[rows], *more)))
+        done: dict[int, Any] = {}
+        stops: list[Exception] = []
+        for copy, rows in parts:
+            found, stop = _received(copy)
+            done |= {rows.start + place: value for place, value in found.items()}
+            if stop is not None:
+                stops.append(stop)
+        for stop in stops:
+            if not isinstance(stop, GapbenchError):
+                raise stop
+        if stops:
+            raise Unfinished(str(stops[0]), done) from stops[0]
+        return [done[place] for place in range(len(one))]
+
+
+def places(device: str, count: int) -> list[str]:
+    """The devices of so many copies: all GPUs in turn where none is named."""
+    import torch
+
+    there = torch.cuda.device_count() if device in {"auto", "cuda"} else 0
+    return [f"cuda:{number % there}" if there else device for number in range(count)]
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """What starts in it never hears Ctrl-C: the first process ends the batch in hand, then it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say so; _serve does for itself
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _received(copy: tuple[BaseProcess, Connection]) -> tuple[dict[int, Any], Exception | None]:
+    """What a copy did, by place, and what stopped it."""
+    try:
+        done, kind, said = copy[1].recv()
+    except (EOFError, OSError):
+        return {}, GapbenchError(DIED)
+    return done, None if kind is None else kind(said)
+
+
+def _serve(pipe: Connection, make: Make, device: str, threads: int) -> None:
+    """A copy's process: load, then answer calls until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    quiet()
+    model: list[Model] = []
+
+    def load() -> list[Any]:
+        import torch
+
+        torch.set_num_threads(threads)
+        model.append(make(device=device))
+        model[0].load()
+        return []
+
+    pipe.send(_tried(load))
+    while True:
+        try:
+            method, given = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(_tried(partial(getattr(model[0], method), *given)))
+
+
+def _tried(
+    call: Callable[[], Sequence[Any]],
+) -> tuple[dict[int, Any], type[Exception] | None, str]:
+    """What a call gave by place, and the kind and words of what stopped it."""
+    try:
+        return dict(enumerate(call())), None, ""
+    except Unfinished as stop:
+        return dict(stop.done), GapbenchError, str(stop)
+    except GapbenchError as error:
+        return {}, GapbenchError, str(error)
+    except Exception:  # the adapter's own, which goes on in the first process
+        return {}, RuntimeError, traceback.format_exc()
