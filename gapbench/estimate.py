@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from gapbench.engines.local import BatchSize
+from gapbench.engines.processes import Copies
 from gapbench.judges.base import Judge, PaidJudge
 from gapbench.models.base import Drawing
 from gapbench.plan import Item, Prepared, missing_items, refuse_prompts
@@ -18,7 +19,7 @@ from gapbench.store import RunFolder, folder_for
 from gapbench.types import Prompt
 
 CALIBRATION: Final = 8
-"""Images drawn to estimate a run."""
+"""Images that each process draws to estimate a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,9 @@ def estimate(prepared: Prepared, out: Path, batch_size: BatchSize) -> Estimate:
     if not missing and not own and not any(outside.values()):
         return Estimate(0, 0, 0, None, None)
 
-    sample = (missing or items)[:: max(1, len(missing or items) // CALIBRATION)][:CALIBRATION]
+    model, left = prepared.model, missing or items
+    few = CALIBRATION * (model.count if isinstance(model, Copies) else 1)
+    sample = left[:: max(1, len(left) // few)][:few]
     sample = sample if batch_size == "auto" else sample[:batch_size]
     start = time.perf_counter()
     prepared.model.load()
