@@ -60,6 +60,7 @@ class Copies:
             return
         import torch
 
+        self.model.release()  # what it refuses, a model outside of this process says when it runs
         threads = max(1, torch.get_num_threads() // self.count)
         context = multiprocessing.get_context("spawn")
         with _deaf():
