@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from processes import Start, finish
 from processes import end as end
 from processes import start as start
@@ -21,6 +22,10 @@ from processes import wait_until as wait_until
 from gapbench.torchvision_shim import ensure
 
 ensure()  # before transformers, which imports torchvision where it is installed
+
+# The same examples in every run.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.load_profile("same")
 
 # A shell's background job ignores Ctrl-C, and so would every process that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

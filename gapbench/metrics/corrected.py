@@ -28,6 +28,8 @@ from gapbench.types import TIERS, GapbenchError
 METRICS: Final = ("generation", "weak_generation", "false_positive")
 COLUMNS: Final = ("task", "category", "tier", "prompt", "own", "outside", "human")
 VERDICTS: Final = COLUMNS[-3:]
+ROUNDING: Final = 1e-9
+"""What a difference of shares may owe to the order its terms were summed in: as good as none."""
 FEWEST: Final = 10
 """Labelled prompts below which no estimate is given: its interval would mean nothing."""
 
@@ -171,7 +173,7 @@ def _share(
     a = float(weights @ (own == 1) / weights.sum())
     f, r = 1 - accepted.value, 0.0 if rejected is None else 1 - rejected.value
     bottom = a * f + (1 - a) * r
-    if bottom <= 0:
+    if bottom <= ROUNDING:
         return None
     of_a, of_f, of_r = (
         f * r / bottom**2, a * (1 - a) * r / bottom**2, -a * (1 - a) * f / bottom**2
@@ -203,7 +205,7 @@ def _rogan_gladen(weights: Floats, judge: Floats, human: Floats, _prompts: Place
     se, of_se = _mean(weights * yes, judge)
     sp, of_sp = _mean(weights * no, 1 - judge)
     youden = se + sp - 1
-    if youden <= 0:
+    if youden <= ROUNDING:
         return None
     value = min(1.0, max(0.0, (q + sp - 1) / youden))
     moves = (of_q + (1 - value) * of_sp - value * of_se) / youden
