@@ -3,8 +3,9 @@
     python benchmarks/bench_cores.py
 
 Batches of 64 on torch with one thread, the reference, on torch's own two threads, and in two parts
-side by side, as the adapter works (`gapbench/models/cores.py`); batches of 128 in two processes, as
-`--workers 2` does, once they are loaded. Alone, and beside two processes that keep both cores busy.
+side by side, as the adapter works (`models/autoregressive/cores.py`); batches of 128 in two
+processes, as `--workers 2` does, once they are loaded. Alone, and beside two processes that keep
+both cores busy.
 Images have to be the same bytes in every way.
 """
 
@@ -21,7 +22,7 @@ import torch
 from gapbench import load_model, load_task
 from gapbench.engines.processes import Copies
 from gapbench.models.base import Model
-from gapbench.plan import seed_of
+from gapbench.runs.plan import seed_of
 
 BATCH, ROUNDS = 64, 4
 WAYS = {

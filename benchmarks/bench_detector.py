@@ -22,8 +22,8 @@ from torch import Tensor
 
 from gapbench.judges import geneval_rule as rule
 from gapbench.judges.detector import swin_small
-from gapbench.prompts.geneval import CLASSES
-from gapbench.torchvision_shim import ensure
+from gapbench.models.torchvision_shim import ensure
+from gapbench.tasks.prompts.geneval import CLASSES
 
 SIDE, OBJECTS, BATCHES = 1024, 5, (1, 2, 4)
 

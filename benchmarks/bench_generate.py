@@ -35,10 +35,10 @@ from PIL import Image
 
 from gapbench import load_task, torchvision_shim
 from gapbench.engines.processes import Copies
-from gapbench.judges.own import ANSWERS
+from gapbench.models.autoregressive.sampling import Recipe
 from gapbench.models.base import Model
-from gapbench.models.janus import JanusModel
-from gapbench.models.sampling import Recipe
+from gapbench.models.janus.adapter import JanusModel
+from gapbench.verdict import ANSWERS
 
 MINI = Path(__file__).parents[1] / "gapbench/models/bundled/janus-mini"
 LAYERS = {

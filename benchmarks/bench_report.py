@@ -27,13 +27,13 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from gapbench import Generation, Prompt, Verdict
-from gapbench.plan import Plan, seed_of
 from gapbench.report.gallery import MOST
-from gapbench.store import RunFolder
+from gapbench.runs.folder import RunFolder
+from gapbench.runs.plan import Plan, seed_of
 
 PROMPTS, SAMPLES, SIDE, FILES = 5000, 4, 384, 200
 CATEGORIES = 20
-CLI = [sys.executable, "-c", "from gapbench.cli import main; main()"]
+CLI = [sys.executable, "-c", "from gapbench.cli.main import main; main()"]
 FILTERS = (
     ("typing a word", "#q", "red"),
     ("typing another", "#q", "red thing 17"),

@@ -39,11 +39,11 @@ def in_process(folder: Path, cores: int) -> tuple[float, float]:
     import torch
 
     import gapbench
-    import gapbench.flow
     import gapbench.metrics  # like flow: imported when it is first needed
+    import gapbench.runs.flow
     from gapbench import load_model, load_task
     from gapbench.judges.own import OwnJudge
-    from gapbench.plan import seed_of
+    from gapbench.runs.plan import seed_of
 
     torch.set_num_threads(cores)
     model = load_model("janus-mini")
@@ -72,7 +72,7 @@ def in_process(folder: Path, cores: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    gapbench = [sys.executable, "-c", "from gapbench.cli import main; main()"]
+    gapbench = [sys.executable, "-c", "from gapbench.cli.main import main; main()"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         python = min(timed([sys.executable, "-c", "pass"], folder)[0] for _ in range(5))

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from gapbench.judges import clip, sciscore, vqa
-from gapbench.torchvision_shim import ensure
+from gapbench.models.torchvision_shim import ensure
 from gapbench.types import Prompt
 
 Scorer = Callable[[Sequence[Image.Image]], Any]

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from gapbench.store import RunFolder
+from gapbench.runs.folder import RunFolder
 
 SIDE = 384
 

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from gapbench import torchvision_shim
-from gapbench.judges.own import parse
 from gapbench.judges.vlm import QUESTION, VlmJudge
+from gapbench.models import torchvision_shim
 from gapbench.types import Prompt
+from gapbench.verdict import parse
 
 ROUNDS = 3
 TEMPLATE = (

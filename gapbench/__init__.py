@@ -6,14 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gapbench.comparison import Comparison as Comparison
-    from gapbench.comparison import compare as compare
-    from gapbench.flow import run as run
+    from gapbench.comparison.compare import Comparison as Comparison
+    from gapbench.comparison.compare import compare as compare
     from gapbench.judges import load_judge as load_judge
     from gapbench.models import load_model as load_model
-    from gapbench.opened import Run as Run
-    from gapbench.opened import open_run as open_run
-    from gapbench.tasks import load_task as load_task
+    from gapbench.runs.flow import run as run
+    from gapbench.runs.run import Run as Run
+    from gapbench.runs.run import open_run as open_run
+    from gapbench.tasks.task import load_task as load_task
     from gapbench.types import Answer as Answer
     from gapbench.types import GapbenchError as GapbenchError
     from gapbench.types import Generation as Generation
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 # Imported at first use: `import gapbench` and `gapbench --help` need no torch.
 _HOMES = {
-    "compare": "comparison",
-    "Comparison": "comparison",
+    "compare": "comparison.compare",
+    "Comparison": "comparison.compare",
     "load_judge": "judges",
     "load_model": "models",
-    "load_task": "tasks",
-    "run": "flow",
-    "open_run": "opened",
-    "Run": "opened",
+    "load_task": "tasks.task",
+    "run": "runs.flow",
+    "open_run": "runs.run",
+    "Run": "runs.run",
     **dict.fromkeys(
         ("Answer", "GapbenchError", "Generation", "Prompt", "Rates", "Verdict"), "types"
     ),

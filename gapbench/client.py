@@ -22,8 +22,8 @@ from typing import Any, Final, Literal, TypeVar
 import httpx
 from PIL import Image
 
-from gapbench.judges.own import parse, weigh
 from gapbench.types import Answer, GapbenchError
+from gapbench.verdict import parse, weigh
 
 KEYS: Final = ("GAPBENCH_SERVER_KEY", "OPENAI_API_KEY")
 LOGPROBS: Final = {"logprobs": True, "top_logprobs": 20}

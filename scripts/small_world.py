@@ -26,7 +26,7 @@ import yaml
 from tabulate import tabulate
 
 from gapbench.models import MODELS
-from gapbench.models.janus import JanusModel
+from gapbench.models.janus.adapter import JanusModel
 
 SFT = "--samples 8 --accept mixed --epochs 3 --learning-rate 3e-4 --lora 0"
 DPO = "--samples 8 --accept best:2 --epochs 4 --learning-rate 3e-5 --lora 0"
@@ -84,7 +84,7 @@ class Random(Planted):
 
 def gapbench(work: Path, *arguments: str) -> str:
     """A command's standard output."""
-    code = "from gapbench.cli import main; main()"
+    code = "from gapbench.cli.main import main; main()"
     here = os.pathsep.join([str(Path(__file__).parent.resolve()), *filter(None, sys.path)])
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
@@ -100,7 +100,7 @@ def gapbench(work: Path, *arguments: str) -> str:
 
 def validation(work: Path) -> str:
     """A task folder of prompts that neither split holds."""
-    from gapbench.prompts.shapes import CATEGORIES, universe
+    from gapbench.tasks.prompts.shapes import CATEGORIES, universe
 
     folder = work / "validation"
     folder.mkdir(parents=True, exist_ok=True)

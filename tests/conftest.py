@@ -19,7 +19,7 @@ from processes import end as end
 from processes import start as start
 from processes import wait_until as wait_until
 
-from gapbench.torchvision_shim import ensure
+from gapbench.models.torchvision_shim import ensure
 
 ensure()  # before transformers, which imports torchvision where it is installed
 
@@ -29,7 +29,7 @@ settings.load_profile("same")
 
 # A shell's background job ignores Ctrl-C, and so would every process that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-CLI = [sys.executable, "-c", "from gapbench.cli import main; main()"]
+CLI = [sys.executable, "-c", "from gapbench.cli.main import main; main()"]
 
 
 @pytest.fixture(scope="session", autouse=True)

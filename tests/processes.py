@@ -31,16 +31,16 @@ finally:
 COMMAND = """
 import sys
 sys.argv = ["gapbench", *arguments]
-from gapbench.cli import main
+from gapbench.cli.main import main
 main()
 """
 WARM = """
-from gapbench import torchvision_shim
+from gapbench.models import torchvision_shim
 torchvision_shim.ensure()
 import accelerate, datasets, peft, pandas, matplotlib.figure, PIL.ImageFont
-import gapbench.cli, gapbench.fix.run, gapbench.fix.trainer, gapbench.fix.network
-import gapbench.metrics, gapbench.models.janus, gapbench.models.emu3
-import gapbench.report.progress, gapbench.report.sheets, gapbench.report.tables
+import gapbench.cli.main, gapbench.fix.run, gapbench.fix.trainer, gapbench.fix.network
+import gapbench.metrics, gapbench.models.janus.adapter, gapbench.models.emu3
+import gapbench.cli.progress, gapbench.report.sheets, gapbench.report.tables
 import transformers.models.janus.modeling_janus, transformers.models.janus.processing_janus
 import transformers.models.emu3.modeling_emu3, transformers.models.emu3.processing_emu3
 """

@@ -13,9 +13,10 @@ import pytest
 import yaml
 
 import gapbench
-from gapbench.callbacks import LOGGED
+from gapbench.comparison import words as changes
+from gapbench.fix.callback import LOGGED
 from gapbench.metrics import METRICS, corrected, paired
-from gapbench.report import changes, tables
+from gapbench.report import tables
 
 from .conftest import CLI
 
@@ -96,14 +97,14 @@ def test_concepts_name_the_file_of_every_figure() -> None:
 
 def test_the_reference_holds_every_command_as_it_is() -> None:
     command = [
-        sys.executable, "-m", "typer", "gapbench.cli", "utils", "docs", "--name", "gapbench",
+        sys.executable, "-m", "typer", "gapbench.cli.main", "utils", "docs", "--name", "gapbench",
         "--title", "Command line",
     ]  # fmt: skip
     made = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
     there = (DOCS / "cli.md").read_text(encoding="utf-8")
     assert there.strip() == made.strip(), (
-        "docs/cli.md is not what the commands say; write it with: python -m typer gapbench.cli "
-        'utils docs --name gapbench --title "Command line" --output docs/cli.md'
+        "docs/cli.md is not what the commands say; write it with: python -m typer "
+        'gapbench.cli.main utils docs --name gapbench --title "Command line" --output docs/cli.md'
     )
 
 

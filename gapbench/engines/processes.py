@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from gapbench.fetch.libraries import quiet
 from gapbench.models import load_model
 from gapbench.models.base import Drawing, Model, Unfinished
-from gapbench.terminal import quiet
 from gapbench.types import GapbenchError
 
 Make = Callable[..., Model]

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gapbench.judges.own import ANSWERS
 from gapbench.models.base import DifferentiableModel
+from gapbench.verdict import ANSWERS
 
 Gradient = list[Tensor | None]
 """A tensor for each parameter, in their order; None where a scalar does not depend on it."""

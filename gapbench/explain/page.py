@@ -13,10 +13,9 @@ from gapbench.explain import plots
 from gapbench.explain.groups import CORRECTED
 from gapbench.explain.run import Explanation
 from gapbench.explain.words import correlation, interval, number, summary
-from gapbench.report.assets import asset, policy, template
-from gapbench.report.gallery import thumbnail
-from gapbench.report.page import figure
-from gapbench.store import write_atomic
+from gapbench.files import write_atomic
+from gapbench.pages.assets import asset, policy, template
+from gapbench.pages.parts import figure, thumbnail
 from gapbench.types import GapbenchError
 
 SHOWN: Final = 12
@@ -27,7 +26,7 @@ Row = list[Any]
 
 def write_page(explanation: Explanation) -> Path:
     """Write explain.html into the explanation's folder; its path."""
-    found, style = explanation.found, asset("page.css")
+    found, style = explanation.found, asset("pages/page.css")
     file = explanation.folder / "explain.html"
     fix = found["fix"]
     facts = {
@@ -46,7 +45,7 @@ def write_page(explanation: Explanation) -> Path:
         f"{found['others']} others",
         "seed": str(found["seed"]),
     }
-    page = template("explain.html").render(
+    page = template("explain/page.html").render(
         title=f"{found['before']} and {found['after']}",
         style=style,
         policy=policy("", style, "img-src data:"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from gapbench.report.plots import GRID, INK, SERIES, Plot, drawn, legend
+from gapbench.pages.plots import GRID, INK, SERIES, Plot, drawn, legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

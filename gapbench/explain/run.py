@@ -18,16 +18,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gapbench.comparison import cross, pair_runs
+from gapbench.comparison.compare import cross, pair_runs
 from gapbench.engines.local import work
 from gapbench.explain import evidence, similarity
 from gapbench.explain.groups import Tested, choose, coded
 from gapbench.explain.journal import Journal
 from gapbench.explain.kernel import Gradient, Heads, Tokens, first_order
 from gapbench.explain.sides import Side, find_fix, rank_for, summary, training_rows
-from gapbench.fix.claim import write_json
-from gapbench.flow import Progress, silent
-from gapbench.opened import Run, open_run
+from gapbench.files import write_json
+from gapbench.runs.flow import Progress, silent
+from gapbench.runs.run import Run, open_run
 from gapbench.types import GapbenchError
 
 if TYPE_CHECKING:

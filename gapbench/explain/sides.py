@@ -14,12 +14,13 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from gapbench.explain.kernel import Heads
+from gapbench.files import read_object
 from gapbench.fix import network
 from gapbench.fix.settings import FixSettings
 from gapbench.models import load_model
 from gapbench.models.base import PAIR, DifferentiableModel, Model
-from gapbench.models.checkpoint import FIX_RECORD, read_object
-from gapbench.opened import Run
+from gapbench.models.checkpoint import FIX_RECORD
+from gapbench.runs.run import Run
 from gapbench.types import GapbenchError
 
 if TYPE_CHECKING:

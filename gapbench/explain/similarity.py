@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from gapbench import hub
+from gapbench.fetch import hub
 from gapbench.judges.clip import CHECKPOINT, open_clip_model
 from gapbench.judges.weights import crop, tensor
 from gapbench.models.base import EmbeddingModel

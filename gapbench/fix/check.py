@@ -13,7 +13,7 @@ import pandas as pd
 
 from gapbench.fix.settings import FixSettings
 from gapbench.metrics.rates import rates
-from gapbench.prepare import needs
+from gapbench.runs.needs import needs
 from gapbench.types import GapbenchError, Rates
 
 MOST: Final = 0.98

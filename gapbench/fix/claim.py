@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gapbench.files import read_object, write_atomic
 from gapbench.fix.settings import FixSettings
-from gapbench.models.checkpoint import read_object
-from gapbench.store import write_atomic
-from gapbench.tasks import selected_tasks
+from gapbench.tasks.task import selected_tasks
 from gapbench.types import GapbenchError
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pandas as pd
 
-from gapbench.store import RunFolder
+from gapbench.runs.folder import RunFolder
 from gapbench.types import GapbenchError
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from gapbench.engines.local import work
+from gapbench.files import append_lines, drop_torn_line, read_lines
 from gapbench.fix.losses import Reduce, reduced
 from gapbench.models.base import TrainableModel
 
@@ -33,14 +34,8 @@ def reference(
     must still be as it was loaded.
     """
     keys = [_key(row) for row in rows]
-    known: dict[str, tuple[float, float]] = {}
-    if file.exists():
-        whole, _, torn = file.read_bytes().rpartition(b"\n")
-        if torn:
-            file.write_bytes(whole + b"\n" if whole else b"")
-        for line in whole.splitlines():
-            key, chosen, rejected = json.loads(line)
-            known[key] = (chosen, rejected)
+    drop_torn_line(file)
+    known = {key: (chosen, rejected) for key, chosen, rejected in read_lines(file, tuple)}
     missing = [index for index, key in enumerate(keys) if key not in known]
     if missing:
         advance = progress("reference", len(rows) - len(missing), len(rows))
@@ -55,10 +50,9 @@ def reference(
             ]
 
         def keep(indices: Sequence[int], ends: list[list[float]]) -> None:
-            with file.open("a") as opened:
-                for index, chosen, rejected in zip(indices, *ends, strict=True):
-                    known[keys[index]] = (chosen, rejected)
-                    opened.write(json.dumps([keys[index], chosen, rejected]) + "\n")
+            new = [(keys[i], *pair) for i, *pair in zip(indices, *ends, strict=True)]
+            append_lines(file, new)
+            known.update((key, (chosen, rejected)) for key, chosen, rejected in new)
 
         work(missing, batch, do, keep, advance)
     return [known[key] for key in keys]

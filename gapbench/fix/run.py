@@ -19,15 +19,15 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
-from gapbench import flow, torchvision_shim
+from gapbench.files import read_object, write_atomic, write_json
 from gapbench.fix import candidates, check, data
-from gapbench.fix.claim import claim, refuse_test, write_json
+from gapbench.fix.claim import claim, refuse_test
 from gapbench.fix.settings import FixSettings
-from gapbench.models import load_saved
+from gapbench.models import load_saved, torchvision_shim
 from gapbench.models.base import is_pair
-from gapbench.models.checkpoint import FIX_RECORD, read_object
-from gapbench.opened import Run
-from gapbench.store import write_atomic
+from gapbench.models.checkpoint import FIX_RECORD
+from gapbench.runs import flow
+from gapbench.runs.run import Run
 from gapbench.types import GapbenchError
 
 PACKAGES: Final = (

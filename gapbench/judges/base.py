@@ -7,8 +7,8 @@ from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
-from gapbench.fetch import Source
-from gapbench.hub import Checkpoint
+from gapbench.fetch.hub import Checkpoint
+from gapbench.fetch.sources import Source
 from gapbench.types import Answer, Prompt
 
 

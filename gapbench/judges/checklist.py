@@ -13,11 +13,11 @@ from typing import Any, Final
 
 from PIL import Image
 
-from gapbench.fetch import Source
-from gapbench.hub import Checkpoint
-from gapbench.judges.own import weigh
+from gapbench.fetch.hub import Checkpoint
+from gapbench.fetch.sources import Source
 from gapbench.judges.vlm import VlmJudge
 from gapbench.types import Answer, GapbenchError, Prompt
+from gapbench.verdict import weigh
 
 ASK: Final = "{question} Answer with one word."
 OTHERWISE: Final = {"yes": "No", "no": "Yes"}

@@ -15,7 +15,8 @@ from typing import Any, Final, NamedTuple
 import torch
 from PIL import Image
 
-from gapbench import hub
+from gapbench.fetch import hub
+from gapbench.files import first_line
 from gapbench.judges.weights import WeightsJudge, batches, cosines, crop, scale, tensor
 from gapbench.types import Answer, GapbenchError, Prompt
 
@@ -92,7 +93,7 @@ def open_clip_model(folder: Path, openai: bool, device: str) -> Loaded:
         )
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     except Exception as error:  # open_clip and safetensors raise many kinds
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first = first_line(error)
         raise GapbenchError(f"open_clip: cannot load {folder}: {first}") from error
     size = model.visual.image_size
     return Loaded(model.to(device).eval(), tokenizer, size if isinstance(size, int) else size[0])

@@ -21,11 +21,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from gapbench import hub
-from gapbench.fetch import Source, cache_folder, place
+from gapbench.fetch import hub
+from gapbench.fetch.sources import Source, cache_folder, place
 from gapbench.judges import geneval_rule as rule
-from gapbench.prompts.geneval import CLASSES, COLORS
-from gapbench.torchvision_shim import ensure
+from gapbench.models.torchvision_shim import ensure
+from gapbench.tasks.prompts.geneval import CLASSES, COLORS
 from gapbench.types import Answer, GapbenchError, Prompt
 
 VERSION: Final = "detector-1"

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from gapbench.prompts.geneval import CLASSES, COLORS, RELATIONS
+from gapbench.tasks.prompts.geneval import CLASSES, COLORS, RELATIONS
 
 VERSION: Final = "geneval-1"
 LONG: Final = 1333

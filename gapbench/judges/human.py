@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from PIL import Image
 
-from gapbench.fetch import Source
-from gapbench.hub import Checkpoint
+from gapbench.fetch.hub import Checkpoint
+from gapbench.fetch.sources import Source
 from gapbench.types import Answer, GapbenchError, Prompt
 
 LABELS: Final = {"yes": 1, "1": 1, "no": 0, "0": 0, "unsure": None}

@@ -21,8 +21,8 @@ from typing import Any, Final
 
 from PIL import Image
 
-from gapbench.fetch import Source
-from gapbench.hub import Checkpoint
+from gapbench.fetch.hub import Checkpoint
+from gapbench.fetch.sources import Source
 from gapbench.models.images import Folder, Picture, decode, read_folder
 from gapbench.types import Answer, GapbenchError, Prompt
 

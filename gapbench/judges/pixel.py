@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gapbench.fetch import Source
-from gapbench.hub import Checkpoint
-from gapbench.shapes import (
+from gapbench.fetch.hub import Checkpoint
+from gapbench.fetch.sources import Source
+from gapbench.tasks.world import (
     BACKGROUND,
     CELL,
     COLORS,

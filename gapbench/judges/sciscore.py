@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from PIL import Image
 
-from gapbench import hub
+from gapbench.fetch import hub
 from gapbench.judges.weights import WeightsJudge, batches, cosines, crop, load, scale, tensor
 from gapbench.types import Answer, GapbenchError, Prompt
 

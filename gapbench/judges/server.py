@@ -12,8 +12,8 @@ from typing import Final
 from PIL import Image
 
 from gapbench.client import LOGPROBS, Client
-from gapbench.fetch import Source
-from gapbench.hub import Checkpoint
+from gapbench.fetch.hub import Checkpoint
+from gapbench.fetch.sources import Source
 from gapbench.types import Answer, GapbenchError, Prompt
 
 SETTINGS: Final = {"temperature": 0, "max_tokens": 64, "seed": 0, "n": 1}

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from gapbench import hub
+from gapbench.fetch import hub
 from gapbench.judges import spatial_rules as rules
 from gapbench.judges.parses import FINGERPRINT, OBJECTS, parse
 from gapbench.judges.weights import WeightsJudge, batches, load, share, squash, tensor

@@ -26,13 +26,14 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from gapbench import torchvision_shim
-from gapbench.fetch import Source
-from gapbench.hub import Checkpoint, fetch, fetch_settings, whole
-from gapbench.judges.own import ANSWERS, weigh
-from gapbench.models.answers import answer_ids, answer_logprobs
-from gapbench.models.checkpoint import digest, first_line, refuse_missing
+from gapbench.fetch.hub import Checkpoint, fetch, fetch_settings, whole
+from gapbench.fetch.sources import Source
+from gapbench.files import digest, first_line
+from gapbench.models import torchvision_shim
+from gapbench.models.autoregressive.answers import answer_ids, answer_logprobs
+from gapbench.models.checkpoint import refuse_missing
 from gapbench.types import Answer, GapbenchError, Prompt
+from gapbench.verdict import ANSWERS, weigh
 
 ADAPTER: Final = "vlm-1"
 DEFAULT: Final = "72b"

@@ -11,7 +11,6 @@ the original file with the original table and settings.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections import defaultdict
@@ -24,11 +23,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gapbench import hub
-from gapbench.fetch import cache_folder
+from gapbench.fetch import hub
+from gapbench.fetch.sources import cache_folder
+from gapbench.files import first_line, sha256_of
 from gapbench.judges.parses import FINGERPRINT, parse
 from gapbench.judges.weights import WeightsJudge, batches, load, share, squash, tensor
-from gapbench.torchvision_shim import ensure
+from gapbench.models.torchvision_shim import ensure
 from gapbench.types import Answer, GapbenchError, Prompt
 
 NATIVE: Final = hub.Checkpoint(
@@ -159,8 +159,7 @@ class VqaOfficialJudge(VqaJudge):
     def _weights(self) -> list[str]:
         if self.own is not None:
             return super()._weights()
-        with self._file().open("rb") as opened:
-            return [hashlib.file_digest(opened, "sha256").hexdigest(), VOCABULARY.fingerprint]
+        return [sha256_of(self._file()), VOCABULARY.fingerprint]
 
     def _file(self) -> Path:
         if self.own is not None:
@@ -180,7 +179,7 @@ class VqaOfficialJudge(VqaJudge):
         try:
             weights = torch.load(file, map_location="cpu", weights_only=True)["model"]
         except Exception as error:  # pickle and torch raise many kinds
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            first = first_line(error)
             raise GapbenchError(f"{file}: no BLIP checkpoint ({first})") from error
         model = original(weights)
         return Loaded(model.to(self.device).eval(), vocabulary(self.own or hub.fetch(VOCABULARY)))

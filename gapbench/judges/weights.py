@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gapbench import hub
-from gapbench.torchvision_shim import ensure
+from gapbench.fetch import hub
+from gapbench.files import first_line, sha256_of
+from gapbench.models.torchvision_shim import ensure
 from gapbench.types import Answer, GapbenchError
 
 CLIP_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
@@ -85,8 +86,7 @@ def digest(folder: Path, name: str) -> str:
         raise GapbenchError(f"judge {name}: {folder} holds no weights")
     total = hashlib.sha256()
     for file in found:
-        with file.open("rb") as opened:
-            own = hashlib.file_digest(opened, "sha256").hexdigest()
+        own = sha256_of(file)
         total.update(f"{file.relative_to(folder)} {own}\n".encode())
     return total.hexdigest()
 
@@ -104,7 +104,7 @@ def load(kind: Any, folder: Path, device: str) -> Any:
             folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # safetensors and transformers raise many kinds
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first = first_line(error)
         raise GapbenchError(f"{kind.__name__}: cannot load {folder}: {first}") from error
     if missing := sorted(info["missing_keys"]):  # transformers fills these with random numbers
         raise GapbenchError(

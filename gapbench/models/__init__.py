@@ -35,8 +35,8 @@ MODELS: Final[dict[str, Entry]] = {
     **HUB,
 }
 FOLDERS: Final = {
-    "janus": "gapbench.models.janus_family:from_folder",
-    "multi_modality": "gapbench.models.janus_family:from_folder",
+    "janus": "gapbench.models.janus.make:from_folder",
+    "multi_modality": "gapbench.models.janus.make:from_folder",
     "emu3": "gapbench.models.emu3:from_folder",
 }
 """A checkpoint's model_type -> what makes its adapter, called as make(name, folder, recipe=changes,
@@ -122,7 +122,8 @@ def load_saved(
 def _refuse_other_base(folder: Path, base: str, device: str) -> None:
     """Raises GapbenchError where `gapbench fix` trained an adapter on other weights than its base
     has now."""
-    from gapbench.models.checkpoint import FIX_RECORD, read_object
+    from gapbench.files import read_object
+    from gapbench.models.checkpoint import FIX_RECORD
 
     if not (folder / FIX_RECORD).is_file():
         return

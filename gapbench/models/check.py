@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gapbench.judges.own import ANSWERS
 from gapbench.models import is_import
 from gapbench.models.base import CAPABILITIES, IMAGE, Drawing, Model, TextModel, TrainableModel
+from gapbench.verdict import ANSWERS
 
 PROMPTS: Final = ("a red circle", "a blue square above two green stars", "three dogs")
 SEEDS: Final = (11, 2**40 + 3, 7)

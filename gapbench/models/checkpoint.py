@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from gapbench import torchvision_shim
-from gapbench.models.sampling import Recipe
+from gapbench.files import first_line, read_object
+from gapbench.models import torchvision_shim
+from gapbench.models.autoregressive.sampling import Recipe
 from gapbench.types import GapbenchError
 
 
@@ -37,29 +36,6 @@ def settings_files(folder: Path) -> list[Path]:
         for file in folder.iterdir()
         if file.suffix in {".json", ".jinja"} and file.is_file() and file.name != FIX_RECORD
     )
-
-
-def digest(header: str, files: Iterable[Path]) -> str:
-    """Sha256 over a header and each file's name and sha256, in the order given."""
-    found = hashlib.sha256(header.encode())
-    for file in files:
-        with file.open("rb") as opened:
-            inner = hashlib.file_digest(opened, "sha256").hexdigest()
-        found.update(f"{file.name} {inner}\n".encode())
-    return found.hexdigest()
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """A JSON object. Raises GapbenchError where the file is none or cannot be read."""
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise GapbenchError(f"{file}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise GapbenchError(f"{file}: not JSON ({error}); mend or remove it") from error
-    if not isinstance(raw, dict):
-        raise GapbenchError(f"{file}: not a JSON object; mend or remove it")
-    return raw
 
 
 def recipe_of(folder: Path) -> Recipe:
@@ -102,8 +78,3 @@ def refuse_missing(who: str, folder: Path, missing: Iterable[str]) -> None:
         raise GapbenchError(
             f"{who}: the weights in {folder} lack {len(names)} tensors, {names[0]} among them"
         )
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -19,22 +19,16 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import linear
 
-from gapbench import torchvision_shim
-from gapbench.models import lora
-from gapbench.models.answers import answer_ids, answer_logprobs, positions
+from gapbench.files import digest, first_line
+from gapbench.models import lora, torchvision_shim
+from gapbench.models.autoregressive.answers import answer_ids, answer_logprobs, positions
+from gapbench.models.autoregressive.continuations import Continuing, Images, Reader, greedy, parts
+from gapbench.models.autoregressive.decode import Decoder, draw_tokens
+from gapbench.models.autoregressive.sampling import Recipe, logprobs_of
 from gapbench.models.base import IMAGE, Drawing, require_shared
-from gapbench.models.checkpoint import (
-    digest,
-    first_line,
-    hub_weights,
-    load_pretrained,
-    settings_files,
-)
-from gapbench.models.continuations import Continuing, Images, Reader, greedy, parts
-from gapbench.models.decode import Decoder, draw_tokens
-from gapbench.models.janus import PADDED, REPLY_TOKENS, SMALL
+from gapbench.models.checkpoint import hub_weights, load_pretrained, settings_files
+from gapbench.models.janus.adapter import PADDED, REPLY_TOKENS, SMALL
 from gapbench.models.registry import HUB, NATIVE, Entry, changed, pick_device, weights
-from gapbench.models.sampling import Recipe, logprobs_of
 from gapbench.types import GapbenchError
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import warnings
 from pathlib import Path
 from typing import Any, Final
 
-from gapbench import torchvision_shim
-from gapbench.models.checkpoint import digest, first_line, read_object
+from gapbench.files import digest, first_line, read_object
+from gapbench.models import torchvision_shim
 from gapbench.models.registry import HUB
 from gapbench.types import GapbenchError
 

@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from gapbench.hub import Checkpoint, cached
+from gapbench.fetch.hub import Checkpoint, cached
 from gapbench.types import GapbenchError
 
 Family = Literal["janus", "emu3", "worker", "server"]
 Runs = Literal["native", "worker", "server"]
 
 FAMILIES: Final[dict[Family, str]] = {
-    "janus": "gapbench.models.janus_family:make",
+    "janus": "gapbench.models.janus.make:make",
     "emu3": "gapbench.models.emu3:make",
-    "worker": "gapbench.models.upstream:make",
+    "worker": "gapbench.models.workers.environment:make",
     "server": "gapbench.models.server:make",
 }
 """Family -> "module:function", called as make(name, entry, recipe=..., device=..., dtype=...) with
@@ -226,7 +226,7 @@ WORKERS: Final[dict[str, Entry]] = {
         },
     ),
 }
-"""The rows of workers; gapbench.models.upstream has their source and packages."""
+"""The rows of workers; gapbench.models.workers.environment has their source and packages."""
 
 HUB: Final[dict[str, Entry]] = {
     "janus-pro": _janus(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import os
 from collections.abc import Generator, Hashable, Sequence
@@ -13,19 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from PIL import Image
-
-from gapbench.opened import Run
-from gapbench.types import GapbenchError
+from gapbench.pages.parts import thumbnail
+from gapbench.runs.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
 
 MOST: Final = 2000
 """Thumbnails in a report; later images are shown from their files."""
-SIDE: Final = 160
-LARGEST: Final = 7000
-"""Bytes a thumbnail takes at most: 2,000 of them in base64 are 18.7 MB."""
 _KEY: Final = ["task", "prompt", "text", "sample"]
 _CORRECTED: Final = "010"
 
@@ -205,21 +198,3 @@ def _reasons(places: list[int], column: pd.Series[str]) -> dict[int, str]:
 def _link(folder: Path, base: Path) -> str:
     """A relative address of a folder, as a browser reads it from a page in `base`."""
     return quote(Path(os.path.relpath(folder.resolve(), base.resolve())).as_posix()) + "/"
-
-
-def thumbnail(data: bytes, sha256: str) -> str:
-    """A small picture as a data address. Raises GapbenchError where it is none."""
-    try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
-            if max(picture.size) <= SIDE and len(data) <= LARGEST:
-                return "data:image/png;base64," + base64.b64encode(data).decode()
-            small = picture.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as problem:
-        raise GapbenchError(f"image {sha256} of the run is no picture ({problem})") from problem
-    small.thumbnail((SIDE, SIDE), reducing_gap=2)
-    for quality in (75, 55, 35, 15, 0):
-        buffer = io.BytesIO()
-        small.save(buffer, "WEBP", quality=quality, method=2)
-        if buffer.tell() <= LARGEST:
-            break
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

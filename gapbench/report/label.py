@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -20,8 +19,9 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from gapbench.opened import LABELS, Run
-from gapbench.report.assets import asset, policy, template
+from gapbench.files import append_lines, drop_torn_line
+from gapbench.pages.assets import asset, policy, template
+from gapbench.runs.run import LABELS, Run
 from gapbench.types import GapbenchError
 
 LARGEST_BODY: Final = 1000
@@ -78,16 +78,10 @@ class Labels:
             "rater": self.rater,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        line = json.dumps(row).encode() + b"\n"
         # Other raters' servers append to the same file.
-        with FileLock(self.run.path / ".labels.lock"), self.file.open("a+b") as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(0)
-            if end and not (there := file.read()).endswith(b"\n"):
-                file.truncate(there.rfind(b"\n") + 1)  # a write was cut short
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        with FileLock(self.run.path / ".labels.lock"):
+            drop_torn_line(self.file)
+            append_lines(self.file, [row])
 
 
 @contextmanager
@@ -97,8 +91,8 @@ def serve(labels: Labels, port: int = 0) -> Iterator[tuple[str, Callable[[], Non
     Raises GapbenchError where the port cannot be had.
     """
     token = secrets.token_urlsafe(24)
-    script, style = asset("label.js"), asset("label.css")
-    page = template("label.html").render(
+    script, style = asset("report/label.js"), asset("report/label.css")
+    page = template("report/label.html").render(
         script=script, style=style, rater=labels.rater,
         policy=policy(script, style, "connect-src 'self'", "img-src 'self' data:"),
     ).encode()  # fmt: skip

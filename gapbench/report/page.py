@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from contextlib import closing
 from itertools import chain
@@ -11,19 +10,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 from markupsafe import Markup
 
+from gapbench.files import write_atomic
 from gapbench.metrics.calibration import error, reliability
-from gapbench.opened import Run
+from gapbench.pages.assets import asset, policy, template
+from gapbench.pages.parts import figure
 from gapbench.report import tables
-from gapbench.report.assets import asset, policy, template
 from gapbench.report.gallery import MOST, as_json, gallery, thumbnails
-from gapbench.report.plots import Bar, Bubble, Plot, bars, bubbles, curves
-from gapbench.store import write_atomic
+from gapbench.report.plots import Bar, Bubble, bars, bubbles, curves
+from gapbench.runs.run import Run
 from gapbench.types import GapbenchError, Rates
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Table = tuple[list[str], list[list[str]]]
 MOST_RUNS: Final = 12
 
 
@@ -46,9 +45,9 @@ def write_report(runs: Sequence[Run], out: Path, judge: str | None = None) -> No
             raise GapbenchError(f"{run.path} holds no image of its plan; run it again to finish it")
     names = _names(runs)
     shown = gallery(runs, names, out.parent, judge)
-    script, style = asset("page.js"), asset("page.css")
+    script, style = asset("report/page.js"), asset("pages/page.css")
     with closing(thumbnails(runs, shown)) as small:
-        page = template("page.html").generate(
+        page = template("report/page.html").generate(
             title=" and ".join(names),
             script=script,
             style=style,
@@ -246,20 +245,6 @@ def _calibration(
         curves(names, points) if any(found) else None,
         (["run", "the model's own probability (%)", "the outside judge accepts (%)"], rows),
     )
-
-
-def figure(
-    name: str, title: str, about: str, plot: Plot | None, table: Table | tuple[list[str], list[Any]]
-) -> dict[str, Any]:
-    """A section of a page, as the template's macro takes it."""
-    drawn = None
-    if plot is not None:
-        light, dark = (
-            "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
-            for svg in (plot.light, plot.dark)
-        )
-        drawn = {"light": light, "dark": dark, "width": plot.width, "height": plot.height}
-    return {"name": name, "title": title, "about": about, "plot": drawn, "table": table}
 
 
 def _overall(rates: Sequence[Rates], metric: str) -> Rates | None:

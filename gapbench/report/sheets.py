@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 if TYPE_CHECKING:
     import pandas as pd
 
-    from gapbench.opened import Run
+    from gapbench.runs.run import Run
 
 COLUMNS: Final = 8
 MOST: Final = 40

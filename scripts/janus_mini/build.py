@@ -12,7 +12,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 import gapbench
-from gapbench import torchvision_shim
+from gapbench.models import torchvision_shim
 
 torchvision_shim.ensure()
 from transformers import (
@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
 
-from gapbench.shapes import SIZE
+from gapbench.tasks.world import SIZE
 
 SHIPPED = Path(gapbench.__file__).parent / "models/bundled/janus-mini"
 PATCH = 4

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gapbench.prompts.shapes import CATEGORIES, Content, universe
-from gapbench.shapes import (
+from gapbench.tasks.prompts.shapes import CATEGORIES, Content, universe
+from gapbench.tasks.world import (
     BACKGROUND,
     CELL,
     COLORS,

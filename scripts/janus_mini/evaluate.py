@@ -19,11 +19,11 @@ from PIL import Image
 
 from gapbench import load_judge, load_model, load_task, run
 from gapbench.judges.own import OwnJudge
-from gapbench.models.janus import JanusModel
-from gapbench.models.sampling import Recipe
+from gapbench.models.autoregressive.sampling import Recipe
+from gapbench.models.janus.adapter import JanusModel
 from gapbench.report.tables import render
-from gapbench.shapes import render as draw
-from gapbench.shapes import sample_scene, satisfies
+from gapbench.tasks.world import render as draw
+from gapbench.tasks.world import sample_scene, satisfies
 from gapbench.types import Prompt
 
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from data import Image, blemish, crowd, near_miss, prompt, sprite
 
-from gapbench.prompts.shapes import COLOR_FACTS, COUNT_FACTS, SHAPE_FACTS, Content, universe
-from gapbench.shapes import (
+from gapbench.tasks.prompts.shapes import COLOR_FACTS, COUNT_FACTS, SHAPE_FACTS, Content, universe
+from gapbench.tasks.world import (
     COLORS,
     GRID,
     RELATIONS,

@@ -29,8 +29,8 @@ from phases import (
 from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
 
-from gapbench.prompts.shapes import Content
-from gapbench.shapes import GRID, Sprite, render
+from gapbench.tasks.prompts.shapes import Content
+from gapbench.tasks.world import GRID, Sprite, render
 
 REDRAWN = 12
 Loss = tuple[Tensor, dict[str, float]]

@@ -75,7 +75,7 @@ def test_every_figure_is_there(found: Path) -> None:
 
 def test_the_values_are_the_models_own(found: Path, made: Pair) -> None:
     from gapbench import load_model, open_run
-    from gapbench.judges.own import ANSWERS
+    from gapbench.verdict import ANSWERS
 
     told, before = read(found), open_run(found / made.before.name)
     drawn = {g.image: g for g in before.folder.generations().values()}

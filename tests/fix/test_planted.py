@@ -13,7 +13,7 @@ import hashlib
 import numpy as np
 from pathlib import Path
 from gapbench.models import MODELS
-from gapbench.models.janus import JanusModel
+from gapbench.models.janus.adapter import JanusModel
 
 class Planted(JanusModel):
     def __init__(self, device="auto", dtype="auto", folder=None):
@@ -38,7 +38,7 @@ CODE = """
 import sys
 sys.path.insert(0, ".")
 sys.argv = ["gapbench", *arguments]
-from gapbench.cli import main
+from gapbench.cli.main import main
 main()
 """
 

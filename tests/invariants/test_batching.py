@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 import gapbench
 from gapbench.judges.own import Mode
-from gapbench.models.cores import LEAST
-from gapbench.opened import Run
+from gapbench.models.autoregressive.cores import LEAST
+from gapbench.runs.run import Run
 from gapbench.types import Verdict
 
 PROMPTS, SAMPLES = 8, 3

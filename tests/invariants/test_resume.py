@@ -14,7 +14,7 @@ import pytest
 from processes import COMMAND, Start, finish
 
 from gapbench import Generation, Verdict, open_run
-from gapbench.opened import Run
+from gapbench.runs.run import Run
 
 PROMPTS = 24
 ARGUMENTS = [

@@ -16,11 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from gapbench import GapbenchError, load_model
-from gapbench.judges.own import ANSWERS
+from gapbench.models.autoregressive.sampling import Recipe, draw, uniforms, warp
 from gapbench.models.base import is_pair, require_shared
 from gapbench.models.emu3 import Emu3Model
 from gapbench.models.registry import HUB
-from gapbench.models.sampling import Recipe, draw, uniforms, warp
+from gapbench.verdict import ANSWERS
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 PROMPTS = ("a", "a red circle and a blue square", "describe circles")

@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gapbench import GapbenchError, load_model, open_run, run
-from gapbench.hub import Checkpoint, cached
+from gapbench.fetch.hub import Checkpoint, cached
 from gapbench.models import MODELS
 from gapbench.models.base import CAPABILITIES
-from gapbench.models.janus import JanusModel
+from gapbench.models.janus.adapter import JanusModel
+from gapbench.models.janus.t2i_r1 import Reasoning, T2IR1Model
 from gapbench.models.registry import FAMILIES
-from gapbench.models.t2i_r1 import Reasoning, T2IR1Model
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 PAPER = (
@@ -110,7 +110,7 @@ def test_prepare_lists_a_models_checkpoints(cli: Cli) -> None:
 
 
 def test_patterns_of_files_must_be_met(tmp_path: Path) -> None:
-    from gapbench.hub import verify
+    from gapbench.fetch.hub import verify
 
     files = {"*.json": None, "*.bin": None}
     (tmp_path / "config.json").write_text("{}")

@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 from gapbench import Generation, Prompt, Verdict, open_run
-from gapbench.opened import Run
-from gapbench.plan import Plan, seed_of
-from gapbench.store import RunFolder
+from gapbench.runs.folder import RunFolder
+from gapbench.runs.plan import Plan, seed_of
+from gapbench.runs.run import Run
 
-CLI = [sys.executable, "-c", "from gapbench.cli import main; main()"]
+CLI = [sys.executable, "-c", "from gapbench.cli.main import main; main()"]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "BROWSER": "true"}
 ATTACK = "<img src=x onerror=alert(1)>"
 ODD = (

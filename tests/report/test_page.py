@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from gapbench import GapbenchError, Verdict, open_run
+from gapbench.pages import parts
 from gapbench.report import gallery, tables
 from gapbench.report.page import write_report
 
@@ -180,9 +181,9 @@ def test_thumbnails_are_bounded(odd: Make, tmp_path: Path, monkeypatch: pytest.M
     for each in found:
         data = base64.b64decode(each.partition(",")[2])
         # Noise is the worst there is: 2,000 of these and the page stay under 25 MB.
-        assert len(data) <= gallery.LARGEST
-        assert max(Image.open(io.BytesIO(data)).size) <= gallery.SIDE
-    assert 2000 * gallery.LARGEST * 4 / 3 < 20e6
+        assert len(data) <= parts.LARGEST
+        assert max(Image.open(io.BytesIO(data)).size) <= parts.SIDE
+    assert 2000 * parts.LARGEST * 4 / 3 < 20e6
 
 
 def test_the_page_says_how_many_thumbnails_it_has(odd: Make, tmp_path: Path) -> None:
@@ -269,7 +270,7 @@ def test_abstentions_and_reasons(odd: Make, tmp_path: Path) -> None:
 
 def test_help_needs_no_plots() -> None:
     code = (
-        "import sys; from gapbench.cli import app; "
+        "import sys; from gapbench.cli.main import app; "
         "app(['report', '--help'], standalone_mode=False);"
         "print(sorted({'torch', 'matplotlib', 'jinja2', 'pandas'} & set(sys.modules)))"
     )

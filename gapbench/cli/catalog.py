@@ -1,0 +1,175 @@
+"""The commands around what there is: tasks, models, check-model, prepare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gapbench.cli.terminal import console, facts, names, pairs
+from gapbench.fetch.libraries import go_offline, quiet
+
+if TYPE_CHECKING:
+    from gapbench.models.base import Model
+    from gapbench.models.registry import Entry
+
+
+def tasks(name: Annotated[str | None, typer.Argument(help="A task to describe.")] = None) -> None:
+    """List the tasks, or describe one."""
+    from rich.table import Table
+
+    from gapbench.tasks.task import load_task, task_folders
+
+    if name is None:
+        table = Table("task", "version", "prompts", "samples", "judge", "title", box=None)
+        for each in task_folders():
+            task = load_task(each)
+            splits = task.spec.splits
+            count = (
+                splits["test"].prompts if splits else len(task.prompts()) if task.ready() else ""
+            )
+            judges = dict.fromkeys(task.judge(c) or "none" for c in task.tier_of)
+            row = (str(count), str(task.samples), ", ".join(judges), task.spec.title)
+            table.add_row(each, task.version, *row)
+        console().print(table)
+        return
+    task = load_task(name)
+    table = Table("category", "tier", "judge", "prompts", "for example", box=None)
+    ready = task.ready()
+    prompts = task.prompts() if ready else []
+    for category, tier in task.tier_of.items():
+        mine = [prompt.text for prompt in prompts if prompt.category == category]
+        shown = (str(len(mine)), mine[0] if mine else "") if ready else ("", "(gapbench prepare)")
+        table.add_row(category, tier, task.judge(category), *shown)
+    parts = ", ".join(f"{k} ({v.prompts} prompts)" for k, v in task.spec.splits.items())
+    facts(
+        title=task.spec.title, version=task.version, license=task.spec.license,
+        splits=parts or "test", samples=f"{task.samples} images a prompt",
+        variants=", ".join(task.spec.variants) or None, question=task.spec.question,
+    )  # fmt: skip
+    console().print(table)
+
+
+def models(name: Annotated[str | None, typer.Argument(help="A model to describe.")] = None) -> None:
+    """List the models, or describe one."""
+    from rich.table import Table
+
+    from gapbench.fetch.hub import present
+    from gapbench.models import MODELS, load_model, model_names
+    from gapbench.models.base import CAPABILITIES, PAIR
+    from gapbench.models.workers.environment import prepared
+
+    if name is None:
+        table = Table(
+            "model", "parameters", "memory", "license", "runs", "capabilities", "what it is",
+            box=None,
+        )  # fmt: skip
+        for each in model_names():
+            if entry := MODELS.get(each):
+                can = "all" if entry.capabilities == set(CAPABILITIES) else _listed(entry)
+                table.add_row(
+                    each + "*" * entry.pair, entry.parameters, entry.memory, entry.license,
+                    entry.runs, can, entry.summary,
+                )  # fmt: skip
+            else:
+                table.add_row(each, "", "", "", "native", "", "installed")
+        console().print(table)
+        console().print(f"all: {', '.join(CAPABILITIES)}. * {PAIR}", soft_wrap=True)
+        return
+    entry = MODELS.get(name)
+    known: dict[str, Any] = {}
+    if entry:
+        known = {
+            "what": entry.summary, "license": entry.license, "parameters": entry.parameters,
+            "memory": entry.memory, "runs": entry.runs, "capabilities": _listed(entry),
+            "pair": PAIR if entry.pair else None, "folder": entry.folder,
+        }  # fmt: skip
+        for role, item in entry.needs.items():
+            here = "here" if present(item) else f"gapbench prepare --model {name}"
+            known[f"{role} checkpoint"] = f"{item.repo} at {item.revision} ({here})"
+        if entry.runs == "worker":
+            ready = prepared(name)
+            known["environment"] = "here" if ready else f"gapbench prepare --model {name}"
+        known |= {f"recipe: {key}": value for key, value in entry.recipe.items()}
+        known |= {"recipe's source": entry.source, "guidance": entry.convention}
+    if entry is None or entry.folder:
+        model = load_model(name)
+        known |= {"fingerprint": model.fingerprint, "capabilities": _listed(model)}
+        known |= {f"recipe: {key}": value for key, value in model.recipe.items()}
+    facts(**known)
+
+
+def check_model(
+    model: Annotated[str, typer.Argument(help="As for run: a name, a folder, or my_package.module:Class.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a key of its recipe.", metavar="KEY=VALUE")] = None,
+    device: Annotated[str, typer.Option(help="As for run.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="As for run.")] = "auto",
+) -> None:  # fmt: skip
+    """Try an adapter's contract: seeds, batches, verdicts, log-probabilities, saving."""
+    from gapbench.models import load_model
+    from gapbench.models.check import check
+
+    quiet()
+    changes: dict[str, object] = {**(pairs(set_) or {})}
+    failed = tried = 0
+    for found in check(
+        model, lambda name, more: load_model(name, device, dtype, {**changes, **more})
+    ):
+        word = "skip" if found.skipped else "FAIL" if found.failure else "ok"
+        why = found.failure or found.skipped
+        console().print(f"{word:4}  {found.rule}{f': {why}' if why else ''}", soft_wrap=True)
+        failed, tried = failed + bool(found.failure), tried + (found.skipped is None)
+    typer.echo(f"{model} keeps {tried - failed} of the {tried} rules that it was tried on.")
+    if failed:
+        raise typer.Exit(1)
+
+
+def prepare(
+    tasks: Annotated[str | None, typer.Option(help="As for run. [all, or none where a model is named]")] = None,
+    model: Annotated[str | None, typer.Option(help="Models by name, with commas.")] = None,
+    judge: Annotated[str | None, typer.Option(help="Outside judges, with commas. [each task's own]")] = None,
+    worker_python: Annotated[Path | None, typer.Option(help="The interpreter of an environment of your own for a model that runs as a worker.")] = None,
+    data: Annotated[Path | None, typer.Option(help="A folder of your own copies; names do not matter, digests do.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be fetched and stop.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
+) -> None:  # fmt: skip
+    """Fetch what tasks, models and judges need: pinned, verified, resumed where it broke off."""
+    from rich.table import Table
+
+    from gapbench.cli.progress import bars
+    from gapbench.runs import needs as preparing
+
+    go_offline(offline)
+    named = names(model) or []
+    wanted = preparing.needs(names(tasks) or ([] if named else ["all"]), names(judge), named)
+    table = Table("needed", "for", "MB", "license", "pinned by", "here", box=None)
+    for need in wanted:
+        size = f"{need.item.bytes / 1e6:,.2f}" if need.item.bytes else "unknown"
+        here = "yes" if need.ready() else "no"
+        table.add_row(
+            need.name, need.wanted_by, size, need.item.license, need.pin or "NOTHING", here
+        )
+    workers = preparing.workers(named, worker_python)
+    for name, ready in workers.items():
+        here = "yes" if ready else "no"
+        table.add_row("source and environment", f"model {name}", "", "", "", here)
+    console().print(table if wanted else "Nothing is needed: all of it ships with gapbench.")
+    for need in wanted:
+        if need.pin is None:
+            console().print(
+                f"UNPINNED: no commit of {need.name} is on record; the first fetch pins what its "
+                "branch holds then, which need not be what others measured with.",
+                style="bold red",
+                soft_wrap=True,
+            )
+    if dry_run:
+        return
+    preparing.bring_workers(workers, worker_python, typer.echo)
+    with bars(in_bytes=True) as progress:
+        preparing.bring(wanted, data, lambda name, size: progress(name, 0, size))
+    typer.echo("All of it is here." if wanted else "")
+
+
+def _listed(model: Entry | Model) -> str:
+    return ", ".join(sorted(model.capabilities))

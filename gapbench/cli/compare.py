@@ -1,0 +1,61 @@
+"""The commands `gapbench compare` and `gapbench power`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from gapbench.cli.terminal import names
+from gapbench.fetch.libraries import quiet
+from gapbench.types import GapbenchError
+
+
+def compare(
+    before: Annotated[Path, typer.Argument(help="A run folder.", metavar="BEFORE")],
+    afters: Annotated[list[Path], typer.Argument(help="Run folders of the same prompts and seeds.", metavar="AFTER...")],
+    by: Annotated[str | None, typer.Option(help="Also the figures of each category, tier or task.")] = None,
+    judge: Annotated[str | None, typer.Option(help="The outside judge to compute against.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Where AFTER's model is now, if it was moved; may be repeated.")] = None,
+    intersection: Annotated[bool, typer.Option("--intersection", help="Compare what the runs share, where they differ.")] = False,
+    lm_eval: Annotated[str | None, typer.Option(help="lm-eval's tasks to evaluate both models on, with commas; kept in the run folders.", metavar="TASKS")] = None,
+    lm_eval_limit: Annotated[int | None, typer.Option(help="Questions of each of those tasks. [all]", min=1)] = None,
+    form: Annotated[str, typer.Option("--format", help="text, markdown or json.")] = "text",
+    gate: Annotated[bool, typer.Option("--gate", help="Exit with 1 where a figure is significantly worse.")] = False,
+) -> None:  # fmt: skip
+    """Say what changed between runs; missing verdicts of AFTER on BEFORE's images are made."""
+    levels = ("category", "tier", "task")
+    if by not in (None, *levels):
+        raise GapbenchError(f"--by {by}: there are {', '.join(levels)}")
+    if form not in ("text", "markdown", "json"):
+        raise GapbenchError(f"--format {form}: there are text, markdown, json")
+    from gapbench.cli.progress import bars
+    from gapbench.comparison import compare as comparison
+    from gapbench.comparison import words as changes
+
+    quiet()
+    with bars() as progress:
+        found = comparison.compare(
+            before, afters, by=cast(Any, by), judge=judge, models=model or (),
+            intersection=intersection, tasks=names(lm_eval) or (), limit=lm_eval_limit,
+            progress=progress,
+        )  # fmt: skip
+    typer.echo(changes.render(found, form))
+    if gate and any(each.worse for each in found):
+        raise typer.Exit(1)
+
+
+def power(
+    path: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")],
+    detect: Annotated[float, typer.Option(help="The change to detect, in points.")] = 5.0,
+    metric: Annotated[str, typer.Option(help="generation, non_unification, false_positive or self_accuracy.")] = "generation",
+    judge: Annotated[str | None, typer.Option(help="The outside judge to compute against.")] = None,
+) -> None:  # fmt: skip
+    """Say how many prompts and samples `compare` needs to detect a change."""
+    if not 0 < detect <= 100:
+        raise GapbenchError(f"--detect {detect}: give points, above 0 and up to 100")
+    from gapbench.comparison import words as changes
+    from gapbench.comparison.compare import plan_spread
+
+    typer.echo(changes.plan(plan_spread(path, metric, judge), metric, detect / 100))

@@ -1,0 +1,106 @@
+"""The commands around the leaderboard: submit, verify, leaderboard, push."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gapbench.types import GapbenchError
+
+
+def submit(
+    path: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")],
+    contact: Annotated[str, typer.Option(help="Who to ask about it; it will be public.")] = "",
+    checkpoint: Annotated[str | None, typer.Option(help="Where others find weights that were given as a folder.", metavar="OWNER/NAME@COMMIT")] = None,
+    allow_test_model: Annotated[bool, typer.Option("--allow-test-model", help="Enter a test model, in a section of its own.")] = False,
+    results: Annotated[Path, typer.Option(help="Folder of submissions.")] = Path("results"),
+) -> None:  # fmt: skip
+    """Make a run's submission to the leaderboard: card, verdicts, digests, figures; no images."""
+    from gapbench.leaderboard.submit import submit as make
+    from gapbench.runs.run import open_run
+
+    made = make(open_run(path), results, contact, checkpoint, allow_test_model)
+    typer.echo(
+        f"{made} is written and verified. `gapbench leaderboard` puts it on the board; commit both."
+    )
+
+
+def verify(
+    folders: Annotated[list[Path], typer.Argument(help="Submissions, results/<model>.", metavar="SUBMISSION...")],
+    run: Annotated[Path | None, typer.Option(help="The run folder, with the images.")] = None,
+    rejudge: Annotated[int, typer.Option(help="Images of the run to ask for verdicts again.", min=0)] = 0,
+    model: Annotated[str | None, typer.Option(help="The model to ask, where the card names only a checkpoint.")] = None,
+    draw: Annotated[int, typer.Option(help="Seed of the choice of images.")] = 0,
+) -> None:  # fmt: skip
+    """Recompute a submission's figures and hold its rows against the tasks; exit 1 on a fault."""
+    from gapbench.leaderboard.expected import Installed
+    from gapbench.leaderboard.verify import check, check_images
+
+    if bool(rejudge) != (run is not None):
+        raise GapbenchError("--rejudge takes the images of --run, and --run is for --rejudge")
+    if run is not None and len(folders) > 1:
+        raise GapbenchError("--run is of one submission; give one")
+    installed, failed = Installed(), False
+    for folder in folders:
+        faults = check(folder, installed=installed)
+        if run is not None and not faults:
+            faults = check_images(folder, run, rejudge, model, draw)
+        for fault in faults:
+            typer.echo(f"FAIL  {fault}")
+        if not faults:
+            again = f", {rejudge} images judged again" if rejudge else ""
+            typer.echo(f"ok    {folder}: complete, every figure recomputed{again}")
+        failed = failed or bool(faults)
+    if failed:
+        raise typer.Exit(1)
+
+
+def leaderboard(
+    results: Annotated[Path, typer.Option(help="Folder of submissions.")] = Path("results"),
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 where leaderboard.md is not what the results give.")] = False,
+) -> None:  # fmt: skip
+    """Write leaderboard.md and leaderboard.html beside the results folder, from it alone."""
+    from gapbench.files import write_atomic
+    from gapbench.leaderboard.board import markdown, page
+    from gapbench.leaderboard.submission import submissions
+
+    found = submissions(results)
+    file = results.parent / "leaderboard.md"
+    text = markdown(found)
+    if check:
+        if not file.is_file() or file.read_bytes() != text.encode():
+            typer.echo(f"{file} is not what {results} gives; run `gapbench leaderboard`")
+            raise typer.Exit(1)
+        typer.echo(f"{file} is what {results} gives: {len(found)} submissions")
+        return
+    try:
+        write_atomic(file, text.encode())
+        write_atomic(file.with_suffix(".html"), page(found).encode())
+    except OSError as error:
+        raise GapbenchError(f"{file} cannot be written ({error})") from error
+    typer.echo(f"{file} and {file.with_suffix('.html')}: {len(found)} submissions")
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(help="A run folder, or a checkpoint's.", metavar="FOLDER")],
+    repo: Annotated[str, typer.Option(help="The repository on the hub.", metavar="OWNER/NAME")],
+    yes: Annotated[bool, typer.Option("--yes", help="Send it; without this, only say what would be sent.")] = False,
+) -> None:  # fmt: skip
+    """Send a run (as a data set) or a checkpoint (as a model) to the hub; a dry run first."""
+    from collections import Counter
+
+    from gapbench.leaderboard import push as pushing
+
+    planned = pushing.plan(folder, repo)
+    kinds = Counter(Path(name).suffix or name for name in planned.files)
+    listed = ", ".join(f"{count} {suffix}" for suffix, count in kinds.most_common())
+    typer.echo(
+        f"{planned.kind} {planned.repo}: {len(planned.files)} files ({listed}), "
+        f"{planned.bytes / 1e6:.1f} MB from {folder}; a new repository is private"
+    )
+    if not yes:
+        typer.echo("Nothing was sent; --yes sends it.")
+        return
+    typer.echo(pushing.push(planned))

@@ -1,0 +1,65 @@
+"""The commands `gapbench report` and `gapbench label`."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; of two, the first is before and the second after.", metavar="RUN...")],
+    out: Annotated[Path | None, typer.Option(help="The file. [report.html in the run's folder; for several runs, in this one]")] = None,
+    judge: Annotated[str | None, typer.Option(help="The outside judge to compute against. [each task's own]")] = None,
+) -> None:  # fmt: skip
+    """Write runs as one HTML file: figures, plots, and every image to look at."""
+    from gapbench.report.page import write_report
+    from gapbench.runs.run import open_run
+
+    opened = [open_run(path) for path in runs]
+    file = out or (runs[0] if len(runs) == 1 else Path()) / "report.html"
+    with _ending_as_interrupted():
+        write_report(opened, file, judge)
+    typer.echo(f"Report: {file} ({file.stat().st_size / 1e6:.1f} MB)")
+
+
+def label(
+    run: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")],
+    rater: Annotated[str, typer.Option(help="Who labels; every rater has labels of their own.")] = "rater",
+    port: Annotated[int, typer.Option(help="Port of the page, say for a tunnel; 0 takes a free one.")] = 0,
+) -> None:  # fmt: skip
+    """Open a page on which a person says whether images show their prompts, blind to verdicts."""
+    import webbrowser
+
+    from gapbench.report.label import Labels, serve
+    from gapbench.runs.run import open_run
+
+    labels = Labels(open_run(run), rater)
+    total = len(labels.items)
+    there = total - labels.given().count(None)
+    with serve(labels, port) as (address, forever):
+        typer.echo(
+            f"{rater} has labelled {there} of {total} images. Ctrl-C ends the page at\n{address}"
+        )
+        webbrowser.open(address)
+        with suppress(KeyboardInterrupt), _ending_as_interrupted():
+            forever()
+    there = total - labels.given().count(None)
+    typer.echo(
+        f"\n{there} of {total} images are labelled in {labels.file}; the same command goes on. "
+        f"What they say of the judges: gapbench show {run}"
+    )
+
+
+@contextmanager
+def _ending_as_interrupted() -> Iterator[None]:
+    """Let a SIGTERM end things as Ctrl-C does: files are closed, halves removed."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

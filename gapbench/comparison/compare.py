@@ -1,0 +1,260 @@
+"""Runs before and after: the same prompts and seeds, what changed, and a verdict in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+from gapbench.judges.own import NAMES, OwnJudge
+from gapbench.metrics.paired import (
+    UNDERSTANDING,
+    Change,
+    Correlation,
+    WinRate,
+    changes,
+    gap_gain,
+    groups,
+    holm,
+    understanding,
+    win_rate,
+)
+from gapbench.metrics.power import Spread, spread
+from gapbench.runs.flow import Progress, judge_images, model_of, silent
+from gapbench.runs.run import Run, open_run
+from gapbench.types import GapbenchError, Prompt
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+IMAGE: Final = ["task", "prompt", "sample", "seed"]
+RULE: Final = (
+    "generation and understanding (the own verdict's accuracy on the images of BEFORE, where the "
+    "win rate is counted too) are better or worse where Holm's p is below 0.05: both better is "
+    "co-improvement, both worse co-degradation, one of each a trade-off"
+)
+WORDS: Final = {
+    (1, 1): "co-improvement",
+    (1, 0): "generation only",
+    (0, 1): "understanding only",
+    (0, 0): "no detectable change",
+    (0, -1): "understanding worse",
+    (-1, 0): "generation worse",
+    (1, -1): "trade-off: generation better, understanding worse",
+    (-1, 1): "trade-off: understanding better, generation worse",
+    (-1, -1): "co-degradation",
+}
+"""(generation, understanding) -> the verdict."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What changed from one run to another.
+
+    `changes` are the overall figures, one family under Holm, and `by_level` those of the level that
+    was asked for, another. `understanding` is False where no model's own verdicts could be held
+    against an outside judge; then `win_rate` and `groups` are None. `left_out` says what the two
+    runs do not share; `worse` names the figures that are significantly worse.
+    """
+
+    before: str
+    after: str
+    judges: list[str]
+    own: str
+    images: int
+    prompts: int
+    left_out: list[str]
+    notes: list[str]
+    changes: list[Change]
+    by_level: list[Change]
+    win_rate: WinRate | None
+    groups: dict[str, int] | None
+    gap_gain: Correlation | None
+    verdict: str
+    worse: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """BEFORE and AFTER over the images they share, row by row."""
+
+    before: Run
+    after: Run
+    old: pd.DataFrame
+    new: pd.DataFrame
+    left_out: list[str]
+
+
+def compare(
+    before: str | Path,
+    afters: Sequence[str | Path],
+    *,
+    by: Literal["category", "tier", "task"] | None = None,
+    judge: str | None = None,
+    models: Sequence[str] = (),
+    intersection: bool = False,
+    tasks: Sequence[str] = (),
+    limit: int | None = None,
+    progress: Progress = silent,
+) -> list[Comparison]:
+    """Hold each run folder of `afters` against the run folder `before`, image by image.
+
+    The understanding win rate needs AFTER's verdicts on BEFORE's images; those that BEFORE's folder
+    lacks are made and kept there. The model is where AFTER's run found it, or among `models` (as
+    --model takes them), known by its fingerprint. `judge` picks the outside judge, by default each
+    task's first; `by` adds the figures of a level; `tasks` are lm-eval's, on which both models are
+    evaluated (`gapbench.lmeval.regression`), `limit` questions of each.
+
+    Raises GapbenchError, before any model is loaded, where two runs differ in prompts, seeds, task
+    versions or judges, unless `intersection` asks for what they share.
+    """
+    first = open_run(before)
+    pairs = [pair_runs(first, open_run(after), judge, intersection) for after in afters]
+    crossed = [cross(pair, models, progress) for pair in pairs]
+    if tasks:
+        from gapbench.lmeval.regression import regressions
+
+        further = [regressions(p.before, p.after, tasks, models, limit) for p in pairs]
+    else:
+        further = [([], []) for _ in pairs]
+    return [
+        _comparison(pair, verdicts, by, *more)
+        for pair, verdicts, more in zip(pairs, crossed, further, strict=True)
+    ]
+
+
+def plan_spread(run: str | Path, metric: str, judge: str | None = None) -> Spread:
+    """The spread of a stored run's figure, from which a comparison is planned."""
+    return spread(open_run(run).frame(judge), metric)
+
+
+def pair_runs(before: Run, after: Run, judge: str | None, intersection: bool = False) -> Pair:
+    """Two runs over the images they share. Raises GapbenchError as `compare` does."""
+    who = f"{before.path} and {after.path}"
+    if before.path.resolve() == after.path.resolve():
+        raise GapbenchError(f"{before.path} is given as BEFORE and as AFTER; give two runs")
+    if before.plan.own != after.plan.own:
+        raise GapbenchError(
+            f"{who}: own verdicts by {before.plan.own or 'none'} and {after.plan.own or 'none'}; "
+            "run both with the same --verdict"
+        )
+    old, new = before.frame(judge), after.frame(judge)
+    if not len(old) or not len(new):
+        raise GapbenchError(f"{who}: one holds no image of its plan; run it again to finish it")
+    reasons: list[str] = []
+    kept = _shared_prompts(before, after, judge, reasons)
+    old, new = (frame[[key in kept for key in _keys(frame)]] for frame in (old, new))
+    both = old[IMAGE].merge(new[IMAGE])
+    for name, frame in (("BEFORE", old), ("AFTER", new)):
+        if extra := len(frame) - len(both):
+            reasons.append(f"{extra} images of shared prompts are of seeds only {name} has")
+    if reasons and not (intersection and len(both)):
+        ask = f"--intersection compares the {len(both)} images that both have"
+        raise GapbenchError(
+            f"{who} differ: {'; '.join(reasons)}; "
+            f"{ask if len(both) else 'they share no image, so run AFTER as BEFORE was run'}"
+        )
+    old, new = (both.merge(frame, on=IMAGE) for frame in (old, new))
+    return Pair(before, after, old, new, reasons)
+
+
+def _shared_prompts(
+    before: Run, after: Run, judge: str | None, reasons: list[str]
+) -> set[tuple[str, str]]:
+    """(task, prompt id) of what both runs ask and judge alike; says what they do not."""
+    one, two = before.plan, after.plan
+    for task in one.tasks.keys() & two.tasks.keys():
+        if one.tasks[task] != two.tasks[task]:
+            reasons.append(f"task {task} is of version {one.tasks[task]} and {two.tasks[task]}")
+    asked: list[dict[tuple[str, str], tuple[Prompt, tuple[str, str] | None]]] = []
+    for plan in (one, two):
+        names = [
+            next((name for name in asks if judge is None or name == judge), None)
+            for asks in plan.asks
+        ]
+        judged = [None if name is None else (name, plan.judges[name]) for name in names]
+        asked.append({(p.task, p.id): (p, j) for p, j in zip(plan.prompts, judged, strict=True)})
+    old, new = asked
+    for name, more in (("BEFORE", old.keys() - new.keys()), ("AFTER", new.keys() - old.keys())):
+        if more:
+            reasons.append(f"{len(more)} prompts only {name} has, such as {'/'.join(min(more))}")
+    shared = {key for key in old.keys() & new.keys() if one.tasks[key[0]] == two.tasks[key[0]]}
+    changed = {key for key in shared if old[key][0] != new[key][0]}
+    if changed:
+        reasons.append(f"{len(changed)} prompts were changed, such as {'/'.join(min(changed))}")
+    judges = {(old[key][1], new[key][1]) for key in shared - changed if old[key][1] != new[key][1]}
+    for first, second in sorted(judges, key=str):
+        a, b = ("none" if j is None else j[0] for j in (first, second))
+        kind = f"{a} of two versions" if a == b else f"{a} and {b}"
+        reasons.append(f"the outside judge is {kind}")
+    return {key for key in shared - changed if old[key][1] == new[key][1]}
+
+
+def _keys(frame: pd.DataFrame) -> list[tuple[str, str]]:
+    return list(zip(frame["task"], frame["prompt"], strict=True))
+
+
+def cross(pair: Pair, models: Sequence[str], progress: Progress) -> list[float] | None:
+    """AFTER's verdicts on BEFORE's images, row by row; None where own or outside ones lack."""
+    plan = pair.after.plan
+    if not plan.own or pair.old["outside"].isna().all():
+        return None
+    prompts = {(p.task, p.id): p for p in plan.prompts}
+    asked = [
+        (prompts[key], image) for key, image in zip(_keys(pair.old), pair.old["image"], strict=True)
+    ]
+    keys = [(image, prompt.question, plan.own_fingerprint) for prompt, image in asked]
+    there = pair.before.folder.verdicts()
+    if any(key not in there for key in keys):
+        mode = next(mode for mode, name in NAMES.items() if name == plan.own)
+        judge = OwnJudge(model_of(pair.after, models, "judge BEFORE's images"), mode)
+        judge_images("verdicts of AFTER", judge, pair.before.folder, asked, progress)
+        judge.release()
+        there = pair.before.folder.verdicts()
+    verdicts = [there[key].verdict for key in keys]
+    return [float("nan") if verdict is None else float(verdict) for verdict in verdicts]
+
+
+def _comparison(
+    pair: Pair,
+    crossed: list[float] | None,
+    by: Literal["category", "tier", "task"] | None,
+    further: list[Change],
+    about: list[str],
+) -> Comparison:
+    family = changes(pair.old, pair.new)
+    if crossed is not None:
+        family += understanding(pair.old, crossed)
+    family = [change for change in family if pair.after.plan.own or change.images]
+    family = holm(family + further)
+    found = {change.metric: change.verdict for change in family}
+    if not pair.old["judge"].notna().any():
+        verdict = "none: there is no outside judge"
+    else:
+        verdict = WORDS[found["generation"], found.get(UNDERSTANDING, 0)]
+        verdict += "" if crossed is not None else " (understanding was not measured)"
+    before, after = pair.before, pair.after
+    notes = [f"WARNING: judge {name} failed its picture check in {run.path}: {why}"
+             for run in (before, after) for name, why in run.checks().items()]  # fmt: skip
+    return Comparison(
+        before=str(before.path),
+        after=str(after.path),
+        judges=sorted({str(name) for name in pair.old["judge"].dropna()}),
+        own=after.plan.own,
+        images=len(pair.old),
+        prompts=len(set(_keys(pair.old))),
+        left_out=pair.left_out,
+        notes=[
+            *dict.fromkeys(run.footnote for run in (before, after) if run.footnote),
+            *notes,
+            *about,
+        ],
+        changes=family,
+        by_level=holm(changes(pair.old, pair.new, by)) if by else [],
+        win_rate=None if crossed is None else win_rate(pair.old, crossed),
+        groups=None if crossed is None else groups(pair.old, crossed),
+        gap_gain=gap_gain(pair.old, pair.new),
+        verdict=verdict,
+        worse=[change.metric for change in family if change.verdict < 0],
+    )

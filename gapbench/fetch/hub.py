@@ -1,0 +1,180 @@
+"""Checkpoints from the hub: pinned, verified, cached."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from time import sleep
+
+from gapbench.fetch.sources import ATTEMPTS
+from gapbench.files import first_line, sha256_of
+from gapbench.types import GapbenchError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """Weights and settings as the file that uses them names them.
+
+    `files` maps each file to its sha256, or to None where the revision alone pins it; a name with a
+    `*` is a pattern that at least one file must fit. `bytes` is about what they take together.
+    """
+
+    repo: str
+    revision: str
+    license: str
+    files: Mapping[str, str | None]
+    bytes: int = 0
+
+    def __hash__(self) -> int:
+        return hash((self.repo, self.revision))
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the revision is a commit; a branch may hold other weights tomorrow."""
+        return re.fullmatch("[0-9a-f]{40}", self.revision) is not None
+
+    @property
+    def fingerprint(self) -> str:
+        """What an answer made with it depends on; of a branch, the commit that is here."""
+        named = " ".join(f"{name}:{sha256}" for name, sha256 in sorted(self.files.items()))
+        folder = None if self.pinned else cached(self)
+        revision = self.revision if folder is None else folder.name
+        return hashlib.sha256(f"{self.repo}@{revision} {named}".encode()).hexdigest()
+
+
+def present(checkpoint: Checkpoint) -> bool:
+    """Whether all of a checkpoint's files are in the hub's cache, and the ones named."""
+    return cached(checkpoint) is not None
+
+
+def cached(checkpoint: Checkpoint) -> Path | None:
+    """The folder of a checkpoint in the hub's cache if all of it is there, named by its commit."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(
+            snapshot_download(checkpoint.repo, revision=checkpoint.revision, local_files_only=True)
+        )
+        verify(folder, checkpoint.files, checkpoint.repo)
+    except Exception:  # not there, or not whole: the hub client raises many kinds
+        return None
+    return folder
+
+
+def fetch(checkpoint: Checkpoint) -> Path:
+    """The folder of a checkpoint's files, downloaded into the hub's cache where they are missing.
+
+    What is here is used as it is, so that a branch is followed once and no further.
+
+    Raises GapbenchError where a file cannot be had or is not the one named, naming the files and
+    the folder that they belong in; HF_HUB_OFFLINE=1 keeps it off the network.
+    """
+    from huggingface_hub import constants
+
+    try:
+        folder = cached(checkpoint) or _download(checkpoint)
+    except Exception as error:  # the hub client raises many kinds
+        files = ", ".join(
+            name + (f" (sha256 {sha256})" if sha256 else "")
+            for name, sha256 in checkpoint.files.items()
+        )
+        place = Path(constants.HF_HUB_CACHE) / f"models--{checkpoint.repo.replace('/', '--')}"
+        raise GapbenchError(
+            f"{checkpoint.repo} at {checkpoint.revision} cannot be had "
+            f"({str(error).strip().splitlines()[0]}); it is {files}; run `gapbench prepare` where "
+            f"there is a network, and copy {place} from there"
+        ) from error
+    verify(folder, checkpoint.files, f"{checkpoint.repo} at {checkpoint.revision}")
+    return folder
+
+
+def _download(checkpoint: Checkpoint) -> Path:
+    """Its folder, from the network; the hub client goes on where a file broke off, but gives up at
+    a server's first refusal."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    attempt = 1
+    while True:
+        try:
+            return Path(
+                snapshot_download(
+                    checkpoint.repo,
+                    revision=checkpoint.revision,
+                    allow_patterns=list(checkpoint.files),
+                )
+            )
+        except HfHubHTTPError as error:
+            if attempt == ATTEMPTS or error.response.status_code < 500:
+                raise
+            sleep(min(8.0, 0.5 * 2**attempt))
+            attempt += 1
+
+
+def verify(folder: Path, files: Mapping[str, str | None], name: str) -> None:
+    """Raises GapbenchError where a file is missing or its sha256 is not the one named."""
+    named = [name for name in _shards(folder) if any(fnmatch(name, file) for file in files)]
+    for file, wanted in [*files.items(), *((name, None) for name in named)]:
+        path = next(folder.glob(file), folder / file) if "*" in file else folder / file
+        if not path.is_file():
+            raise GapbenchError(f"{name}: {path} is missing; delete the folder and fetch it again")
+        if wanted is None:
+            continue
+        digest = sha256_of(path)
+        if digest != wanted:
+            raise GapbenchError(
+                f"{name}: {path} has sha256 {digest}, expected {wanted}; delete it and fetch it "
+                "again, or name your own checkpoint"
+            )
+
+
+def fetch_settings(who: str, repo: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """The snapshot folder of a hub checkpoint with its small files, cached or fetched.
+
+    Raises GapbenchError, for `who`, where they cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                repo, revision=revision, allow_patterns=list(patterns), ignore_patterns=["*/*"]
+            )
+        )
+    except Exception as error:  # the hub client raises many kinds
+        at = f" at {revision}" if revision else ""
+        why = first_line(error)
+        raise GapbenchError(
+            f"{who}: {repo}{at} cannot be had ({why}); with a network, run `gapbench prepare`, or "
+            "give a folder"
+        ) from error
+
+
+def whole(repo: str, license: str, folder: Path, patterns: Sequence[str]) -> Checkpoint:
+    """What is to be had of a hub checkpoint: its settings, and the weights that these name."""
+    settings = {file.name for pattern in patterns for file in folder.glob(pattern)}
+    shards, size = _index(folder / "model.safetensors.index.json")
+    files = dict.fromkeys(sorted({*settings, *(shards or ["model.safetensors"])}))
+    return Checkpoint(repo=repo, revision=folder.name, license=license, files=files, bytes=size)
+
+
+def _shards(folder: Path) -> list[str]:
+    """The files that a folder's indices of weights name: a fetch may have stopped between them."""
+    return [shard for index in sorted(folder.glob("*.index.json")) for shard in _index(index)[0]]
+
+
+def _index(file: Path) -> tuple[list[str], int]:
+    """The files that an index of weights names, each once, and their bytes in all."""
+    if not file.is_file():
+        return [], 0
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        names = dict.fromkeys(map(str, raw["weight_map"].values()))
+        return list(names), int(raw.get("metadata", {}).get("total_size", 0))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise GapbenchError(f"{file}: no index of weights ({error})") from error

@@ -1,0 +1,17 @@
+"""How the hub's libraries behave in this process."""
+
+from __future__ import annotations
+
+import os
+
+
+def go_offline(offline: bool | None) -> None:
+    """Keep the hub's libraries off the network; only before they are imported."""
+    if offline:
+        os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+
+
+def quiet() -> None:
+    """Keep libraries' chatter out of the progress bars."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

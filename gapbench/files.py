@@ -1,0 +1,114 @@
+"""Files: whole or not at all, JSON, append-only JSON lines, digests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from gapbench.types import GapbenchError
+
+T = TypeVar("T")
+
+
+def write_atomic(file: Path, data: bytes | Iterable[bytes]) -> None:
+    """Replace a file whole: a reader or a crash sees the old bytes or the new."""
+    part = file.with_name(f"{file.name}.{os.getpid()}.{threading.get_ident()}.part")
+    try:
+        with part.open("wb") as opened:
+            opened.writelines([data] if isinstance(data, bytes) else data)
+            _to_disk(opened)
+        part.replace(file)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Replace a JSON file whole."""
+    write_atomic(file, as_json(value))
+
+
+def as_json(value: Any) -> bytes:
+    """A value as the bytes of a JSON file that people can read."""
+    # A path may hold bytes that are no UTF-8; as escapes they are the same JSON.
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """A JSON object. Raises GapbenchError where the file is none or cannot be read."""
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise GapbenchError(f"{file}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise GapbenchError(f"{file}: not JSON ({error}); mend or remove it") from error
+    if not isinstance(raw, dict):
+        raise GapbenchError(f"{file}: not a JSON object; mend or remove it")
+    return raw
+
+
+def append_lines(file: Path, rows: Iterable[Any]) -> None:
+    """Add a line of JSON for each row: on disk when this returns."""
+    with file.open("ab") as opened:
+        opened.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+        _to_disk(opened)
+
+
+def read_lines(file: Path, record: Callable[[Any], T]) -> list[T]:
+    """What `record` makes of each line of JSON; a last line that a crash tore is left out, and no
+    file is no lines.
+
+    Raises GapbenchError naming the file and the line that is not JSON, or of which `record` raises
+    ValueError or TypeError.
+    """
+    found = []
+    data = file.read_bytes() if file.exists() else b""
+    for number, line in enumerate(data.split(b"\n")[:-1], 1):
+        try:
+            found.append(record(json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise GapbenchError(
+                f"{file}:{number}: broken record ({error}); delete the line and run the same "
+                "command again"
+            ) from error
+    return found
+
+
+def drop_torn_line(file: Path) -> None:
+    """Cut a last line that a crash tore from a file of lines, before more are added."""
+    if not file.exists():
+        return
+    with file.open("r+b") as opened:
+        data = opened.read()
+        if data and not data.endswith(b"\n"):
+            opened.truncate(data.rfind(b"\n") + 1)
+
+
+def digest(header: str, files: Iterable[Path]) -> str:
+    """Sha256 over a header and each file's name and sha256, in the order given."""
+    found = hashlib.sha256(header.encode())
+    for file in files:
+        found.update(f"{file.name} {sha256_of(file)}\n".encode())
+    return found.hexdigest()
+
+
+def sha256_of(file: Path) -> str:
+    """The hex sha256 of a file's bytes."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _to_disk(opened: BinaryIO) -> None:
+    opened.flush()
+    os.fsync(opened.fileno())

@@ -1,0 +1,146 @@
+"""GapCallback: the gap of a model in training, every so many steps, in the trainer's own log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from gapbench.models import torchvision_shim
+
+torchvision_shim.ensure()
+
+from transformers import TrainerCallback  # noqa: E402 (after the shim)
+
+from gapbench.judges.own import OwnJudge  # noqa: E402
+from gapbench.metrics.rates import rates  # noqa: E402
+from gapbench.models import load_model  # noqa: E402
+from gapbench.models.base import require_shared  # noqa: E402
+from gapbench.runs.plan import prepare, refuse_prompts  # noqa: E402
+from gapbench.types import GapbenchError  # noqa: E402
+
+LOGGED = ("generation", "non_unification", "self_accuracy", "mismatch_acceptance")
+
+
+class GapCallback(TrainerCallback):  # type: ignore[misc]
+    """Measures the gap on the same prompts with the same seeds, at the start and every `every`
+    steps, and logs it through `trainer`: `gap/generation`, `gap/non_unification`, ... as shares,
+    and `gap/..._change` since the start, paired by (prompt, seed).
+
+    `trainer` is transformers' Trainer or one of TRL's, training a network of transformers, with or
+    without peft; `model` names the checkpoint that its weights came from, as --model does: its
+    processor and recipe draw and judge. `limit` prompts of `tasks` with `samples` images each;
+    `judges` outside judges (each task's own by default). No random state of the training is
+    touched. In a process group the first process measures. Raises GapbenchError for a pair, for
+    FSDP, and for what `gapbench run` would refuse.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        model: str,
+        tasks: str | Sequence[str] = "shapes",
+        every: int = 100,
+        limit: int = 32,
+        samples: int = 1,
+        judges: Sequence[str] | None = None,
+        batch_size: int = 32,
+        seed: int = 0,
+    ) -> None:
+        if every < 1 or batch_size < 1:
+            raise GapbenchError("GapCallback: every and batch_size must be at least 1")
+        if getattr(trainer, "is_fsdp_enabled", False):
+            raise GapbenchError("GapCallback needs whole weights, which FSDP shards; use DDP")
+        self.trainer, self.every, self.batch_size = trainer, every, batch_size
+        self.model: Any = load_model(model)
+        if "train" not in self.model.capabilities:
+            raise GapbenchError(
+                f"model {self.model.name} lacks train: it takes no weights in memory"
+            )
+        require_shared(self.model, "GapCallback")
+        made = prepare(
+            self.model, tasks, samples, limit, judges, "logits", seed, "auto", "auto", Path("runs")
+        )
+        self.items, self.judges = made.plan.items(), made.judges
+        self.own = OwnJudge(self.model, "logits")
+        refuse_prompts(self.model, [item.prompt for item in self.items])
+        self.start: dict[str, float] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:  # noqa: ARG002
+        if state.is_world_process_zero and not self.start:
+            self.start = self._measure()
+            self.trainer.log(dict(self.start))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:  # noqa: ARG002
+        if state.global_step % self.every == 0 and state.is_world_process_zero:
+            now = self._measure()
+            change = {
+                f"{key}_change": now[key] - self.start[key] for key in self.start if key in now
+            }
+            self.trainer.log(now | change)
+
+    def _measure(self) -> dict[str, float]:
+        network = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        if hasattr(network, "get_base_model"):
+            network = network.get_base_model()
+        training = network.training
+        network.eval()
+        self.model.use(network)
+        try:
+            frame = self._frame()
+        finally:
+            network.train(training)
+        return {
+            f"gap/{rate.metric}": rate.value
+            for rate in rates(frame)
+            if rate.level == "overall" and rate.metric in LOGGED and rate.value is not None
+        }
+
+    @torch.no_grad()
+    def _frame(self) -> pd.DataFrame:
+        """As `Run.frame`, of images that are drawn now and not kept."""
+        rows = []
+        for start in range(0, len(self.items), self.batch_size):
+            batch = self.items[start : start + self.batch_size]
+            prompts = [item.prompt for item in batch]
+            images = [
+                drawing.image
+                for drawing in self.model.generate(
+                    [p.text for p in prompts], [i.seed for i in batch]
+                )
+            ]
+            own = self.own.judge(images, prompts)
+            crossed = [
+                (i.partner, image) for i, image in zip(batch, images, strict=True) if i.partner
+            ]
+            other = iter(
+                self.own.judge([image for _, image in crossed], [p for p, _ in crossed])
+                if crossed
+                else []
+            )
+            for place, item in enumerate(batch):
+                outside = None
+                for judge in self.judges:
+                    if next(iter(item.asks), None) == judge.name:
+                        [outside] = judge.judge([images[place]], [item.prompt])
+                mine = next(other) if item.partner else None
+                scored = outside and (outside.verdict if outside.score is None else outside.score)
+                rows.append(
+                    {
+                        "task": item.prompt.task,
+                        "category": item.prompt.category,
+                        "tier": item.prompt.tier,
+                        "prompt": item.prompt.id,
+                        "sample": item.sample,
+                        "own": own[place].verdict,
+                        "outside": outside.verdict if outside else None,
+                        "score": scored,
+                        "mismatched": mine.verdict if mine else None,
+                        "mismatched_asked": item.partner is not None,
+                    }
+                )
+        numbers = dict.fromkeys(("own", "outside", "score", "mismatched"), float)
+        return pd.DataFrame(rows).astype(numbers)

@@ -1,0 +1,249 @@
+"""The leaderboard, from results/ alone: Markdown for the repository, a page to look at."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+from gapbench.leaderboard.submission import Submission
+from gapbench.metrics import rates
+from gapbench.metrics.ranking import Standing, standings
+from gapbench.models.base import PAIR
+from gapbench.pages.assets import asset, policy, template
+from gapbench.report.tables import HEADS, cell
+from gapbench.types import TIERS, Rates
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FIGURES: Final = (
+    "generation", "non_unification", "weak_generation", "false_positive", "mismatch_acceptance",
+)  # fmt: skip
+TITLES: Final = ["rank", "model", "unified", *(HEADS[metric] for metric in FIGURES)]
+PAPER: Final = "Han et al., arXiv 2507.16663"
+ABOUT: Final = (
+    "Percent, with 95 % intervals over prompts and the counts behind each figure. Ranked by "
+    "`unified`: images that the model draws right by the outside judge and accepts itself, minus "
+    "mismatched pairs that it accepts. A rank stands with its 95 % interval; models that share a "
+    "rank (=) are not told apart by the same draws of prompts. `baseline` rows are the first "
+    "model's images under verdicts that look at nothing: non-unification alone would be fooled by "
+    "them, `unified` is not."
+)
+Kind = Literal["model", "baseline"]
+Unit = tuple[str, ...]
+"""A task as it was measured: name, version, digest of its prompts, own verdicts' judge, and each
+outside judge with its fingerprint. Figures of equal units are comparable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of a board: texts, and for each column what the page sorts by."""
+
+    kind: Kind
+    cells: list[str]
+    values: list[float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """Submissions measured on the same tasks by the same judges, at one level."""
+
+    title: str
+    test: bool
+    rows: list[Row]
+
+
+def boards(found: Sequence[Submission]) -> list[Board]:
+    """The boards of all submissions: each task and each set of tasks that somebody submitted, with
+    everyone who has all of it; overall, and by tier where it has several. Test models apart."""
+    made = []
+    for test in (False, True):
+        units = {s.card.name: _units(s) for s in found if s.card.test_model is test}
+        sets = {frozenset([unit]) for own in units.values() for unit in own.values()}
+        sets |= {frozenset(own.values()) for own in units.values()}
+        for chosen in sorted(sets, key=lambda units: (-len(units), sorted(units))):
+            members = {
+                s.card.name: s for s in found if chosen <= set(units.get(s.card.name, {}).values())
+            }
+            made += _boards(chosen, members, test)
+    return made
+
+
+def _units(submission: Submission) -> dict[str, Unit]:
+    card = submission.card
+    return {
+        name: (
+            name,
+            task.version,
+            task.prompts,
+            card.own,
+            *(f"{j} {card.judges[j]}" for j in sorted(set(task.judges.values()))),
+        )
+        for name, task in card.tasks.items()
+    }
+
+
+def _boards(chosen: frozenset[Unit], members: Mapping[str, Submission], test: bool) -> list[Board]:
+    tasks = sorted(unit[0] for unit in chosen)
+    frames = {name: found.frame() for name, found in members.items()}
+    frames = {name: frame[frame["task"].isin(tasks)] for name, frame in frames.items()}
+    whole = ", ".join(f"{unit[0]} {unit[1]}" for unit in sorted(chosen))
+    # The same judge with other weights or rules is another board, so its fingerprint is told.
+    judges = sorted(
+        f"{name} ({hashlib.sha256(fingerprint.encode()).hexdigest()[:8]})"
+        for name, fingerprint in {tuple(text.split(" ", 1)) for unit in chosen for text in unit[4:]}
+    )
+    own = {"self": "probabilities", "self-text": "words"}[next(iter(chosen))[3]]
+    title = f"{whole}; outside judge {', '.join(judges)}; own verdicts by {own}"
+    tiers = [t for t in TIERS if any((frame["tier"] == t).any() for frame in frames.values())]
+    levels = ["overall", *(tiers if len(tiers) > 1 else [])]
+    figures = {name: rates(frame) for name, frame in frames.items()}
+    return [
+        Board(f"{title}: {level}", test, _ranked(level, frames, figures, members))
+        for level in levels
+    ]
+
+
+def _ranked(
+    level: str,
+    frames: Mapping[str, pd.DataFrame],
+    figures: Mapping[str, list[Rates]],
+    members: Mapping[str, Submission],
+) -> list[Row]:
+    if level != "overall":
+        frames = {name: frame[frame["tier"] == level] for name, frame in frames.items()}
+    first = next(iter(standings(frames)), None)
+    # Names of models have no blanks: nobody's is a baseline's.
+    null = (
+        {f"{what}, on {first}": f for what, f in baselines(frames[first]).items()} if first else {}
+    )
+    found = standings({**frames, **null}, unranked=list(null))
+    figures = {**figures, **{name: rates(frame) for name, frame in null.items()}}
+    rows = []
+    for name in [*found, *(name for name in frames if name not in found)]:
+        there = [r for r in figures[name] if r.name == level and r.level in ("tier", "overall")]
+        by_metric = {rate.metric: rate for rate in there}
+        if name in null:
+            rows.append(_row("baseline", name, found[name], by_metric, False))
+            continue
+        star = "*" * members[name].card.pair
+        shared = [n for n, s in found.items() if s.place and s.place == _place(found.get(name))]
+        rows.append(_row("model", name + star, found.get(name), by_metric, len(shared) > 1))
+    return rows
+
+
+def _place(standing: Standing | None) -> int | None:
+    return standing.place if standing else None
+
+
+def _row(
+    kind: Kind, name: str, standing: Standing | None, figures: Mapping[str, Rates], tied: bool
+) -> Row:
+    place = _place(standing)
+    rank: str = "baseline" if kind == "baseline" else "n/a"
+    if standing and place:
+        rank = f"{place}{'=' * tied} [{standing.best}, {standing.worst}]"
+    unified = "n/a"
+    if standing:
+        low, value, high = (100 * v for v in (standing.low, standing.value, standing.high))
+        unified = f"{value:.1f} [{low:.1f}, {high:.1f}]"
+    return Row(
+        kind,
+        [rank, name, unified, *(" ".join(cell(figures[metric])) for metric in FIGURES)],
+        [
+            None if place is None else float(place),
+            None,
+            standing.value if standing else None,
+            *(figures[metric].value for metric in FIGURES),
+        ],
+    )
+
+
+def baselines(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """A model's rows under verdicts that look at nothing; the coin falls by the image's digest."""
+
+    def coin(what: str) -> Callable[[str], float]:
+        return lambda image: float(hashlib.sha256(f"{what} {image}".encode()).digest()[0] & 1)
+
+    asked = frame["mismatched_asked"].astype(bool)
+
+    def saying(own: pd.Series[float] | float, crossed: pd.Series[float] | float) -> pd.DataFrame:
+        made = frame.assign(own=own, mismatched=crossed)
+        made["mismatched"] = made["mismatched"].where(asked)
+        return made
+
+    tossed = (frame["image"].map(coin(what)).astype(float) for what in ("own", "mismatched"))
+    return {
+        "accepts everything": saying(1.0, 1.0),
+        "rejects everything": saying(0.0, 0.0),
+        "tosses a coin": saying(*tossed),
+    }
+
+
+@cache
+def published() -> tuple[list[str], list[list[str]]]:
+    """The paper's figures as it reports them, in percent: titles, and a row a model and variant.
+    Those of a benchmark are plain means over its categories, as the paper's are."""
+    import pandas as pd
+
+    raw = pd.read_csv(Path(__file__).with_name("published.csv"), comment="#")
+    metrics = ["generation", "non_unification"]
+    means = raw.groupby(["model", "variant", "benchmark"], sort=False)[metrics].mean().unstack()
+    benchmarks = list(dict.fromkeys(raw["benchmark"]))
+    titles = ["rank", "model", *(f"{b}: {HEADS[m]}" for b in benchmarks for m in metrics)]
+    rows = [
+        ["reported", f"{model}, {variant}"]
+        + [f"{means.loc[(model, variant), (m, b)]:.2f}" for b in benchmarks for m in metrics]
+        for model, variant in means.index
+    ]
+    return titles, rows
+
+
+def markdown(found: Sequence[Submission]) -> str:
+    """leaderboard.md."""
+    parts = [
+        "# Leaderboard",
+        ABOUT,
+        "Written by `gapbench leaderboard` from `results/`; do not edit.",
+    ]
+    made = boards(found)
+    for test, title in ((False, "Models"), (True, "Test models")):
+        mine = [board for board in made if board.test is test]
+        parts.append(f"## {title}")
+        if not mine:
+            parts.append("None so far; [docs/submit.md](docs/submit.md) says how to enter.")
+        for board in mine:
+            parts += [f"### {board.title}", _pipe(TITLES, [row.cells for row in board.rows])]
+    if any(s.card.pair for s in found):
+        parts.append(f"\\* {PAIR}")
+    titles, rows = published()
+    parts += ["## Reported elsewhere", _reported(), _pipe(titles, rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _reported() -> str:
+    return (
+        f"Percent, as {PAPER} reports them (means over a benchmark's categories); neither measured "
+        "nor ranked here."
+    )
+
+
+def _pipe(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    from tabulate import tabulate
+
+    return tabulate(rows, titles, tablefmt="pipe", disable_numparse=True)
+
+
+def page(found: Sequence[Submission]) -> str:
+    """The same as one HTML file that loads nothing, with filters and sorting."""
+    script, style = asset("leaderboard/board.js"), asset("leaderboard/board.css")
+    titles, rows = published()
+    return template("leaderboard/board.html").render(
+        about=ABOUT.replace("`", ""), boards=boards(found), titles=TITLES, submissions=found,
+        reported=_reported(), published_titles=titles, published=rows, script=script, style=style,
+        policy=policy(script, style), pair=PAIR if any(s.card.pair for s in found) else "",
+    )  # fmt: skip

@@ -1,0 +1,249 @@
+"""A submission's files: results/<name>/ with card.json, verdicts.parquet and rates.json.
+
+Prompts are named by their ids and questions by their sha256: the texts are the task's, under its
+license, and whoever verifies has the task.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gapbench.files import as_json, read_object
+from gapbench.tasks.spec import explain
+from gapbench.types import GapbenchError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+CARD: Final = "card.json"
+VERDICTS: Final = "verdicts.parquet"
+RATES: Final = "rates.json"
+RANKED: Final = "ranked"
+"""In rates.json: the figures by the tasks' own judges, which the leaderboard ranks by."""
+KEY: Final = ["task", "prompt", "sample"]
+NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}"
+LARGEST: Final = 100_000_000
+"""Bytes that a file of a submission may have."""
+MOST_ROWS: Final = 2_000_000
+SEED: Final = 0
+"""The run's seed that every submission has, so that nobody picks a lucky one."""
+SHA256: Final = "^[0-9a-f]{64}$"
+Role = Literal["own", "mismatched", "outside", "other"]
+"""Of a verdict: the model's own, its own on another prompt's image, the task's own judge's, another
+outside judge's."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Origin(_Strict):
+    """Where weights are: a hub repository at a commit, or "gapbench" at the file's sha256."""
+
+    role: str
+    repo: str
+    revision: str = Field(pattern="^([0-9a-f]{40}|[0-9a-f]{64})$")
+
+
+class TaskCard(_Strict):
+    """What a task was: `prompts` is the sha256 of all that was asked, `judges` by category."""
+
+    version: str
+    prompts: str = Field(pattern=SHA256)
+    samples: int = Field(ge=1)
+    judges: dict[str, str] = Field(min_length=1)
+
+
+class Card(_Strict):
+    """What was measured, with what, by whom.
+
+    `name` is the folder's, `model` as it was given to --model; `own` is the own verdicts' judge;
+    `checkpoints` is empty for a test model that nobody can fetch; `files` are sha256.
+    """
+
+    format: Literal[1] = 1
+    name: str = Field(pattern=f"^{NAME}$")
+    model: str
+    fingerprint: str
+    checkpoints: list[Origin]
+    test_model: bool
+    pair: bool
+    dtype: str | None
+    recipe: dict[str, str | bool | int | float | None]
+    seed: int
+    own: str
+    own_fingerprint: str
+    judges: dict[str, str]
+    tasks: dict[str, TaskCard] = Field(min_length=1)
+    versions: dict[str, str]
+    contact: str = Field(max_length=200)
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A submission as read: `rows` has one row a verdict, with the columns of `schema`."""
+
+    folder: Path
+    card: Card
+    rows: pd.DataFrame
+    rates: dict[str, Any]
+
+    def frame(self, judge: str | None = None) -> pd.DataFrame:
+        """One row an image, as `gapbench.metrics.rates` takes it, with `image` beside; against the
+        tasks' own judges or another one of the submission's."""
+        return frame(self.rows, judge)
+
+
+def schema() -> pa.Schema:
+    """The columns of verdicts.parquet; seeds have up to 63 bits."""
+    import pyarrow as pa
+
+    text, real = pa.string(), pa.float64()
+    return pa.schema(
+        [
+            *((name, text) for name in ("task", "category", "tier", "prompt")),
+            ("sample", pa.int32()),
+            ("seed", pa.int64()),
+            *((name, text) for name in ("image", "role", "judge", "fingerprint", "question")),
+            ("verdict", pa.int8()),
+            *((name, real) for name in ("p_yes", "mass", "score")),
+            *((name, text) for name in ("reply", "reason")),
+        ]
+    )
+
+
+def name_of(model: str) -> str:
+    """The folder's name of a model's submission. Raises GapbenchError where it makes none."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-.")
+    if not re.fullmatch(NAME, name):
+        raise GapbenchError(f"model {model!r} makes no name for a folder; rename it")
+    return name
+
+
+def sha256(text: str | bytes) -> str:
+    """Hex sha256 of bytes, or of a text as UTF-8."""
+    return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()
+
+
+def contents(card: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
+    """The three files of a submission, from a card that lacks `files` and the rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = schema()
+    table = pa.Table.from_pylist([dict(row) for row in rows], schema=columns)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    data = {
+        VERDICTS: buffer.getvalue(),
+        RATES: as_json(figures(table.to_pandas(ignore_metadata=True))),
+    }
+    card = {**card, "files": {name: sha256(found) for name, found in data.items()}}
+    return {CARD: as_json(card), **data}
+
+
+def figures(rows: pd.DataFrame) -> dict[str, Any]:
+    """rates.json: the rates by the tasks' own judges and by each other judge."""
+    from dataclasses import asdict
+
+    from gapbench.metrics import rates
+
+    others = sorted(set(rows.loc[rows["role"] == "other", "judge"]))
+    return {
+        name: [asdict(rate) for rate in rates(frame(rows, judge))]
+        for name, judge in [(RANKED, None), *((name, name) for name in others)]
+    }
+
+
+def frame(rows: pd.DataFrame, judge: str | None = None) -> pd.DataFrame:
+    """See Submission.frame. Raises GapbenchError where an image has two verdicts of one judge."""
+
+    def of(role: Role, name: str | None = None) -> pd.DataFrame:
+        found = rows[rows["role"] == role]
+        found = found if name is None else found[found["judge"] == name]
+        again = found.duplicated(KEY)
+        if again.any():
+            task, prompt, sample = found.loc[again, KEY].iloc[0]
+            raise GapbenchError(
+                f"{task}, prompt {prompt}, sample {sample}: two {role} verdicts of one image"
+            )
+        return found
+
+    images = of("own")[[*KEY, "category", "tier", "image", "verdict", "p_yes"]]
+    images = images.rename(columns={"verdict": "own"})
+    outside = of("outside") if judge is None else of("other", judge)
+    outside = outside[[*KEY, "verdict", "score"]].rename(columns={"verdict": "outside"})
+    outside["score"] = outside["score"].fillna(outside["outside"])
+    crossed = of("mismatched")[[*KEY, "verdict"]].rename(columns={"verdict": "mismatched"})
+    crossed["mismatched_asked"] = True
+    made = images.merge(outside, on=KEY, how="left" if judge is None else "inner")
+    made = made.merge(crossed, on=KEY, how="left")
+    made["mismatched_asked"] = made["mismatched_asked"].eq(True)
+    return made.astype(dict.fromkeys(("own", "outside", "score", "mismatched"), "float64"))
+
+
+def read(folder: Path) -> Submission:
+    """A submission's files. Raises GapbenchError, naming the file, where one is missing, too large,
+    a link, not the one that the card names by sha256, or of another form."""
+    if not folder.is_dir():
+        raise GapbenchError(f"{folder}: no such folder; a submission is results/<name>")
+    data: dict[str, bytes] = {}
+    for name in (CARD, VERDICTS, RATES):
+        file = folder / name
+        if file.is_symlink() or not file.is_file():
+            raise GapbenchError(f"{file}: missing, or no plain file")
+        if file.stat().st_size > LARGEST:
+            raise GapbenchError(f"{file}: larger than {LARGEST:,} bytes")
+        data[name] = file.read_bytes()
+    try:
+        card = Card.model_validate(read_object(folder / CARD))
+    except ValidationError as error:
+        raise GapbenchError(f"{folder / CARD}: {explain(error)}") from error
+    wanted = {name: sha256(data[name]) for name in (VERDICTS, RATES)}
+    if card.files != wanted:
+        wrong = next((n for n in wanted if card.files.get(n) != wanted[n]), CARD)
+        raise GapbenchError(f"{folder / wrong}: its sha256 is not the one in {CARD}")
+    return Submission(folder, card, _rows(folder / VERDICTS, data[VERDICTS]),
+                      read_object(folder / RATES))  # fmt: skip
+
+
+def submissions(results: Path) -> list[Submission]:
+    """All submissions of a results folder, by name; hidden folders are unfinished ones."""
+    if not results.is_dir():
+        return []
+    folders = (f for f in results.iterdir() if f.is_dir() and not f.name.startswith("."))
+    return [read(folder) for folder in sorted(folders)]
+
+
+def _rows(file: Path, data: bytes) -> pd.DataFrame:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        opened = pq.ParquetFile(pa.BufferReader(data))
+        if opened.metadata.num_rows > MOST_ROWS:
+            raise GapbenchError(f"{file}: more than {MOST_ROWS:,} rows")
+        table = opened.read()
+    except (OSError, pa.ArrowException) as error:
+        raise GapbenchError(f"{file}: cannot be read as Parquet ({error})") from error
+    if not table.schema.equals(schema()):
+        raise GapbenchError(f"{file}: its columns are not {', '.join(schema().names)}")
+    rows: pd.DataFrame = table.to_pandas(ignore_metadata=True)
+    nullable = {"verdict", "p_yes", "mass", "score", "reply", "reason"}
+    for column in set(rows.columns) - nullable:
+        if rows[column].isna().any():
+            raise GapbenchError(f"{file}: {column} is empty in a row")
+    bad = rows["verdict"].notna() & ~rows["verdict"].isin([0, 1])
+    if bad.any():
+        raise GapbenchError(f"{file}: a verdict is {rows.loc[bad, 'verdict'].iloc[0]}, not 1 or 0")
+    return rows.fillna({"reply": "", "reason": ""})

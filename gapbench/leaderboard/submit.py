@@ -1,0 +1,239 @@
+"""A submission out of a run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from gapbench.files import write_atomic
+from gapbench.leaderboard.expected import Installed, extra_judges
+from gapbench.leaderboard.submission import SEED, Card, Origin, Role, contents, name_of, sha256
+from gapbench.leaderboard.verify import TEST_MODELS, check
+from gapbench.models import MODELS, load_model
+from gapbench.runs.plan import Item
+from gapbench.runs.run import Run
+from gapbench.tasks.spec import explain
+from gapbench.types import GapbenchError, Prompt, Verdict
+
+_CHECKPOINT: Final = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})", re.ASCII)
+
+
+def submit(
+    run: Run,
+    results: Path = Path("results"),
+    contact: str = "",
+    checkpoint: str | None = None,
+    test_model: bool = False,
+) -> Path:
+    """Write results/<model>/ for a run, whole or not at all. Returns the folder.
+
+    `checkpoint`, REPO@COMMIT, is where others find weights that were given as a folder;
+    `test_model` puts the submission into the leaderboard's section for test models, which asks for
+    no checkpoint. Raises GapbenchError for a run that is not complete, was not drawn with seed 0,
+    holds other task versions than are installed, or whose checkpoint nothing pins; and where the
+    folder is there already.
+    """
+    meta, plan = run.folder.meta, run.plan
+    name = name_of(str(meta["model"]))
+    place = results / name
+    if place.exists():
+        raise GapbenchError(f"{place} is there already; remove it to submit {name} anew")
+    if not plan.own:
+        raise GapbenchError(
+            f"{run.path} has no own verdicts; run the same command without --verdict none"
+        )
+    if plan.seed != SEED:
+        raise GapbenchError(
+            f"{run.path} was drawn with seed {plan.seed}; a leaderboard takes seed {SEED}, so that "
+            "nobody picks a lucky one"
+        )
+    about = meta.get("model_about", {})
+    installed = Installed()
+    _check_tasks(run, installed)
+    tasks = {task: installed.card(task, plan.samples[task]) for task in plan.tasks}
+    judges = {judge for task in tasks.values() for judge in task.judges.values()}
+    for judge in judges - set(plan.judges):
+        raise GapbenchError(
+            f"{run.path} has no verdicts of {judge}, which ranks its task; run with --judge "
+            f"{','.join([judge, *plan.judges])}"
+        )
+    versions = {**meta.get("versions", {}), **(about.get("versions") or {})}
+    try:
+        card = Card(
+            name=name,
+            model=meta["model"],
+            fingerprint=meta["identity"]["model"],
+            checkpoints=_origins(run, checkpoint, test_model),
+            test_model=test_model,
+            pair=bool(about.get("pair")),
+            dtype=about.get("dtype"),
+            recipe=meta["identity"]["recipe"],
+            seed=plan.seed,
+            own=plan.own,
+            own_fingerprint=plan.own_fingerprint,
+            judges=plan.judges,
+            tasks=tasks,
+            versions={key: str(value) for key, value in versions.items()},
+            contact=contact,
+            files={},
+        )
+    except ValidationError as error:
+        raise GapbenchError(f"{run.path} makes no card: {explain(error)}") from error
+    files = contents(card.model_dump(exclude={"files"}), list(_rows(run, card)))
+    part = results / f".{name}.{os.getpid()}.part"
+    try:
+        part.mkdir(parents=True)
+        for file, data in files.items():
+            write_atomic(part / file, data)
+        faults = check(part, name, installed)
+        if faults:
+            raise GapbenchError(f"{run.path} cannot be submitted: {faults[0]}")
+        part.rename(place)
+    except OSError as error:
+        raise GapbenchError(f"{place} cannot be written ({error}); nothing was") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return place
+
+
+def _check_tasks(run: Run, installed: Installed) -> None:
+    """The run's tasks are the installed ones, and whole."""
+    for name, version in run.plan.tasks.items():
+        task = installed.task(name)
+        if task.version != version:
+            raise GapbenchError(
+                f"{run.path} ran task {name} {version}, installed is {task.version}; run it again"
+            )
+        planned = {p.id: _said_in(p) for p in run.plan.prompts if p.task == name}
+        prompts = {p.id: _said_in(p) for p in task.prompts()}
+        missing = len(prompts.keys() - planned.keys())
+        if missing:
+            raise GapbenchError(
+                f"{run.path} is not complete: it lacks {missing} of the {len(prompts)} prompts of "
+                f"task {name}; run with --tasks {','.join(run.plan.tasks)} and without --limit"
+            )
+        if planned != prompts:
+            raise GapbenchError(f"{run.path}: its prompts are not those of task {name} {version}")
+        if run.plan.samples[name] < task.samples:
+            raise GapbenchError(
+                f"{run.path} is not complete: {run.plan.samples[name]} images a prompt, task "
+                f"{name} has {task.samples}; run without --samples"
+            )
+
+
+def _said_in(prompt: Prompt) -> str:
+    """All that a prompt says; as JSON, since a plan was read from it."""
+    return json.dumps(asdict(prompt), sort_keys=True)
+
+
+def _origins(run: Run, checkpoint: str | None, test_model: bool) -> list[Origin]:
+    """Where the run's weights are to be had, pinned."""
+    name, meta = str(run.folder.meta["model"]), run.folder.meta
+    fingerprint = meta["identity"]["model"]
+    if checkpoint is not None:
+        matched = _CHECKPOINT.fullmatch(checkpoint)
+        if matched is None:
+            raise GapbenchError(
+                f"--checkpoint {checkpoint}: give OWNER/NAME@COMMIT, the commit in 40 hex digits"
+            )
+        return [Origin(role="model", repo=matched[1], revision=matched[2])]
+    entry = MODELS.get(name)
+    if entry is not None:
+        # A folder may be named like a model; only its weights tell.
+        about = meta.get("model_about", {})
+        device = str(about.get("device") or "auto")
+        model = load_model(name, device, about.get("dtype") or "auto")
+        if model.fingerprint != fingerprint:
+            raise GapbenchError(
+                f"{run.path} was drawn by other weights than those of {name} here (an older "
+                "release, or a folder of that name); run again"
+            )
+        if name in TEST_MODELS and not test_model:
+            raise GapbenchError(
+                f"{name} is a test model; --allow-test-model enters it in a section of its own"
+            )
+        if entry.folder is not None:
+            return [Origin(role="model", repo="gapbench", revision=entry.sha256)]
+        return [_commit(name, role) for role in entry.needs]
+    if test_model:
+        return []
+    raise GapbenchError(
+        f"model {name}: nothing pins its weights; publish them and name the commit with "
+        "--checkpoint OWNER/NAME@COMMIT, or enter a test model with --allow-test-model"
+    )
+
+
+def _commit(name: str, role: str) -> Origin:
+    from gapbench.fetch.hub import cached
+
+    need = MODELS[name].needs[role]
+    folder = cached(need)
+    revision = folder.name if folder else need.revision
+    if not re.fullmatch("[0-9a-f]{40}", revision):
+        raise GapbenchError(
+            f"model {name}: its {role} checkpoint {need.repo} is not pinned, and not here to tell "
+            f"its commit; run `gapbench prepare --model {name}` and submit again"
+        )
+    return Origin(role=role, repo=need.repo, revision=revision)
+
+
+def _rows(run: Run, card: Card) -> Iterator[dict[str, Any]]:
+    """A row for every planned verdict. Raises GapbenchError where one is missing."""
+    drawn, verdicts = run.folder.generations(), run.folder.verdicts()
+    others = extra_judges(card)
+    for item in run.plan.items():
+        generation = drawn.get((item.prompt.text, item.seed))
+        for role, judge, question, fingerprint in _asked(item, card, others):
+            image = generation.image if generation else ""
+            found = verdicts.get((image, question, fingerprint))
+            if generation is None or found is None:
+                what = "image" if generation is None else f"verdict of {judge}"
+                raise GapbenchError(
+                    f"{run.path} is not complete: task {item.prompt.task}, prompt "
+                    f"{item.prompt.id}, sample {item.sample} has no {what}; run the same command "
+                    "again"
+                )
+            yield {
+                "task": item.prompt.task,
+                "category": item.prompt.category,
+                "tier": item.prompt.tier,
+                "prompt": item.prompt.id,
+                "sample": item.sample,
+                "seed": item.seed,
+                "image": generation.image,
+                "role": role,
+                "judge": judge,
+                "fingerprint": fingerprint,
+                "question": sha256(question),
+                **_said(found),
+            }
+
+
+def _asked(item: Item, card: Card, others: dict[str, str]) -> Iterator[tuple[Role, str, str, str]]:
+    """(role, judge, question, fingerprint) of each verdict on a planned image."""
+    yield "own", card.own, item.prompt.question, card.own_fingerprint
+    if item.partner is not None:
+        yield "mismatched", card.own, item.partner.question, card.own_fingerprint
+    judge = card.tasks[item.prompt.task].judges[item.prompt.category]
+    yield "outside", judge, item.asks[judge], card.judges[judge]
+    for name, fingerprint in others.items():
+        yield "other", name, item.asks[name], fingerprint
+
+
+def _said(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "verdict": verdict.verdict,
+        "p_yes": verdict.p_yes,
+        "mass": verdict.mass,
+        "score": verdict.score,
+        "reply": verdict.text,
+        "reason": verdict.reason,
+    }

@@ -1,0 +1,298 @@
+"""The environments of models that run as workers: upstream's source at a commit, its packages.
+
+<cache>/workers/source/<model>-<commit>/     upstream's repository
+<cache>/workers/env/<lock>/                  a virtual environment, or the name of another
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+
+from filelock import FileLock
+
+from gapbench.fetch.sources import cache_folder
+from gapbench.models.registry import Entry, weights
+from gapbench.models.workers.adapter import WorkerModel
+from gapbench.types import GapbenchError
+
+WORKERS: Final = Path(__file__).parent / "scripts"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upstream:
+    """Where a worker's model comes from.
+
+    `worker` and `lock` are files of gapbench/workers; `pythons` are the versions that its packages
+    have wheels for, the best first; `dtype` is what upstream computes in. `last` are packages that
+    are built against the others. The files in `replaces` go over those of the package named.
+    """
+
+    url: str
+    commit: str
+    worker: Path
+    lock: Path
+    pythons: Sequence[str]
+    dtype: str
+    last: Sequence[str] = ()
+    replaces: tuple[str, str] | None = None
+
+
+UPSTREAMS: Final = {
+    "show-o": Upstream(
+        url="https://github.com/showlab/Show-o",
+        commit="45a5a2de01d1ebd10cd5864d29310a76476cdf23",
+        worker=WORKERS / "show_o.py",
+        lock=WORKERS / "show_o.lock",
+        pythons=("3.10", "3.11", "3.9"),
+        dtype="float32",
+    ),
+    "hermesflow": Upstream(
+        url="https://github.com/Gen-Verse/HermesFlow",
+        commit="d6cf91ad5a2e947652f5ac7217ffa9edd6bce88c",
+        worker=WORKERS / "show_o.py",
+        lock=WORKERS / "show_o.lock",
+        pythons=("3.10", "3.11", "3.9"),
+        dtype="float32",
+    ),
+    "vila-u": Upstream(
+        url="https://github.com/mit-han-lab/vila-u",
+        commit="096623cef36a57c707d4bdc5cdfeec823b58d223",
+        worker=WORKERS / "vila_u.py",
+        lock=WORKERS / "vila_u.lock",
+        pythons=("3.10",),
+        dtype="bfloat16",
+        replaces=("vila_u/train/transformers_replace", "transformers"),
+    ),
+    "bagel": Upstream(
+        url="https://github.com/ByteDance-Seed/Bagel",
+        commit="056b5fd51a88c1eb4547318609e25d40080fcf87",
+        worker=WORKERS / "bagel.py",
+        lock=WORKERS / "bagel.lock",
+        pythons=("3.10",),
+        dtype="bfloat16",
+        last=("flash_attn==2.5.8",),
+    ),
+    "blip3-o": Upstream(
+        url="https://github.com/JiuhaiChen/BLIP3o",
+        commit="4689ec389e2b9108efc8b9761432538fc890156d",
+        worker=WORKERS / "blip3_o.py",
+        lock=WORKERS / "blip3_o.lock",
+        pythons=("3.11",),
+        dtype="float16",
+    ),
+}
+
+
+def make(
+    name: str, entry: Entry, *, recipe: Mapping[str, Any], device: str, dtype: str
+) -> WorkerModel:
+    """A registered worker's model, its process started, its weights not yet loaded.
+
+    Raises GapbenchError where its environment, its source or its weights are missing or altered.
+    """
+    upstream = UPSTREAMS[name]
+    if dtype not in ("auto", upstream.dtype):
+        raise GapbenchError(f"model {name}: its code computes in {upstream.dtype}, not in {dtype}")
+    python, source = _python(name, upstream), source_of(name, upstream)
+    checkpoints = {role: weights(name, role, item) for role, item in entry.needs.items()}
+    settings = {
+        "repo": str(source),
+        "checkpoints": {role: str(folder) for role, folder in checkpoints.items()},
+        "recipe": dict(recipe),
+        "device": device,
+        "dtype": upstream.dtype,
+    }
+    identity = {
+        "worker": _digest(upstream.worker),
+        "protocol": _digest(WORKERS / "serve.py"),
+        "upstream": upstream.commit,
+        "dtype": upstream.dtype,
+        # The hub's cache calls a snapshot's folder by its commit.
+        **{role: folder.name for role, folder in checkpoints.items()},
+    }
+    command: list[str | Path] = [
+        python,
+        WORKERS / "serve.py",
+        upstream.worker,
+        json.dumps(settings),
+    ]
+    return WorkerModel(name, command, recipe, identity)
+
+
+def source_of(name: str, upstream: Upstream) -> Path:
+    """Upstream's source in the cache. Raises GapbenchError where it is not, or was altered."""
+    folder = _home() / "source" / f"{name}-{upstream.commit}"
+    if not folder.is_dir():
+        raise GapbenchError(
+            f"model {name}: its source ({upstream.url} at {upstream.commit[:12]}) is not here; run "
+            f"`gapbench prepare --model {name}`"
+        )
+    at = _git(folder, "rev-parse", "HEAD")
+    if at != upstream.commit or _git(folder, "status", "--porcelain"):
+        raise GapbenchError(
+            f"model {name}: {folder} is not upstream's commit as it was; delete it and run "
+            f"`gapbench prepare --model {name}`"
+        )
+    return folder
+
+
+def prepared(name: str) -> bool:
+    """Whether a worker's source and environment are here."""
+    upstream = UPSTREAMS[name]
+    try:
+        _python(name, upstream)
+        source_of(name, upstream)
+    except GapbenchError:
+        return False
+    return True
+
+
+def prepare_worker(
+    name: str, python: Path | None = None, say: Callable[[str], None] = lambda _line: None
+) -> None:
+    """Fetch a worker's source at its commit, and make its environment (or take an existing one).
+
+    `python` is the interpreter of an environment of one's own. git checks what it fetches by its
+    digest, which the commit is. Raises GapbenchError where either cannot be had.
+    """
+    upstream = UPSTREAMS[name]
+    home = _home()
+    home.mkdir(parents=True, exist_ok=True)
+    with FileLock(home / ".lock"):
+        source = home / "source" / f"{name}-{upstream.commit}"
+        if not source.is_dir():
+            say(f"fetching {upstream.url} at {upstream.commit[:12]}")
+            _fetch(name, upstream, source)
+        source_of(name, upstream)
+        env = home / "env" / upstream.lock.stem
+        if python is not None:
+            for line in differences(python, upstream.lock):
+                say(f"{python}: {line}")
+            _note(env, python.absolute(), upstream)
+        elif not _ready(env, upstream):
+            _build(name, upstream, env, source, say)
+
+
+def differences(python: Path, lock: Path) -> list[str]:
+    """Where an environment's packages are not the ones of a lock file, a line each.
+
+    Raises GapbenchError where the interpreter does not run, or is older than Python 3.8.
+    """
+    code = (
+        "import sys, json\nassert sys.version_info >= (3, 8), 'it is older than Python 3.8'\n"
+        "from importlib.metadata import distributions\n"
+        "print(json.dumps({(d.metadata['Name'] or '').lower().replace('_', '-'): d.version "
+        "for d in reversed(list(distributions()))}))"
+    )
+    here = json.loads(_run([str(python), "-c", code], f"--worker-python {python}"))
+    found = []
+    for line in lock.read_text(encoding="utf-8").splitlines():
+        package, _, wanted = line.partition("==")
+        name = package.strip().lower().replace("_", "-")
+        if wanted and not line.startswith("#") and here.get(name) != wanted:
+            found.append(f"{name} {here.get(name, 'is missing')}, upstream pins {wanted}")
+    return found
+
+
+def _python(name: str, upstream: Upstream) -> Path:
+    env = _home() / "env" / upstream.lock.stem
+    if not _ready(env, upstream):
+        raise GapbenchError(
+            f"model {name}: its environment is not here or was made for other packages; run "
+            f"`gapbench prepare --model {name}`, with --worker-python PATH for one of your own"
+        )
+    return Path(json.loads((env / "environment.json").read_text(encoding="utf-8"))["python"])
+
+
+def _ready(env: Path, upstream: Upstream) -> bool:
+    try:
+        noted = json.loads((env / "environment.json").read_text(encoding="utf-8"))
+        return noted["lock"] == _digest(upstream.lock) and Path(noted["python"]).exists()
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def _note(env: Path, python: Path, upstream: Upstream) -> None:
+    env.mkdir(parents=True, exist_ok=True)
+    part = env / "environment.json.part"
+    part.write_text(json.dumps({"python": str(python), "lock": _digest(upstream.lock)}))
+    part.replace(env / "environment.json")
+
+
+def _fetch(name: str, upstream: Upstream, source: Path) -> None:
+    part = source.with_name(source.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    _git(part, "init", "--quiet")
+    _run(
+        ["git", "-C", str(part), "fetch", "--quiet", "--depth", "1", upstream.url, upstream.commit],
+        f"model {name}: {upstream.url} at {upstream.commit[:12]} cannot be had",
+    )
+    _git(part, "-c", "advice.detachedHead=false", "checkout", "--quiet", upstream.commit)
+    part.rename(source)
+
+
+def _build(
+    name: str, upstream: Upstream, env: Path, source: Path, say: Callable[[str], None]
+) -> None:
+    base = next((found for v in upstream.pythons if (found := _interpreter(v))), None)
+    if base is None:
+        raise GapbenchError(
+            f"model {name}: its packages take Python {' or '.join(upstream.pythons)}, and there is "
+            f"no python{upstream.pythons[0]} here; install one, or make an environment with the "
+            f"packages of {upstream.lock} and name it by --worker-python PATH"
+        )
+    say(f"making an environment of {base} in {env}; its packages are several GB")
+    shutil.rmtree(env, ignore_errors=True)
+    _run([base, "-m", "venv", str(env / "venv")], f"model {name}: no environment of {base}")
+    python = env / "venv" / "bin" / "python"
+    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    what = f"model {name}: its packages cannot be had"
+    _run([*install, "-r", str(upstream.lock)], what)
+    if upstream.last:
+        _run([*install, "--no-build-isolation", *upstream.last], what)
+    if upstream.replaces:
+        folder, package = upstream.replaces
+        code = f"import importlib.util as u; print(u.find_spec({package!r}).origin)"
+        inside = Path(_run([str(python), "-c", code], what).strip()).parent
+        shutil.copytree(source / folder, inside, dirs_exist_ok=True)
+    _note(env, python, upstream)
+
+
+def _interpreter(version: str) -> str | None:
+    own = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return sys.executable if version == own else shutil.which(f"python{version}")
+
+
+def _home() -> Path:
+    return cache_folder() / "workers"
+
+
+def _digest(file: Path) -> str:
+    return sha256(file.read_bytes()).hexdigest()
+
+
+def _git(folder: Path, *args: str) -> str:
+    # Untracked files (Python's caches) do not make a source another one.
+    more = ["--untracked-files=no"] if args[0] == "status" else []
+    return _run(["git", "-C", str(folder), *args, *more], f"git {args[0]} in {folder}").strip()
+
+
+def _run(command: Sequence[str], what: str) -> str:
+    """What a command prints. Raises GapbenchError with `what` and its last words."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    except OSError as error:
+        raise GapbenchError(f"{what}: {command[0]}: {error.strerror}") from error
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip() or "no word").splitlines()[-1]
+        raise GapbenchError(f"{what}: {said}")
+    return done.stdout

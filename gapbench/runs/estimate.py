@@ -1,0 +1,114 @@
+"""What a run would still take: counted, and timed on a few images in memory."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from gapbench.engines.local import BatchSize
+from gapbench.engines.processes import Copies
+from gapbench.judges.base import Judge, PaidJudge
+from gapbench.models.base import Drawing
+from gapbench.runs.folder import RunFolder, folder_for
+from gapbench.runs.plan import Item, Prepared, missing_items, refuse_prompts
+from gapbench.types import Prompt
+
+CALIBRATION: Final = 8
+"""Images that each process draws to estimate a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a run would still take. `seconds` and `bytes` come from a short calibration, None where
+    nothing is left to do."""
+
+    images: int
+    own_verdicts: int
+    outside_verdicts: int
+    seconds: float | None
+    bytes: int | None
+    costs: tuple[str, ...] = ()
+    """What judges that are paid by the answer would take; they are not asked to find out."""
+
+
+def estimate(prepared: Prepared, out: Path, batch_size: BatchSize) -> Estimate:
+    """Count what is left of a run and time a few images of it in memory. Writes nothing."""
+    items = prepared.plan.items()
+    path = folder_for(out, prepared.model.name, prepared.identity)
+    folder = RunFolder.open(path) if (path / "run.json").exists() else None
+    drawn = folder.generations() if folder else {}
+    there = folder.verdicts() if folder else {}
+    missing = missing_items(items, drawn)
+    refuse_prompts(prepared.model, {i.prompt.text: i.prompt for i in missing}.values())
+
+    def unjudged(judge: Judge, pairs: Iterable[tuple[Prompt, Item]]) -> int:
+        wanted = set()
+        for prompt, item in pairs:
+            image = drawn.get((item.prompt.text, item.seed))
+            question = judge.question(prompt)
+            if image is None or (image.image, question, judge.fingerprint) not in there:
+                wanted.add((item.prompt.text, item.seed, question))
+        return len(wanted)
+
+    asked = [(item.prompt, item) for item in items]
+    crossed = [(item.partner, item) for item in items if item.partner]
+    own = unjudged(prepared.own, asked + crossed) if prepared.own else 0
+    outside = {
+        judge.name: unjudged(judge, [(i.prompt, i) for i in items if judge.name in i.asks])
+        for judge in prepared.judges
+    }
+    if not missing and not own and not any(outside.values()):
+        return Estimate(0, 0, 0, None, None)
+
+    model, left = prepared.model, missing or items
+    few = CALIBRATION * (model.count if isinstance(model, Copies) else 1)
+    sample = left[:: max(1, len(left) // few)][:few]
+    sample = sample if batch_size == "auto" else sample[:batch_size]
+    start = time.perf_counter()
+    prepared.model.load()
+    seconds = time.perf_counter() - start
+    prompts = [item.prompt for item in sample]
+    drawings: list[Drawing] = []
+
+    def draw() -> None:
+        texts, seeds = [p.text for p in prompts], [item.seed for item in sample]
+        drawings[:] = prepared.model.generate(texts, seeds)
+
+    seconds += len(missing) * _each(draw, len(sample))
+    images = [drawing.image for drawing in drawings]
+    if prepared.own:
+        seconds += own * _each(partial(prepared.own.judge, images, prompts), len(sample))
+    costs = []
+    for judge in prepared.judges:
+        if outside[judge.name] and isinstance(judge, PaidJudge):
+            costs.append(f"{judge.name}: {judge.estimate_cost(outside[judge.name])}")
+        elif outside[judge.name]:
+            judging = partial(judge.judge, images, prompts)
+            seconds += outside[judge.name] * _each(judging, len(sample))
+    size = sum(_bytes(drawing) for drawing in drawings) / len(drawings)
+    verdicts = own + sum(outside.values())
+    return Estimate(
+        len(missing),
+        own,
+        sum(outside.values()),
+        seconds,
+        round(len(missing) * size + verdicts * 900),
+        tuple(costs),
+    )
+
+
+def _each(do: Callable[[], object], count: int) -> float:
+    start = time.perf_counter()
+    do()
+    return (time.perf_counter() - start) / count
+
+
+def _bytes(drawing: Drawing) -> int:
+    buffer = io.BytesIO()
+    drawing.image.save(buffer, "PNG")
+    return buffer.tell() + (0 if drawing.tokens is None else drawing.tokens.nbytes + 128) + 700

@@ -1,0 +1,309 @@
+"""The whole flow: plan -> stages (draw, own verdicts, outside verdicts) -> rates.
+
+A stage lists the keys that are wanted, drops those the run folder has, works off the rest in
+batches and appends. Resuming, more samples, another judge and another task all follow from that.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+
+from gapbench.engines.local import FIRST, BatchSize, work
+from gapbench.engines.processes import Copies
+from gapbench.judges.base import DigestJudge, Judge, PictureJudge
+from gapbench.judges.own import Mode
+from gapbench.models import load_model
+from gapbench.models.base import Drawing, Model, SeedlessModel, Unfinished, is_pair
+from gapbench.runs.folder import RunFolder, folder_for
+from gapbench.runs.plan import Item, Prepared, missing_items, prepare, refuse_prompts
+from gapbench.runs.run import HUMAN, Run
+from gapbench.types import Answer, GapbenchError, Generation, Prompt, Verdict
+
+if TYPE_CHECKING:
+    pass
+
+Progress = Callable[[str, int, int], Callable[[int], None]]
+"""Told (stage, items that are there already, items in all); returns what to call with each batch's
+size."""
+
+T = TypeVar("T")
+_Done = tuple[Mapping[int, T], Unfinished | None]
+"""What a batch gave by place, and what stopped it, if anything did."""
+LARGEST: Final = 1024
+FEW: Final = 8
+"""Largest batches that are tried by default: on a GPU, and of a model on a CPU that is not `small`.
+"""
+SEEDS: Final = "the model's seeds"
+
+
+def silent(_stage: str, _there: int, _total: int) -> Callable[[int], None]:
+    """A Progress that shows nothing."""
+    return lambda _count: None
+
+
+def run(
+    model: str | Model = "janus-mini",
+    tasks: str | Sequence[str] = "shapes",
+    *,
+    recipe: Mapping[str, object] | None = None,
+    samples: int | None = None,
+    limit: int | None = None,
+    judges: Sequence[str] | None = None,
+    verdict: Mode | Literal["none"] = "logits",
+    batch_size: BatchSize = "auto",
+    workers: int = 1,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
+    out: str | Path = "runs",
+    only: Collection[str] | None = None,
+    progress: Progress = silent,
+) -> Run:
+    """Measure a model: draw, let it judge itself, let outside judges judge, keep everything.
+
+    `recipe` changes keys of the model's sampling recipe, which makes it another run. `tasks` are
+    `all`, tiers, tasks, task/category or folders; `samples` images a prompt (each
+    task's own number by default); `limit` prompts a task, spread over its categories; `judges`
+    outside judges (each task's own by default; none where the list is empty); `workers` processes
+    that draw and give own verdicts, each with a copy of the model; `only` the texts of the prompts
+    to keep. The same call again goes on where it stopped.
+    Raises GapbenchError for input that cannot be run, before anything is written.
+    """
+    if batch_size != "auto" and batch_size < 1:
+        raise GapbenchError(f'batch_size is {batch_size}, must be "auto" or at least 1')
+    made = prepare(
+        model, tasks, samples, limit, judges, verdict, seed, device, dtype, Path(out), recipe, only,
+        workers,
+    )  # fmt: skip
+    items, drawn = made.plan.items(), {}
+    path = folder_for(Path(out), made.model.name, made.identity)
+    if (path / "run.json").exists():
+        drawn = RunFolder.open(path).generations()
+    missing = missing_items(items, drawn)
+    refuse_prompts(made.model, {i.prompt.text: i.prompt for i in missing}.values())
+    try:
+        if missing:
+            made.model.load()  # weights that cannot be loaded leave nothing behind
+        return _work(made, model, Path(out), items, batch_size, progress)
+    finally:
+        made.model.release()
+
+
+def _work(
+    made: Prepared,
+    given: str | Model,
+    out: Path,
+    items: list[Item],
+    batch_size: BatchSize,
+    progress: Progress,
+) -> Run:
+    """The stages of a checked command, kept in its run folder."""
+    folder = RunFolder.create(out, made.model.name, made.identity, about(made.model, given))
+    with folder.lock():
+        folder.write("plan.json", asdict(made.plan))
+        _draw(made.model, folder, items, batch_size, progress)
+        drawn = folder.generations()
+        asked = [(i.prompt, drawn[i.prompt.text, i.seed].image) for i in items]
+        crossed = [(i.partner, drawn[i.prompt.text, i.seed].image) for i in items if i.partner]
+        if made.own:
+            _judge("own verdicts", made.own, folder, asked + crossed, batch_size, progress)
+        made.model.release()
+        for judge in made.judges:
+            mine = [
+                (i.prompt, drawn[i.prompt.text, i.seed].image)
+                for i in items
+                if judge.name in i.asks
+            ]
+            _judge(f"verdicts of {judge.name}", judge, folder, mine, batch_size, progress)
+            judge.release()
+        finished = Run(folder, made.plan)
+        names: list[str | None] = [*(made.plan.judges or [None])]
+        names += [HUMAN] * (HUMAN in finished.judges())
+        folder.write(
+            "rates.json",
+            {name or "none": [asdict(r) for r in finished.rates(name)] for name in names},
+        )
+    return finished
+
+
+def about(model: Model, given: str | Model) -> dict[str, Any]:
+    """Versions, machine and where the model was, recorded with a run; not part of its identity."""
+    packages = ("gapbench", "torch", "transformers", "numpy", "pillow")
+    return {
+        "model_about": {
+            "fingerprint": model.fingerprint,
+            "recipe": dict(model.recipe),
+            "pair": is_pair(model),
+            "given": _place(given),
+            "device": getattr(model, "device", None),
+            "dtype": getattr(model, "dtype", None),
+            "versions": getattr(model, "versions", None),
+        },
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
+        "machine": {"system": platform.system(), "processor": platform.machine()},
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def model_of(run: Run, models: Sequence[str], task: str) -> Model:
+    """The model that made a run: where the run found it, or among `models` (as --model takes them).
+
+    Raises GapbenchError, which says for which task, where it is not there with the same weights.
+    """
+    meta = run.folder.meta
+    about = meta.get("model_about", {})
+    tried = []
+    for spec in [*models, about.get("given") or meta["model"]]:
+        try:
+            model = load_model(spec, dtype=about.get("dtype") or "auto")
+        except GapbenchError as error:
+            tried.append(str(error))
+            continue
+        if model.fingerprint == about.get("fingerprint"):
+            return model
+        tried.append(f"{spec} holds other weights or settings than that run's model")
+    raise GapbenchError(
+        f"{run.path}: its model has to {task}, but {'; '.join(tried)}; give its folder or name "
+        "with --model"
+    )
+
+
+def judge_images(
+    stage: str,
+    judge: Judge,
+    folder: RunFolder,
+    asked: Iterable[tuple[Prompt, str]],
+    progress: Progress,
+) -> None:
+    """Let a judge judge images (by sha256) of a run folder, each against its prompt, and keep the
+    verdicts there; those that it has are not made again."""
+    with folder.lock():
+        _judge(stage, judge, folder, asked, "auto", progress)
+
+
+def _place(given: str | Model) -> str:
+    """What finds a model again from any folder, as load_model takes it."""
+    if not isinstance(given, str):
+        return given.name
+    return str(Path(given).resolve()) if Path(given).is_dir() else given
+
+
+def _draw(
+    model: Model, folder: RunFolder, items: list[Item], batch_size: BatchSize, progress: Progress
+) -> None:
+    missing = missing_items(items, folder.generations())
+    if missing and isinstance(model, SeedlessModel):
+        _note_check(folder, SEEDS, model.check_seeds(missing[0].prompt.text, missing[0].seed))
+    total = len({(item.prompt.text, item.seed) for item in items})
+    advance = progress("images", total - len(missing), total)
+
+    def do(batch: Sequence[Item]) -> tuple[_Done[Drawing], float]:
+        start = time.perf_counter()
+        found = _done(
+            lambda: model.generate([i.prompt.text for i in batch], [i.seed for i in batch])
+        )
+        return found, (time.perf_counter() - start) / len(batch)
+
+    def keep(batch: Sequence[Item], made: tuple[_Done[Drawing], float]) -> None:
+        (drawings, stop), seconds = made
+        images = folder.add_images([drawing.image for drawing in drawings.values()])
+        folder.append(
+            Generation(
+                prompt=item.prompt.text,
+                sample=item.sample,
+                seed=item.seed,
+                image=image,
+                tokens=None if drawing.tokens is None else folder.add_tokens(drawing.tokens),
+                effective_prompt=drawing.effective_prompt,
+                logprob=drawing.logprob,
+                seconds=seconds,
+            )
+            for item, drawing, image in zip(
+                (batch[place] for place in drawings), drawings.values(), images, strict=True
+            )
+        )
+        _go_on(stop)
+
+    work(missing, batch_size, do, keep, advance, *_sizes(model))
+
+
+def _judge(
+    stage: str,
+    judge: Judge,
+    folder: RunFolder,
+    asked: Iterable[tuple[Prompt, str]],
+    batch_size: BatchSize,
+    progress: Progress,
+) -> None:
+    wanted = {(image, judge.question(p), judge.fingerprint): (p, image) for p, image in asked}
+    there = folder.verdicts()
+    missing = [pair for key, pair in wanted.items() if key not in there]
+    # Side by side, since questions about one image share most of their work.
+    place = {image: number for number, (_, image) in enumerate(reversed(missing))}
+    missing.sort(key=lambda pair: -place[pair[1]])
+    if missing and isinstance(judge, PictureJudge):
+        _note_check(folder, f"judge {judge.name}", judge.check_picture())
+    advance = progress(stage, len(wanted) - len(missing), len(wanted))
+
+    def do(batch: Sequence[tuple[Prompt, str]]) -> _Done[Answer]:
+        prompts = [prompt for prompt, _ in batch]
+        if isinstance(judge, DigestJudge):
+            return _done(partial(judge.judge_digests, [image for _, image in batch], prompts))
+        return _done(partial(judge.judge, folder.images([image for _, image in batch]), prompts))
+
+    def keep(batch: Sequence[tuple[Prompt, str]], made: _Done[Answer]) -> None:
+        answers, stop = made
+        folder.append(
+            Verdict(
+                image=image,
+                question=judge.question(prompt),
+                judge=judge.name,
+                fingerprint=judge.fingerprint,
+                **asdict(answer),
+            )
+            for (prompt, image), answer in ((batch[place], a) for place, a in answers.items())
+        )
+        _go_on(stop)
+
+    work(missing, batch_size, do, keep, advance, *_sizes(judge))
+
+
+def _sizes(asked: Model | Judge) -> tuple[int, int]:
+    """The largest batch to try, and the one to begin with. A GPU says when its memory is full; on a
+    CPU the process would be killed, by a large model's keys and values at once, and more rows are
+    no faster anyway."""
+    model = asked if isinstance(asked, Copies) else getattr(asked, "model", asked)
+    count = model.count if isinstance(model, Copies) else 1
+    if str(getattr(model, "device", None)).startswith("cuda"):
+        return count * LARGEST, count * FIRST
+    most = FIRST if getattr(model, "small", True) else FEW
+    return count * most, count * FIRST
+
+
+def _done(call: Callable[[], Sequence[T]]) -> _Done[T]:
+    try:
+        return dict(enumerate(call())), None
+    except Unfinished as stop:
+        return stop.done, stop
+
+
+def _go_on(stop: Unfinished | None) -> None:
+    if stop is not None:
+        raise GapbenchError(
+            f"{stop}; the rest is kept, run the same command again to try what is left"
+        ) from stop
+
+
+def _note_check(folder: RunFolder, what: str, warning: str | None) -> None:
+    """Mark in the run what a check found; an earlier mark goes when all is right."""
+    checks = folder.read("checks.json") if (folder.path / "checks.json").exists() else {}
+    if warning is not None or what in checks:
+        checks.pop(what, None)
+        folder.write("checks.json", checks | ({what: warning} if warning else {}))

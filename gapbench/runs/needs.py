@@ -1,0 +1,133 @@
+"""What tasks, models and judges need from elsewhere, and fetching it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gapbench.fetch.hub import Checkpoint, fetch, present
+from gapbench.fetch.sources import Source, adopt, download, have
+from gapbench.judges import load_judge
+from gapbench.models import MODELS
+from gapbench.models.workers.environment import prepare_worker, prepared
+from gapbench.tasks.copies import Copy
+from gapbench.tasks.task import selected_tasks
+from gapbench.types import GapbenchError
+
+Progress = Callable[[str, int], Callable[[int], None]]
+"""Told (file, bytes in all); returns what to call with the bytes that came."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """A file, a checkpoint or a data set, and what wants it."""
+
+    wanted_by: str
+    item: Source | Checkpoint | Copy
+
+    @property
+    def name(self) -> str:
+        """As a person would look for it."""
+        match self.item:
+            case Source():
+                return self.item.name
+            case Copy():
+                return self.item.dataset
+            case _:
+                return self.item.repo
+
+    @property
+    def pin(self) -> str | None:
+        """What says which bytes it is, None where nothing does before it is here."""
+        match self.item:
+            case Source():
+                return f"sha256 {self.item.sha256[:12]}"
+            case Copy():
+                return "your copy"
+            case _:
+                return f"commit {self.item.revision[:12]}" if self.item.pinned else None
+
+    def ready(self) -> bool:
+        """Whether it is here, whole and unaltered."""
+        match self.item:
+            case Source():
+                return have(self.item)
+            case Copy():
+                return self.item.digest() is not None
+            case _:
+                return present(self.item)
+
+
+def needs(
+    tasks: Sequence[str], judges: Sequence[str] | None, models: Sequence[str] = ()
+) -> list[Need]:
+    """What the named models and tasks, and the tasks' own judges or the named ones, need; each
+    thing once.
+
+    Raises GapbenchError for a name that is none.
+    """
+    found: dict[Source | Checkpoint | Copy, str] = {}
+    for name in models:
+        if name not in MODELS:
+            raise GapbenchError(f"--model {name}: no model to fetch; there are {', '.join(MODELS)}")
+        for checkpoint in MODELS[name].needs.values():
+            found.setdefault(checkpoint, f"model {name}")
+    specs = dict.fromkeys(judges or ())
+    for task, categories in selected_tasks(tasks) if tasks else ():
+        for source in task.sources():
+            found.setdefault(source, f"task {task.name}")
+        for copy in task.copies():
+            found.setdefault(copy, f"task {task.name}")
+        if judges is None:
+            specs |= dict.fromkeys(j for c in categories if (j := task.judge(c)))
+    for spec in specs:
+        for item in load_judge(spec).needs:
+            found.setdefault(item, f"judge {spec}")
+    return [Need(who, item) for item, who in found.items()]
+
+
+def bring(wanted: Iterable[Need], data: Path | None, progress: Progress) -> None:
+    """Fetch everything that is not here, first from a folder of one's own copies.
+
+    Raises GapbenchError at the end, naming each thing that could not be had and where to put it.
+    """
+    wanted = list(wanted)
+    if data is not None:
+        for need in wanted:
+            if isinstance(need.item, Copy):  # also where one is here: it may be another
+                need.item.adopt(data)
+    missing = [need for need in wanted if not need.ready()]
+    if data is not None:
+        adopt([need.item for need in missing if isinstance(need.item, Source)], data)
+        missing = [need for need in missing if not need.ready()]
+    troubles = []
+    for need in missing:
+        try:
+            if isinstance(need.item, Copy):
+                raise GapbenchError(f"{need.wanted_by} needs a copy: {need.item.how()}")
+            if isinstance(need.item, Source):
+                download(need.item, progress(need.name, need.item.bytes))
+            else:
+                fetch(need.item)
+        except GapbenchError as error:
+            troubles.append(str(error))
+    if troubles:
+        raise GapbenchError("; ".join(troubles))
+
+
+def workers(models: Sequence[str], python: Path | None) -> dict[str, bool]:
+    """Those of the named models that run as workers, and whether source and environment are here.
+
+    Raises GapbenchError where an interpreter is named and no such model.
+    """
+    found = {name: prepared(name) for name in models if MODELS[name].runs == "worker"}
+    if python is not None and not found:
+        raise GapbenchError(f"--worker-python {python}: name a worker's model by --model")
+    return found
+
+
+def bring_workers(names: Iterable[str], python: Path | None, say: Callable[[str], None]) -> None:
+    """Fetch workers' sources and make their environments, or take an existing one."""
+    for name in names:
+        prepare_worker(name, python, say)

@@ -1,0 +1,230 @@
+"""What a command asks for, checked: prompts, samples, judges, seeds, pairs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gapbench.engines.processes import Copies
+from gapbench.judges import load_judge
+from gapbench.judges.base import Judge
+from gapbench.judges.own import NEEDS, Mode, OwnJudge
+from gapbench.models import load_model
+from gapbench.models.base import Model
+from gapbench.models.images import ImagesModel
+from gapbench.tasks.task import Task, select
+from gapbench.types import GapbenchError, Generation, Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a command asked for; a table is computed for a plan.
+
+    `judges` maps outside judges' names to their fingerprints. For each prompt, `asks` says what
+    each of its judges is asked, the one that rates are computed against first, and `partner` is
+    the index of another prompt of its category that asks for something else, or None. `own` is
+    the own verdicts' judge name, empty where none were asked for.
+    """
+
+    tasks: dict[str, str]
+    prompts: list[Prompt]
+    partner: list[int | None]
+    asks: list[dict[str, str]]
+    samples: dict[str, int]
+    judges: dict[str, str]
+    own: str
+    own_fingerprint: str
+    seed: int
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Plan:
+        return cls(**{**raw, "prompts": [Prompt(**p) for p in raw["prompts"]]})
+
+    def items(self) -> list[Item]:
+        """Every planned image, prompt by prompt."""
+        return [
+            Item(
+                prompt,
+                sample,
+                seed_of(self.seed, prompt.text, sample),
+                self.asks[i],
+                self._partner(i, sample),
+            )
+            for i, prompt in enumerate(self.prompts)
+            for sample in range(self.samples[prompt.task])
+        ]
+
+    def _partner(self, index: int, sample: int) -> Prompt | None:
+        partner = self.partner[index]
+        return None if partner is None or sample or not self.own else self.prompts[partner]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One planned image; `partner` is the prompt it is also held against, as a mismatched pair
+    (first samples only: one pair a prompt carries the rate)."""
+
+    prompt: Prompt
+    sample: int
+    seed: int
+    asks: Mapping[str, str]
+    partner: Prompt | None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A checked command: nothing loaded, nothing written."""
+
+    model: Model
+    own: OwnJudge | None
+    judges: list[Judge]
+    plan: Plan
+    identity: dict[str, Any]
+
+
+def prepare(
+    model: str | Model,
+    tasks: str | Sequence[str],
+    samples: int | None,
+    limit: int | None,
+    judges: Sequence[str] | None,
+    verdict: Mode | Literal["none"],
+    seed: int,
+    device: str,
+    dtype: str,
+    out: Path,
+    recipe: Mapping[str, object] | None = None,
+    only: Collection[str] | None = None,
+    workers: int = 1,
+) -> Prepared:
+    """Resolve and check everything a command names."""
+    for name, value in (("samples", samples), ("limit", limit), ("workers", workers)):
+        if value is not None and value < 1:
+            raise GapbenchError(f"{name} is {value}, must be at least 1")
+    if verdict not in {*NEEDS, "none"}:
+        raise GapbenchError(f"verdict is {verdict!r}, must be one of {', '.join(NEEDS)}, none")
+    if out.exists() and not out.is_dir():
+        raise GapbenchError(f"--out {out} is a file; give a folder")
+    selected = select([tasks] if isinstance(tasks, str) else tasks)
+    if recipe and not isinstance(model, str):
+        raise GapbenchError("recipe: give it to load_model; a model that is made keeps its own")
+    if workers > 1 and not isinstance(model, str):
+        raise GapbenchError("workers: give the model by its name, so that copies can be made")
+    adapter: Model
+    if workers > 1 and isinstance(model, str):
+        adapter = Copies(model, device, dtype, recipe, workers)
+    else:
+        adapter = load_model(model, device, dtype, recipe) if isinstance(model, str) else model
+    if "generate" not in adapter.capabilities:
+        raise GapbenchError(f"model {adapter.name} lacks generate: it never draws")
+    own = None if verdict == "none" else OwnJudge(adapter, verdict)
+    if verdict != "none" and NEEDS[verdict] not in adapter.capabilities:
+        raise GapbenchError(
+            f"model {adapter.name} lacks {NEEDS[verdict]}, which --verdict {verdict} takes; "
+            "with --verdict none only outside judges are asked"
+        )
+    if only is not None:
+        selected = [(task, [p for p in found if p.text in only]) for task, found in selected]
+    prompts, partner = choose(selected, limit)
+    tasks_by_name = {task.name: task for task, _ in selected}
+    loaded: dict[str, Judge] = {}
+    asks: list[dict[str, str]] = []
+    for prompt in prompts:
+        usual = tasks_by_name[prompt.task].judge(prompt.category)
+        specs = judges if judges is not None else [usual] if usual else []
+        for spec in specs:
+            if spec not in loaded:
+                loaded[spec] = load_judge(spec, device)
+        asks.append({loaded[spec].name: loaded[spec].question(prompt) for spec in specs})
+    names = [judge.name for judge in loaded.values()]
+    if len(set(names)) < len(names):
+        raise GapbenchError(f"--judge {','.join(loaded)}: two of these are the same judge")
+    plan = Plan(
+        tasks={task.name: task.version for task, _ in selected},
+        prompts=prompts,
+        partner=partner,
+        asks=asks,
+        samples={task.name: samples or task.samples for task, _ in selected},
+        judges={judge.name: judge.fingerprint for judge in loaded.values()},
+        own=own.name if own else "",
+        own_fingerprint=own.fingerprint if own else "",
+        seed=seed,
+    )
+    if isinstance(adapter, ImagesModel):
+        adapter.bind({(item.prompt.text, item.seed): item.sample for item in plan.items()})
+    identity = {"model": adapter.fingerprint, "recipe": dict(adapter.recipe), "seed": seed}
+    return Prepared(adapter, own, list(loaded.values()), plan, identity)
+
+
+def seed_of(run_seed: int, text: str, sample: int) -> int:
+    """The seed of a prompt's k-th image: equal prompts get equal images, in any task or order."""
+    digest = hashlib.sha256(json.dumps([run_seed, text, sample]).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def missing_items(items: Iterable[Item], drawn: Mapping[tuple[str, int], Generation]) -> list[Item]:
+    """The items whose image is not drawn yet, each (prompt text, seed) once."""
+    found: dict[tuple[str, int], Item] = {}
+    for item in items:
+        key = (item.prompt.text, item.seed)
+        if key not in drawn:
+            found.setdefault(key, item)
+    return list(found.values())
+
+
+def refuse_prompts(model: Model, prompts: Iterable[Prompt]) -> None:
+    """Raises GapbenchError naming the first prompt that the model cannot draw."""
+    for prompt in prompts:
+        reason = model.refuses(prompt.text)
+        if reason:
+            raise GapbenchError(
+                f"task {prompt.task}, prompt {prompt.id}: {reason}; change or remove the prompt"
+            )
+
+
+def choose(
+    selected: Sequence[tuple[Task, list[Prompt]]], limit: int | None
+) -> tuple[list[Prompt], list[int | None]]:
+    """The prompts to run, and for each the index of the next one of its category that asks for
+    something else. A limit takes prompts from each category in turn."""
+    prompts: list[Prompt] = []
+    for _, found in selected:
+        by_category: dict[str, list[Prompt]] = {}
+        for prompt in found:
+            by_category.setdefault(prompt.category, []).append(prompt)
+        if limit is not None and limit < len(found):
+            turns = sorted(
+                (place, order, prompt)
+                for order, group in enumerate(by_category.values())
+                for place, prompt in enumerate(group)
+            )[:limit]
+            kept = {prompt.id for _, _, prompt in turns}
+            found = [prompt for prompt in found if prompt.id in kept]
+        prompts += found
+    places: dict[tuple[str, str], list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        places.setdefault((prompt.task, prompt.category), []).append(index)
+    partner: list[int | None] = [None] * len(prompts)
+    for group in places.values():
+        wants = [_wants(prompts[index]) for index in group]
+        for place, index in enumerate(group):
+            others = range(place + 1, place + len(group))
+            partner[index] = next(
+                (group[o % len(group)] for o in others if wants[o % len(group)] != wants[place]),
+                None,
+            )
+    return prompts, partner
+
+
+def _wants(prompt: Prompt) -> str:
+    """What a prompt asks for, the same for two that name the same things in another order, wording
+    or place: "a left of b" and "a above b" may both be true of an image."""
+    include = prompt.requirement.get("include")
+    if not isinstance(include, list) or not all(isinstance(item, dict) for item in include):
+        return json.dumps(prompt.requirement, sort_keys=True) if prompt.requirement else prompt.text
+    things = [{k: v for k, v in item.items() if k != "position"} for item in include]
+    return json.dumps(sorted(json.dumps(thing, sort_keys=True) for thing in things))

@@ -1,0 +1,190 @@
+"""A run as it stands in its folder: its frame of verdicts, its rates, what was wrong with it."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from gapbench.files import read_object
+from gapbench.models.base import PAIR
+from gapbench.runs.folder import RunFolder
+from gapbench.runs.plan import Plan
+from gapbench.types import Answer, GapbenchError, Rates, Verdict
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from gapbench.judges.human import HumanJudge
+    from gapbench.metrics.agreement import Agreement
+    from gapbench.metrics.corrected import Corrected
+
+HUMAN: Final = "human"
+LABELS: Final = "labels.jsonl"
+"""The judge that people are, and the file in a run folder where `gapbench label` keeps what they
+say."""
+IMAGE: Final = ["task", "category", "tier", "prompt", "sample"]
+OWN_METRICS: Final = frozenset({"non_unification", "mismatch_acceptance"})
+"""Those that need no outside judge."""
+
+
+class Run:
+    """A run folder with a plan: its frame and its rates."""
+
+    def __init__(self, folder: RunFolder, plan: Plan) -> None:
+        self.folder, self.plan = folder, plan
+
+    @property
+    def path(self) -> Path:
+        return self.folder.path
+
+    @property
+    def footnote(self) -> str:
+        """What every table of the run has to say about its model, if anything."""
+        return f"* {PAIR}" if self.folder.meta.get("model_about", {}).get("pair") else ""
+
+    def judges(self) -> list[str]:
+        """Names of the outside judges, in order of first use; last, where people labelled images,
+        "human"."""
+        return [*self.plan.judges, *([HUMAN] if (self.path / LABELS).exists() else [])]
+
+    def people(self) -> HumanJudge | None:
+        """The labels that `gapbench label` gathered, if any."""
+        from gapbench.judges.human import HumanJudge
+
+        file = self.path / LABELS
+        return HumanJudge(str(file)) if file.exists() else None
+
+    def checks(self) -> dict[str, str]:
+        """What was tried -> what was wrong with it: a judge's answers about a picture of known
+        truth ("judge NAME"), or a model's seeds; empty if nothing was."""
+        file = self.path / "checks.json"
+        return {str(k): str(v) for k, v in read_object(file).items()} if file.exists() else {}
+
+    def agreements(self) -> list[tuple[str, str, Agreement]]:
+        """Agreement of each two outside judges, and of each two people ("human:NAME"), on the
+        images that both were asked about."""
+        from gapbench.metrics.agreement import agreement
+
+        people = self.people()
+        raters = [f"{HUMAN}:{rater}" for rater in people.raters()] if people else []
+        frames = {name: self.frame(name) for name in [*self.judges(), *raters]}
+        found = []
+        for first, second in [*combinations(self.judges(), 2), *combinations(raters, 2)]:
+            if not len(frames[first]) or not len(frames[second]):
+                continue
+            both = frames[first].merge(
+                frames[second][[*IMAGE, "outside"]], on=IMAGE, suffixes=("_first", "_second")
+            )
+            if len(both):
+                found.append((first, second, agreement(both, "outside_first", "outside_second")))
+        return found
+
+    def corrected(self, judge: str | None = None) -> list[Corrected]:
+        """The rates by an outside judge (each task's first, by default) as people's labels correct
+        them; empty without labels."""
+        from gapbench.metrics.corrected import corrected
+
+        if HUMAN not in self.judges() or judge == HUMAN:
+            return []
+        frame, people = self.frame(judge), self.frame(HUMAN)
+        if not len(people) or not len(frame):
+            return []
+        labels = people[[*IMAGE, "outside"]].rename(columns={"outside": HUMAN})
+        return corrected(frame.merge(labels, on=IMAGE, how="left"))
+
+    def frame(self, judge: str | None = None) -> pd.DataFrame:
+        """One row for each planned image that was drawn.
+
+        Columns: task, category, tier, prompt (id), text, sample, seed, image (sha256), own, p_yes,
+        own_reason, outside, score, outside_reason, judge, mismatched, mismatched_asked. Verdicts
+        are 1.0, 0.0 or NaN (abstained). `judge` picks an outside judge, and with it the images it
+        was asked about; by default each task's first. "human" is the people who labelled the run,
+        "human:NAME" one of them.
+        """
+        import pandas as pd
+
+        name_of, _, rater = (judge or "").partition(":")
+        people = self.people() if name_of == HUMAN else None
+        raters = [f"{HUMAN}:{name}" for name in people.raters()] if people else []
+        if judge is not None and judge not in [*self.judges(), *raters]:
+            raise GapbenchError(
+                f"{self.path} has no verdicts of judge {judge!r}; it has {', '.join(self.judges())}"
+            )
+        drawn, verdicts = self.folder.generations(), self.folder.verdicts()
+        rows = []
+        for item in self.plan.items():
+            name = judge if judge is not None else next(iter(item.asks), None)
+            generation = drawn.get((item.prompt.text, item.seed))
+            if generation is None:
+                continue
+            outside: Answer | None = None
+            if people is not None:
+                outside = people.answer(generation.image, item.prompt.text, rater or None)
+                if outside is None:
+                    continue
+            elif judge is not None and judge not in item.asks:
+                continue
+
+            def find(
+                question: str, fingerprint: str, image: str = generation.image
+            ) -> Verdict | None:
+                return verdicts.get((image, question, fingerprint))
+
+            own = find(item.prompt.question, self.plan.own_fingerprint)
+            if name and people is None:
+                outside = find(item.asks[name], self.plan.judges[name])
+            other = find(item.partner.question, self.plan.own_fingerprint) if item.partner else None
+            rows.append(
+                {
+                    "task": item.prompt.task,
+                    "category": item.prompt.category,
+                    "tier": item.prompt.tier,
+                    "prompt": item.prompt.id,
+                    "text": item.prompt.text,
+                    "sample": item.sample,
+                    "seed": item.seed,
+                    "image": generation.image,
+                    "own": _number(own, "verdict"),
+                    "p_yes": _number(own, "p_yes"),
+                    "own_reason": own.reason if own else None,
+                    "outside": _number(outside, "verdict"),
+                    "score": _number(
+                        outside, "verdict" if outside and outside.score is None else "score"
+                    ),
+                    "outside_reason": outside.reason if outside else None,
+                    "judge": name,
+                    "mismatched": _number(other, "verdict"),
+                    "mismatched_asked": item.partner is not None,
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def rates(self, judge: str | None = None) -> list[Rates]:
+        """The figures of paper section 2, per category, task, tier and overall."""
+        from gapbench.metrics import rates
+
+        frame = self.frame(judge)
+        if not self.plan.own:
+            return [rate for rate in rates(frame) if rate.metric == "generation"]
+        judged = frame[frame["judge"].notna()] if len(frame) else frame
+        if len(judged) == len(frame):
+            return rates(frame)
+        # Prompts that no outside judge was asked about are not its abstentions.
+        alone = [rate for rate in rates(frame) if rate.metric in OWN_METRICS]
+        return alone + [rate for rate in rates(judged) if rate.metric not in OWN_METRICS]
+
+
+def open_run(path: str | Path) -> Run:
+    """A run folder as it stands, with the plan of the latest command."""
+    folder = RunFolder.open(Path(path))
+    raw = folder.read("plan.json")
+    try:
+        return Run(folder, Plan.from_json(raw))
+    except (TypeError, KeyError) as error:
+        raise GapbenchError(f"{folder.path / 'plan.json'}: broken ({error}); run again") from error
+
+
+def _number(verdict: Answer | None, field: str) -> float:
+    value = None if verdict is None else getattr(verdict, field)
+    return float("nan") if value is None else float(value)

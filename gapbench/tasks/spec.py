@@ -1,0 +1,128 @@
+"""task.yaml: what it may say, and reading it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gapbench.types import GapbenchError, Tier
+from gapbench.verdict import QUESTION
+
+ANY: Final = "*"
+"""In task.yaml: every category that the records have and no tier names."""
+_CATEGORY: Final = re.compile(r"[\w-]{1,80}", re.ASCII)
+
+
+class Split(BaseModel):
+    """What a split must be: `sha256` is of its records as JSON lines."""
+
+    model_config = ConfigDict(extra="forbid")
+    prompts: int = Field(gt=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class Download(BaseModel):
+    """A file of prompts that is fetched, not shipped; `category` where all of it is of one."""
+
+    model_config = ConfigDict(extra="forbid")
+    path: str
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    bytes: int = Field(gt=0)
+    category: str | None = None
+    split: str = "test"
+
+
+class Dataset(BaseModel):
+    """A data set that the user brings; `id` begins its prompts' ids. See gapbench.tasks.copies."""
+
+    model_config = ConfigDict(extra="forbid")
+    id: str
+    name: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+    rows: list[int] = Field(min_length=1)
+    bytes: int = Field(gt=0)
+
+
+class TaskFile(BaseModel):
+    """task.yaml. Prompts come from `generator`, a module of tasks/prompts, from `file`, beside
+    task.yaml, from `downloads`, paths under the address `base`, which pins a commit, or from
+    `datasets`, copies of the user's own with these text `columns`.
+
+    `fields` maps text, id, category and requirement to the columns of somebody else's records; the
+    category may be several columns, joined. The category "*" stands for every one that the records
+    have and `tiers` does not name. `variants` are further versions of the task: keys that replace
+    its own, downloads those of their category and split.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    title: str
+    version: str
+    license: str = "unknown"
+    generator: str | None = Field(default=None, pattern="^[a-z][a-z0-9_]*$")
+    file: str | None = None
+    base: str = ""
+    downloads: list[Download] = []
+    datasets: list[Dataset] = []
+    columns: list[str] = []
+    fields: dict[str, str | list[str]] = {}
+    samples: int = Field(default=4, gt=0)
+    judge: str | None = None
+    judges: dict[str, str] = {}
+    splits: dict[str, Split] = {}
+    tiers: dict[Tier, list[str]]
+    question: str = QUESTION
+    variants: dict[str, dict[str, Any]] = {}
+
+
+def read_spec(file: Path, variant: str) -> TaskFile:
+    """The checked contents of a task.yaml, of a variant where `variant` names one.
+
+    Raises GapbenchError, naming the file and the first thing that is wrong with it.
+    """
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise GapbenchError(f"{file}: cannot be read; a task is a folder with task.yaml") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise GapbenchError(f"{file}: not YAML ({' '.join(str(error).split())})") from error
+    if variant:
+        variants = raw.get("variants", {}) if isinstance(raw, dict) else {}
+        if variant not in variants:
+            raise GapbenchError(
+                f"{file}: no variant {variant!r}; there are {', '.join(variants) or 'none'}"
+            )
+        changed = variants[variant]
+        replaced = {(d.get("category"), d.get("split")): d for d in changed.get("downloads", ())}
+        kept = [
+            replaced.pop((d.get("category"), d.get("split")), d) for d in raw.get("downloads", ())
+        ]
+        raw = {**raw, "generator": None, **changed, "downloads": [*kept, *replaced.values()]}
+    try:
+        spec = TaskFile.model_validate(raw)
+    except ValidationError as error:
+        raise GapbenchError(f"{file}: {explain(error)}") from error
+    if "{prompt}" not in spec.question:
+        raise GapbenchError(f"{file}: question does not contain {{prompt}}")
+    categories = [c for names in spec.tiers.values() for c in names]
+    twice = {c for c in categories if categories.count(c) > 1}
+    if twice:
+        raise GapbenchError(f"{file}: category {sorted(twice)[0]!r} is listed twice")
+    odd = [c for c in categories if c != ANY and not _CATEGORY.fullmatch(c)]
+    if odd:
+        raise GapbenchError(
+            f"{file}: category {odd[0]!r} is no name; use up to 80 letters, digits, - and _"
+        )
+    return spec
+
+
+def explain(error: ValidationError) -> str:
+    """A pydantic error in one line: the first culprit and what is wrong with it."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {where!r}"
+    what = str(first["msg"]).removeprefix("Value error, ")
+    return f"{where}: {what}" if where else what

@@ -1,0 +1,335 @@
+"""Tasks: a folder with task.yaml, read into Prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Final
+
+from gapbench.fetch.sources import Source, cached, have
+from gapbench.tasks.copies import Copy
+from gapbench.tasks.records import Placed, mapped, read
+from gapbench.tasks.spec import ANY, read_spec
+from gapbench.types import TIERS, GapbenchError, Prompt, Tier
+
+LONGEST: Final = 10_000
+"""Characters a prompt may have; the benchmarks' longest has under 2,000."""
+
+
+class Task:
+    """A named list of prompts with tiers, a verdict question and a judge."""
+
+    def __init__(self, name: str, folder: Path, variant: str = "", split: str = "test") -> None:
+        self.name = name + f"@{variant}" * bool(variant) + f":{split}" * (split != "test")
+        self.folder, self.split = folder, split
+        self.spec = read_spec(folder / "task.yaml", variant)
+        self.samples = self.spec.samples
+
+    @cached_property
+    def version(self) -> str:
+        """task.yaml's, with the digests of the user's copies where those are the prompts."""
+        held = (copy.digest() for copy in self.copies())
+        return "+".join([self.spec.version, *(digest[:8] for digest in held if digest)])
+
+    def judge(self, category: str) -> str | None:
+        """The outside judge of a category, where it has one."""
+        return self.spec.judges.get(category, self.spec.judge)
+
+    def sources(self) -> list[Source]:
+        """The files that the task needs and does not ship."""
+        return [
+            Source(
+                url=download.path if "://" in download.path else self.spec.base + download.path,
+                sha256=download.sha256,
+                bytes=download.bytes,
+                license=self.spec.license,
+            )
+            for download in self.spec.downloads
+        ]
+
+    def copies(self) -> list[Copy]:
+        """The data sets that the task needs and that the user brings."""
+        return [
+            Copy(
+                dataset=dataset.name,
+                columns=tuple(self.spec.columns),
+                rows=tuple(dataset.rows),
+                bytes=dataset.bytes,
+                license=self.spec.license,
+            )
+            for dataset in self.spec.datasets
+        ]
+
+    def ready(self) -> bool:
+        """Whether all that it needs and does not ship is here."""
+        return all(map(have, self.sources())) and all(copy.digest() for copy in self.copies())
+
+    @cached_property
+    def tier_of(self) -> dict[str, Tier]:
+        """Category -> tier, in the order of task.yaml, "*" last as the records have them."""
+        named = {c: tier for tier in TIERS for c in self.spec.tiers.get(tier, ())}
+        if ANY in named and self.ready():
+            tier = named.pop(ANY)
+            for record, _ in self._records("test"):
+                named.setdefault(record["category"], tier)
+        return named
+
+    def splits(self) -> list[str]:
+        """The splits there are; a task that names none has one, test."""
+        named = [*self.spec.splits, *(download.split for download in self.spec.downloads)]
+        return list(dict.fromkeys(named)) or ["test"]
+
+    def prompts(self, split: str | None = None) -> list[Prompt]:
+        """All prompts of a split, in order; of the task's own by default.
+
+        Raises GapbenchError where the split does not exist, a record is broken, or the prompts
+        are not the ones task.yaml names by digest.
+        """
+        split = split or self.split
+        if split not in self.splits():
+            raise GapbenchError(
+                f"task {self.name}: no split {split!r}; it has {', '.join(self.splits())}"
+            )
+        placed = self._records(split)
+        if self.spec.splits:
+            self._check_digest(split, [record for record, _ in placed])
+        return self._prompts(placed)
+
+    def _records(self, split: str) -> Placed:
+        if self.spec.generator:
+            try:
+                module = importlib.import_module(f"gapbench.tasks.prompts.{self.spec.generator}")
+            except ModuleNotFoundError as error:
+                raise GapbenchError(
+                    f"{self.folder / 'task.yaml'}: no generator {self.spec.generator!r} in "
+                    "gapbench.tasks.prompts; a task of your own lists its prompts with `file:`"
+                ) from error
+            return [
+                (record, f"task {self.name}, prompt {number}")
+                for number, record in enumerate(module.make(split), 1)
+            ]
+        if self.spec.downloads:
+            return self._downloaded(split)
+        if self.spec.datasets:
+            return self._copied()
+        if self.spec.file is None:
+            raise GapbenchError(
+                f"{self.folder / 'task.yaml'}: needs `file:`, `downloads:`, `datasets:` or "
+                "`generator:`"
+            )
+        file = self.folder / self.spec.file
+        if not file.resolve().is_relative_to(self.folder.resolve()):
+            raise GapbenchError(f"{self.folder / 'task.yaml'}: file {file} is outside the task")
+        return self._read(file, None)
+
+    def _read(self, file: Path, category: str | None) -> Placed:
+        fields = self.spec.fields
+        columns = [c for v in fields.values() for c in (v if isinstance(v, list) else [v])]
+        placed = []
+        for number, (record, place) in enumerate(read(file, columns), 1):
+            made = self._mapped(record, place)
+            made.setdefault("category", category or next(iter(self.tier_of), None))
+            made.setdefault("id", f"{category}-{number:03d}" if category else f"{number:05d}")
+            placed.append((made, place))
+        return placed
+
+    def _mapped(self, record: Mapping[str, Any], place: str) -> dict[str, Any]:
+        """A record of somebody else's as ours."""
+        if not self.spec.fields:
+            return dict(record)
+        try:
+            made = mapped(record, self.spec.fields)
+        except KeyError as error:
+            raise GapbenchError(f"{place}: no field {error}; the records changed") from error
+        if isinstance(made.get("category"), dict):
+            joined = "-".join(str(part) for part in made["category"].values())
+            made["category"] = re.sub(r"[^\w-]+", "-", joined, flags=re.ASCII)
+        return made
+
+    def _copied(self) -> Placed:
+        """The rows of the user's copies; one that an earlier data set has, by its first column, is
+        not taken again."""
+        placed, seen = [], set[str]()
+        for dataset, copy in zip(self.spec.datasets, self.copies(), strict=True):
+            rows = copy.records(f"task {self.name}")
+            for number, row in enumerate(rows, 1):
+                if row[copy.columns[0]] not in seen:
+                    made = self._mapped(row, f"{dataset.name}, row {number}")
+                    made["id"] = f"{dataset.id}-{number:03d}"
+                    placed.append((made, f"{dataset.name}, row {number}"))
+            seen.update(row[copy.columns[0]] for row in rows)
+        return placed
+
+    def _downloaded(self, split: str) -> Placed:
+        files = cached(self.sources(), f"task {self.name}")
+
+        def of(name: str) -> Placed:
+            return [
+                pair
+                for download, file in zip(self.spec.downloads, files, strict=True)
+                if download.split == name
+                for pair in self._read(file, download.category)
+            ]
+
+        placed = of(split)
+        if split == "test":
+            return placed
+        # What is trained on is never tested on, and counts once.
+        seen = {record["text"] for record, _ in of("test")}
+        return [p for p in placed if not (p[0]["text"] in seen or seen.add(p[0]["text"]))]  # type: ignore[func-returns-value]
+
+    def _check_digest(self, split: str, records: list[Any]) -> None:
+        lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
+        digest, wanted = hashlib.sha256(lines.encode()).hexdigest(), self.spec.splits[split]
+        if (len(records), digest) != (wanted.prompts, wanted.sha256):
+            raise GapbenchError(
+                f"task {self.name}: the {split} split has {len(records)} prompts with sha256 "
+                f"{digest}, task.yaml names {wanted.prompts} with {wanted.sha256}; changed prompts "
+                "need a new version"
+            )
+
+    def _prompts(self, placed: Placed) -> list[Prompt]:
+        if not placed:
+            raise GapbenchError(f"task {self.name}: {self.spec.file} holds no prompts")
+        prompts, seen = [], dict[str, str]()
+        for record, place in placed:
+            self._check(record, place)
+            if record["id"] in seen:
+                raise GapbenchError(
+                    f"{place}: id {record['id']!r} is already at {seen[record['id']]}; "
+                    "ids must differ"
+                )
+            seen[record["id"]] = place
+            prompts.append(
+                Prompt(
+                    id=record["id"],
+                    task=self.name,
+                    category=record["category"],
+                    tier=self.tier_of[record["category"]],
+                    text=record["text"],
+                    # Not str.format: the question's "{your score}" is literal.
+                    question=self.spec.question.replace("{prompt}", record["text"]),
+                    requirement=record.get("requirement", {}),
+                )
+            )
+        return prompts
+
+    def _check(self, record: Mapping[str, Any], place: str) -> None:
+        unknown = set(record) - {"id", "category", "text", "requirement"}
+        if unknown:
+            raise GapbenchError(f"{place}: unknown key {sorted(unknown)[0]!r}")
+        text = record.get("text")
+        if not isinstance(text, str) or not text.strip():
+            raise GapbenchError(f"{place}: the prompt is empty; every prompt needs a text")
+        if len(text) > LONGEST:
+            raise GapbenchError(
+                f"{place}: the prompt has {len(text):,} characters, more than {LONGEST:,}"
+            )
+        for letter in text:
+            if unicodedata.category(letter) in {"Cc", "Cs"} and letter not in "\n\t":
+                raise GapbenchError(
+                    f"{place}: the prompt holds the control character {letter!r}; remove it"
+                )
+        if not isinstance(record["id"], str) or not record["id"]:
+            raise GapbenchError(f"{place}: the id {record['id']!r} is not a text")
+        if not isinstance(record["category"], str) or record["category"] not in self.tier_of:
+            raise GapbenchError(
+                f"{place}: category {record['category']!r} is not in task.yaml, which has "
+                f"{', '.join(self.tier_of)}"
+            )
+        if not isinstance(record.get("requirement", {}), dict):
+            raise GapbenchError(f"{place}: the requirement is not an object")
+
+
+def _shipped() -> Path:
+    """The tasks/ folder: inside the wheel, or beside the package in a checkout."""
+    package = Path(__file__).parent.parent
+    inside = package / "_tasks"
+    return inside if inside.exists() else package.parent / "tasks"
+
+
+def task_folders() -> dict[str, Path]:
+    """Name -> folder of every installed task, third parties' (group gapbench.tasks) last."""
+    found = {file.parent.name: file.parent for file in sorted(_shipped().glob("*/task.yaml"))}
+    for entry in entry_points(group="gapbench.tasks"):
+        found.setdefault(entry.name, Path(entry.load()))
+    return found
+
+
+def load_task(name: str) -> Task:
+    """A task by its name or by the path of its folder, `@variant` behind a name for a variant and
+    `:split` for another split than test.
+
+    Raises GapbenchError where there is none, naming those there are.
+    """
+    folders = task_folders()
+    whole, colon, split = name.rpartition(":")
+    place, split = (whole, split) if colon and not Path(name).exists() else (name, "test")
+    plain, _, variant = place.partition("@")
+    if plain in folders:
+        return Task(plain, folders[plain], variant, split)
+    path = Path(place)
+    if (path / "task.yaml").is_file():
+        return Task(path.resolve().name, path, split=split)
+    raise GapbenchError(
+        f"no task {name!r}; installed: {', '.join(folders)} (or give a folder that holds task.yaml)"
+    )
+
+
+def select(selections: Iterable[str]) -> list[tuple[Task, list[Prompt]]]:
+    """The prompts of `selected_tasks`, by task."""
+    return [
+        (task, [prompt for prompt in task.prompts() if prompt.category in categories])
+        for task, categories in selected_tasks(selections)
+    ]
+
+
+def selected_tasks(selections: Iterable[str]) -> list[tuple[Task, set[str]]]:
+    """Tasks with the categories that selections name: `all`, a tier, a task (`task:split` for
+    another split than test), or task/category.
+
+    Raises GapbenchError for a name that selects nothing.
+    """
+    chosen: dict[str, tuple[Task, set[str]]] = {}
+
+    def add(task: Task, categories: Iterable[str]) -> None:
+        first, wanted = chosen.setdefault(task.name, (task, set()))
+        if first.folder.resolve() != task.folder.resolve():
+            raise GapbenchError(
+                f"two tasks are named {task.name!r}: {first.folder} and {task.folder}; "
+                "rename one's folder"
+            )
+        wanted.update(categories)
+
+    for selection in selections:
+        if selection == "all" or selection in TIERS:
+            for name in task_folders():
+                task = load_task(name)
+                add(task, (c for c, t in task.tier_of.items() if selection in ("all", t)))
+            continue
+        selection = selection.rstrip("/") or selection
+        name, _, category = selection.rpartition("/")
+        if re.split("[@:]", name)[0] in task_folders() or (
+            name and (Path(name) / "task.yaml").is_file()
+        ):
+            task = load_task(name)
+            if category not in task.tier_of:
+                raise GapbenchError(
+                    f"task {task.name} has no category {category!r}; it has "
+                    f"{', '.join(task.tier_of)}"
+                )
+            add(task, [category])
+        else:
+            task = load_task(selection)
+            add(task, task.tier_of)
+    found = [(task, categories) for task, categories in chosen.values() if categories]
+    if not found:
+        raise GapbenchError("no tasks selected; see `gapbench tasks`")
+    return found

@@ -1,0 +1,273 @@
+"""The command line as processes: what it prints, what it loads, and one line for every mistake."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from gapbench import GapbenchError, load_model, open_run
+from gapbench.models import MODELS
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+SMALL = ("--tasks", "shapes/colors", "--limit", "3", "--samples", "1")
+MODULES = """
+import json, sys
+from gapbench.cli.main import main
+try:
+    main()
+finally:
+    print(json.dumps(sorted(sys.modules)), file=sys.stderr)
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `gapbench run` ran once; its output is in `out`."""
+    folder = tmp_path_factory.mktemp("made")
+    code = "from gapbench.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", *SMALL],
+        cwd=folder, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    (folder / "out").write_text(done.stdout)
+    return folder
+
+
+@pytest.fixture
+def ran(made: Path, tmp_path: Path) -> Path:
+    """A copy of that run's folder, in the folder that `cli` runs in."""
+    shutil.copytree(made / "runs", tmp_path / "runs")
+    return next((tmp_path / "runs").iterdir())
+
+
+def loaded(folder: Path, *args: str) -> tuple[set[str], str]:
+    """Modules that a command has imported at its end, and what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", MODULES, *args],
+        cwd=folder, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return set(json.loads(done.stderr.splitlines()[-1])), done.stdout
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file() and file.name != ".lock"
+    }
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], *culprits: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("gapbench: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.endswith("\n")
+    for culprit in culprits:
+        assert culprit in done.stderr
+
+
+# -- what works ----------------------------------------------------------------------------------
+
+
+def test_help_and_lists_import_no_torch(tmp_path: Path) -> None:
+    for args in (["--help"], ["run", "--help"], ["tasks"], ["models"]):
+        modules, shown = loaded(tmp_path, *args)
+        assert shown
+        assert not {"torch", "transformers", "pandas"} & modules, args
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_prints_its_table(made: Path) -> None:
+    shown = (made / "out").read_text()
+    [folder] = (made / "runs").iterdir()
+    assert "janus-mini on shapes 1.1: 3 images of 3 prompts, own verdicts by self" in shown
+    assert "Outside judge: pixel" in shown
+    assert f"gapbench show runs/{folder.name}" in shown
+    for rate in open_run(folder).rates():
+        assert rate.name in shown
+    assert (folder / "sheets" / "shapes-colors.png").exists()
+    assert {file.name for file in folder.iterdir()} >= {
+        "run.json", "plan.json", "generations.jsonl", "verdicts.jsonl", "rates.json", "images",
+        "tokens", "sheets",
+    }  # fmt: skip
+
+
+def test_the_same_run_again_loads_no_model(made: Path, ran: Path, tmp_path: Path) -> None:
+    before = files(ran)
+    modules, shown = loaded(tmp_path, "run", *SMALL)
+    assert "transformers.models.janus.modeling_janus" not in modules
+    assert "gapbench.models.janus.adapter" in modules
+    assert shown == (made / "out").read_text()
+    assert files(ran) == before
+
+
+def test_dry_runs_write_nothing(cli: Cli, ran: Path, tmp_path: Path) -> None:
+    before = files(tmp_path)
+    done = cli("run", *SMALL, "--dry-run")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Nothing is left to do" in done.stdout
+    more = cli("run", *SMALL[:-1], "2", "--dry-run")
+    assert more.returncode == 0, more.stderr
+    assert "Left to do: 3 images, 3 own verdicts, 3 outside verdicts; about " in more.stdout
+    assert files(tmp_path) == before
+
+
+def test_show_prints_the_run_again(cli: Cli, made: Path, ran: Path, tmp_path: Path) -> None:
+    before = files(ran)
+    rates = open_run(ran).rates()
+    done = cli("show", str(ran))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip() == (made / "out").read_text().partition("Pictures:")[0].strip()
+    as_json = cli("show", str(ran), "--format", "json", "--judge", "pixel")
+    assert json.loads(as_json.stdout) == [asdict(rate) for rate in rates]
+    rows = list(csv.DictReader(io.StringIO(cli("show", str(ran), "--format", "csv").stdout)))
+    assert [row["metric"] for row in rows] == [rate.metric for rate in rates]
+    markdown = cli("show", str(ran), "--format", "markdown").stdout.splitlines()
+    assert all(line.startswith("|") and line.endswith("|") for line in markdown)
+    assert "| **overall** " in markdown[-1]
+    assert files(ran) == before
+
+
+def test_tasks_and_models_are_described(cli: Cli, user_task: Callable[..., Path]) -> None:
+    folder = user_task([{"text": "[bold]x[/bold] {prompt}"}])
+    for args, words in (
+        (("tasks",), ("shapes", "440", "pixel")),
+        (("tasks", "shapes"), ("Apache-2.0", "compound_fact", "hard", "{your score}")),
+        (("tasks", str(folder)), ("[bold]x[/bold] {prompt}", "only")),
+        (("models",), ("janus-mini", "Apache-2.0")),
+        (("models", "janus-mini"), (load_model("janus-mini").fingerprint, "guidance")),
+    ):
+        done = cli(*args)
+        assert (done.returncode, done.stderr) == (0, "")
+        for word in words:
+            assert word in done.stdout
+
+
+def test_config_files_are_overridden_by_options(cli: Cli, ran: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(
+        "tasks: shapes/counting, shapes/colors\nlimit: 3\nsamples: 1\nbatch-size: 7\n"
+    )
+    done = cli("run", "--config", "c.yaml", "--tasks", "shapes/colors", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "Nothing is left to do" in done.stdout
+
+
+# -- what does not -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "culprits"),
+    [
+        (("run", "--model", "gpt"), ("no model 'gpt'", "janus-mini")),
+        (("run", "--tasks", "shape"), ("no task 'shape'", "shapes")),
+        (("run", "--tasks", "shapes/colour"), ("no category 'colour'", "colors")),
+        (("run", "--judge", "owl"), ("no judge 'owl'", "pixel")),
+        (("run", "--verdict", "vibes"), ("--verdict vibes", "'logits'", "'text'")),
+        (("run", "--samples", "0"), ("--samples 0",)),
+        (("run", "--batch-size", "0"), ("--batch-size 0",)),
+        (("run", "--limit", "-1"), ("--limit -1",)),
+        (("run", "--seed", "-1"), ("--seed -1",)),
+        (("run", "--device", "tpu"), ("--device tpu",)),
+        (("run", "--dtype", "int8"), ("--dtype int8",)),
+        (("run", "--out", "file"), ("--out file is a file",)),
+        (("run", "--config", "none.yaml"), ("none.yaml", "cannot be read")),
+        (("run", "--config", "key.yaml"), ("key.yaml", "unknown key 'tempo'", "keys are model")),
+        (("run", "--config", "list.yaml"), ("list.yaml", "key: value")),
+        (("run", "--config", "broken.yaml"), ("broken.yaml", "not YAML")),
+        (("run", "--config", "value.yaml"), ("value.yaml", "samples: ")),
+        (("tasks", "shape"), ("no task 'shape'",)),
+        (("models", "gpt"), ("no model 'gpt'",)),
+        (("show", "nowhere"), ("nowhere/run.json", "is nowhere a run folder?")),
+        (("show", "nowhere", "--format", "xml"), ("--format xml", "markdown")),
+    ],
+    ids=lambda value: " ".join(value)[:40],
+)
+def test_mistakes_take_one_line(
+    cli: Cli, tmp_path: Path, args: tuple[str, ...], culprits: tuple[str, ...]
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "key.yaml").write_text("tempo: 1\n")
+    (tmp_path / "list.yaml").write_text("- model\n")
+    (tmp_path / "broken.yaml").write_text("model: [\n")
+    (tmp_path / "value.yaml").write_text("samples: many\n")
+    before = files(tmp_path)
+    assert_refused(cli(*args), *culprits)
+    assert files(tmp_path) == before
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_usage_errors_exit_with_2(cli: Cli) -> None:
+    done = cli("run", "--colour", "red")
+    assert done.returncode == 2
+    assert "--colour" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "culprit"),
+    [
+        ("identity", {"model": "other"}, "holds a run of another identity"),
+        ("format", 99, "has run format 99"),
+    ],
+)
+def test_a_folder_of_another_run_is_left_alone(
+    cli: Cli, ran: Path, key: str, value: object, culprit: str
+) -> None:
+    meta = json.loads((ran / "run.json").read_text())
+    (ran / "run.json").write_text(json.dumps(meta | {key: value}))
+    before = files(ran)
+    assert_refused(cli("run", *SMALL), f"runs/{ran.name} {culprit}")
+    assert files(ran) == before
+
+
+def test_show_names_an_unknown_judge(cli: Cli, ran: Path) -> None:
+    assert_refused(cli("show", str(ran), "--judge", "owl"), "no verdicts of judge 'owl'", "pixel")
+
+
+def test_truncated_weights_are_refused(cli: Cli, tmp_path: Path) -> None:
+    shutil.copytree(MODELS["janus-mini"].folder, tmp_path / "copy")
+    with (tmp_path / "copy" / "model.safetensors").open("r+b") as weights:
+        weights.truncate(100_000)
+    assert_refused(cli("run", *SMALL, "--model", "copy"), "model copy: cannot load copy")
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_edited_weights_are_not_the_bundled_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = MODELS["janus-mini"]
+    copy = tmp_path / "copy"
+    shutil.copytree(entry.folder, copy)
+    weights = copy / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    monkeypatch.setitem(MODELS, "janus-mini", replace(entry, folder=copy))
+    with pytest.raises(GapbenchError, match="is not the one that ships"):
+        load_model("janus-mini")
+    assert load_model(str(copy)).fingerprint  # under its own name it is a model like any other
+    weights.unlink()
+    with pytest.raises(GapbenchError, match="cannot be read; install gapbench again"):
+        load_model("janus-mini")
+
+
+def test_special_tokens_in_prompts_are_refused(
+    cli: Cli, user_task: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = user_task(
+        [{"text": "a circle"}, {"text": "a <begin_of_image> circle", "id": "two"}], judge=None
+    )
+    done = cli("run", "--tasks", str(folder))
+    assert_refused(done, "task mine, prompt two", "'<begin_of_image>'", "special token")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]

@@ -1,0 +1,299 @@
+"""`gapbench compare` and `gapbench power` on true runs of janus-mini and of altered copies."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import gapbench
+from gapbench import GapbenchError, open_run
+from gapbench.comparison import compare as comparison
+from gapbench.comparison.compare import WORDS, compare
+from gapbench.comparison.words import render
+from gapbench.models import MODELS
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def altered(folder: Path, noise: float) -> Path:
+    """A copy of janus-mini; the language model's matrices get noise of so many spreads."""
+    shutil.copytree(MODELS["janus-mini"].folder, folder)
+    weights = load_file(folder / "model.safetensors")
+    stream = torch.Generator().manual_seed(0)
+    for name, weight in weights.items():
+        if "language_model" in name and weight.ndim == 2:
+            step = torch.randn(weight.shape, generator=stream) * weight.float().std() * noise
+            weights[name] = weight + step.to(weight.dtype)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of janus-mini, a slightly altered copy and a broken one; 22 prompts, 2 images each."""
+    folder = tmp_path_factory.mktemp("compare")
+    models = [
+        "janus-mini",
+        str(altered(folder / "slight", 0.5)),
+        str(altered(folder / "broken", 2)),
+    ]
+    for model in models:
+        gapbench.run(model, limit=22, samples=2, out=folder / "runs")
+    return folder
+
+
+@pytest.fixture
+def runs(made: Path, tmp_path: Path) -> dict[str, Path]:
+    """Copies of those runs, in the folder that `cli` runs in."""
+    shutil.copytree(made / "runs", tmp_path / "runs")
+    return {run.name.rsplit("-", 1)[0]: run for run in (tmp_path / "runs").iterdir()}
+
+
+def short(run: Path) -> str:
+    return f"runs/{run.name}"
+
+
+def refused(done: subprocess.CompletedProcess[str], *culprits: str) -> None:
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("gapbench: ")]
+    assert len(lines) == 1 == len(done.stderr.splitlines())
+    assert all(culprit in lines[0] for culprit in culprits), lines[0]
+
+
+def test_a_broken_model_is_told_from_its_base(cli: Cli, runs: dict[str, Path]) -> None:
+    before, after = runs["janus-mini"], runs["broken"]
+    verdicts = (before / "verdicts.jsonl").read_bytes()
+    args = ("compare", short(before), short(after))
+    done = cli(*args, "--format", "json", "--gate")
+    assert done.returncode == 1, done.stderr
+    told = json.loads(done.stdout)
+    [found] = told["comparisons"]
+    assert (found["images"], found["prompts"], found["left_out"]) == (44, 22, [])
+    figures = {c["metric"]: c for c in found["changes"]}
+    assert list(figures) == [
+        "generation", "non_unification", "false_positive", "self_accuracy", "understanding",
+    ]  # fmt: skip
+    assert figures["generation"]["difference"] < -0.3
+    assert figures["generation"]["p_holm"] < 0.01
+    assert {"generation", "non_unification"} <= set(found["worse"])
+    assert found["verdict"] in ("generation worse", "co-degradation")
+
+    # The figures are the runs' own.
+    for side, run in (("before", before), ("after", after)):
+        own = {r.metric: r.value for r in open_run(run).rates() if r.level == "overall"}
+        for metric in ("generation", "non_unification", "false_positive", "self_accuracy"):
+            assert figures[metric][side] == pytest.approx(own[metric])
+
+    # AFTER's verdicts on BEFORE's images were added to BEFORE's folder, and are what it would say.
+    added = (before / "verdicts.jsonl").read_bytes()
+    assert added.startswith(verdicts)
+    lines = [json.loads(line) for line in added[len(verdicts) :].splitlines()]
+    frame, judge = open_run(before).frame(), open_run(after).plan.own_fingerprint
+    assert [line["image"] for line in lines] == frame["image"].tolist()
+    assert {line["fingerprint"] for line in lines} == {judge}
+    crossed = [line["verdict"] for line in lines]
+    triples = list(zip(frame["outside"], frame["own"], crossed, strict=True))
+    won = found["win_rate"]
+    assert won["wins"] == sum(old != new == real for real, old, new in triples)
+    assert won["losses"] == sum(new != old == real for real, old, new in triples)
+    assert won["wins"] + won["losses"] + won["ties"] == 44
+    assert found["groups"]["010"] == triples.count((0.0, 1.0, 0))
+    assert sum(found["groups"].values()) == 44
+
+    # Again: nothing is judged anew, and no other form tells another story.
+    again = cli(*args, "--format", "markdown", "--by", "tier")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert (before / "verdicts.jsonl").read_bytes() == added
+    assert f"**Verdict: {found['verdict']}." in again.stdout
+    assert "| hard: generation" in again.stdout
+    text = cli(*args).stdout
+    assert f"Verdict: {found['verdict']}." in text
+    assert f"({won['wins']} wins, {won['losses']} losses, {won['ties']} ties)" in text
+    assert told["rule"] in text
+
+
+def test_a_comparison_that_was_cut_off_goes_on(runs: dict[str, Path]) -> None:
+    before, after = runs["janus-mini"], runs["slight"]
+    [whole] = compare(before, [after])
+    file = before / "verdicts.jsonl"
+    complete = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(complete[:-10]) + b'{"torn')
+    assert compare(before, [after]) == [whole]
+    assert sorted(file.read_bytes().splitlines(keepends=True)) == sorted(complete)
+
+
+def test_a_small_change_is_not_called_one(cli: Cli, runs: dict[str, Path]) -> None:
+    done = cli("compare", short(runs["janus-mini"]), short(runs["slight"]), "--gate")
+    assert done.returncode == 0, done.stderr
+    assert (
+        "Verdict: no detectable change. The smallest change this run could have seen" in done.stdout
+    )
+    assert "Significantly worse" not in done.stdout
+
+
+def test_several_runs_get_a_table(cli: Cli, runs: dict[str, Path]) -> None:
+    afters = (short(runs["slight"]), short(runs["broken"]))
+    done = cli("compare", short(runs["janus-mini"]), *afters, "--gate")
+    assert done.returncode == 1, done.stderr
+    table = done.stdout.split("\n\n")[1].splitlines()
+    assert "win rate" in table[0]
+    assert "gap-gain rho" in table[0]
+    assert [row.split()[0] for row in table[2:]] == list(afters)
+    assert done.stdout.count("Verdict: ") == 2
+
+
+def test_a_model_that_was_moved_is_named(cli: Cli, made: Path, runs: dict[str, Path]) -> None:
+    before, after = runs["janus-mini"], runs["broken"]
+    meta = json.loads((after / "run.json").read_text())
+    meta["model_about"]["given"] = str(made / "gone")
+    (after / "run.json").write_text(json.dumps(meta))
+    args = ("compare", short(before), short(after))
+    files = (before / "verdicts.jsonl").read_bytes()
+    refused(cli(*args), "has to judge BEFORE's images, but no model", "--model")
+    refused(cli(*args, "--model", str(made / "slight")), "holds other weights", "--model")
+    assert (before / "verdicts.jsonl").read_bytes() == files
+    done = cli(*args, "--model", str(made / "slight"), "--model", str(made / "broken"))
+    assert done.returncode == 0, done.stderr
+
+
+def edit(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    plan = json.loads((run / "plan.json").read_text())
+    change(plan)
+    (run / "plan.json").write_text(json.dumps(plan))
+
+
+def drop_prompts(plan: dict[str, Any]) -> None:
+    for key in ("prompts", "partner", "asks"):
+        plan[key] = plan[key][:15]
+    plan["partner"] = [None] * 15
+
+
+@pytest.mark.parametrize(
+    ("change", "culprits", "left"),
+    [
+        (drop_prompts, ("7 prompts only BEFORE has, such as shapes/",), 30),
+        (lambda plan: plan["samples"].update(shapes=1), ("of seeds only BEFORE has",), 22),
+        (
+            lambda plan: plan.update(tasks={"shapes": "2.0"}),
+            ("shapes is of version 1.1 and 2.0",),
+            0,
+        ),
+        (
+            lambda plan: plan["judges"].update(pixel="pixel-9"),
+            ("judge is pixel of two versions",),
+            0,
+        ),
+        (lambda plan: plan.update(seed=7), ("holds no image of its plan",), None),
+        (lambda plan: plan["prompts"][3].update(question="?"), ("1 prompts were changed",), 42),
+        (lambda plan: plan.update(own="self-text"), ("own verdicts by self and self-text",), None),
+    ],
+    ids=["prompts", "samples", "version", "judge", "seed", "text", "verdict"],
+)
+def test_runs_that_differ_are_refused(
+    runs: dict[str, Path], change: Any, culprits: tuple[str, ...], left: int | None
+) -> None:
+    before, after = runs["janus-mini"], runs["slight"]
+    edit(after, change)
+    offered = (f"--intersection compares the {left} images",) if left else ()
+    with pytest.raises(GapbenchError) as told:
+        compare(before, [after])
+    for culprit in (*culprits, *offered):
+        assert culprit in str(told.value)
+    assert "\n" not in str(told.value)
+    if left:
+        found = compare(before, [after], intersection=True)[0]
+        assert found.images == left
+        assert len(found.left_out) == 1
+        assert found.left_out[0] in render([found], "text")
+    else:
+        with pytest.raises(GapbenchError, match=re.escape(culprits[0])):
+            compare(before, [after], intersection=True)
+
+
+def test_other_seeds_share_no_image(cli: Cli, runs: dict[str, Path], made: Path) -> None:
+    gapbench.run(str(made / "slight"), limit=22, samples=2, seed=5, out=made / "others")
+    [other] = (made / "others").iterdir()
+    done = cli("compare", short(runs["janus-mini"]), str(other), "--intersection")
+    refused(done, "44 images of shared prompts are of seeds only BEFORE has", "share no image")
+
+
+@pytest.mark.parametrize(
+    ("args", "culprits"),
+    [
+        (("compare", "BEFORE", "BEFORE"), ("is given as BEFORE and as AFTER",)),
+        (("compare", "BEFORE", "nowhere"), ("nowhere/run.json", "a run folder?")),
+        (("compare", "BEFORE", "AFTER", "--format", "csv"), ("--format csv", "markdown")),
+        (("compare", "BEFORE", "AFTER", "--by", "prompt"), ("--by prompt", "category")),
+        (("compare", "BEFORE", "AFTER", "--judge", "owl"), ("no verdicts of judge 'owl'", "pixel")),
+        (("power", "BEFORE", "--detect", "0"), ("--detect 0",)),
+        (("power", "BEFORE", "--metric", "speed"), ("no metric 'speed'", "generation")),
+        (("power", "nowhere"), ("nowhere/run.json",)),
+    ],
+    ids=lambda value: " ".join(value)[:40],
+)
+def test_mistakes_take_one_line(
+    cli: Cli, runs: dict[str, Path], args: tuple[str, ...], culprits: tuple[str, ...]
+) -> None:
+    places = {"BEFORE": short(runs["janus-mini"]), "AFTER": short(runs["slight"])}
+    refused(cli(*(places.get(arg, arg) for arg in args)), *culprits)
+
+
+def test_runs_without_own_verdicts_compare_what_they_have(made: Path) -> None:
+    for model in ("janus-mini", str(made / "slight")):
+        gapbench.run(model, limit=11, samples=1, verdict="none", out=made / "silent")
+    [found] = compare(*_sides(made / "silent"))
+    assert [c.metric for c in found.changes] == ["generation"]
+    assert (found.win_rate, found.groups) == (None, None)
+    assert found.verdict == "no detectable change (understanding was not measured)"
+    assert "understanding was not measured" in render([found], "text")
+
+
+def _sides(folder: Path) -> tuple[Path, list[Path]]:
+    before, *afters = sorted(folder.iterdir())
+    return before, list(afters)
+
+
+def test_power_plans_from_a_run(cli: Cli, runs: dict[str, Path]) -> None:
+    done = cli("power", short(runs["janus-mini"]), "--detect", "10")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "To detect a change of 10 points with a probability of 80 %" in done.stdout
+    rows = [line.split() for line in done.stdout.splitlines() if line.strip()[:1].isdigit()]
+    assert [row[0] for row in rows] == ["1", "2", "4", "8", "16"]
+    best = [int(row[1]) for row in rows]
+    assert best == sorted(best, reverse=True)
+    assert all(int(row[1]) <= int(row[2]) for row in rows)
+    assert "This run's 22 prompts x 2 images detect" in done.stdout
+
+
+def test_every_verdict_has_its_words(
+    runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rule, on figures whose signs are set by hand."""
+    [real] = compare(runs["janus-mini"], [runs["slight"]])
+
+    def signed(metric: str, sign: int) -> Any:
+        [change] = [c for c in real.changes if c.metric == metric]
+        return replace(change, difference=0.1 * (sign or 1), p=1e-4 if sign else 0.5)
+
+    for (generation, understanding), words in WORDS.items():
+        signs = {"generation": generation, "understanding": understanding}
+        first, second = ([signed(metric, sign)] for metric, sign in signs.items())
+        monkeypatch.setattr(comparison, "changes", lambda *_, _first=first: _first)
+        monkeypatch.setattr(comparison, "understanding", lambda *_, _second=second: _second)
+        [found] = compare(runs["janus-mini"], [runs["slight"]])
+        assert found.verdict == words
+        assert found.worse == [metric for metric, sign in signs.items() if sign < 0]
+    assert {"co-improvement", "generation only", "understanding only", "no detectable change",
+            "co-degradation"} <= set(WORDS.values())  # fmt: skip
+    with pytest.raises(GapbenchError, match="no format 'xml'"):
+        render([real], "xml")

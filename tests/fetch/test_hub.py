@@ -1,0 +1,137 @@
+"""Checkpoints from a local server that speaks the hub's protocol, through the command line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from gapbench.fetch.hub import fetch, present
+from gapbench.judges.sciscore import CHECKPOINT
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+REPO = "/Jialuo21/SciScore"
+WEIGHTS = "model.safetensors"
+
+
+class Hub(ThreadingHTTPServer):
+    """One repository, whose branch `main` is at `commit`; `failures` are used up by its weights."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.commit = folder, "a" * 40
+        self.failures: list[str] = []
+        self.asked: list[str] = []
+        super().__init__(("127.0.0.1", 0), Handler)
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        hub, path = self.server, self.path.split("?")[0]
+        if path.startswith(f"/api/models{REPO}/revision/"):
+            self.answer(json.dumps({"id": REPO[1:], "sha": hub.commit, "siblings": []}).encode())
+            return
+        if path == f"/api/models{REPO}/tree/{hub.commit}":
+            files = [
+                {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0" * 40}
+                for f in hub.folder.iterdir()
+            ]
+            self.answer(json.dumps(files).encode())
+            return
+        name = path.rpartition("/")[2]
+        if not path.startswith(f"{REPO}/resolve/{hub.commit}/") or not (hub.folder / name).exists():
+            self.send_error(404)
+            return
+        body = (hub.folder / name).read_bytes()
+        if self.command == "GET":
+            hub.asked.append(f"{name} {self.headers.get('Range', 'whole')}")
+        failing = self.command == "GET" and name == WEIGHTS and hub.failures
+        self.answer(body, hub.failures.pop(0) if failing else "")
+
+    def answer(self, body: bytes, failure: str = "") -> None:
+        if failure == "refuse":
+            self.send_error(503)
+            return
+        asked = self.headers.get("Range", "bytes=0-")
+        start = int(asked.removeprefix("bytes=").split("-")[0])
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body) - start))
+        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        self.send_header("X-Repo-Commit", self.server.commit)
+        self.end_headers()
+        if self.command == "GET":
+            end = (start + len(body)) // 2 if failure == "truncate" else len(body)
+            self.wfile.write(body[start:end])
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(tiny_sciscore: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    made = Hub(tiny_sciscore)
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{made.server_port}")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    yield made
+    made.shutdown()
+    made.server_close()
+
+
+def test_a_judges_checkpoint_comes_through_a_bad_line_and_scores(
+    hub: Hub, fresh_cli: Cli, user_task: Callable[..., Path]
+) -> None:
+    folder = user_task([{"text": "ice in the sun"}, {"text": "rust on iron"}], judge="sciscore")
+    hub.failures = ["refuse", "truncate"]
+    prepared = fresh_cli("prepare", "--tasks", str(folder))
+    assert prepared.returncode == 0, prepared.stderr
+    assert "UNPINNED: no commit of Jialuo21/SciScore is on record" in prepared.stdout
+    assert [name.split()[0] for name in hub.asked].count(WEIGHTS) == 3
+    ran = fresh_cli(
+        "run", "--tasks", str(folder), "--samples", "1", "--verdict", "none", "--offline"
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "Outside judge: sciscore\n" in ran.stdout
+
+
+def test_a_branch_is_followed_once_and_names_its_commit(
+    hub: Hub,
+    fresh_cli: Cli,
+    user_task: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    folder = str(user_task([{"text": "ice in the sun"}], judge="sciscore"))
+    offline = fresh_cli("prepare", "--tasks", folder, "--offline")
+    assert offline.returncode == 2
+    assert "it is config.json, model.safetensors, vocab.json" in offline.stderr
+    assert str(tmp_path / "hf" / "hub" / "models--Jialuo21--SciScore") in offline.stderr
+    assert hub.asked == []
+    assert not present(CHECKPOINT)
+
+    assert fresh_cli("prepare", "--tasks", folder).returncode == 0
+    before = CHECKPOINT.fingerprint
+    hub.commit = "b" * 40
+    assert fetch(CHECKPOINT).name == "a" * 40
+    assert CHECKPOINT.fingerprint == before
+    assert len(hub.asked) == 5
+
+    shutil.rmtree(tmp_path / "hf")
+    assert fresh_cli("prepare", "--tasks", folder).returncode == 0
+    assert fetch(CHECKPOINT).name == "b" * 40
+    assert CHECKPOINT.fingerprint != before

@@ -1,0 +1,920 @@
+"""The Janus adapter on a tiny checkpoint: against transformers' own loop, against plain forwards
+without cache, padding or batch, and against the pitfalls of transformers' Janus."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import DynamicCache
+
+from gapbench.models.autoregressive.answers import positions
+from gapbench.models.autoregressive.decode import Decoder
+from gapbench.models.autoregressive.sampling import Recipe, draw, uniforms, warp
+from gapbench.models.base import CAPABILITIES
+from gapbench.models.janus.adapter import JanusModel
+from gapbench.types import GapbenchError
+from gapbench.verdict import ANSWERS
+
+PROMPTS = ("a", "a red circle and a blue square", "describe circles")
+QUESTIONS = ("q?", "Does this image show a red circle and a blue square, or not?", "describe it")
+SYSTEM = "You are a helpful language and vision assistant."
+STEPS, CODES = 16, 128
+Call = Callable[[], object]
+Copy = Callable[[], Path]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_janus: Path) -> JanusModel:
+    return JanusModel("tiny", tiny_janus)
+
+
+@pytest.fixture(scope="module")
+def images(model: JanusModel) -> list[Image.Image]:
+    return [drawing.image for drawing in model.generate(PROMPTS, [1, 2, 3])]
+
+
+@pytest.fixture
+def copy(tiny_janus: Path, tmp_path: Path) -> Copy:
+    """A copy of the checkpoint to spoil."""
+    return lambda: Path(shutil.copytree(tiny_janus, tmp_path / "copy"))
+
+
+def tokens_of(model: JanusModel, prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.int32]:
+    found = [drawing.tokens for drawing in model.generate(prompts, seeds)]
+    return np.stack([tokens for tokens in found if tokens is not None])
+
+
+def chat(model: JanusModel, *parts: dict[str, str]) -> str:
+    turn = {"role": "user", "content": list(parts)}
+    text: str = model.processor.apply_chat_template([turn], add_generation_prompt=True)
+    return text
+
+
+@torch.no_grad()
+def plain_logits(
+    model: JanusModel, prompt: str, tokens: NDArray[np.int32], unconditional: bool = False
+) -> Tensor:
+    """(T, V) logits of one image's codes: one row, no padding, no mask, no cache."""
+    core, tokenizer = model.module.model, model.processor.tokenizer
+    ids = tokenizer(chat(model, {"type": "text", "text": prompt}) + "<boi>")["input_ids"]
+    assert (ids[0], ids[-1]) == (1, 4)
+    if unconditional:
+        ids = [1, *[0] * (len(ids) - 2), 4]
+    codes = torch.from_numpy(tokens[:-1].astype(np.int64))
+    embeds = torch.cat(
+        [
+            core.language_model.embed_tokens(torch.tensor(ids)),
+            core.generation_aligner(core.generation_embeddings(codes)),
+        ]
+    )
+    hidden = core.language_model(inputs_embeds=embeds[None], use_cache=False).last_hidden_state
+    logits: Tensor = core.generation_head(hidden[0, len(ids) - 1 :])
+    return logits
+
+
+@torch.no_grad()
+def plain_score(model: JanusModel, image: Image.Image, question: str, answer: str) -> float:
+    """Log-probability of an answer from one forward over its whole text."""
+    asked = chat(model, {"type": "image"}, {"type": "text", "text": question})
+
+    def inputs(text: str) -> Any:
+        return model.processor(text=[text], images=[image], return_tensors="pt")
+
+    batch, start = inputs(asked + answer), inputs(asked)["input_ids"].shape[1]
+    ids = batch["input_ids"]
+    logits = model.module(
+        input_ids=ids, pixel_values=batch["pixel_values"].to(model.module.dtype)
+    ).logits
+    logprobs = logits[0, start - 1 : -1].log_softmax(-1)
+    return float(logprobs.gather(1, ids[0, start:, None]).sum())
+
+
+def text_ids(model: JanusModel, call: Call) -> list[Tensor]:
+    """Every batch of text ids that the language model embeds during a call."""
+    seen: list[Tensor] = []
+    embeddings = model.module.get_input_embeddings()
+    handle = embeddings.register_forward_hook(lambda _m, args, _out: seen.append(args[0].clone()))
+    try:
+        call()
+    finally:
+        handle.remove()
+    return seen
+
+
+def read(model: JanusModel, ids: Tensor) -> list[str]:
+    return [str(text) for text in model.processor.tokenizer.batch_decode(ids)]
+
+
+def refusal(call: Call, names: Path) -> str:
+    """The message of a GapbenchError, which is one line that names a folder."""
+    with pytest.raises(GapbenchError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(names) in message
+    return message
+
+
+def edit(file: Path, **values: object) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+# -- drawing -----------------------------------------------------------------------------------
+
+
+def test_greedy_tokens_equal_transformers_own_generate(tiny_janus: Path) -> None:
+    model = JanusModel("tiny", tiny_janus, Recipe(guidance=5, temperature=0))
+    texts = [chat(model, {"type": "text", "text": prompt}) for prompt in PROMPTS]
+    batch = model.processor(text=texts, generation_mode="image", padding=True, return_tensors="pt")
+    expected = model.module.generate(
+        **batch, generation_mode="image", do_sample=False, guidance_scale=5
+    )
+    found = tokens_of(model, PROMPTS, [0, 1, 2])
+    assert found.tolist() == expected.tolist()
+    assert len({tuple(row) for row in found.tolist()}) == len(PROMPTS)
+    unguided = JanusModel("tiny", tiny_janus, Recipe(guidance=1, temperature=0))
+    assert tokens_of(unguided, PROMPTS, [0, 1, 2]).tolist() != found.tolist()
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(),
+        Recipe(guidance=1),
+        Recipe(guidance=0),
+        Recipe(guidance=2.5, temperature=1.7, top_k=60, top_p=0.9),
+        Recipe(guidance=5, temperature=0),
+    ],
+    ids=str,
+)
+def test_teacher_forced_logits_reproduce_every_draw_and_its_logprob(
+    tiny_janus: Path, recipe: Recipe
+) -> None:
+    model = JanusModel("tiny", tiny_janus, recipe)
+    prompts, seeds = [*PROMPTS, PROMPTS[1]], [5, 6, 7, 2**40]
+    for prompt, seed, drawing in zip(prompts, seeds, model.generate(prompts, seeds), strict=True):
+        assert drawing.tokens is not None
+        cond = plain_logits(model, prompt, drawing.tokens)
+        uncond = plain_logits(model, prompt, drawing.tokens, unconditional=True)
+        # Guidance 1 is the conditional branch alone, guidance 0 the unconditional one.
+        alone = {1.0: cond, 0.0: uncond}.get(recipe.guidance)
+        guided = uncond + recipe.guidance * (cond - uncond) if alone is None else alone
+        logprobs = warp(guided, recipe)
+        assert draw(logprobs, uniforms([seed], STEPS)[0]).tolist() == drawing.tokens.tolist()
+        total = logprobs.gather(1, torch.from_numpy(drawing.tokens).long()[:, None]).sum()
+        assert drawing.logprob == pytest.approx(float(total), abs=1e-9)
+
+
+def test_guidance_one_runs_no_unconditional_rows(tiny_janus: Path) -> None:
+    model = JanusModel("tiny", tiny_janus, Recipe(guidance=1))
+    (ids,) = text_ids(model, lambda: model.generate(PROMPTS, [1, 2, 3]))
+    assert len(ids) == len(PROMPTS)
+
+
+def test_unconditional_rows_keep_only_the_start_tokens(model: JanusModel) -> None:
+    (ids,) = text_ids(model, lambda: model.generate(PROMPTS, [1, 2, 3]))
+    cond, uncond = ids.chunk(2)
+    starts = (cond == 1) | (cond == 4)
+    assert starts.sum(1).tolist() == [2, 2, 2]
+    assert torch.equal(uncond, torch.where(starts, cond, 0))
+
+
+def test_equal_seeds_give_equal_images_and_other_seeds_other_images(model: JanusModel) -> None:
+    first, second, again = model.generate([PROMPTS[1]] * 3, [1, 2, 1])
+    assert first.tokens is not None
+    assert again.tokens is not None
+    assert second.tokens is not None
+    assert first.tokens.tolist() == again.tokens.tolist() != second.tokens.tolist()
+    assert first.image.tobytes() == again.image.tobytes() != second.image.tobytes()
+    assert (first.tokens.dtype, first.tokens.shape) == (np.int32, (STEPS,))
+    assert first.logprob == again.logprob != second.logprob
+
+
+def test_pitfall_7_seeds_are_honoured_whatever_else_is_drawn(model: JanusModel) -> None:
+    alone = [
+        tokens_of(model, [p], [s])[0].tolist() for p, s in zip(PROMPTS, [4, 5, 6], strict=True)
+    ]
+    torch.manual_seed(123)
+    assert tokens_of(model, PROMPTS, [4, 5, 6]).tolist() == alone
+    assert tokens_of(model, PROMPTS[::-1], [6, 5, 4]).tolist() == alone[::-1]
+    mixed = tokens_of(model, [PROMPTS[1], "another", *PROMPTS], [9, 9, 4, 5, 6])
+    assert mixed[2:].tolist() == alone
+
+
+def test_rows_that_begin_alike_are_computed_once_for_all_samples(model: JanusModel) -> None:
+    shapes: list[tuple[int, ...]] = []
+    layer = model.module.model.language_model.layers[0].self_attn.q_proj
+    handle = layer.register_forward_pre_hook(lambda _m, args: shapes.append(tuple(args[0].shape)))
+    prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[0], PROMPTS[1]]
+    try:
+        model.generate(prompts, range(5))
+        model.generate(["x", "y"], range(2))
+    finally:
+        handle.remove()
+    # Twice as many rows as there are distinct prompts, then as there are samples, for guidance.
+    assert shapes[0][0] == 2 * 2
+    assert shapes[0][1] > 1
+    assert shapes[1:STEPS] == [(2 * 5, 64)] * (STEPS - 1)
+    # Prompts of one length have one unconditional row.
+    assert shapes[STEPS][0] == 2 + 1
+    assert shapes[STEPS + 1 :] == [(2 * 2, 64)] * (STEPS - 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_decoding_step_is_what_transformers_computes_bit_for_bit(
+    model: JanusModel, dtype: torch.dtype
+) -> None:
+    core = deepcopy(model.module.model.language_model).to(dtype)
+    ids = torch.randint(5, 300, (4, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    more = torch.randint(5, 300, (3, 4), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        decoder, cache = Decoder(core, ids, mask, len(more)), DynamicCache()
+        fed, found = ids, decoder.hidden
+        for step in range(len(more) + 1):
+            if step:
+                fed = more[step - 1, :, None]
+                found = decoder.step(core.embed_tokens(fed[:, 0]))
+                mask = torch.cat([mask, mask.new_ones(4, 1)], 1)
+            expected = core(
+                input_ids=fed,
+                attention_mask=mask,
+                position_ids=positions(mask)[:, -fed.shape[1] :],
+                past_key_values=cache,
+            ).last_hidden_state[:, -1]
+            assert torch.equal(found, expected)
+
+
+def test_a_decoding_step_can_be_captured_and_may_look_over_empty_places(model: JanusModel) -> None:
+    """What a CUDA graph needs, as far as a CPU shows it: one trace of tensor operations, without a
+    look at a value, which for places that are still empty gives the same."""
+    core = model.module.model.language_model
+    ids, mask = torch.arange(5, 14).reshape(1, 9), torch.ones(1, 9, dtype=torch.long)
+    with torch.inference_mode():
+        plain, wide = (Decoder(core, ids, mask, 7) for _ in range(2))
+        traced = torch.compile(wide._forward, backend="eager", fullgraph=True)
+        hidden = plain.hidden
+        for _ in range(7):
+            found = traced(hidden, 16)
+            wide._at += 1
+            hidden = plain.step(hidden)
+            torch.testing.assert_close(found, hidden, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["right", "wrong", "none"])
+def test_a_cuda_graph_is_held_against_a_plain_step_before_it_is_trusted(
+    model: JanusModel, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """By a stand-in for CUDA's, which computes the captured step anew when it is replayed."""
+    core, replays = model.module.model.language_model, []
+    ids, mask = torch.arange(5, 14).reshape(1, 9), torch.ones(1, 9, dtype=torch.long)
+    plain, graphed = (Decoder(core, ids, mask, 7) for _ in range(2))
+    made: list[tuple[Tensor, Tensor, int]] = []
+    forward = graphed._forward
+
+    def noted(hidden: Tensor, span: int) -> Tensor:
+        out = forward(hidden, span)
+        made.append((out, hidden, span))
+        return out
+
+    class Graph:
+        def replay(self) -> None:
+            replays.append(self)
+            out, hidden, span = self.captured  # type: ignore[attr-defined]
+            out.copy_(forward(hidden, span) + (kind == "wrong"))
+
+    @contextmanager
+    def capture(graph: Graph) -> Iterator[None]:
+        if kind == "none":
+            raise RuntimeError("operation not permitted when stream is capturing")
+        yield
+        graph.captured = made[-1]  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(graphed, "_forward", noted)
+    monkeypatch.setattr(graphed, "_graphs", {})
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr("gapbench.models.autoregressive.decode.SPAN", 12)
+    with torch.inference_mode():
+        hidden = plain.hidden
+        for _ in range(7):
+            found = graphed.step(hidden).clone()
+            hidden = plain.step(hidden)
+            torch.testing.assert_close(found, hidden, rtol=0, atol=1e-6)
+    # Two spans, 12 and 16: each graph is replayed once to look at it, and for every step.
+    assert len(replays) == {"right": 9, "wrong": 1, "none": 0}[kind]
+    assert (graphed._graphs is None) == (kind != "right")
+
+
+def test_pitfall_3_no_top_k_is_applied_unasked(tiny_janus: Path) -> None:
+    def ranks(recipe: Recipe) -> Tensor:
+        model = JanusModel("tiny", tiny_janus, recipe)
+        assert model.recipe["top_k"] == recipe.top_k
+        (drawing,) = model.generate([PROMPTS[1]], [0])
+        assert drawing.tokens is not None
+        cond, uncond = (plain_logits(model, PROMPTS[1], drawing.tokens, u) for u in (False, True))
+        logits = uncond + recipe.guidance * (cond - uncond)
+        own = logits.gather(1, torch.from_numpy(drawing.tokens).long()[:, None])
+        return (logits > own).sum(1)
+
+    assert JanusModel("tiny", tiny_janus).recipe["top_k"] == 0
+    assert ranks(Recipe(temperature=20)).max() >= 50
+    assert ranks(Recipe(temperature=20, top_k=50)).max() < 50
+
+
+def test_the_checkpoints_own_recipe_is_used_where_none_is_given(copy: Copy) -> None:
+    folder = copy()
+    edit(folder / "generation_config.json", guidance_scale=3.0, temperature=0.7, top_k=9, top_p=0.8)
+    assert JanusModel("m", folder).recipe == {
+        "guidance": 3.0,
+        "temperature": 0.7,
+        "top_k": 9,
+        "top_p": 0.8,
+    }
+    assert JanusModel("m", folder, Recipe(guidance=2)).recipe["top_k"] == 0
+
+
+# -- prompts -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "token", ["<image_placeholder>", "<boi>", "<eoi>", "<|pad|>", "<|bos|>", "<|eos|>"]
+)
+def test_pitfall_11_prompts_with_special_tokens_are_refused(model: JanusModel, token: str) -> None:
+    for text in (f"a {token} b", token, f"x{token}y"):
+        reason = model.refuses(text)
+        assert reason is not None
+        assert repr(token) in reason
+
+
+@pytest.mark.parametrize("text", ["a red circle", "a < b", "boi", "<bo i>", "ein Ölbild 🟥", "pad"])
+def test_ordinary_prompts_are_not_refused(model: JanusModel, text: str) -> None:
+    assert model.refuses(text) is None
+
+
+def test_a_prompt_longer_than_the_context_is_refused_by_its_image_included(
+    copy: Copy, model: JanusModel
+) -> None:
+    text = "a red circle"
+    (ids,) = text_ids(model, lambda: model.generate([text], [0]))
+    needed = ids.shape[1] + STEPS
+    folder = copy()
+    config = json.loads((folder / "config.json").read_text())
+    for room, fits in ((needed, True), (needed - 1, False)):
+        config["text_config"]["max_position_embeddings"] = room
+        (folder / "config.json").write_text(json.dumps(config))
+        reason = JanusModel("short", folder).refuses(text)
+        expected = f"with its image it takes {needed} tokens, short has room for {room}"
+        assert reason == (None if fits else expected)
+    assert "room for 1024" in (model.refuses("x " * 1024) or "")
+
+
+def test_pitfall_12_the_users_text_is_really_in_what_the_model_reads(
+    model: JanusModel, images: list[Image.Image]
+) -> None:
+    for mode, call in (
+        ("image", lambda: model.generate(PROMPTS, [1, 2, 3])),
+        ("logits", lambda: model.judge(images, PROMPTS, ANSWERS)),
+        ("text", lambda: model.reply(images, PROMPTS)),
+    ):
+        texts = read(model, text_ids(model, call)[0])
+        for prompt, text in zip(PROMPTS, texts, strict=False):
+            assert f"{prompt}\n\nAssistant:" in text, mode
+
+
+def test_the_effective_prompt_is_what_the_model_reads(model: JanusModel) -> None:
+    drawings = []
+    (ids,) = text_ids(model, lambda: drawings.extend(model.generate(PROMPTS, [1, 2, 3])))
+    texts = [text.replace("<|pad|>", "") for text in read(model, ids)[: len(PROMPTS)]]
+    assert texts == ["<|bos|>" + drawing.effective_prompt for drawing in drawings]
+    assert drawings[0].effective_prompt == "User: a\n\nAssistant:<boi>"
+
+
+def test_pitfall_14_the_system_prompt_is_read_once_in_text_mode_and_never_in_image_mode(
+    model: JanusModel, images: list[Image.Image]
+) -> None:
+    from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
+
+    for bringing in (QUESTIONS[1], f"{DEFAULT_SYSTEM_PROMPT.strip()} {QUESTIONS[1]}"):
+        for call in (
+            lambda q=bringing: model.judge(images[:1], [q], ANSWERS),
+            lambda q=bringing: model.reply(images[:1], [q]),
+        ):
+            (text,) = read(model, text_ids(model, call)[0])
+            assert text.count(SYSTEM) == 1
+            assert text.startswith("<|bos|>" + DEFAULT_SYSTEM_PROMPT)
+            assert text.count(QUESTIONS[1]) == 1
+    for text in read(model, text_ids(model, lambda: model.generate(PROMPTS, [1, 2, 3]))[0]):
+        assert SYSTEM not in text
+
+
+def test_pitfall_14_a_question_keeps_its_system_prompt_where_the_processor_adds_none(
+    copy: Copy, images: list[Image.Image]
+) -> None:
+    from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
+
+    folder = copy()
+    edit(folder / "processor_config.json", use_default_system_prompt=False)
+    model = JanusModel("m", folder)
+    for question, count in (("q?", 0), (f"{DEFAULT_SYSTEM_PROMPT.strip()} q?", 1)):
+        call = lambda q=question: model.judge(images[:1], [q], ANSWERS)  # noqa: E731
+        (text,) = read(model, text_ids(model, call)[0])
+        assert text.count(SYSTEM) == count
+
+
+def test_pitfall_15_padding_is_on_the_left_whatever_the_tokenizer_says(
+    copy: Copy, model: JanusModel, images: list[Image.Image]
+) -> None:
+    folder = copy()
+    edit(folder / "tokenizer_config.json", padding_side="right")
+    right = JanusModel("right", folder)
+    assert right.processor.tokenizer.padding_side == "right"
+    (ids,) = text_ids(right, lambda: right.generate(PROMPTS, [1, 2, 3]))
+    assert (ids[:, -1] == 4).all()
+    firsts = [row.index(1) for row in ids[: len(PROMPTS)].tolist()]
+    assert min(firsts) == 0 < max(firsts)
+    assert tokens_of(right, PROMPTS, [1, 2, 3]).tolist() == (
+        tokens_of(model, PROMPTS, [1, 2, 3]).tolist()
+    )
+    np.testing.assert_array_equal(
+        right.judge(images, QUESTIONS, ANSWERS), model.judge(images, QUESTIONS, ANSWERS)
+    )
+
+
+# -- pictures ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gain", [0.5, 30])
+def test_pitfalls_16_to_18_decoding_gives_rounded_clipped_pixels_and_keeps_no_graph(
+    copy: Copy, gain: float
+) -> None:
+    folder = copy()
+    # CLIP's mean and deviation, which must not matter: the decoder's range is always [-1, 1].
+    processor = json.loads((folder / "processor_config.json").read_text())
+    processor["image_processor"] |= {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27] * 3}
+    (folder / "processor_config.json").write_text(json.dumps(processor))
+    model = JanusModel("m", folder)
+    last = model.module.model.vqmodel.decoder.conv_out
+    with torch.no_grad():
+        last.weight.mul_(gain)
+    tokens = np.arange(STEPS, dtype=np.int32) * 7 % CODES
+    grads: list[bool] = []
+    handle = last.register_forward_hook(lambda _m, _args, out: grads.append(out.requires_grad))
+    image = model.decode(tokens)
+    handle.remove()
+    assert grads == [False]
+    assert (image.mode, image.size) == ("RGB", (32, 32))
+    with torch.no_grad():
+        codes = torch.from_numpy(tokens).long()[None]
+        levels = model.module.model.vqmodel.decode(codes)[0].permute(1, 2, 0).numpy()
+    assert (np.abs(levels).max() > 1) == (gain > 1)
+    expected = np.clip(np.round((levels.astype(np.float32) + 1) * np.float32(127.5)), 0, 255)
+    np.testing.assert_array_equal(np.asarray(image), expected.astype(np.uint8))
+    assert expected.std() > 1
+
+
+def test_a_drawings_image_is_the_decoding_of_its_tokens(model: JanusModel) -> None:
+    for drawing in model.generate(PROMPTS, [1, 2, 3]):
+        assert drawing.tokens is not None
+        assert drawing.image.tobytes() == model.decode(drawing.tokens).tobytes()
+
+
+# -- judging -----------------------------------------------------------------------------------
+
+LONGER = (" yes", " The score is 0", " The score is 10", " a red circle, so the score is 1")
+
+
+@pytest.mark.parametrize("answers", [ANSWERS, (" The score is 1", " yes", " no, a circle")])
+def test_questions_about_one_image_share_what_they_begin_with(
+    model: JanusModel, images: list[Image.Image], answers: tuple[str, ...]
+) -> None:
+    asked = [(images[0], QUESTIONS[1]), (images[1], QUESTIONS[0])]
+    asked += [(images[0].copy(), f"{QUESTIONS[1]} And {n * 'a '}circle?") for n in range(3)]
+    asked += [(images[1], QUESTIONS[2]), (images[2], QUESTIONS[1])]
+    core, shapes = model.module.model, []
+    hooks = [
+        core.vision_model.register_forward_pre_hook(lambda _m, args: shapes.append(args[0].shape)),
+        core.language_model.register_forward_pre_hook(
+            lambda _m, _args, kwargs: shapes.append(kwargs["inputs_embeds"].shape), with_kwargs=True
+        ),
+    ]
+    try:
+        found = model.judge(*zip(*asked, strict=True), answers)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    vision, begun, rest = shapes
+    assert vision[0] == begun[0] == 3
+    assert begun[1] > STEPS
+    assert rest[0] == len(asked) * len({answer[:-1] for answer in answers})
+    alone = np.concatenate([model.judge([image], [text], answers) for image, text in asked])
+    np.testing.assert_allclose(found, alone, rtol=0, atol=1e-9)
+
+
+def test_questions_that_come_before_the_image_share_nothing(
+    model: JanusModel, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(question: str) -> str:
+        return chat(model, {"type": "text", "text": question}, {"type": "image"})
+
+    monkeypatch.setattr(model, "_chat", asked)
+    found = model.judge([images[0]] * 3, QUESTIONS, ANSWERS)
+    alone = np.concatenate([model.judge([images[0]], [text], ANSWERS) for text in QUESTIONS])
+    np.testing.assert_allclose(found, alone, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("answers", [ANSWERS, LONGER, (" 1",), (" 1", " 1 and 0")], ids=str)
+def test_judging_equals_a_plain_forward_over_question_and_answer(
+    model: JanusModel, images: list[Image.Image], answers: tuple[str, ...]
+) -> None:
+    found = model.judge(images, QUESTIONS, answers)
+    assert (found.shape, found.dtype) == ((3, len(answers)), np.float64)
+    for row, image, question in zip(found, images, QUESTIONS, strict=True):
+        expected = [plain_score(model, image, question, answer) for answer in answers]
+        np.testing.assert_allclose(row, expected, rtol=0, atol=1e-9)
+        alone = model.judge([image], [question], answers)[0]
+        np.testing.assert_allclose(row, alone, rtol=0, atol=1e-9)
+
+
+def test_answers_that_share_all_but_the_last_token_take_one_forward_of_one_row_each(
+    model: JanusModel, images: list[Image.Image]
+) -> None:
+    assert [
+        len(ids) for ids in text_ids(model, lambda: model.judge(images, QUESTIONS, ANSWERS))
+    ] == [3]
+    tails = [model.processor.tokenizer(a)["input_ids"][1:] for a in ANSWERS]
+    assert tails[0][:-1] == tails[1][:-1]
+    assert tails[0][-1] != tails[1][-1]
+
+
+def test_the_image_is_looked_at(model: JanusModel, images: list[Image.Image]) -> None:
+    scores = model.judge(images, [QUESTIONS[0]] * 3, ANSWERS)
+    assert len({tuple(row) for row in scores.tolist()}) == 3
+
+
+def test_an_answer_that_merges_with_the_question_is_refused(
+    copy: Copy, images: list[Image.Image]
+) -> None:
+    folder = copy()
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("'Assistant:'", "'Assistant: circ'"))
+    model = JanusModel("m", folder)
+    assert model.judge(images[:1], ["q?"], [" is"]).shape == (1, 1)
+    with pytest.raises(GapbenchError, match=r"^model m: the answer 'le' merges with [^\n]*$"):
+        model.judge(images[:1], ["q?"], [" is", "le"])
+
+
+def test_pitfall_19_judging_does_not_depend_on_torchvision(
+    tiny_janus: Path, model: JanusModel, images: list[Image.Image]
+) -> None:
+    from transformers import JanusImageProcessorPil
+
+    saved = json.loads((tiny_janus / "processor_config.json").read_text())
+    assert saved["image_processor"]["image_processor_type"] == "JanusImageProcessor"
+    assert isinstance(model.processor.image_processor, JanusImageProcessorPil)
+    assert np.isfinite(model.judge(images, QUESTIONS, ANSWERS)).all()
+
+
+@torch.no_grad()
+def plain_reply(model: JanusModel, image: Image.Image, question: str) -> str:
+    """Greedy decoding by whole forwards, without cache or batch."""
+    asked = chat(model, {"type": "image"}, {"type": "text", "text": question})
+    batch = model.processor(text=[asked], images=[image], return_tensors="pt")
+    ids, pixels = batch["input_ids"], batch["pixel_values"].to(model.module.dtype)
+    start = ids.shape[1]
+    for _ in range(64):
+        token = model.module(input_ids=ids, pixel_values=pixels).logits[:, -1:].argmax(-1)
+        ids = torch.cat([ids, token], 1)
+        if int(token) == 2:
+            break
+    text: str = model.processor.tokenizer.decode(ids[0, start:], skip_special_tokens=True)
+    return text.strip()
+
+
+def test_pitfall_32_a_reply_is_the_greedy_answer_alone(
+    tiny_janus: Path, images: list[Image.Image]
+) -> None:
+    model = JanusModel("tiny", tiny_janus)
+    with torch.no_grad():  # else its words follow from the last token alone
+        for layer in model.module.model.language_model.layers:
+            layer.self_attn.q_proj.weight.mul_(60)
+            layer.self_attn.o_proj.weight.mul_(60)
+    replies = model.reply(images, QUESTIONS)
+    assert replies == [
+        plain_reply(model, image, question)
+        for image, question in zip(images, QUESTIONS, strict=True)
+    ]
+    assert len(set(replies)) > 1
+    for reply, question in zip(replies, QUESTIONS, strict=True):
+        assert reply
+        for part in (question, SYSTEM, "User:", "Assistant:", "<image_placeholder>", "<boi>"):
+            assert part not in reply
+
+
+# -- scoring image tokens ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unconditional", [False, True])
+def test_image_logprobs_equal_a_plain_forward(model: JanusModel, unconditional: bool) -> None:
+    tokens = tokens_of(model, PROMPTS, [1, 2, 3])
+    found = model.image_logprobs(PROMPTS, tokens, unconditional)
+    assert (found.shape, found.dtype) == ((3, STEPS), torch.float64)
+    for row, prompt, codes in zip(found, PROMPTS, tokens, strict=True):
+        logits = plain_logits(model, prompt, codes, unconditional)
+        expected = logits.log_softmax(-1).gather(1, torch.from_numpy(codes).long()[:, None])[:, 0]
+        torch.testing.assert_close(row.detach(), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("unconditional", [False, True])
+@pytest.mark.parametrize("place", [0, 7, STEPS - 1])
+def test_image_probabilities_of_all_codes_sum_to_one(
+    model: JanusModel, place: int, unconditional: bool
+) -> None:
+    tokens = np.tile(tokens_of(model, [PROMPTS[1]], [1]), (CODES, 1))
+    tokens[:, place] = np.arange(CODES)
+    with torch.no_grad():
+        logprobs = model.image_logprobs([PROMPTS[1]] * CODES, tokens, unconditional)
+    assert float(logprobs[:, place].exp().sum()) == pytest.approx(1, abs=1e-9)
+    before = logprobs[:, :place]
+    torch.testing.assert_close(before, before[:1].expand_as(before), rtol=0, atol=1e-9)
+
+
+def test_gradients_reach_what_draws_and_nothing_else(tiny_janus: Path) -> None:
+    model = JanusModel("tiny", tiny_janus)
+    tokens = tokens_of(model, PROMPTS, [1, 2, 3])
+    model.image_logprobs(PROMPTS, tokens).sum().backward()
+    drawing = ("language_model", "generation_embeddings", "generation_aligner", "generation_head")
+    for name, weight in model.module.named_parameters():
+        if name.startswith(tuple(f"model.{part}." for part in drawing)):
+            assert weight.grad is not None, name
+            assert weight.grad.abs().max() > 0, name
+        else:
+            assert weight.grad is None, name
+
+
+# -- identity ----------------------------------------------------------------------------------
+
+
+def test_the_fingerprint_depends_on_neither_instance_name_folder_nor_recipe(
+    copy: Copy, tiny_janus: Path
+) -> None:
+    model = JanusModel("tiny", tiny_janus)
+    known = model.fingerprint
+    assert len(known) == 64
+    model.load()
+    assert model.fingerprint == known
+    assert JanusModel("other", copy()).fingerprint == known
+    greedy = JanusModel("tiny", tiny_janus, Recipe(guidance=2, temperature=0, top_k=3, top_p=0.5))
+    assert greedy.fingerprint == known
+
+
+def test_the_fingerprint_changes_with_the_dtype(tiny_janus: Path) -> None:
+    dtypes = ("auto", "float64", "float32", "bfloat16")
+    auto, *others = [JanusModel("tiny", tiny_janus, dtype=dtype).fingerprint for dtype in dtypes]
+    assert auto == others[0]
+    assert len(set(others)) == 3
+
+
+def test_the_fingerprint_changes_with_one_weight(copy: Copy) -> None:
+    folder = copy()
+    before = JanusModel("m", folder).fingerprint
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"][0, 0] += 1
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert JanusModel("m", folder).fingerprint != before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "chat_template.jinja",
+        "config.json",
+        "processor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ],
+)
+def test_the_fingerprint_changes_with_a_settings_file(copy: Copy, name: str) -> None:
+    folder = copy()
+    before = JanusModel("m", folder).fingerprint
+    with (folder / name).open("a") as file:
+        file.write("\n")
+    assert JanusModel("m", folder).fingerprint != before
+
+
+def test_what_a_model_can_do_is_known_before_loading(tiny_janus: Path) -> None:
+    model = JanusModel("tiny", tiny_janus)
+    assert model.capabilities == set(CAPABILITIES)
+    assert model._model is None
+
+
+# -- loading, saving, releasing ----------------------------------------------------------------
+
+
+def test_saving_and_loading_keeps_images_verdicts_and_weights(
+    model: JanusModel, images: list[Image.Image], tmp_path: Path
+) -> None:
+    folder = tmp_path / "saved"
+    model.save(folder)
+    suffixes = {file.suffix for file in folder.iterdir()}
+    assert suffixes == {".json", ".jinja", ".safetensors"}
+    again = JanusModel("again", folder)
+    for before, after in zip(
+        model.generate(PROMPTS, [1, 2, 3]), again.generate(PROMPTS, [1, 2, 3]), strict=True
+    ):
+        assert before.image.tobytes() == after.image.tobytes()
+        assert before.logprob == after.logprob
+        assert before.effective_prompt == after.effective_prompt
+    np.testing.assert_array_equal(
+        model.judge(images, QUESTIONS, ANSWERS), again.judge(images, QUESTIONS, ANSWERS)
+    )
+    original = model.module.state_dict()
+    for name, weight in again.module.state_dict().items():
+        assert torch.equal(weight, original[name]), name
+    assert again.recipe == model.recipe
+    again.save(tmp_path / "twice")
+    assert JanusModel("twice", tmp_path / "twice").fingerprint == again.fingerprint
+
+
+def test_pitfall_25_embeddings_are_untied_even_where_the_config_says_tied(
+    copy: Copy, model: JanusModel
+) -> None:
+    folder = copy()
+    edit(folder / "config.json", tie_word_embeddings=True)
+    tied = JanusModel("m", folder)
+    assert tied.module.config.tie_word_embeddings is False
+    head, embeddings = tied.module.lm_head.weight, tied.module.get_input_embeddings().weight
+    assert head.data_ptr() != embeddings.data_ptr()
+    assert torch.equal(head, model.module.lm_head.weight)
+    assert not torch.equal(head, embeddings)
+    assert model.module.config.tie_word_embeddings is False
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_other_dtypes_draw_judge_reply_and_score(
+    tiny_janus: Path, images: list[Image.Image], dtype: str
+) -> None:
+    model = JanusModel("tiny", tiny_janus, dtype=dtype)
+    assert model.module.dtype == getattr(torch, dtype)
+    tokens = tokens_of(model, PROMPTS, [1, 2, 3])
+    assert ((tokens >= 0) & (tokens < CODES)).all()
+    scores = model.judge(images, QUESTIONS, ANSWERS)
+    assert np.isfinite(scores).all()
+    assert (scores < 0).all()
+    assert len(model.reply(images, QUESTIONS)) == 3
+    logprobs = model.image_logprobs(PROMPTS, tokens)
+    assert logprobs.dtype == torch.float32
+    assert torch.isfinite(logprobs).all()
+    assert model.decode(tokens[0]).size == (32, 32)
+
+
+def test_a_small_model_on_a_cpu_computes_in_float64_on_one_thread_until_released(
+    tiny_janus: Path,
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        model = JanusModel("tiny", tiny_janus, device="cpu")
+        assert torch.get_num_threads() == 2
+        model.load()
+        module = model.module
+        assert (torch.get_num_threads(), module.dtype) == (1, torch.float64)
+        assert not module.training
+        model.load()
+        assert model.module is module
+        model.release()
+        assert torch.get_num_threads() == 2
+        model.release()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_large_model_on_a_cpu_computes_in_float32_on_all_threads(
+    tiny_janus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gapbench.models.janus.adapter.SMALL", 1000)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        model = JanusModel("tiny", tiny_janus, device="cpu")
+        assert model.module.dtype == torch.float32
+        assert torch.get_num_threads() == 2
+        model.release()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_release_frees_the_weights_and_the_model_can_be_used_again(tiny_janus: Path) -> None:
+    model = JanusModel("tiny", tiny_janus)
+    before = tokens_of(model, PROMPTS, [1, 2, 3]).tolist()
+    weights = weakref.ref(model.module)
+    model.release()
+    gc.collect()
+    assert weights() is None
+    assert tokens_of(model, PROMPTS, [1, 2, 3]).tolist() == before
+
+
+# -- broken checkpoints ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.00001, 0.5, 0.999])
+def test_truncated_weights_are_refused(copy: Copy, kept: float) -> None:
+    folder = copy()
+    file = folder / "model.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(data[: int(len(data) * kept)])
+    model = JanusModel("m", folder)
+    assert refusal(model.load, folder).startswith("model m: cannot load ")
+    assert model._model is None
+
+
+def test_tensors_that_are_missing_are_refused_and_not_filled_at_random(copy: Copy) -> None:
+    folder = copy()
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    whole = len(weights)
+    kept = {name: w for name, w in weights.items() if "generation_head" not in name}
+    save_file(kept, file, metadata={"format": "pt"})
+    model = JanusModel("m", folder)
+    message = refusal(model.load, folder)
+    assert f"lack {whole - len(kept)} tensors, model.generation_head." in message
+    assert model._model is None
+
+
+def test_tensors_of_another_shape_are_refused(copy: Copy) -> None:
+    folder = copy()
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    weights["lm_head.weight"] = torch.zeros(2, 2)
+    save_file(weights, file, metadata={"format": "pt"})
+    refusal(JanusModel("m", folder).load, folder)
+
+
+def test_a_folder_without_weights_is_refused(copy: Copy) -> None:
+    folder = copy()
+    (folder / "model.safetensors").unlink()
+    assert "no .safetensors file" in refusal(lambda: JanusModel("m", folder), folder)
+
+
+def test_a_folder_with_pickled_weights_alone_is_refused(copy: Copy) -> None:
+    folder = copy()
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    assert "no .safetensors file" in refusal(lambda: JanusModel("m", folder), folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("tokenizer.json", "{"),
+        ("tokenizer.json", "{}"),
+        ("tokenizer.json", None),
+        ("processor_config.json", "[]"),
+        ("chat_template.jinja", "{% for"),
+        ("chat_template.jinja", None),
+        ("config.json", "{"),
+    ],
+)
+def test_broken_or_missing_processor_files_are_refused(
+    copy: Copy, name: str, text: str | None
+) -> None:
+    folder = copy()
+    if text is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_text(text)
+    model = JanusModel("m", folder)
+    assert "cannot load the processor in " in refusal(lambda: model.refuses("a"), folder)
+    assert "cannot load" in refusal(lambda: model.generate(["a"], [1]), folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_broken_generation_config_is_refused(copy: Copy, text: str) -> None:
+    folder = copy()
+    (folder / "generation_config.json").write_text(text)
+    refusal(lambda: JanusModel("m", folder), folder)
+
+
+def test_an_absent_device_is_refused(tiny_janus: Path) -> None:
+    model = JanusModel("m", tiny_janus, device="cuda:99")
+    refusal(model.load, tiny_janus)
+    assert model._model is None

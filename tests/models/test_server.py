@@ -1,0 +1,322 @@
+"""The model behind a server against a real HTTP server in a thread."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from gapbench.client import KEYS
+from gapbench.models import load_model
+from gapbench.models.base import Unfinished
+from gapbench.models.server import ServerModel
+from gapbench.runs.flow import run
+from gapbench.runs.run import open_run
+from gapbench.types import GapbenchError
+
+Asked = dict[str, Any]
+Play = Callable[["Handler", Asked], None]
+PROMPTS = ["a red circle", "a green square", "a blue cross"]
+SEEDS = [2**62 + 1, 2**62 + 2, 2**62 + 3]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Draws colours by prompt and seed, and answers; `draws` and `says` do otherwise."""
+
+    server: Server
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        drawing = self.path.endswith("/images/generations")
+        with self.server.lock:
+            (self.server.drawn if drawing else self.server.chats).append(asked)
+        (self.server.draws if drawing else self.server.says)(self, asked)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def send(self, value: object, status: int = 200) -> None:
+        data = value if isinstance(value, bytes) else json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def give(self, data: bytes, **more: object) -> None:
+        self.send({"created": 1, "data": [{"b64_json": base64.b64encode(data).decode(), **more}]})
+
+    def draw(self, asked: Asked, salt: str = "", kind: str = "PNG") -> None:
+        digest = hashlib.sha256(f"{asked['prompt']} {asked.get('seed')} {salt}".encode()).digest()
+        buffer = io.BytesIO()
+        Image.new("RGB", (16, 16), tuple(digest[:3])).save(buffer, kind)
+        self.give(buffer.getvalue())
+
+    def say(self, asked: Asked, logprobs: bool = True) -> None:
+        choice: Asked = {"message": {"content": "The score is 1"}, "finish_reason": "stop"}
+        if logprobs and asked.get("logprobs"):
+            top = [{"token": "1", "logprob": -0.1}, {"token": "0", "logprob": -2.5}]
+            places = [
+                {"token": token, "logprob": -0.1, "top_logprobs": top if token == "1" else []}
+                for token in ("The", " score", " is", " ", "1")
+            ]
+            choice["logprobs"] = {"content": places}
+        self.send({"object": "chat.completion", "choices": [choice]})
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    draws: Play
+    says: Play
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.lock = threading.Lock()
+        self.drawn: list[Asked] = []
+        self.chats: list[Asked] = []
+        self.draws, self.says = Handler.draw, Handler.say
+
+    @property
+    def argument(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1#org/painter"
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass  # a client that gave up waiting is part of these tests
+
+    def model(self, **more: Any) -> ServerModel:
+        return ServerModel(self.argument, **{"pause": 0.01, "timeout": 5.0, "attempts": 3, **more})
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    for name in KEYS:
+        monkeypatch.delenv(name, raising=False)
+    made = Server()
+    thread = threading.Thread(target=made.serve_forever, args=(0.01,))
+    thread.start()
+    yield made
+    made.shutdown()
+    thread.join()
+    made.server_close()
+
+
+def test_what_is_sent(server: Server) -> None:
+    model = server.model(recipe={"num_inference_steps": "20", "extra_params": '{"shift": 3.0}'})
+    (drawing,) = model.generate(["a cat"], [2**62 + 5])
+    (reply,) = model.reply([drawing.image], ["a cat?"])
+    model.release()
+    assert reply == "The score is 1"
+    assert server.drawn == [
+        {
+            "model": "org/painter", "prompt": "a cat", "n": 1, "seed": 5, "size": "1024x1024",
+            "response_format": "b64_json", "num_inference_steps": 20,
+            "extra_params": {"shift": 3.0},
+        }
+    ]  # fmt: skip
+    (chat,) = server.chats
+    picture, text = chat.pop("messages")[0]["content"]
+    assert text == {"type": "text", "text": "a cat?"}
+    data = base64.b64decode(picture["image_url"]["url"].partition(",")[2])
+    assert Image.open(io.BytesIO(data)).tobytes() == drawing.image.tobytes()
+    assert chat == {
+        "model": "org/painter", "temperature": 0, "top_p": 1, "frequency_penalty": 0, "n": 1,
+        "presence_penalty": 0, "max_tokens": 64, "seed": 0, "modalities": ["text"],
+        "repetition_penalty": 1.0,
+    }  # fmt: skip
+
+
+def test_a_known_model_comes_with_its_recipe(server: Server) -> None:
+    base = server.argument.partition("#")[0]
+    model = load_model(f"server:{base}#ByteDance-Seed/BAGEL-7B-MoT", recipe={"size": "512x512"})
+    assert model.recipe["size"] == "512x512"
+    assert model.recipe["extra_params"]["cfg_text_scale"] == 4.0
+    assert model.name == "server-BAGEL-7B-MoT"
+    other = load_model(f"server:{base}#org/other")
+    assert model.fingerprint != other.fingerprint
+    assert other.recipe == {"size": "1024x1024"}
+
+
+def test_images_are_in_order_and_alike_whatever_the_batch(server: Server) -> None:
+    def slowly(handler: Handler, asked: Asked) -> None:
+        time.sleep(0.05 * (asked["seed"] % 3))
+        handler.draw(asked)
+
+    server.draws = slowly
+    model = server.model()
+    together = [d.image.tobytes() for d in model.generate(PROMPTS, SEEDS)]
+    alone = [
+        model.generate([p], [s])[0].image.tobytes() for p, s in zip(PROMPTS, SEEDS, strict=True)
+    ]
+    model.release()
+    assert together == alone
+    assert len(set(together)) == 3
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_it_recovers(server: Server, status: int) -> None:
+    def play(handler: Handler, asked: Asked) -> None:
+        if len(server.drawn) < 3:
+            handler.send({"error": "later"}, status)
+        else:
+            handler.draw(asked)
+
+    server.draws = play
+    model = server.model()
+    assert len(model.generate(PROMPTS[:1], SEEDS[:1])) == 1
+    model.release()
+    assert len(server.drawn) == 3
+
+
+def hang(handler: Handler, asked: Asked) -> None:
+    time.sleep(1.0)
+
+
+@pytest.mark.parametrize(
+    ("play", "words"),
+    [
+        (lambda h, _: h.send({"error": "busy"}, 500), "the server gave status 500, 3 times"),
+        (hang, "did not answer within 0.2 s"),
+        (lambda h, _: h.send(b"<html>garbage"), "no JSON with one image"),
+        (lambda h, _: h.send(b"[" * 100_000), "no JSON with one image"),
+        (lambda h, _: h.send({"data": []}), "no JSON with one image"),
+        (lambda h, _: h.send({"data": [{"url": "http://x/y.png"}]}), "no image data"),
+        (lambda h, _: h.give(b"no image"), "no PNG, JPEG or WebP"),
+        (lambda h, _: h.send({"data": [{"b64_json": "\u00e9?"}]}), "no PNG, JPEG or WebP"),
+        (lambda h, _: h.send({"error": "not\nthat prompt"}, 400), "status 400: "),
+    ],
+)
+def test_what_goes_wrong_leaves_the_others_done(server: Server, play: Play, words: str) -> None:
+    server.draws = lambda h, asked: play(h, asked) if "green" in asked["prompt"] else h.draw(asked)
+    model = server.model(timeout=0.2 if play is hang else 5.0)
+    with pytest.raises(Unfinished) as stopped:
+        model.generate(PROMPTS, SEEDS)
+    model.release()
+    assert words in str(stopped.value)
+    assert "1 of 3 images could not be had, first of 'a green square'" in str(stopped.value)
+    assert "\n" not in str(stopped.value)
+    assert sorted(stopped.value.done) == [0, 2]
+
+
+def test_a_rewritten_prompt_is_recorded(server: Server) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGBA", (8, 8)).save(buffer, "WEBP")
+    server.draws = lambda h, _: h.give(buffer.getvalue(), revised_prompt="a fine cat")
+    model = server.model()
+    (drawing,) = model.generate(["a cat"], [1])
+    model.release()
+    assert drawing.effective_prompt == "a fine cat"
+    assert drawing.image.mode == "RGB"
+
+
+def test_a_server_that_is_not_there_or_refuses(server: Server) -> None:
+    server.draws = lambda h, _: h.send({"error": "who"}, 401)
+    model = server.model()
+    with pytest.raises(GapbenchError, match=r"model server-painter: .* refuses the key"):
+        model.generate(PROMPTS, SEEDS)
+    model.release()
+    with pytest.raises(GapbenchError, match="cannot be reached"):
+        ServerModel("http://127.0.0.1:9/v1#m", pause=0.01, attempts=2).generate(["a"], [1])
+
+
+@pytest.mark.parametrize(
+    ("argument", "changes", "why"),
+    [
+        ("http://127.0.0.1/v1", {}, "model server needs an address and a model: --model server:"),
+        ("nowhere#m", {}, "use --model server:https://HOST/v1#MODEL"),
+        ("http://example.com/v1#m", {}, "must be https"),
+        ("http://127.0.0.1/v1#m", {"seed": "3"}, "--set seed=3: gapbench sets seed"),
+    ],
+)
+def test_arguments_that_are_refused(argument: str, changes: dict[str, Any], why: str) -> None:
+    with pytest.raises(GapbenchError, match=why):
+        load_model(f"server:{argument}", recipe=changes)
+
+
+def test_fields_that_a_server_refuses_are_left_out(server: Server) -> None:
+    def draws(handler: Handler, asked: Asked) -> None:
+        if "seed" in asked:
+            handler.send({"error": "Unknown parameter: 'seed'"}, 400)
+        else:
+            handler.draw(asked)
+
+    def says(handler: Handler, asked: Asked) -> None:
+        if "repetition_penalty" in asked or "logprobs" in asked:
+            handler.send({"error": "unknown"}, 400)
+        else:
+            handler.say(asked)
+
+    server.draws, server.says = draws, says
+    model = server.model(concurrency=1)
+    drawings = model.generate(PROMPTS, SEEDS)
+    assert ["seed" in asked for asked in server.drawn] == [True, False, False, False]
+    answers = model.answers([d.image for d in drawings], PROMPTS, words=False)
+    model.release()
+    assert [(a.verdict, a.p_yes) for a in answers] == [(1, None)] * 3
+    assert len(server.chats) == 4 + 2
+
+
+def test_log_probabilities(server: Server) -> None:
+    model = server.model()
+    image = Image.new("RGB", (4, 4))
+    found = model.judge([image], ["?"], (" The score is 0", " The score is 1"))
+    assert found[0].tolist() == pytest.approx([-2.5, -0.1])
+    server.says = lambda h, asked: h.say(asked, logprobs=False)
+    import numpy as np
+
+    assert np.isnan(model.judge([image], ["?"], (" 0", " 1"))).all()
+    with pytest.raises(GapbenchError, match="end in 0 and 1"):
+        model.judge([image], ["?"], ("cat", "dog"))
+    model.release()
+
+
+# -- through the whole flow ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("logprobs", [True, False])
+def test_a_run_ends_in_a_table(server: Server, tmp_path: Path, logprobs: bool) -> None:
+    server.says = lambda h, asked: h.say(asked, logprobs=logprobs)
+    done = run(f"server:{server.argument}", limit=3, samples=2, out=tmp_path)
+    frame = done.frame()
+    assert len(frame) == 6
+    assert (frame["own"] == 1).all()
+    assert frame["p_yes"].notna().all() == logprobs
+    assert done.checks() == {}
+    # The image that the seeds were tried with is not drawn a third time.
+    assert len(server.drawn) == 6 + 1
+    assert len({(a["prompt"], a["seed"]) for a in server.drawn}) == 6
+
+
+def test_seeds_that_are_not_heeded_are_marked(
+    server: Server, tmp_path: Path, cli: Callable[..., Any]
+) -> None:
+    server.draws = lambda h, asked: h.draw(asked, salt=str(time.perf_counter_ns()))
+    done = run(f"server:{server.argument}", limit=2, samples=1, out=tmp_path)
+    (warning,) = done.checks().values()
+    assert "one prompt and one seed that differ" in warning
+    shown = cli("show", str(done.path)).stdout
+    assert "WARNING: the model's seeds failed the check: server-painter drew two images" in shown
+    assert open_run(done.path).checks() == done.checks()
+
+
+def test_images_that_came_are_kept(server: Server, tmp_path: Path) -> None:
+    word = run(f"server:{server.argument}", limit=3, samples=1, out=tmp_path / "a").plan.prompts[1]
+    server.draws = lambda h, asked: (
+        h.send({"error": "no"}, 400) if asked["prompt"] == word.text else h.draw(asked)
+    )
+    with pytest.raises(GapbenchError, match=r"1 of 3 images could not be had.*; the rest is kept"):
+        run(f"server:{server.argument}", limit=3, samples=1, out=tmp_path / "b")
+    server.draws = Handler.draw
+    before = len(server.drawn)
+    done = run(f"server:{server.argument}", limit=3, samples=1, out=tmp_path / "b")
+    assert len(done.frame()) == 3
+    assert len(server.drawn) - before == 2  # the missing one, twice for its seed
