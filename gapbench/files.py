@@ -85,9 +85,11 @@ def drop_torn_line(file: Path) -> None:
     if not file.exists():
         return
     with file.open("r+b") as opened:
-        data = opened.read()
-        if data and not data.endswith(b"\n"):
-            opened.truncate(data.rfind(b"\n") + 1)
+        end = opened.seek(0, os.SEEK_END)
+        opened.seek(max(0, end - 1))
+        if end and opened.read(1) != b"\n":
+            opened.seek(0)
+            opened.truncate(opened.read().rfind(b"\n") + 1)
 
 
 def digest(header: str, files: Iterable[Path]) -> str:
