@@ -184,5 +184,5 @@ def test_a_torn_line_is_dropped(tmp_path: Path) -> None:
     again.add({"c": 3})
     assert Journal(file).there == {"a": 1, "b": [2.5], "c": 3}
     file.write_text("no JSON\n")
-    with pytest.raises(GapbenchError, match="some.jsonl:1: broken record .* delete the line"):
+    with pytest.raises(GapbenchError, match=r"some.jsonl:1: broken record .* delete the line"):
         Journal(file)
