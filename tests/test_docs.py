@@ -14,8 +14,8 @@ import yaml
 
 import gapbench
 from gapbench.comparison import words as changes
-from gapbench.fix.callback import LOGGED
-from gapbench.metrics import METRICS, corrected, paired
+from gapbench.metrics import METRICS, paired
+from gapbench.metrics.metric import UNDERSTANDING, shown_in
 from gapbench.report import tables
 
 from .conftest import CLI
@@ -71,11 +71,11 @@ def test_links_are_found_also_around_pictures_and_not_in_code() -> None:
 def test_concepts_define_every_figure() -> None:
     concepts = (DOCS / "concepts.md").read_text(encoding="utf-8")
     lower = concepts.lower()
-    named = [*METRICS, *(f"gap/{name}" for name in LOGGED), "n_prompts", "abstained"]
+    named = [*METRICS, *(f"gap/{metric.name}" for metric in shown_in("training"))]
+    named += ["n_prompts", "abstained"]
     assert [name for name in named if f"`{name}`" not in concepts] == []
-    assert {*corrected.METRICS, *paired.COMPARED} <= {*METRICS}
-    heads = [*tables.HEADS.values(), *tables.CORRECTED, *changes.COLUMNS[1:-1]]
-    heads += [head.partition(" (")[0] for head in changes.HEADS.values()]
+    heads = [metric.title.partition(" (")[0] for metric in (*METRICS.values(), UNDERSTANDING)]
+    heads += [*tables.CORRECTED, *changes.COLUMNS[1:-1]]
     heads += [field.name for field in fields(paired.WinRate)]
     heads += [
         "kappa",

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from gapbench.judges.own import NAMES, OwnJudge
+from gapbench.metrics.metric import UNDERSTANDING
 from gapbench.metrics.paired import (
-    UNDERSTANDING,
     Change,
     Correlation,
     WinRate,
+    adjusted,
     changes,
     gap_gain,
     groups,
-    holm,
     understanding,
     win_rate,
 )
@@ -227,12 +227,12 @@ def _comparison(
     if crossed is not None:
         family += understanding(pair.old, crossed)
     family = [change for change in family if pair.after.plan.own or change.images]
-    family = holm(family + further)
-    found = {change.metric: change.verdict for change in family}
+    family = adjusted(family + further)
+    signs = {change.metric: change.verdict for change in family}
     if not pair.old["judge"].notna().any():
         verdict = "none: there is no outside judge"
     else:
-        verdict = WORDS[found["generation"], found.get(UNDERSTANDING, 0)]
+        verdict = WORDS[signs["generation"], signs.get(UNDERSTANDING.name, 0)]
         verdict += "" if crossed is not None else " (understanding was not measured)"
     before, after = pair.before, pair.after
     notes = [f"WARNING: judge {name} failed its picture check in {run.path}: {why}"
@@ -251,7 +251,7 @@ def _comparison(
             *about,
         ],
         changes=family,
-        by_level=holm(changes(pair.old, pair.new, by)) if by else [],
+        by_level=adjusted(changes(pair.old, pair.new, by)) if by else [],
         win_rate=None if crossed is None else win_rate(pair.old, crossed),
         groups=None if crossed is None else groups(pair.old, crossed),
         gap_gain=gap_gain(pair.old, pair.new),

@@ -10,34 +10,29 @@ from typing import Final
 from tabulate import tabulate
 
 from gapbench.comparison.compare import RULE, Comparison
+from gapbench.metrics.metric import METRICS, UNDERSTANDING, Metric
 from gapbench.metrics.paired import Change, WinRate, detectable
-from gapbench.metrics.power import FAMILY, SAMPLES, Spread
+from gapbench.metrics.power import SAMPLES, Spread, family
 from gapbench.types import GapbenchError
 
 FORMATS: Final = ("text", "markdown", "json")
-HEADS: Final = {
-    "generation": "generation",
-    "non_unification": "non-unification",
-    "false_positive": "false positive",
-    "self_accuracy": "own verdict right",
-    "understanding": "understanding (images of BEFORE)",
-}
 COLUMNS: Final = ("%", "before", "after", "change", "p", "Holm p", "detectable", "images (prompts)")
 
 
-def render(found: Sequence[Comparison], form: str) -> str:
+def render(comparisons: Sequence[Comparison], form: str) -> str:
     """Comparisons with one BEFORE, as `text`, `markdown` or `json` (all fields, and the rule)."""
     if form not in FORMATS:
         raise GapbenchError(f"no format {form!r}; there are {', '.join(FORMATS)}")
     if form == "json":
         each = [
-            asdict(c) | {"gap_gain": c.gap_gain._asdict() if c.gap_gain else None} for c in found
+            asdict(c) | {"gap_gain": c.gap_gain._asdict() if c.gap_gain else None}
+            for c in comparisons
         ]
         return json.dumps({"rule": RULE, "comparisons": each}, indent=1)
     style, strong = ("pipe", "**") if form == "markdown" else ("simple", "")
-    blocks = [_block(c, style, strong) for c in found]
-    if len(found) > 1:
-        blocks.insert(0, _summary(found, style))
+    blocks = [_block(c, style, strong) for c in comparisons]
+    if len(comparisons) > 1:
+        blocks.insert(0, _summary(comparisons, style))
     if style == "pipe":
         blocks = [block.replace("\n* ", "\n\\* ") for block in blocks]
     return "\n\n".join([*blocks, _about()])
@@ -51,11 +46,11 @@ def plan(spread: Spread, metric: str, change: float) -> str:
     ]
     heads = ["images a prompt", "prompts, at best", "prompts, at worst"]
     here = [
-        f"{100 * detectable(spread.error(spread.prompts, spread.samples, alike), FAMILY):.1f}"
+        f"{100 * detectable(spread.error(spread.prompts, spread.samples, alike), family()):.1f}"
         for alike in (True, False)
     ]
     return (
-        f"{HEADS[metric]} {100 * spread.value:.1f} %: variance {spread.between:.4f} between the "
+        f"{_head(metric)} {100 * spread.value:.1f} %: variance {spread.between:.4f} between the "
         f"prompts of a category, {spread.within:.4f} within a prompt.\n"
         f"To detect a change of {100 * change:g} points with a probability of 80 %:\n\n"
         f"{tabulate(rows, heads)}\n\n"
@@ -65,8 +60,14 @@ def plan(spread: Spread, metric: str, change: float) -> str:
     )
 
 
-def _head(metric: str) -> str:
-    return HEADS.get(metric, metric)  # a score of lm-eval's has its own name
+def _metric(name: str) -> Metric | None:
+    """None for a score of lm-eval's, a share that goes by its own name."""
+    return UNDERSTANDING if name == UNDERSTANDING.name else METRICS.get(name)
+
+
+def _head(name: str) -> str:
+    metric = _metric(name)
+    return metric.title if metric else name
 
 
 def _block(c: Comparison, style: str, strong: str) -> str:
@@ -81,7 +82,7 @@ def _block(c: Comparison, style: str, strong: str) -> str:
     rows = [_row(_head(change.metric), change) for change in c.changes]
     parts = ["\n".join(lines) if style == "simple" else "  \n".join(lines), _table(rows, style)]
     if c.by_level:
-        rows = [_row(f"{change.name}: {HEADS[change.metric]}", change) for change in c.by_level]
+        rows = [_row(f"{change.name}: {_head(change.metric)}", change) for change in c.by_level]
         parts.append(_table(rows, style))
     if c.win_rate:
         w = c.win_rate
@@ -107,10 +108,10 @@ def _block(c: Comparison, style: str, strong: str) -> str:
     return "\n\n".join(parts)
 
 
-def _summary(found: Sequence[Comparison], style: str) -> str:
-    heads = list(dict.fromkeys(head for c in found for head in _changes(c)))
+def _summary(comparisons: Sequence[Comparison], style: str) -> str:
+    heads = list(dict.fromkeys(head for c in comparisons for head in _changes(c)))
     rows = []
-    for c in found:
+    for c in comparisons:
         cells = _changes(c)
         figures = [_difference(cells[h]) + " *" * bool(cells[h].verdict) if h in cells else "n/a"
                    for h in heads]  # fmt: skip
@@ -119,7 +120,7 @@ def _summary(found: Sequence[Comparison], style: str) -> str:
         rows.append([c.after, c.verdict, *figures, won, rho])
     heads = ["AFTER", "verdict", *heads, "win rate", "gap-gain rho"]
     table = tabulate(rows, heads, tablefmt=style, disable_numparse=True)
-    return f"BEFORE {found[0].before}; changes in points\n\n{table}"
+    return f"BEFORE {comparisons[0].before}; changes in points\n\n{table}"
 
 
 def _about() -> str:
@@ -138,9 +139,9 @@ def _changes(c: Comparison) -> dict[str, Change]:
 def _smallest(c: Comparison) -> str:
     """What a run that shows nothing could have shown."""
     seen = [
-        f"{HEADS[change.metric]} {100 * change.detectable:.1f}"
+        f"{_head(change.metric)} {_number(change, change.detectable)}"
         for change in c.changes
-        if change.metric in ("generation", "understanding") and change.detectable is not None
+        if change.metric in ("generation", UNDERSTANDING.name) and change.detectable is not None
     ]
     if not c.verdict.startswith("no detectable change") or not seen:
         return ""
@@ -155,12 +156,12 @@ def _table(rows: list[list[str]], style: str) -> str:
 def _row(head: str, change: Change) -> list[str]:
     return [
         head,
-        _percent(change.before),
-        _percent(change.after),
+        _number(change, change.before),
+        _number(change, change.after),
         _difference(change),
         _probability(change.p),
         _probability(change.p_holm) + " *" * bool(change.verdict),
-        _percent(change.detectable),
+        _number(change, change.detectable),
         f"{change.images} ({change.prompts})",
     ]
 
@@ -168,7 +169,9 @@ def _row(head: str, change: Change) -> list[str]:
 def _difference(change: Change) -> str:
     if change.difference is None or change.low is None or change.high is None:
         return "n/a"
-    return f"{100 * change.difference:+.1f} [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
+    values = (change.difference, change.low, change.high)
+    difference, low, high = (_number(change, value, "+") for value in values)
+    return f"{difference} [{low}, {high}]"
 
 
 def _win_rate(w: WinRate) -> str:
@@ -179,8 +182,9 @@ def _win_rate(w: WinRate) -> str:
     return f"{100 * w.value:.1f} [{100 * w.low:.1f}, {100 * w.high:.1f}]"
 
 
-def _percent(value: float | None) -> str:
-    return "n/a" if value is None else f"{100 * value:.1f}"
+def _number(change: Change, value: float | None, sign: str = "") -> str:
+    metric = _metric(change.metric)
+    return "n/a" if value is None else f"{(metric.scale if metric else 100) * value:{sign}.1f}"
 
 
 def _probability(p: float | None) -> str:

@@ -13,8 +13,9 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from gapbench.explain.figures import Correlation, Mean, correlation, holm, mean, plain, word
+from gapbench.explain.figures import Correlation, Mean, correlation, mean, plain, word
 from gapbench.explain.groups import CORRECTED, Tested
+from gapbench.metrics.paired import holm
 
 PIECES: Final = {
     "prompts": "corrected prompts lie nearer the training set than their controls",
@@ -47,8 +48,9 @@ def gather(
         "likelihood": shift["fall"],
         "together": shift["correlation"],
     }
-    adjusted = holm({name: figure["p"] if figure else None for name, figure in raw.items()})
-    found = {
+    ps = holm([figure["p"] if figure else None for figure in raw.values()])
+    adjusted = dict(zip(raw, ps, strict=True))
+    evidence = {
         name: {
             "says": PIECES[name],
             "verdict": word(_middle(figure), adjusted[name]),
@@ -64,7 +66,7 @@ def gather(
         "members": len(members),
         "controls": len(controls),
         "others": len(tested) - len(members) - len(controls),
-        "evidence": found,
+        "evidence": evidence,
         "similarity": similarity,
         "kernel": kernel,
         "first_order": _first_order(tested, records),

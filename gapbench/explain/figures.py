@@ -72,23 +72,13 @@ def correlation(
     each = frame.groupby("prompt")[["one", "two"]].mean().to_numpy()
     if len(each) < FEWEST or min(np.ptp(each, axis=0)) < 1e-12:
         return None
-    found = stats.pearsonr(each[:, 0], each[:, 1])
-    low, high = found.confidence_interval(0.95)
+    pearson = stats.pearsonr(each[:, 0], each[:, 1])
+    low, high = pearson.confidence_interval(0.95)
     rank = stats.spearmanr(each[:, 0], each[:, 1]).statistic
     return Correlation(
-        float(found.statistic), float(low), float(high), float(found.pvalue), float(rank), len(each)
-    )
-
-
-def holm(found: dict[str, float | None]) -> dict[str, float | None]:
-    """p adjusted by Holm's step-down procedure over those that have one."""
-    order = sorted((p, name) for name, p in found.items() if p is not None)
-    adjusted: dict[str, float | None] = dict.fromkeys(found)
-    last = 0.0
-    for place, (p, name) in enumerate(order):
-        last = min(1.0, max(last, (len(order) - place) * p))
-        adjusted[name] = last
-    return adjusted
+        float(pearson.statistic), float(low), float(high), float(pearson.pvalue), float(rank),
+        len(each),
+    )  # fmt: skip
 
 
 def word(value: float | None, p: float | None) -> str:

@@ -11,19 +11,16 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from gapbench.leaderboard.submission import Submission
 from gapbench.metrics import rates
+from gapbench.metrics.metric import METRICS, shown_in
 from gapbench.metrics.ranking import Standing, standings
 from gapbench.models.base import PAIR
 from gapbench.pages.assets import asset, policy, template
-from gapbench.report.tables import HEADS, cell
+from gapbench.report.tables import cell
 from gapbench.types import TIERS, Rates
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FIGURES: Final = (
-    "generation", "non_unification", "weak_generation", "false_positive", "mismatch_acceptance",
-)  # fmt: skip
-TITLES: Final = ["rank", "model", "unified", *(HEADS[metric] for metric in FIGURES)]
 PAPER: Final = "Han et al., arXiv 2507.16663"
 ABOUT: Final = (
     "Percent, with 95 % intervals over prompts and the counts behind each figure. Ranked by "
@@ -57,17 +54,24 @@ class Board:
     rows: list[Row]
 
 
-def boards(found: Sequence[Submission]) -> list[Board]:
+def titles() -> list[str]:
+    """The heads of every board's columns."""
+    return ["rank", "model", "unified", *(metric.title for metric in shown_in("board"))]
+
+
+def boards(entries: Sequence[Submission]) -> list[Board]:
     """The boards of all submissions: each task and each set of tasks that somebody submitted, with
     everyone who has all of it; overall, and by tier where it has several. Test models apart."""
     made = []
     for test in (False, True):
-        units = {s.card.name: _units(s) for s in found if s.card.test_model is test}
+        units = {s.card.name: _units(s) for s in entries if s.card.test_model is test}
         sets = {frozenset([unit]) for own in units.values() for unit in own.values()}
         sets |= {frozenset(own.values()) for own in units.values()}
         for chosen in sorted(sets, key=lambda units: (-len(units), sorted(units))):
             members = {
-                s.card.name: s for s in found if chosen <= set(units.get(s.card.name, {}).values())
+                s.card.name: s
+                for s in entries
+                if chosen <= set(units.get(s.card.name, {}).values())
             }
             made += _boards(chosen, members, test)
     return made
@@ -89,7 +93,7 @@ def _units(submission: Submission) -> dict[str, Unit]:
 
 def _boards(chosen: frozenset[Unit], members: Mapping[str, Submission], test: bool) -> list[Board]:
     tasks = sorted(unit[0] for unit in chosen)
-    frames = {name: found.frame() for name, found in members.items()}
+    frames = {name: entry.frame() for name, entry in members.items()}
     frames = {name: frame[frame["task"].isin(tasks)] for name, frame in frames.items()}
     whole = ", ".join(f"{unit[0]} {unit[1]}" for unit in sorted(chosen))
     # The same judge with other weights or rules is another board, so its fingerprint is told.
@@ -121,18 +125,19 @@ def _ranked(
     null = (
         {f"{what}, on {first}": f for what, f in baselines(frames[first]).items()} if first else {}
     )
-    found = standings({**frames, **null}, unranked=list(null))
+    standing = standings({**frames, **null}, unranked=list(null))
     figures = {**figures, **{name: rates(frame) for name, frame in null.items()}}
     rows = []
-    for name in [*found, *(name for name in frames if name not in found)]:
+    for name in [*standing, *(name for name in frames if name not in standing)]:
         there = [r for r in figures[name] if r.name == level and r.level in ("tier", "overall")]
         by_metric = {rate.metric: rate for rate in there}
         if name in null:
-            rows.append(_row("baseline", name, found[name], by_metric, False))
+            rows.append(_row("baseline", name, standing[name], by_metric, False))
             continue
         star = "*" * members[name].card.pair
-        shared = [n for n, s in found.items() if s.place and s.place == _place(found.get(name))]
-        rows.append(_row("model", name + star, found.get(name), by_metric, len(shared) > 1))
+        mine = standing.get(name)
+        shared = [n for n, s in standing.items() if s.place and s.place == _place(mine)]
+        rows.append(_row("model", name + star, mine, by_metric, len(shared) > 1))
     return rows
 
 
@@ -151,14 +156,15 @@ def _row(
     if standing:
         low, value, high = (100 * v for v in (standing.low, standing.value, standing.high))
         unified = f"{value:.1f} [{low:.1f}, {high:.1f}]"
+    shown = [figures[metric.name] for metric in shown_in("board")]
     return Row(
         kind,
-        [rank, name, unified, *(" ".join(cell(figures[metric])) for metric in FIGURES)],
+        [rank, name, unified, *(" ".join(cell(rate)) for rate in shown)],
         [
             None if place is None else float(place),
             None,
             standing.value if standing else None,
-            *(figures[metric].value for metric in FIGURES),
+            *(rate.value for rate in shown),
         ],
     )
 
@@ -194,34 +200,33 @@ def published() -> tuple[list[str], list[list[str]]]:
     metrics = ["generation", "non_unification"]
     means = raw.groupby(["model", "variant", "benchmark"], sort=False)[metrics].mean().unstack()
     benchmarks = list(dict.fromkeys(raw["benchmark"]))
-    titles = ["rank", "model", *(f"{b}: {HEADS[m]}" for b in benchmarks for m in metrics)]
+    heads = [f"{b}: {METRICS[m].heading}" for b in benchmarks for m in metrics]
     rows = [
         ["reported", f"{model}, {variant}"]
         + [f"{means.loc[(model, variant), (m, b)]:.2f}" for b in benchmarks for m in metrics]
         for model, variant in means.index
     ]
-    return titles, rows
+    return ["rank", "model", *heads], rows
 
 
-def markdown(found: Sequence[Submission]) -> str:
+def markdown(entries: Sequence[Submission]) -> str:
     """leaderboard.md."""
     parts = [
         "# Leaderboard",
         ABOUT,
         "Written by `gapbench leaderboard` from `results/`; do not edit.",
     ]
-    made = boards(found)
+    made = boards(entries)
     for test, title in ((False, "Models"), (True, "Test models")):
         mine = [board for board in made if board.test is test]
         parts.append(f"## {title}")
         if not mine:
             parts.append("None so far; [docs/submit.md](docs/submit.md) says how to enter.")
         for board in mine:
-            parts += [f"### {board.title}", _pipe(TITLES, [row.cells for row in board.rows])]
-    if any(s.card.pair for s in found):
+            parts += [f"### {board.title}", _pipe(titles(), [row.cells for row in board.rows])]
+    if any(s.card.pair for s in entries):
         parts.append(f"\\* {PAIR}")
-    titles, rows = published()
-    parts += ["## Reported elsewhere", _reported(), _pipe(titles, rows)]
+    parts += ["## Reported elsewhere", _reported(), _pipe(*published())]
     return "\n\n".join(parts) + "\n"
 
 
@@ -232,18 +237,18 @@ def _reported() -> str:
     )
 
 
-def _pipe(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _pipe(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     from tabulate import tabulate
 
-    return tabulate(rows, titles, tablefmt="pipe", disable_numparse=True)
+    return tabulate(rows, heads, tablefmt="pipe", disable_numparse=True)
 
 
-def page(found: Sequence[Submission]) -> str:
+def page(entries: Sequence[Submission]) -> str:
     """The same as one HTML file that loads nothing, with filters and sorting."""
     script, style = asset("leaderboard/board.js"), asset("leaderboard/board.css")
-    titles, rows = published()
+    heads, rows = published()
     return template("leaderboard/board.html").render(
-        about=ABOUT.replace("`", ""), boards=boards(found), titles=TITLES, submissions=found,
-        reported=_reported(), published_titles=titles, published=rows, script=script, style=style,
-        policy=policy(script, style), pair=PAIR if any(s.card.pair for s in found) else "",
+        about=ABOUT.replace("`", ""), boards=boards(entries), titles=titles(), submissions=entries,
+        reported=_reported(), published_titles=heads, published=rows, script=script, style=style,
+        policy=policy(script, style), pair=PAIR if any(s.card.pair for s in entries) else "",
     )  # fmt: skip

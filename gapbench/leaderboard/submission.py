@@ -148,7 +148,7 @@ def contents(card: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict
         VERDICTS: buffer.getvalue(),
         RATES: as_json(figures(table.to_pandas(ignore_metadata=True))),
     }
-    card = {**card, "files": {name: sha256(found) for name, found in data.items()}}
+    card = {**card, "files": {name: sha256(content) for name, content in data.items()}}
     return {CARD: as_json(card), **data}
 
 
@@ -169,15 +169,15 @@ def frame(rows: pd.DataFrame, judge: str | None = None) -> pd.DataFrame:
     """See Submission.frame. Raises GapbenchError where an image has two verdicts of one judge."""
 
     def of(role: Role, name: str | None = None) -> pd.DataFrame:
-        found = rows[rows["role"] == role]
-        found = found if name is None else found[found["judge"] == name]
-        again = found.duplicated(KEY)
+        mine = rows[rows["role"] == role]
+        mine = mine if name is None else mine[mine["judge"] == name]
+        again = mine.duplicated(KEY)
         if again.any():
-            task, prompt, sample = found.loc[again, KEY].iloc[0]
+            task, prompt, sample = mine.loc[again, KEY].iloc[0]
             raise GapbenchError(
                 f"{task}, prompt {prompt}, sample {sample}: two {role} verdicts of one image"
             )
-        return found
+        return mine
 
     images = of("own")[[*KEY, "category", "tier", "image", "verdict", "p_yes"]]
     images = images.rename(columns={"verdict": "own"})

@@ -133,18 +133,24 @@ def _row(row: dict[Any, Any], wanted: Wanted) -> Iterator[str]:
         yield f"verdict {verdict:.0f} is not what the reply says"
 
 
-def _rates(found: Submission) -> Iterator[str]:
-    made = json.loads(json.dumps(figures(found.rows)))
-    if set(made) != set(found.rates):
-        yield f"rates.json has figures of {', '.join(found.rates)}, not of {', '.join(made)}"
+def _rates(submission: Submission) -> Iterator[str]:
+    made = json.loads(json.dumps(figures(submission.rows)))
+    if set(made) != set(submission.rates):
+        yield f"rates.json has figures of {', '.join(submission.rates)}, not of {', '.join(made)}"
         return
     for judge, expected in made.items():
-        given = found.rates[judge]
-        if not isinstance(given, list) or len(given) != len(expected):
-            yield f"rates.json, {judge}: not {len(expected)} figures"
+        given = submission.rates[judge]
+        if not isinstance(given, list) or not all(isinstance(rate, dict) for rate in given):
+            yield f"rates.json, {judge}: not a list of figures"
+            return
+        # A submission lacks the metrics that were added after it was made.
+        names = {str(rate.get("metric")) for rate in given}
+        expected = [rate for rate in expected if rate["metric"] in names]
+        if not given or len(given) != len(expected):
+            yield f"rates.json, {judge}: {len(given)} figures, not {len(expected)}"
             return
         for new, old in zip(expected, given, strict=True):
-            if not isinstance(old, dict) or set(old) != set(new):
+            if set(old) != set(new):
                 yield f"rates.json, {judge}: a figure has other fields"
                 return
             for field, value in new.items():

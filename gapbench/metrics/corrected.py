@@ -13,7 +13,7 @@ taken for the truth. Three estimates of a share of H over all images:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -23,9 +23,9 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from gapbench.metrics.intervals import Floats
+from gapbench.metrics.metric import Bools, Metric, Verdicts, shown_in
 from gapbench.types import TIERS, GapbenchError
 
-METRICS: Final = ("generation", "weak_generation", "false_positive")
 COLUMNS: Final = ("task", "category", "tier", "prompt", "own", "outside", "human")
 VERDICTS: Final = COLUMNS[-3:]
 ROUNDING: Final = 1e-9
@@ -33,7 +33,6 @@ ROUNDING: Final = 1e-9
 FEWEST: Final = 10
 """Labelled prompts below which no estimate is given: its interval would mean nothing."""
 
-Bools = npt.NDArray[np.bool_]
 Places = npt.NDArray[np.intp]
 
 
@@ -49,9 +48,9 @@ class Estimate(NamedTuple):
 class Corrected:
     """A rate by the judge alone, and as the labelled sample corrects it.
 
-    `generation` is the share of images that show their prompt; the others are as in the paper,
-    section 2, with H in the place of J. `labels` are the images that carry the correction: labelled
-    and, for weak generation, rejected by the model. None stands for what the labels do not carry:
+    It is the metric with H in the place of J, and of the score: `generation` is the share of images
+    that show their prompt. `labels` are the images that carry the correction: labelled and, for
+    weak generation, rejected by the model. None stands for what the labels do not carry:
     fewer than 10 labelled prompts, no label of a class, or a judge no better than chance.
     """
 
@@ -100,25 +99,23 @@ def corrected(frame: pd.DataFrame) -> list[Corrected]:
     rows = frame.loc[frame["outside"].notna(), list(COLUMNS)]
     levels = [("overall", "overall", rows)]
     levels += [("tier", tier, rows[rows["tier"] == tier]) for tier in TIERS]
-    found = []
+    made = []
     for level, name, part in levels:
-        for metric in METRICS:
-            used = part if metric == "generation" else part[part["own"].notna()]
+        for metric in shown_in("labels"):
+            used = part[part["own"].notna()] if metric.needs_own else part
             if used["human"].notna().any():
-                found.append(_corrected(level, name, metric, used))
-    return found
+                made.append(_corrected(level, name, metric, used))
+    return made
 
 
-def _corrected(level: str, name: str, metric: str, rows: pd.DataFrame) -> Corrected:
+def _corrected(level: str, name: str, metric: Metric, rows: pd.DataFrame) -> Corrected:
     own, judge, human = (rows[c].to_numpy(np.float64, na_value=np.nan) for c in VERDICTS)
     groups = rows.groupby(["task", "category"], sort=False)
     weights = 1 / groups["prompt"].transform("size").to_numpy(np.float64)
     # A level of one category has plain counts; above it categories weigh equally.
     prompts = np.asarray(rows.groupby(["task", "prompt"], sort=False).ngroup(), dtype=np.intp)
 
-    carried = ~np.isnan(human)
-    if metric == "weak_generation":
-        carried &= own == 0
+    carried = ~np.isnan(human) & np.any([images for images, *_ in _classes(metric, own)], axis=0)
     clusters = len(np.unique(prompts[carried]))
 
     def by(method: _Method) -> Estimate | None:
@@ -130,7 +127,7 @@ def _corrected(level: str, name: str, metric: str, rows: pd.DataFrame) -> Correc
     return Corrected(
         level=level,
         name=name,
-        metric=metric,
+        metric=metric.name,
         labels=int(carried.sum()),
         judge=None if reference is None else reference.value,
         sample=by(_sample) if enough else None,
@@ -140,7 +137,7 @@ def _corrected(level: str, name: str, metric: str, rows: pd.DataFrame) -> Correc
 
 
 def _share(
-    metric: str,
+    metric: Metric,
     method: _Method,
     weights: Floats,
     own: Floats,
@@ -148,41 +145,48 @@ def _share(
     human: Floats,
     prompts: Places,
 ) -> _Share | None:
-    """The metric's share by one method, from shares of shown prompts within own verdicts."""
-
-    def shown(mask: Bools) -> _Share | None:
-        part = (
-            method(weights[mask], judge[mask], human[mask], prompts[mask]) if mask.any() else None
-        )
+    """The metric with H in the place of J, by one method: from each class's share of the images,
+    and the share of the class that shows its prompt."""
+    classes = []
+    above = below = least = 0.0
+    for images, numerator, denominator in _classes(metric, own):
+        if not images.any():
+            if numerator.any():
+                return None
+            continue
+        part = method(weights[images], judge[images], human[images], prompts[images])
         if part is None:
             return None
-        moves = np.zeros(len(weights))
-        moves[mask] = part.moves
-        return part._replace(moves=moves)
+        size = float(weights @ images / weights.sum())
+        outcomes = np.array([1 - part.value, part.value])
+        above += size * float(outcomes @ numerator)
+        below += size * float(outcomes @ denominator)
+        classes.append((images, numerator, denominator, part, size, outcomes))
+    if below <= ROUNDING:
+        return None
+    value = above / below
+    moves = np.zeros(len(weights))
+    for images, numerator, denominator, part, size, outcomes in classes:
+        residual = (numerator - value * denominator) / below
+        slope = size * float(residual[1] - residual[0])
+        moves[images] += slope * part.moves
+        moves += float(outcomes @ residual) * weights * (images - size) / weights.sum()
+        least += slope**2 * part.least
+    return _Share(value, moves, least)
 
-    if metric == "generation":
-        return shown(np.ones(len(weights), dtype=np.bool_))
-    rejected = shown(own == 0)
-    if metric == "weak_generation":
-        return rejected and _Share(1 - rejected.value, -rejected.moves, rejected.least)
-    accepted = shown(own == 1)
-    if accepted is None or (rejected is None and (own == 0).any()):
-        return None
-    # P(own = 1 | H = 0) = a f / (a f + (1 - a) r): a the accepted images' share, f and r the
-    # shares of accepted and of rejected images that do not show their prompt.
-    a = float(weights @ (own == 1) / weights.sum())
-    f, r = 1 - accepted.value, 0.0 if rejected is None else 1 - rejected.value
-    bottom = a * f + (1 - a) * r
-    if bottom <= ROUNDING:
-        return None
-    of_a, of_f, of_r = (
-        f * r / bottom**2, a * (1 - a) * r / bottom**2, -a * (1 - a) * f / bottom**2
-    )  # fmt: skip
-    moves = of_a * weights * ((own == 1) - a) / weights.sum() - of_f * accepted.moves
-    least = of_f**2 * accepted.least
-    if rejected is not None:
-        moves, least = moves - of_r * rejected.moves, least + of_r**2 * rejected.least
-    return _Share(a * f / bottom, moves, least)
+
+def _classes(metric: Metric, own: Floats) -> Iterator[tuple[Bools, Floats, Floats]]:
+    """For each own verdict (or for all images, if the metric does not read it): the images, and
+    what one with H = 0 and one with H = 1 add to the numerator and to the denominator, (2,) each.
+    Images that add nothing are left out."""
+    judge = np.array([0.0, 1.0])
+    for said in (0.0, 1.0) if "own" in metric.reads else (np.nan,):
+        images = own == said if "own" in metric.reads else np.ones(len(own), dtype=np.bool_)
+        verdicts = Verdicts(np.full(2, said), judge, judge, np.full(2, np.nan))
+        numerator = metric.numerator(verdicts).astype(np.float64)
+        denominator = metric.denominator(verdicts).astype(np.float64)
+        if numerator.any() or denominator.any():
+            yield images, numerator, denominator
 
 
 def _all(weights: Floats, judge: Floats, _human: Floats, _prompts: Places) -> _Share | None:

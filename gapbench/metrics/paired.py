@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
@@ -21,12 +20,10 @@ from gapbench.metrics.intervals import (
     difference,
     ratio,
 )
-from gapbench.metrics.rates import METRICS, Level, checked, levels, rates, sums
+from gapbench.metrics.metric import METRICS, UNDERSTANDING, Metric, Verdicts, shown_in
+from gapbench.metrics.rates import Level, checked, levels, rates, sums
 from gapbench.types import GapbenchError
 
-COMPARED: Final = ("generation", "non_unification", "false_positive", "self_accuracy")
-UNDERSTANDING: Final = "understanding"
-LOWER_IS_BETTER: Final = frozenset({"non_unification", "false_positive"})
 ALPHA: Final = 0.05
 POWER: Final = 0.8
 FLIPS: Final = 9999
@@ -40,8 +37,8 @@ Strata = Sequence[Floats]
 class Change:
     """One figure before and after, over the same images of the same prompts.
 
-    `metric` is one of COMPARED, or "understanding": the own verdict's accuracy on the images of
-    BEFORE, whichever model judges them, or a score of lm-eval's, whose images are its questions.
+    `metric` is the name of a figure that is compared, of UNDERSTANDING, or of a score of lm-eval's,
+    whose images are its questions.
     `before`, `after` and `difference` (after - before, in the metric's own unit) are None where a
     denominator carries nothing; `low` and `high` bound the 95 % interval; `p` is the sign-flip
     test's and `p_holm` the same adjusted over its family; `detectable` is the smallest difference
@@ -100,32 +97,26 @@ class Correlation(NamedTuple):
 
 
 def changes(before: pd.DataFrame, after: pd.DataFrame, level: Level = "overall") -> list[Change]:
-    """The COMPARED metrics at a level, `p_holm` left empty (`holm`).
+    """The figures that are compared, at a level; `p_holm` is left empty (`adjusted`).
 
     Both frames are those of `rates`, with the same images (task, prompt, sample). A pair counts
     where it has every verdict the metric needs on both sides. Raises GapbenchError as `rates`
     does, or where the images differ.
     """
-    first, second = _paired(before, after)
-    if not len(first):
-        return []
-    one, two = sums(first), sums(second)
-    return [
-        _change(found, name, metric, [one[c] for c in one if c in members],
-                [two[c] for c in two if c in members])
-        for found, name, members in levels(first)
-        if found == level
-        for metric in COMPARED
-    ]  # fmt: skip
+    return _changes(before, after, level, shown_in("compare"))
 
 
 def understanding(before: pd.DataFrame, crossed: npt.ArrayLike) -> list[Change]:
-    """The change of the own verdict's accuracy on the images of BEFORE, overall.
+    """The change of UNDERSTANDING, overall: that of the own verdict's accuracy on equal images.
 
     `crossed` (rows,) holds AFTER's verdicts on the images of `before`, row by row: 1, 0 or NaN.
     """
-    found = changes(before, before.assign(own=np.asarray(crossed, dtype=np.float64)))
-    return [replace(c, metric=UNDERSTANDING) for c in found if c.metric == "self_accuracy"]
+    after = before.assign(own=np.asarray(crossed, dtype=np.float64))
+    right = [METRICS["self_accuracy"]]
+    return [
+        replace(change, metric=UNDERSTANDING.name)
+        for change in _changes(before, after, "overall", right)
+    ]
 
 
 def scored(
@@ -140,8 +131,7 @@ def scored(
     row by row the same questions; parts weigh equally. `p_holm` is left empty.
     """
     old, new = ([_questions(scores) for scores in side] for side in (before, after))
-    count = sum(map(len, old))
-    return _tested("overall", metric, metric, old, new, count, count, lower_is_better)
+    return _tested("overall", metric, metric, old, new, lower_is_better)
 
 
 def _questions(scores: npt.ArrayLike) -> Floats:
@@ -211,26 +201,32 @@ def gap_gain(before: pd.DataFrame, after: pd.DataFrame) -> Correlation | None:
             points.append((gap, end - start))
     if len(points) < FEWEST_CATEGORIES or min(np.ptp(points, axis=0)) < 1e-12:
         return None
-    found = pearsonr(*np.array(points).T)
-    low, high = found.confidence_interval(0.95)
-    return Correlation(float(found.statistic), float(low), float(high), len(points))
+    pearson = pearsonr(*np.array(points).T)
+    low, high = pearson.confidence_interval(0.95)
+    return Correlation(float(pearson.statistic), float(low), float(high), len(points))
 
 
-def holm(family: Sequence[Change]) -> list[Change]:
-    """The family with p adjusted by Holm's step-down procedure (Holm 1979); a figure without a p
-    is no member. `detectable` is scaled to the family's first level."""
-    order = sorted(
-        (i for i, c in enumerate(family) if c.p is not None), key=lambda i: _p(family[i])
-    )
-    found, last = list(family), 0.0
-    for place, index in enumerate(order):
-        last = min(1.0, max(last, (len(order) - place) * _p(family[index])))
-        change = family[index]
+def holm(ps: Sequence[float | None]) -> list[float | None]:
+    """p adjusted by Holm's step-down procedure (Holm 1979) over those that are there."""
+    order = sorted((p, index) for index, p in enumerate(ps) if p is not None)
+    made: list[float | None] = [None] * len(ps)
+    last = 0.0
+    for place, (p, index) in enumerate(order):
+        made[index] = last = min(1.0, max(last, (len(order) - place) * p))
+    return made
+
+
+def adjusted(family: Sequence[Change]) -> list[Change]:
+    """The family with Holm's p, and `detectable` at the first level of his procedure; a figure
+    without a p is no member."""
+    members = sum(change.p is not None for change in family)
+    made = []
+    for change, p in zip(family, holm([change.p for change in family]), strict=True):
         width = None
-        if change.low is not None and change.high is not None:
-            width = detectable((change.high - change.low) / (2 * Z), len(order))
-        found[index] = replace(change, p_holm=last, detectable=width)
-    return found
+        if p is not None and change.low is not None and change.high is not None:
+            width = detectable((change.high - change.low) / (2 * Z), members)
+        made.append(replace(change, p_holm=p, detectable=width))
+    return made
 
 
 def detectable(error: float, tests: int) -> float:
@@ -282,18 +278,21 @@ def _swings(
     )
 
 
-def _p(change: Change) -> float:
-    return math.inf if change.p is None else change.p
-
-
-def _change(level: Level, name: str, metric: str, old: Strata, new: Strata) -> Change:
-    index = list(METRICS).index(metric)
-    used = [i for i, stratum in enumerate(old) if stratum[index, :, VALID].any()]
-    before, after = ([side[i][index] for i in used] for side in (old, new))
-    images = sum(float(stratum[:, VALID].sum()) for stratum in before)
-    prompts = sum(int(np.count_nonzero(stratum[:, VALID])) for stratum in before)
-    lower = metric in LOWER_IS_BETTER
-    return _tested(level, name, metric, before, after, int(images), prompts, lower)
+def _changes(
+    before: pd.DataFrame, after: pd.DataFrame, level: Level, metrics: Sequence[Metric]
+) -> list[Change]:
+    first, second = _paired(before, after)
+    if not len(first):
+        return []
+    one, two = sums(first), sums(second)
+    made = []
+    for _, name, members in (each for each in levels(first) if each[0] == level):
+        for metric in metrics:
+            old, new = one[metric.name], two[metric.name]
+            used = [c for c, stratum in old.items() if c in members and stratum[:, VALID].any()]
+            sides = [old[c] for c in used], [new[c] for c in used]
+            made.append(_tested(level, name, metric.name, *sides, metric.better == "lower"))
+    return made
 
 
 def _tested(
@@ -302,8 +301,6 @@ def _tested(
     metric: str,
     before: Strata,
     after: Strata,
-    images: int,
-    prompts: int,
     lower_is_better: bool,
 ) -> Change:
     values = []
@@ -318,7 +315,9 @@ def _tested(
         p = sign_flip(before, after, f"{level}/{name}/{metric}")
     return Change(
         level=level, name=name, metric=metric, before=first, after=second, difference=change,
-        low=low, high=high, p=p, p_holm=None, detectable=None, images=images, prompts=prompts,
+        low=low, high=high, p=p, p_holm=None, detectable=None,
+        images=int(sum(stratum[:, VALID].sum() for stratum in before)),
+        prompts=int(sum(np.count_nonzero(stratum[:, VALID]) for stratum in before)),
         lower_is_better=lower_is_better,
     )  # fmt: skip
 
@@ -329,9 +328,7 @@ def _paired(before: pd.DataFrame, after: pd.DataFrame) -> tuple[pd.DataFrame, pd
         return before, after
     keys = ["task", "category", "tier", "prompt", "sample"]
     first, second = (
-        checked(frame.assign(mismatched=np.nan, mismatched_asked=False))
-        .sort_values(["task", "prompt", "sample"])
-        .reset_index(drop=True)
+        checked(frame).sort_values(["task", "prompt", "sample"]).reset_index(drop=True)
         for frame in (before, after)
     )
     same = len(first) == len(second) and all(
@@ -339,7 +336,7 @@ def _paired(before: pd.DataFrame, after: pd.DataFrame) -> tuple[pd.DataFrame, pd
     )
     if not same:
         raise GapbenchError("compare: the two frames hold different images")
-    for column in ("own", "outside", "score"):
+    for column in Verdicts._fields:
         gone = first[column].isna() | second[column].isna()
         first[column] = first[column].astype(float).mask(gone)
         second[column] = second[column].astype(float).mask(gone)

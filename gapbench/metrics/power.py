@@ -11,12 +11,17 @@ import pandas as pd
 from scipy.special import ndtri
 
 from gapbench.metrics.intervals import DENOMINATOR, NUMERATOR, SQUARE, VALID, ratio
-from gapbench.metrics.paired import ALPHA, COMPARED, UNDERSTANDING, detectable
-from gapbench.metrics.rates import METRICS, checked, sums
+from gapbench.metrics.metric import PERCENT, shown_in
+from gapbench.metrics.paired import ALPHA, detectable
+from gapbench.metrics.rates import checked, sums
 from gapbench.types import GapbenchError
 
-FAMILY: Final = len(COMPARED) + len([UNDERSTANDING])
 SAMPLES: Final = (1, 2, 4, 8, 16)
+
+
+def family() -> int:
+    """The tests of a comparison: its figures, and understanding."""
+    return len(shown_in("compare")) + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,22 +47,22 @@ class Spread:
     def needed(self, change: float, samples: int, alike: bool) -> int:
         """Prompts that show a difference of `change` with a probability of 80 %, z^2 / 2 more than
         the normal distribution asks for, for the variance is estimated (Guenther 1981)."""
-        z = float(ndtri(1 - ALPHA / 2 / FAMILY))
-        normal = (detectable(self.error(1, samples, alike), FAMILY) / change) ** 2
+        z = float(ndtri(1 - ALPHA / 2 / family()))
+        normal = (detectable(self.error(1, samples, alike), family()) / change) ** 2
         return math.ceil(normal + z * z / 2)
 
 
 def spread(frame: pd.DataFrame, metric: str) -> Spread:
-    """The spread of one of COMPARED over a frame of `rates`, categories weighing equally.
+    """The spread of a share that is compared, over a frame of `rates`, categories weighing equally.
 
     One-way analysis of variance over prompts in each category (Searle, Casella and McCulloch 1992),
     of the residuals that the ratio's linearisation leaves. Raises GapbenchError for another metric,
     for a metric that the frame has no figure of, and where no prompt has two images.
     """
-    if metric not in COMPARED:
-        raise GapbenchError(f"power: no metric {metric!r}; there are {', '.join(COMPARED)}")
-    index = list(METRICS).index(metric)
-    strata = [s[index] for s in sums(checked(frame)).values()] if len(frame) else []
+    known = [each.name for each in shown_in("compare") if each.unit == PERCENT]
+    if metric not in known:
+        raise GapbenchError(f"power: no metric {metric!r}; there are {', '.join(known)}")
+    strata = sums(checked(frame))[metric].values() if len(frame) else []
     strata = [stratum[stratum[:, VALID] > 0] for stratum in strata if stratum[:, VALID].any()]
     if not any(stratum[:, DENOMINATOR].any() for stratum in strata):
         raise GapbenchError(f"power: the run has no verdicts that {metric} needs")

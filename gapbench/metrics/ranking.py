@@ -63,7 +63,7 @@ def standings(
             places[name] = places[head]
         else:
             head, places[name] = name, place
-    found = {}
+    made = {}
     for name in order:
         low, high = np.nanquantile(drawn[name], (0.025, 0.975))
         best = worst = None
@@ -71,7 +71,7 @@ def standings(
             above = np.sum([drawn[other] > drawn[name] for other in ranked], axis=0)
             best = 1 + int(np.quantile(above, 0.025, method="lower"))
             worst = 1 + int(np.quantile(above, 0.975, method="higher"))
-        found[name] = Standing(
+        made[name] = Standing(
             value=values[name],
             low=min(float(low), values[name]),
             high=max(float(high), values[name]),
@@ -79,7 +79,7 @@ def standings(
             best=best,
             worst=worst,
         )
-    return found
+    return made
 
 
 def _unified(

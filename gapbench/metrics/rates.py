@@ -1,4 +1,4 @@
-"""The seven rates over verdicts (paper.md, section 2), at each category, task, tier and overall."""
+"""The figures of METRICS over verdicts, at each category, task, tier and overall."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from gapbench.metrics.intervals import (
@@ -18,28 +17,13 @@ from gapbench.metrics.intervals import (
     interval,
     ratio,
 )
+from gapbench.metrics.metric import METRICS, Bools, Metric, Verdicts
 from gapbench.types import TIERS, GapbenchError, Rates
-
-METRICS = {
-    "non_unification": "share of images the model itself rejects (paper, section 2)",
-    "weak_generation": "of the images the model rejects, the share the outside judge rejects too"
-    " (paper, section 2)",
-    "misunderstanding": "of the images the model rejects, the share the outside judge accepts"
-    " (paper, section 2)",
-    "false_positive": "of the images the outside judge rejects, the share the model accepts"
-    " (paper, section 2)",
-    "generation": "mean of the outside judge's own score (paper, section 2: Gen.)",
-    "self_accuracy": "share of images on which the model and the outside judge agree"
-    " (paper, section 2: pi_und = J)",
-    "mismatch_acceptance": "share of images the model accepts for another prompt of the category"
-    " (paper, section 5)",
-}
 
 KEYS = ("task", "category", "tier", "prompt")
 VERDICTS = ("own", "outside", "mismatched")
 COLUMNS = (*KEYS, "sample", *VERDICTS, "score", "mismatched_asked")
 
-Bools = npt.NDArray[np.bool_]
 Level = Literal["category", "tier", "task", "overall"]
 Category = tuple[str, str]
 
@@ -75,16 +59,16 @@ def rates(frame: pd.DataFrame) -> list[Rates]:
     if len(frame) == 0:
         return []
     rows = checked(frame)
-    strata = sums(rows)
+    by_metric = sums(rows)
     return [
         _rate(level, name, metric, [strata[key] for key in strata if key in members])
         for level, name, members in levels(rows)
-        for metric in METRICS
+        for metric, strata in by_metric.items()
     ]
 
 
 def checked(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame's own rows and order, keys as categoricals; or the first fault found."""
+    """The frame's own rows and order, keys as categoricals. Raises as `rates` does."""
     for column in COLUMNS:
         if column not in frame.columns:
             raise GapbenchError(f"metrics: the frame has no column {column!r}")
@@ -129,74 +113,56 @@ def levels(rows: pd.DataFrame) -> list[tuple[Level, str, set[Category]]]:
     seen = list(first.astype(str).itertuples(index=False, name=None))
     tasks = list(dict.fromkeys(task for task, _, _ in seen))
     seen.sort(key=lambda row: (TIERS.index(row[2]), tasks.index(row[0])))
-    found: list[tuple[Level, str, set[Category]]] = []
-    found += [("category", f"{task}/{category}", {(task, category)}) for task, category, _ in seen]
+    made: list[tuple[Level, str, set[Category]]] = []
+    made += [("category", f"{task}/{category}", {(task, category)}) for task, category, _ in seen]
     for task in dict.fromkeys(task for task, _, _ in seen):
-        found.append(("task", task, {(t, category) for t, category, _ in seen if t == task}))
+        made.append(("task", task, {(t, category) for t, category, _ in seen if t == task}))
     for tier in dict.fromkeys(tier for _, _, tier in seen):
-        found.append(("tier", tier, {(task, category) for task, category, t in seen if t == tier}))
-    found.append(("overall", "overall", {(task, category) for task, category, _ in seen}))
-    return found
+        made.append(("tier", tier, {(task, category) for task, category, t in seen if t == tier}))
+    made.append(("overall", "overall", {(task, category) for task, category, _ in seen}))
+    return made
 
 
-def sums(rows: pd.DataFrame) -> dict[Category, Floats]:
-    """Each category's sums per prompt, (metrics, prompts, 6) in the order of METRICS, of checked
-    rows; categories and prompts sorted, so that no sum depends on the rows' order."""
+def sums(rows: pd.DataFrame) -> dict[str, dict[Category, Floats]]:
+    """Of checked rows, for each of METRICS each category's sums per prompt, (prompts, 6) as
+    `intervals` names them; categories and prompts sorted, so that no sum depends on the rows'
+    order."""
     rows = rows.sort_values(["task", "category", "prompt", "sample"], ignore_index=True)
     starts = np.flatnonzero(~rows.duplicated(["task", "prompt"]))
-    by_prompt = np.stack([np.add.reduceat(terms, starts, axis=1).T for terms in _terms(rows)])
     prompts = rows.loc[starts, ["task", "category"]].astype(str)
     first = np.flatnonzero(~prompts.duplicated())
-    return {
-        (str(prompts["task"].iloc[start]), str(prompts["category"].iloc[start])): by_prompt[
-            :, start:end
-        ]
-        for start, end in zip(first, [*first[1:], len(prompts)], strict=True)
-    }
-
-
-def _terms(rows: pd.DataFrame) -> list[Floats]:
-    """For each of METRICS the rows' terms, (6, rows) as `intervals` names them."""
-    own, outside, mismatched, score = (
-        rows[column].to_numpy(dtype=np.float64, na_value=np.nan) for column in (*VERDICTS, "score")
+    names = list(prompts.iloc[first].itertuples(index=False, name=None))
+    verdicts = Verdicts(
+        *(rows[column].to_numpy(np.float64, na_value=np.nan) for column in Verdicts._fields)
     )
     asked = rows["mismatched_asked"].to_numpy(dtype=np.bool_)
-    judged = ~np.isnan(own)
-    both = judged & ~np.isnan(outside)
-    scored = ~np.isnan(score)
-    answered = asked & ~np.isnan(mismatched)
-    planned = np.ones_like(asked)
-    rejected, accepted = (own == 0) & both, (own == 1) & both
-    failed, passed = (outside == 0) & both, (outside == 1) & both
-    terms = {
-        "non_unification": (own == 0, judged, judged, planned),
-        "weak_generation": (rejected & failed, rejected, both, planned),
-        "misunderstanding": (rejected & passed, rejected, both, planned),
-        "false_positive": (accepted & failed, failed, both, planned),
-        "generation": (np.where(scored, score, 0.0), scored, scored, planned),
-        "self_accuracy": ((own == outside) & both, both, both, planned),
-        "mismatch_acceptance": (mismatched == 1, answered, answered, asked),
-    }
-    return [_columns(*terms[metric]) for metric in METRICS]
+    made = {}
+    for name, metric in METRICS.items():
+        by_prompt = np.add.reduceat(_terms(metric, verdicts, asked), starts, axis=1).T
+        made[name] = dict(zip(names, np.split(by_prompt, first[1:]), strict=True))
+    return made
 
 
-def _columns(term: Floats | Bools, denominator: Bools, valid: Bools, planned: Bools) -> Floats:
-    numerator = term.astype(np.float64)
+def _terms(metric: Metric, verdicts: Verdicts, asked: Bools) -> Floats:
+    """The images' terms of a figure, (6, images). An image of which no mismatched pair was asked is
+    no abstention."""
+    valid = ~np.isnan([getattr(verdicts, column) for column in metric.reads]).any(axis=0)
+    planned = asked if "mismatched" in metric.reads else np.ones_like(asked)
+    numerator = np.where(valid, metric.numerator(verdicts), 0.0)
     fractional = (numerator != 0) & (numerator != 1)
     return np.stack(
-        [numerator, denominator, valid, numerator**2, fractional, planned & ~valid],
+        [numerator, metric.denominator(verdicts) & valid, valid, numerator**2, fractional,
+         planned & ~valid],
         dtype=np.float64,
-    )
+    )  # fmt: skip
 
 
 def _rate(level: Level, name: str, metric: str, strata: Sequence[Floats]) -> Rates:
-    index = list(METRICS).index(metric)
-    own = [stratum[index] for stratum in strata]
-    total = np.sum([stratum.sum(axis=0) for stratum in own], axis=0)
+    total = np.sum([stratum.sum(axis=0) for stratum in strata], axis=0)
     value = low = high = deff = None
     prompts = 0
     if total[DENOMINATOR] > 0:
-        used = [stratum for stratum in own if stratum[:, VALID].any()]
+        used = [stratum for stratum in strata if stratum[:, VALID].any()]
         value = float(ratio(np.stack([stratum.sum(axis=0) for stratum in used])))
         low, high, deff = interval(used, value)
         prompts = sum(int(np.count_nonzero(stratum[:, DENOMINATOR])) for stratum in used)

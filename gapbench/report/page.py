@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from gapbench.files import write_atomic
 from gapbench.metrics.calibration import error, reliability
+from gapbench.metrics.metric import METRICS, PERCENT, shown_in
 from gapbench.pages.assets import asset, policy, template
 from gapbench.pages.parts import figure
 from gapbench.report import tables
@@ -110,14 +111,14 @@ def _figures(
         figures.append(_before_after(names, rates))
     figures.append(_calibration(names, frames, rates))
     agreed = [
-        [name, f"{first} and {second}", tables.agreement(found)]
+        [name, f"{first} and {second}", tables.agreement(two)]
         for run, name in zip(runs, names, strict=True)
-        for first, second, found in run.agreements()
+        for first, second, two in run.agreements()
     ]
     corrected = [
-        [name, *tables.corrected(found)]
+        [name, *tables.corrected(rate)]
         for run, name in zip(runs, names, strict=True)
-        for found in run.corrected(judge)
+        for rate in run.corrected(judge)
     ]
     return {
         "headline": _headline(names, rates, ("overall", "tier", "task")),
@@ -130,32 +131,31 @@ def _figures(
 
 
 def _headline(names: list[str], rates: list[list[Rates]], levels: tuple[str, ...]) -> Any:
+    metrics = shown_in("tables")
     rows: list[list[Any]] = []
     for level in levels:
-        found: dict[str, list[Any]] = {}
+        by_name: dict[str, list[Any]] = {}
         for name, mine in zip(names, rates, strict=True):
-            by_place: dict[str, dict[str, Rates]] = {}
-            for rate in mine:
-                if rate.level == level:
-                    by_place.setdefault(rate.name, {})[rate.metric] = rate
-            for place, cells in by_place.items():
-                figures = [tables.cell(cells[m]) if m in cells else "n/a" for m in tables.HEADS]
-                found.setdefault(place, []).append([place, name, *figures])
-        rows += chain.from_iterable(found.values())
-    return ["%", "run", *tables.HEADS.values()], rows
+            for (at, place), row in tables.by_place(mine).items():
+                if at == level:
+                    cells = [tables.cell(row[m.name]) if m.name in row else "n/a" for m in metrics]
+                    by_name.setdefault(place, []).append([place, name, *cells])
+        rows += chain.from_iterable(by_name.values())
+    return ["%", "run", *(metric.title for metric in metrics)], rows
 
 
 def _difficulty(names: list[str], rates: list[list[Rates]]) -> dict[str, Any]:
+    gap_head, weak_head = (METRICS[m].heading for m in ("non_unification", "weak_generation"))
     cells = [{(r.name, r.metric): r for r in mine if r.level == "category"} for mine in rates]
     places = list(dict.fromkeys(place for mine in cells for place, _ in mine))
-    found, rows = [], []
+    shown, rows = [], []
     for row, (name, mine) in enumerate(zip(names, cells, strict=True)):
         for column, place in enumerate(places):
             gap, weak = mine.get((place, "non_unification")), mine.get((place, "weak_generation"))
             if gap is None:
                 continue
             if gap.value is not None:
-                found.append(Bubble(column, row, gap.value, weak.value if weak else None))
+                shown.append(Bubble(column, row, gap.value, weak.value if weak else None))
             rows.append([place, name, tables.cell(gap), tables.cell(weak) if weak else "n/a"])
     several = len({place.partition("/")[0] for place in places}) > 1
     ticks = places if several else [place.partition("/")[2] for place in places]
@@ -163,10 +163,10 @@ def _difficulty(names: list[str], rates: list[list[Rates]]) -> dict[str, Any]:
         "difficulty",
         "Where the gap is",
         "A bubble for each category: its area is the share of images that the model itself rejects "
-        "(non-unification), its colour the share of those that the outside judge rejects too (weak "
-        "generation); hollow: no judge said. Categories run from easy to hard.",
-        bubbles(ticks, names, found, "non-unification", "weak generation") if found else None,
-        (["category", "run", "non-unification", "weak generation"], rows),
+        f"({gap_head}), its colour the share of those that the outside judge rejects too "
+        f"({weak_head}); hollow: no judge said. Categories run from easy to hard.",
+        bubbles(ticks, names, shown, gap_head, weak_head) if shown else None,
+        (["category", "run", gap_head, weak_head], rows),
     )
 
 
@@ -174,40 +174,41 @@ def _weak(
     runs: Sequence[Run], names: list[str], judge: str | None, rates: list[list[Rates]]
 ) -> dict[str, Any]:
     judges = list(dict.fromkeys(each for run in runs for each in run.judges()))
-    found: dict[str, list[Rates | None]] = {}
+    by_judge: dict[str, list[Rates | None]] = {}
     if judge is None and any(len(set(run.plan.judges)) > 1 for run in runs):
-        found["each task's first"] = [_overall(mine, "weak_generation") for mine in rates]
+        by_judge["each task's first"] = [_overall(mine, "weak_generation") for mine in rates]
     for each in judges:
-        found[each] = [
+        by_judge[each] = [
             _overall(run.rates(each), "weak_generation") if each in run.judges() else None
             for run in runs
         ]
     rows = [
         [who, name, tables.cell(rate)]
-        for who, mine in found.items()
+        for who, mine in by_judge.items()
         for name, rate in zip(names, mine, strict=True)
         if rate is not None
     ]
-    series = [[_bar(mine[place]) for mine in found.values()] for place in range(len(runs))]
+    series = [[_bar(mine[place]) for mine in by_judge.values()] for place in range(len(runs))]
     return figure(
         "weak",
         "Weak generation by judge",
         "Of the images that the model itself rejects, the share that an outside judge rejects too, "
         "overall. Above half, the gap comes from drawing rather than from recognising. A judge "
         "counts the images that it was asked about.",
-        bars(list(found), names, series) if rows else None,
+        bars(list(by_judge), names, series) if rows else None,
         (["judge", "run", "weak generation"], rows),
     )
 
 
 def _before_after(names: list[str], rates: list[list[Rates]]) -> dict[str, Any]:
-    found = {metric: [_overall(mine, metric) for mine in rates] for metric in tables.HEADS}
-    rows = [
-        [tables.HEADS[metric], *(tables.cell(rate) if rate else "n/a" for rate in mine)]
-        for metric, mine in found.items()
-    ]
-    series = [[_bar(mine[place]) for mine in found.values()] for place in range(2)]
-    groups = [head.replace(" ", "\n") for head in tables.HEADS.values()]
+    metrics = shown_in("tables")
+    rows = []
+    for metric in metrics:
+        both = [_overall(mine, metric.name) for mine in rates]
+        rows.append([metric.title, *(tables.cell(rate) if rate else "n/a" for rate in both)])
+    shares = [metric for metric in metrics if metric.unit == PERCENT]
+    series = [[_bar(_overall(mine, metric.name)) for metric in shares] for mine in rates]
+    groups = [metric.heading.replace(" ", "\n") for metric in shares]
     return figure(
         "before-after",
         "Before and after",
@@ -221,12 +222,10 @@ def _before_after(names: list[str], rates: list[list[Rates]]) -> dict[str, Any]:
 def _calibration(
     names: list[str], frames: Sequence[pd.DataFrame], rates: list[list[Rates]]
 ) -> dict[str, Any]:
-    found = [reliability(frame) for frame in frames]
-    points = [
-        [(b.expected, Bar(b.value, b.low, b.high)) for b in mine] for mine in found
-    ]  # fmt: skip
+    bins = [reliability(frame) for frame in frames]
+    points = [[(b.expected, Bar(b.value, b.low, b.high)) for b in mine] for mine in bins]
     rows: list[list[Any]] = []
-    for name, mine, all_rates in zip(names, found, rates, strict=True):
+    for name, mine, all_rates in zip(names, bins, rates, strict=True):
         for b in mine:
             seen = f"{100 * b.value:.1f} [{100 * b.low:.1f}, {100 * b.high:.1f}]"
             rows.append([name, f"{100 * b.expected:.1f}", (seen, f"({b.images} images)")])
@@ -242,7 +241,7 @@ def _calibration(
         "How often the outside judge accepts the images that the model gives a probability, in ten "
         "bins; a model that knows itself lies on the dotted line. Below: how often it accepts an "
         "image held against another prompt of its category, which no judge should.",
-        curves(names, points) if any(found) else None,
+        curves(names, points) if any(bins) else None,
         (["run", "the model's own probability (%)", "the outside judge accepts (%)"], rows),
     )
 

@@ -29,11 +29,11 @@ class Bar(NamedTuple):
 
 
 def bubbles(
-    columns: Sequence[str], rows: Sequence[str], found: Sequence[Bubble], size: str, colour: str
+    columns: Sequence[str], rows: Sequence[str], cells: Sequence[Bubble], size: str, colour: str
 ) -> Plot:
     """A bubble for each (column, row): its area is the first figure, its colour the second."""
     # The area of a bubble of 1 would fill its cell; the largest here does.
-    largest = max((b.size for b in found), default=0) or 1
+    largest = max((b.size for b in cells), default=0) or 1
 
     def draw(axes: Axes, theme: str) -> None:
         from matplotlib import colormaps
@@ -41,7 +41,7 @@ def bubbles(
         from matplotlib.colors import Normalize
 
         ink, shades = INK[theme], colormaps["viridis"]
-        for b in found:
+        for b in cells:
             face = "none" if b.colour is None else shades(b.colour)
             area = 1500 * b.size / largest
             axes.scatter(b.column, b.row, area, facecolor=face, edgecolor=ink, linewidth=0.7)
@@ -62,14 +62,14 @@ def bubbles(
     return drawn(draw, 2.8 + 0.72 * len(columns), 1.7 + 0.85 * len(rows))
 
 
-def bars(groups: Sequence[str], series: Sequence[str], found: Sequence[Sequence[Bar]]) -> Plot:
-    """Bars with whiskers in percent: `found[i][j]` is series i's in group j."""
+def bars(groups: Sequence[str], series: Sequence[str], heights: Sequence[Sequence[Bar]]) -> Plot:
+    """Bars with whiskers in percent: `heights[i][j]` is series i's in group j."""
     wide = 0.8 / max(1, len(series))
 
     def draw(axes: Axes, theme: str) -> None:
         for index, name in enumerate(series):
             colour = SERIES[index % len(SERIES)]
-            for group, bar in enumerate(found[index]):
+            for group, bar in enumerate(heights[index]):
                 if bar.value is None or bar.low is None or bar.high is None:
                     continue
                 x = group + (index - (len(series) - 1) / 2) * wide
@@ -88,12 +88,12 @@ def bars(groups: Sequence[str], series: Sequence[str], found: Sequence[Sequence[
     return drawn(draw, max(4.6, 1.2 + max(0.34 * len(series), 1.25) * len(groups)), 3.4)
 
 
-def curves(series: Sequence[str], found: Sequence[Sequence[tuple[float, Bar]]]) -> Plot:
+def curves(series: Sequence[str], lines: Sequence[Sequence[tuple[float, Bar]]]) -> Plot:
     """Reliability curves: (expected, seen) in [0, 1] against the diagonal."""
 
     def draw(axes: Axes, theme: str) -> None:
         axes.plot([0, 100], [0, 100], color=INK[theme], linewidth=0.8, linestyle=":")
-        for index, (name, points) in enumerate(zip(series, found, strict=True)):
+        for index, (name, points) in enumerate(zip(series, lines, strict=True)):
             seen = [(100 * x, b) for x, b in points if b.value is not None]
             values = [100 * (b.value or 0) for _, b in seen]
             low = [v - 100 * (b.low or 0) for v, (_, b) in zip(values, seen, strict=True)]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
+from gapbench.metrics.metric import METRICS, shown_in
 from gapbench.types import GapbenchError, Rates
 
 if TYPE_CHECKING:
@@ -15,15 +16,6 @@ if TYPE_CHECKING:
     from gapbench.metrics.agreement import Agreement
     from gapbench.metrics.corrected import Corrected, Estimate
 
-HEADS: Final = {
-    "generation": "generation",
-    "non_unification": "non-unification",
-    "weak_generation": "weak generation",
-    "false_positive": "false positive",
-    "self_accuracy": "own verdict right",
-    "mismatch_acceptance": "accepts mismatched",
-}
-"""Metrics of the wide tables. Misunderstanding, 100 minus weak generation, is in CSV and JSON."""
 CORRECTED: Final = ("by the judge", "labels alone", "Rogan-Gladen", "prediction-powered", "labels")
 ABOUT_CORRECTED: Final = (
     "The labels are taken for the truth, and the labelled images for a random sample, as gapbench "
@@ -50,12 +42,14 @@ def render(rates: Sequence[Rates], form: str, footnote: str = "") -> str:
     if form == "markdown":
         from tabulate import tabulate
 
+        metrics = shown_in("tables")
         rows = [
             [f"**{name}**" if level != "category" else name]
-            + [" ".join(cell(found[m])) if m in found else "n/a" for m in HEADS]
-            for (level, name), found in _rows(rates).items()
+            + [" ".join(cell(row[m.name])) if m.name in row else "n/a" for m in metrics]
+            for (level, name), row in by_place(rates).items()
         ]
-        table = tabulate(rows, ["", *HEADS.values()], tablefmt="pipe", disable_numparse=True)
+        heads = ["", *(metric.title for metric in metrics)]
+        table = tabulate(rows, heads, tablefmt="pipe", disable_numparse=True)
         return table + (f"\n\n\\{footnote}" if footnote else "")
     raise GapbenchError(f"no format {form!r}; there are {', '.join(FORMATS)}")
 
@@ -66,23 +60,23 @@ def show(rates: Sequence[Rates], console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    found = _rows(rates)
-    first = max((len(name) for _, name in found), default=0) + 2
+    rows = by_place(rates)
+    first = max((len(name) for _, name in rows), default=0) + 2
     fit = max(1, (console.width - first - 2) // (_CELL + 1))
-    metrics = list(HEADS)
+    metrics = shown_in("tables")
     for start in range(0, len(metrics), fit):
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
         table.add_column("%", no_wrap=True)
         for metric in metrics[start : start + fit]:
-            table.add_column(HEADS[metric], justify="right", min_width=_CELL)
+            table.add_column(metric.title, justify="right", min_width=_CELL)
         last = ""
-        for (level, name), cells in found.items():
+        for (level, name), row in rows.items():
             if last and level != last:
                 table.add_section()
             last = level
             values = []
             for metric in metrics[start : start + fit]:
-                figure, counts = cell(cells[metric]) if metric in cells else ("n/a", "")
+                figure, counts = cell(row[metric.name]) if metric.name in row else ("n/a", "")
                 values.append(Text.assemble(figure, "\n", (counts, "dim")))
             table.add_row(Text(name), *values, style="bold" if level != "category" else "")
         console.print(table)
@@ -96,50 +90,51 @@ def cell(rate: Rates) -> tuple[str, str]:
     counts = f"{rate.numerator:.{0 if whole else 1}f}/{rate.denominator:.0f}{left_out}"
     if rate.value is None or rate.low is None or rate.high is None:
         return "n/a", f"({counts})"
-    return f"{100 * rate.value:.1f} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]", f"({counts})"
+    value, low, high = (METRICS[rate.metric].scale * v for v in (rate.value, rate.low, rate.high))
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]", f"({counts})"
 
 
-def agreement(found: Agreement) -> str:
+def agreement(two: Agreement) -> str:
     """How far two judges agree, in words."""
-    if found.raw is None:
+    if two.raw is None:
         return "have no image that both gave a verdict on"
-    raw = f"{100 * found.raw:.1f}{_bounds(found.raw_low, found.raw_high, 100, 1)}"
-    kappa = "n/a" if found.kappa is None else f"{found.kappa:.2f}"
-    kappa += _bounds(found.kappa_low, found.kappa_high, 1, 2)
-    left_out = f", {found.abstained} abstained" if found.abstained else ""
-    return f"agree on {raw} % of {found.n} images{left_out}; Cohen's kappa {kappa}"
+    raw = f"{100 * two.raw:.1f}{_bounds(two.raw_low, two.raw_high, 100, 1)}"
+    kappa = "n/a" if two.kappa is None else f"{two.kappa:.2f}"
+    kappa += _bounds(two.kappa_low, two.kappa_high, 1, 2)
+    left_out = f", {two.abstained} abstained" if two.abstained else ""
+    return f"agree on {raw} % of {two.n} images{left_out}; Cohen's kappa {kappa}"
 
 
-def show_corrected(found: Sequence[Corrected], judge: str, console: Console) -> None:
+def show_corrected(rates: Sequence[Corrected], judge: str, console: Console) -> None:
     """Print the rates that people's labels correct; nothing without them."""
     from rich.table import Table
     from rich.text import Text
 
-    if not found:
+    if not rates:
         return
     console.print(f"Corrected for the errors of {judge} by people's labels, in percent:\n")
     table = Table("%", box=None, pad_edge=False, header_style="bold")
     for head in CORRECTED:
         table.add_column(head, justify="right")
-    for each in found:
-        table.add_row(*map(Text, corrected(each)))
+    for rate in rates:
+        table.add_row(*map(Text, corrected(rate)))
     console.print(table)
     console.print(f"\n{ABOUT_CORRECTED}", soft_wrap=True)
 
 
-def corrected(found: Corrected) -> list[str]:
+def corrected(rate: Corrected) -> list[str]:
     """What it is, and the cells under the heads of CORRECTED."""
-    by_judge = "n/a" if found.judge is None else f"{100 * found.judge:.1f}"
-    estimates = (found.sample, found.rogan_gladen, found.ppi)
-    what = f"{found.name}: {HEADS[found.metric]}"
-    return [what, by_judge, *(estimate(each) for each in estimates), str(found.labels)]
+    by_judge = "n/a" if rate.judge is None else f"{100 * rate.judge:.1f}"
+    estimates = (rate.sample, rate.rogan_gladen, rate.ppi)
+    what = f"{rate.name}: {METRICS[rate.metric].heading}"
+    return [what, by_judge, *(estimate(each) for each in estimates), str(rate.labels)]
 
 
-def estimate(found: Estimate | None) -> str:
+def estimate(share: Estimate | None) -> str:
     """A figure with its interval, in percent."""
-    if found is None:
+    if share is None:
         return "n/a"
-    return f"{100 * found.value:.1f}{_bounds(found.low, found.high, 100, 1)}"
+    return f"{100 * share.value:.1f}{_bounds(share.low, share.high, 100, 1)}"
 
 
 def _bounds(low: float | None, high: float | None, scale: float, digits: int) -> str:
@@ -148,7 +143,8 @@ def _bounds(low: float | None, high: float | None, scale: float, digits: int) ->
     return f" [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
 
 
-def _rows(rates: Sequence[Rates]) -> dict[tuple[str, str], dict[str, Rates]]:
+def by_place(rates: Sequence[Rates]) -> dict[tuple[str, str], dict[str, Rates]]:
+    """(level, name) -> metric -> figure."""
     rows: dict[tuple[str, str], dict[str, Rates]] = {}
     for rate in rates:
         rows.setdefault((rate.level, rate.name), {})[rate.metric] = rate

@@ -12,7 +12,7 @@ from scipy import stats
 
 from gapbench import GapbenchError, Prompt
 from gapbench.explain import similarity
-from gapbench.explain.figures import correlation, holm, mean, word
+from gapbench.explain.figures import correlation, mean, word
 from gapbench.explain.groups import ALTERNATIVES, choose, coded
 from gapbench.explain.journal import Journal
 
@@ -90,10 +90,7 @@ def test_correlations_are_over_prompts() -> None:
     assert correlation([1, 1, 1, 1], [1, 2, 3, 4], ["a", "b", "c", "d"]) is None
 
 
-def test_holm_and_words() -> None:
-    assert holm({"a": 0.01, "b": 0.04, "c": None, "d": 0.03}) == pytest.approx(
-        {"a": 0.03, "b": 0.06, "c": None, "d": 0.06}
-    )
+def test_words() -> None:
     assert [word(1, 0.01), word(-1, 0.01), word(1, 0.2), word(None, None)] == [
         "holds", "reversed", "not shown", "n/a",
     ]  # fmt: skip

@@ -75,7 +75,12 @@ def test_an_edited_rate(copy: Path, field: str) -> None:
 
 
 def test_a_rate_left_out_or_added(copy: Path) -> None:
-    for change in (lambda r: r["ranked"].pop(), lambda r: r.update(mine=r["ranked"])):
+    for change in (
+        lambda r: r["ranked"].pop(),
+        lambda r: r["ranked"].clear(),
+        lambda r: r.update(ranked=[1]),
+        lambda r: r.update(mine=r["ranked"]),
+    ):
         rates = json.loads((copy / RATES).read_text())
         change(rates)
         (copy / RATES).write_text(json.dumps(rates))

@@ -360,6 +360,6 @@ def test_scores_are_tested_as_verdicts_are() -> None:
     # Parts weigh equally, and where less is better a rise is a worsening.
     parts = scored("err", [[0.0] * 30, [0.0] * 10], [[0.5] * 30, [1.0] * 10], lower_is_better=True)
     assert parts.after == pytest.approx(0.75)
-    from gapbench.metrics.paired import holm
+    from gapbench.metrics.paired import adjusted
 
-    assert holm([parts])[0].verdict == -1
+    assert adjusted([parts])[0].verdict == -1

@@ -14,7 +14,7 @@ from scipy import stats
 from gapbench import GapbenchError
 from gapbench.metrics import rates
 from gapbench.metrics.calibration import error, reliability
-from gapbench.metrics.corrected import FEWEST, METRICS, Corrected, Estimate, corrected
+from gapbench.metrics.corrected import FEWEST, Corrected, Estimate, corrected
 
 METHODS = ("sample", "rogan_gladen", "ppi")
 
@@ -143,7 +143,7 @@ def test_intervals_cover_the_truth(labels: int, se: float, sp: float) -> None:
     """Over simulated judges, of 95 % intervals at least 90 % hold the truth; and the judge's own
     figure is further off than either correction."""
     draws = 120
-    held = {(metric, method): [] for metric in METRICS for method in METHODS}  # type: ignore[var-annotated]
+    held = {(metric, method): [] for metric in TRUTH for method in METHODS}  # type: ignore[var-annotated]
     off: dict[str, list[float]] = {}
     for seed in range(draws):
         for metric, found in overall(corrected(world(seed, labels, se, sp))).items():

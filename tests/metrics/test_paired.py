@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from gapbench.metrics import rates
 from gapbench.metrics.paired import (
-    COMPARED,
     Change,
+    adjusted,
     changes,
     detectable,
     gap_gain,
@@ -74,6 +74,7 @@ def brute(rows: list[tuple[Any, Any, Any]], metric: str) -> float | None:
     return sum(u / n for u, _, n in parts.values()) / below if below else None
 
 
+COMPARED = ("generation", "non_unification", "false_positive", "self_accuracy")
 NEEDS = {"generation": ["outside"], "non_unification": ["own"]}
 
 
@@ -231,30 +232,30 @@ def change_of(p: float | None) -> Change:
 
 
 @pytest.mark.parametrize(
-    ("ps", "adjusted"),
+    ("ps", "by_hand"),
     [  # statsmodels 0.15: multipletests(p, method="holm")
         ([0.01, 0.04, 0.03, 0.005, 0.2], [0.04, 0.09, 0.09, 0.025, 0.2]),
         ([0.0001, 0.02, 0.02, 0.9, 0.4], [0.0005, 0.08, 0.08, 0.9, 0.8]),
         ([0.5, 0.5, 0.5], [1.0, 1.0, 1.0]),
     ],
 )
-def test_holm_is_statsmodels(ps: list[float], adjusted: list[float]) -> None:
-    found = holm([change_of(p) for p in [*ps, None]])
-    assert [c.p_holm for c in found] == [*map(pytest.approx, adjusted), None]
-    assert found[-1].detectable is None
+def test_holm_is_statsmodels(ps: list[float], by_hand: list[float]) -> None:
+    assert holm([None, *ps]) == [None, *map(pytest.approx, by_hand)]
+    family = adjusted([change_of(p) for p in [*ps, None]])
+    assert [c.p_holm for c in family] == [*map(pytest.approx, by_hand), None]
+    assert family[-1].detectable is None
     # (z_(1 - 0.025 / m) + z_0.8) times the standard error behind the interval.
     z = scipy.stats.norm.ppf([1 - 0.025 / len(ps), 0.8]).sum()
-    assert found[0].detectable == pytest.approx(z * 0.2 / (2 * 1.96))
+    assert family[0].detectable == pytest.approx(z * 0.2 / (2 * 1.96))
 
 
 @settings(derandomize=True, deadline=None, max_examples=50)
 @given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=5))
 def test_holm_is_the_closed_bonferroni_test(ps: list[float]) -> None:
-    found = holm([change_of(p) for p in ps])
-    for i, change in enumerate(found):
+    for i, p_holm in enumerate(holm(ps)):
         sets = [s for k in range(1, len(ps) + 1) for s in combinations(range(len(ps)), k) if i in s]
         closed = max(min(1.0, len(s) * min(ps[j] for j in s)) for s in sets)
-        assert change.p_holm == pytest.approx(closed)
+        assert p_holm == pytest.approx(closed)
 
 
 def test_a_verdict_knows_which_way_is_better() -> None:

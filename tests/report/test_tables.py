@@ -16,6 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from gapbench import GapbenchError, Generation, Prompt, Rates, Verdict, load_task, open_run
+from gapbench.metrics.metric import shown_in
 from gapbench.report import tables
 from gapbench.report.sheets import COLUMNS, MOST, SIDE, write_sheets
 from gapbench.runs.folder import RunFolder
@@ -136,8 +137,8 @@ def test_text_carries_every_figure(width: int) -> None:
     for counts in ("(3/12)", "(77/78)", "(0/0)", "(2.5/12)"):
         assert counts in words
     assert "(6/12, 2 abstained)" in words
-    for head in tables.HEADS.values():
-        assert head in words
+    for metric in shown_in("tables"):
+        assert metric.title in words
     assert all(len(line) <= width for line in shown.splitlines())
 
 
@@ -145,7 +146,7 @@ def test_markdown_carries_every_figure() -> None:
     rows = tables.render(SOME, "markdown").splitlines()
     assert len({row.count("|") for row in rows}) == 1
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-    assert cells[0] == ["", *tables.HEADS.values()]
+    assert cells[0] == ["", *(metric.title for metric in shown_in("tables"))]
     assert [row[0] for row in cells[2:]] == ["shapes/colors", "**shapes**", "**overall**"]
     assert cells[2][1:5] == [
         "25.0 [10.0, 45.6] (3/12)",
