@@ -16,13 +16,13 @@ torchvision_shim.ensure()
 from transformers import TrainerCallback  # noqa: E402 (after the shim)
 
 from gapbench.judges.own import OwnJudge  # noqa: E402
+from gapbench.metrics.metric import shown_in  # noqa: E402
 from gapbench.metrics.rates import rates  # noqa: E402
 from gapbench.models import load_model  # noqa: E402
 from gapbench.models.base import require_shared  # noqa: E402
+from gapbench.runs.frame import row  # noqa: E402
 from gapbench.runs.plan import prepare, refuse_prompts  # noqa: E402
 from gapbench.types import GapbenchError  # noqa: E402
-
-LOGGED = ("generation", "non_unification", "self_accuracy", "mismatch_acceptance")
 
 
 class GapCallback(TrainerCallback):  # type: ignore[misc]
@@ -64,7 +64,8 @@ class GapCallback(TrainerCallback):  # type: ignore[misc]
         made = prepare(
             self.model, tasks, samples, limit, judges, "logits", seed, "auto", "auto", Path("runs")
         )
-        self.items, self.judges = made.plan.items(), made.judges
+        self.items = made.plan.items()
+        self.judges = {judge.name: judge for judge in made.judges}
         self.own = OwnJudge(self.model, "logits")
         refuse_prompts(self.model, [item.prompt for item in self.items])
         self.start: dict[str, float] = {}
@@ -82,6 +83,7 @@ class GapCallback(TrainerCallback):  # type: ignore[misc]
             }
             self.trainer.log(now | change)
 
+    @torch.no_grad()
     def _measure(self) -> dict[str, float]:
         network = self.trainer.accelerator.unwrap_model(self.trainer.model)
         if hasattr(network, "get_base_model"):
@@ -93,54 +95,33 @@ class GapCallback(TrainerCallback):  # type: ignore[misc]
             frame = self._frame()
         finally:
             network.train(training)
+        logged = {metric.name for metric in shown_in("training")}
         return {
             f"gap/{rate.metric}": rate.value
             for rate in rates(frame)
-            if rate.level == "overall" and rate.metric in LOGGED and rate.value is not None
+            if rate.level == "overall" and rate.metric in logged and rate.value is not None
         }
 
-    @torch.no_grad()
     def _frame(self) -> pd.DataFrame:
         """As `Run.frame`, of images that are drawn now and not kept."""
         rows = []
         for start in range(0, len(self.items), self.batch_size):
             batch = self.items[start : start + self.batch_size]
             prompts = [item.prompt for item in batch]
-            images = [
-                drawing.image
-                for drawing in self.model.generate(
-                    [p.text for p in prompts], [i.seed for i in batch]
-                )
-            ]
-            own = self.own.judge(images, prompts)
+            seeds = [item.seed for item in batch]
+            drawings = self.model.generate([prompt.text for prompt in prompts], seeds)
+            images = [drawing.image for drawing in drawings]
             crossed = [
-                (i.partner, image) for i, image in zip(batch, images, strict=True) if i.partner
+                (item.partner, i) for item, i in zip(batch, images, strict=True) if item.partner
             ]
-            other = iter(
-                self.own.judge([image for _, image in crossed], [p for p, _ in crossed])
-                if crossed
-                else []
-            )
-            for place, item in enumerate(batch):
-                outside = None
-                for judge in self.judges:
-                    if next(iter(item.asks), None) == judge.name:
-                        [outside] = judge.judge([images[place]], [item.prompt])
-                mine = next(other) if item.partner else None
-                scored = outside and (outside.verdict if outside.score is None else outside.score)
-                rows.append(
-                    {
-                        "task": item.prompt.task,
-                        "category": item.prompt.category,
-                        "tier": item.prompt.tier,
-                        "prompt": item.prompt.id,
-                        "sample": item.sample,
-                        "own": own[place].verdict,
-                        "outside": outside.verdict if outside else None,
-                        "score": scored,
-                        "mismatched": mine.verdict if mine else None,
-                        "mismatched_asked": item.partner is not None,
-                    }
-                )
-        numbers = dict.fromkeys(("own", "outside", "score", "mismatched"), float)
-        return pd.DataFrame(rows).astype(numbers)
+            partners = [partner for partner, _ in crossed]
+            others = self.own.judge([i for _, i in crossed], partners) if crossed else []
+            mismatched = iter(others)
+            verdicts = self.own.judge(images, prompts)
+            for item, image, own in zip(batch, images, verdicts, strict=True):
+                name, outside = next(iter(item.asks), None), None
+                if name is not None:
+                    [outside] = self.judges[name].judge([image], [item.prompt])
+                other = next(mismatched) if item.partner else None
+                rows.append(row(item, None, own, outside, other, name))
+        return pd.DataFrame(rows)

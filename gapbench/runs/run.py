@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Final
 from gapbench.files import read_object
 from gapbench.models.base import PAIR
 from gapbench.runs.folder import RunFolder
+from gapbench.runs.frame import row
 from gapbench.runs.plan import Plan
-from gapbench.types import Answer, GapbenchError, Rates, Verdict
+from gapbench.types import Answer, GapbenchError, Rates
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,8 +25,6 @@ LABELS: Final = "labels.jsonl"
 """The judge that people are, and the file in a run folder where `gapbench label` keeps what they
 say."""
 IMAGE: Final = ["task", "category", "tier", "prompt", "sample"]
-OWN_METRICS: Final = frozenset({"non_unification", "mismatch_acceptance"})
-"""Those that need no outside judge."""
 
 
 class Run:
@@ -69,7 +68,7 @@ class Run:
         people = self.people()
         raters = [f"{HUMAN}:{rater}" for rater in people.raters()] if people else []
         frames = {name: self.frame(name) for name in [*self.judges(), *raters]}
-        found = []
+        agreements = []
         for first, second in [*combinations(self.judges(), 2), *combinations(raters, 2)]:
             if not len(frames[first]) or not len(frames[second]):
                 continue
@@ -77,8 +76,9 @@ class Run:
                 frames[second][[*IMAGE, "outside"]], on=IMAGE, suffixes=("_first", "_second")
             )
             if len(both):
-                found.append((first, second, agreement(both, "outside_first", "outside_second")))
-        return found
+                measured = agreement(both, "outside_first", "outside_second")
+                agreements.append((first, second, measured))
+        return agreements
 
     def corrected(self, judge: str | None = None) -> list[Corrected]:
         """The rates by an outside judge (each task's first, by default) as people's labels correct
@@ -112,67 +112,42 @@ class Run:
                 f"{self.path} has no verdicts of judge {judge!r}; it has {', '.join(self.judges())}"
             )
         drawn, verdicts = self.folder.generations(), self.folder.verdicts()
+        mine = self.plan.own_fingerprint
         rows = []
         for item in self.plan.items():
             name = judge if judge is not None else next(iter(item.asks), None)
             generation = drawn.get((item.prompt.text, item.seed))
             if generation is None:
                 continue
+            image = generation.image
             outside: Answer | None = None
             if people is not None:
-                outside = people.answer(generation.image, item.prompt.text, rater or None)
+                outside = people.answer(image, item.prompt.text, rater or None)
                 if outside is None:
                     continue
-            elif judge is not None and judge not in item.asks:
-                continue
-
-            def find(
-                question: str, fingerprint: str, image: str = generation.image
-            ) -> Verdict | None:
-                return verdicts.get((image, question, fingerprint))
-
-            own = find(item.prompt.question, self.plan.own_fingerprint)
-            if name and people is None:
-                outside = find(item.asks[name], self.plan.judges[name])
-            other = find(item.partner.question, self.plan.own_fingerprint) if item.partner else None
-            rows.append(
-                {
-                    "task": item.prompt.task,
-                    "category": item.prompt.category,
-                    "tier": item.prompt.tier,
-                    "prompt": item.prompt.id,
-                    "text": item.prompt.text,
-                    "sample": item.sample,
-                    "seed": item.seed,
-                    "image": generation.image,
-                    "own": _number(own, "verdict"),
-                    "p_yes": _number(own, "p_yes"),
-                    "own_reason": own.reason if own else None,
-                    "outside": _number(outside, "verdict"),
-                    "score": _number(
-                        outside, "verdict" if outside and outside.score is None else "score"
-                    ),
-                    "outside_reason": outside.reason if outside else None,
-                    "judge": name,
-                    "mismatched": _number(other, "verdict"),
-                    "mismatched_asked": item.partner is not None,
-                }
-            )
+            elif name is not None:
+                if name not in item.asks:
+                    continue
+                outside = verdicts.get((image, item.asks[name], self.plan.judges[name]))
+            own = verdicts.get((image, item.prompt.question, mine))
+            partner = item.partner
+            mismatched = verdicts.get((image, partner.question, mine)) if partner else None
+            rows.append(row(item, image, own, outside, mismatched, name))
         return pd.DataFrame(rows)
 
     def rates(self, judge: str | None = None) -> list[Rates]:
-        """The figures of paper section 2, per category, task, tier and overall."""
-        from gapbench.metrics import rates
+        """The figures of METRICS, per category, task, tier and overall."""
+        from gapbench.metrics import METRICS, rates
 
         frame = self.frame(judge)
         if not self.plan.own:
-            return [rate for rate in rates(frame) if rate.metric == "generation"]
+            return [rate for rate in rates(frame) if not METRICS[rate.metric].needs_own]
         judged = frame[frame["judge"].notna()] if len(frame) else frame
         if len(judged) == len(frame):
             return rates(frame)
         # Prompts that no outside judge was asked about are not its abstentions.
-        alone = [rate for rate in rates(frame) if rate.metric in OWN_METRICS]
-        return alone + [rate for rate in rates(judged) if rate.metric not in OWN_METRICS]
+        alone = [rate for rate in rates(frame) if not METRICS[rate.metric].needs_outside]
+        return alone + [rate for rate in rates(judged) if METRICS[rate.metric].needs_outside]
 
 
 def open_run(path: str | Path) -> Run:
@@ -183,8 +158,3 @@ def open_run(path: str | Path) -> Run:
         return Run(folder, Plan.from_json(raw))
     except (TypeError, KeyError) as error:
         raise GapbenchError(f"{folder.path / 'plan.json'}: broken ({error}); run again") from error
-
-
-def _number(verdict: Answer | None, field: str) -> float:
-    value = None if verdict is None else getattr(verdict, field)
-    return float("nan") if value is None else float(value)

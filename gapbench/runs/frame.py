@@ -1,0 +1,43 @@
+"""A row of the frame of verdicts that figures are computed from."""
+
+from __future__ import annotations
+
+from gapbench.runs.plan import Item
+from gapbench.types import Answer
+
+
+def row(
+    item: Item,
+    image: str | None,
+    own: Answer | None,
+    outside: Answer | None,
+    mismatched: Answer | None,
+    judge: str | None,
+) -> dict[str, object]:
+    """A planned image in the columns of `Run.frame`: what the model itself and the outside judge
+    named `judge` said of it, and the model of it held against the item's partner."""
+    scale = "verdict" if outside and outside.score is None else "score"
+    return {
+        "task": item.prompt.task,
+        "category": item.prompt.category,
+        "tier": item.prompt.tier,
+        "prompt": item.prompt.id,
+        "text": item.prompt.text,
+        "sample": item.sample,
+        "seed": item.seed,
+        "image": image,
+        "own": _number(own, "verdict"),
+        "p_yes": _number(own, "p_yes"),
+        "own_reason": own.reason if own else None,
+        "outside": _number(outside, "verdict"),
+        "score": _number(outside, scale),
+        "outside_reason": outside.reason if outside else None,
+        "judge": judge,
+        "mismatched": _number(mismatched, "verdict"),
+        "mismatched_asked": item.partner is not None,
+    }
+
+
+def _number(answer: Answer | None, field: str) -> float:
+    value = None if answer is None else getattr(answer, field)
+    return float("nan") if value is None else float(value)
