@@ -96,14 +96,30 @@ class Correlation(NamedTuple):
     categories: int
 
 
-def changes(before: pd.DataFrame, after: pd.DataFrame, level: Level = "overall") -> list[Change]:
-    """The figures that are compared, at a level; `p_holm` is left empty (`adjusted`).
+def changes(
+    before: pd.DataFrame,
+    after: pd.DataFrame,
+    level: Level = "overall",
+    metrics: Sequence[Metric] | None = None,
+) -> list[Change]:
+    """The figures that are compared, or `metrics`, at a level; `p_holm` is left empty (`adjusted`).
 
     Both frames are those of `rates`, with the same images (task, prompt, sample). A pair counts
     where it has every verdict the metric needs on both sides. Raises GapbenchError as `rates`
     does, or where the images differ.
     """
-    return _changes(before, after, level, shown_in("compare"))
+    first, second = _paired(before, after)
+    if not len(first):
+        return []
+    one, two = sums(first), sums(second)
+    made = []
+    for _, name, members in (each for each in levels(first) if each[0] == level):
+        for metric in shown_in("compare") if metrics is None else metrics:
+            old, new = one[metric.name], two[metric.name]
+            used = [c for c, stratum in old.items() if c in members and stratum[:, VALID].any()]
+            sides = [old[c] for c in used], [new[c] for c in used]
+            made.append(_tested(level, name, metric.name, *sides, metric.better == "lower"))
+    return made
 
 
 def understanding(before: pd.DataFrame, crossed: npt.ArrayLike) -> list[Change]:
@@ -112,11 +128,8 @@ def understanding(before: pd.DataFrame, crossed: npt.ArrayLike) -> list[Change]:
     `crossed` (rows,) holds AFTER's verdicts on the images of `before`, row by row: 1, 0 or NaN.
     """
     after = before.assign(own=np.asarray(crossed, dtype=np.float64))
-    right = [METRICS["self_accuracy"]]
-    return [
-        replace(change, metric=UNDERSTANDING.name)
-        for change in _changes(before, after, "overall", right)
-    ]
+    made = changes(before, after, "overall", [METRICS["self_accuracy"]])
+    return [replace(change, metric=UNDERSTANDING.name) for change in made]
 
 
 def scored(
@@ -276,23 +289,6 @@ def _swings(
     return np.concatenate(
         [(2 * rng.binomial(sizes, 0.5, (part, len(sizes))) - sizes) @ profiles for part in parts]
     )
-
-
-def _changes(
-    before: pd.DataFrame, after: pd.DataFrame, level: Level, metrics: Sequence[Metric]
-) -> list[Change]:
-    first, second = _paired(before, after)
-    if not len(first):
-        return []
-    one, two = sums(first), sums(second)
-    made = []
-    for _, name, members in (each for each in levels(first) if each[0] == level):
-        for metric in metrics:
-            old, new = one[metric.name], two[metric.name]
-            used = [c for c, stratum in old.items() if c in members and stratum[:, VALID].any()]
-            sides = [old[c] for c in used], [new[c] for c in used]
-            made.append(_tested(level, name, metric.name, *sides, metric.better == "lower"))
-    return made
 
 
 def _tested(
