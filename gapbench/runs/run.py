@@ -112,7 +112,7 @@ class Run:
                 f"{self.path} has no verdicts of judge {judge!r}; it has {', '.join(self.judges())}"
             )
         drawn, verdicts = self.folder.generations(), self.folder.verdicts()
-        mine = self.plan.own_fingerprint
+        fingerprint = self.plan.own_fingerprint
         rows = []
         for item in self.plan.items():
             name = judge if judge is not None else next(iter(item.asks), None)
@@ -129,9 +129,10 @@ class Run:
                 if name not in item.asks:
                     continue
                 outside = verdicts.get((image, item.asks[name], self.plan.judges[name]))
-            own = verdicts.get((image, item.prompt.question, mine))
-            partner = item.partner
-            mismatched = verdicts.get((image, partner.question, mine)) if partner else None
+            own = verdicts.get((image, item.prompt.question, fingerprint))
+            mismatched = None
+            if item.partner is not None:
+                mismatched = verdicts.get((image, item.partner.question, fingerprint))
             rows.append(row(item, image, own, outside, mismatched, name))
         return pd.DataFrame(rows)
 
