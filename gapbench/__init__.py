@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gapbench.comparison.compare import Comparison as Comparison
     from gapbench.comparison.compare import compare as compare
+    from gapbench.fix.callback import GapCallback as GapCallback
     from gapbench.judges import load_judge as load_judge
     from gapbench.models import load_model as load_model
     from gapbench.runs.flow import run as run
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "compare": "comparison.compare",
     "Comparison": "comparison.compare",
+    "GapCallback": "fix.callback",
     "load_judge": "judges",
     "load_model": "models",
     "load_task": "tasks.task",
@@ -36,7 +38,7 @@ _HOMES = {
     ),
 }
 __all__ = sorted(_HOMES)
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:

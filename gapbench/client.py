@@ -14,12 +14,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from io import BytesIO
 from typing import Any, Final, Literal, TypeVar
 
 import httpx
+import tenacity
 from PIL import Image
 
 from gapbench.types import Answer, GapbenchError
@@ -134,18 +136,16 @@ class Client:
     ) -> Reply | str:
         """The reply to the payload with the first variant of settings that the server takes (the
         one it is asked with from then on), or why there is none."""
-        first: Reply | str | None = None
-        places = range(len(variants)) if self._taken is None else [self._taken]
-        for place in places:
-            said = self._send(path, {"model": self.model, **payload, **variants[place]}, stop)
-            if not isinstance(said, str) and said.status == 200:
+        replies: list[Reply | str] = []
+        for place in range(len(variants)) if self._taken is None else [self._taken]:
+            reply = self._send(path, {"model": self.model, **payload, **variants[place]}, stop)
+            if not isinstance(reply, str) and reply.status == 200:
                 self._taken = place
-                return said
-            first = said if first is None else first
-            if isinstance(said, str) or said.status not in (400, 422):
+                return reply
+            replies.append(reply)
+            if isinstance(reply, str) or reply.status not in (400, 422):
                 break
-        assert first is not None
-        return first
+        return replies[0]
 
     def _connect(self) -> httpx.Client:
         if self._http is None:
@@ -162,43 +162,44 @@ class Client:
 
     def _send(self, path: str, payload: dict[str, Any], stop: threading.Event) -> Reply | str:
         """The reply, or why there is none after all attempts."""
-        reason = ""
-        for attempt in range(self._attempts):
-            wait = self._pause * 2**attempt
-            unreachable = False
-            try:
-                reply = self._post(path, payload)
-            except httpx.TimeoutException as error:
+        doubled = tenacity.wait_exponential(self._pause)
+        asking = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(httpx.TransportError)
+            | tenacity.retry_if_result(lambda reply: reply.status == 429 or reply.status >= 500),
+            wait=lambda tried: _wait(tried, doubled(tried)),
+            # The pause is made here: the event ends it, and no further attempt is made.
+            stop=lambda tried: (
+                tried.attempt_number == self._attempts or stop.wait(tried.upcoming_sleep)
+            ),
+            sleep=lambda _seconds: None,
+        )
+        try:
+            reply = asking(self._post, path, payload)
+        except tenacity.RetryError as over:
+            error = over.last_attempt.exception()
+            if error is None:
+                reason = f"the server gave status {over.last_attempt.result().status}"
+            elif isinstance(error, httpx.TimeoutException):
                 reason = f"the server did not answer within {self._timeout:g} s"
-                unreachable = isinstance(error, httpx.ConnectTimeout)
-            except httpx.TransportError as error:
-                reason = (
-                    f"the connection failed ({self._clean(str(error)) or type(error).__name__})"
-                )
-                unreachable = isinstance(error, httpx.ConnectError)
             else:
-                if reply.status in (401, 403):
-                    raise GapbenchError(
-                        f"{self._who}: {self.url} refuses the key (status {reply.status}); "
-                        f"set {KEYS[0]}"
-                    )
-                if reply.status == 404:
-                    raise GapbenchError(
-                        f"{self._who}: {self.url}{path} knows no model {self.model!r}, or the "
-                        f"address is wrong (status 404: {' '.join(reply.text[:200].split())})"
-                    )
-                if reply.status != 429 and reply.status < 500:
-                    return reply
-                reason = f"the server gave status {reply.status}"
-                wait = _retry_after(reply.headers, wait)
-            if attempt + 1 == self._attempts or stop.wait(min(wait, LONGEST_PAUSE)):
-                break
-        if unreachable:
+                what = self._clean(str(error)) or type(error).__name__
+                reason = f"the connection failed ({what})"
+            if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+                raise GapbenchError(
+                    f"{self._who}: {self.url} cannot be reached: {reason}; start the server and "
+                    "run the same command again"
+                ) from error
+            return f"{reason}, {self._attempts} times"
+        if reply.status in (401, 403):
             raise GapbenchError(
-                f"{self._who}: {self.url} cannot be reached: {reason}; start the server and "
-                "run the same command again"
+                f"{self._who}: {self.url} refuses the key (status {reply.status}); set {KEYS[0]}"
             )
-        return f"{reason}, {self._attempts} times"
+        if reply.status == 404:
+            raise GapbenchError(
+                f"{self._who}: {self.url}{path} knows no model {self.model!r}, or the "
+                f"address is wrong (status 404: {' '.join(reply.text[:200].split())})"
+            )
+        return reply
 
     def _post(self, path: str, payload: dict[str, Any]) -> Reply:
         """One request. The time-out bounds it whole: a server may also trickle for ever."""
@@ -256,17 +257,15 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _retry_after(headers: Mapping[str, str], otherwise: float) -> float:
-    """Seconds that the server asks to wait: a number, or a date."""
-    said = headers.get("retry-after", "")
-    try:
+def _wait(tried: tenacity.RetryCallState, otherwise: float) -> float:
+    """Seconds that the server asks to wait, as a number or a date; else, `otherwise`."""
+    last, seconds = tried.outcome, math.nan
+    said = "" if last is None or last.failed else last.result().headers.get("retry-after")
+    with suppress(ValueError, TypeError):
+        seconds = parsedate_to_datetime(said).timestamp() - time.time()
+    with suppress(ValueError, TypeError):
         seconds = float(said)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(said).timestamp() - time.time()
-        except (ValueError, TypeError):
-            return otherwise
-    return max(seconds, 0.0) if math.isfinite(seconds) else otherwise
+    return min(max(seconds, 0.0) if math.isfinite(seconds) else otherwise, LONGEST_PAUSE)
 
 
 def _read(reply: Reply) -> Answer:

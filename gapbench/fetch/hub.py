@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from time import sleep
 
-from gapbench.fetch.sources import ATTEMPTS
+from tenacity import Retrying, retry_if_exception
+
+from gapbench.fetch.sources import RETRIES
 from gapbench.files import first_line, sha256_of
 from gapbench.types import GapbenchError
 
@@ -93,27 +94,22 @@ def fetch(checkpoint: Checkpoint) -> Path:
     return folder
 
 
+def _may_pass(error: BaseException) -> bool:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return isinstance(error, HfHubHTTPError) and error.response.status_code >= 500
+
+
+@Retrying(retry=retry_if_exception(_may_pass), **RETRIES).wraps
 def _download(checkpoint: Checkpoint) -> Path:
     """Its folder, from the network; the hub client goes on where a file broke off, but gives up at
     a server's first refusal."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
-    attempt = 1
-    while True:
-        try:
-            return Path(
-                snapshot_download(
-                    checkpoint.repo,
-                    revision=checkpoint.revision,
-                    allow_patterns=list(checkpoint.files),
-                )
-            )
-        except HfHubHTTPError as error:
-            if attempt == ATTEMPTS or error.response.status_code < 500:
-                raise
-            sleep(min(8.0, 0.5 * 2**attempt))
-            attempt += 1
+    patterns = list(checkpoint.files)
+    return Path(
+        snapshot_download(checkpoint.repo, revision=checkpoint.revision, allow_patterns=patterns)
+    )
 
 
 def verify(folder: Path, files: Mapping[str, str | None], name: str) -> None:

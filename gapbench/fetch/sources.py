@@ -8,14 +8,20 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from time import sleep
-from typing import Final
+from typing import Any, Final
 
 from filelock import FileLock
+from tenacity import Retrying, retry_if_result, stop_after_attempt, wait_exponential
 
 from gapbench.types import GapbenchError
 
 ATTEMPTS: Final = 5
+RETRIES: Final[dict[str, Any]] = {
+    "stop": stop_after_attempt(ATTEMPTS),
+    "wait": wait_exponential(1.0, max=8.0),
+    # What the last attempt gave or raised.
+    "retry_error_callback": lambda state: state.outcome.result(),
+}
 PATIENCE: Final = 30.0
 """Seconds without a byte after which a download is tried again from where it stands."""
 
@@ -99,7 +105,7 @@ def download(source: Source, advance: Callable[[int], None] = lambda _count: Non
     """Bring a file into the cache and return its path; `advance` is told the bytes that came.
 
     A broken download goes on where it stopped, also in another process; a file with another digest
-    is thrown away and fetched once more. Raises GapbenchError where it cannot be had.
+    is thrown away and fetched once more. Raises GapbenchError where it cannot be downloaded.
     """
     if os.environ.get("HF_HUB_OFFLINE") == "1" and not have(source):
         raise GapbenchError(
@@ -109,28 +115,23 @@ def download(source: Source, advance: Callable[[int], None] = lambda _count: Non
     with _locked(source) as part:
         if have(source):
             return place(source)
-        trouble, wrong = "", 0
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                sleep(min(8.0, 0.5 * 2**attempt))
+        for _ in range(2):
             trouble = _transfer(source, part, advance)
             if trouble:
-                continue
+                break
             digest = _digest(part)
             if digest == source.sha256:
                 part.replace(place(source))
                 return place(source)
             part.unlink()
             trouble = f"its sha256 is {digest}, expected {source.sha256}"
-            wrong += 1
-            if wrong == 2:
-                break
     raise GapbenchError(
-        f"{source.url} cannot be had: {trouble}; try again later, or put a copy in a folder and "
-        "run `gapbench prepare --data FOLDER`"
+        f"{source.url} cannot be downloaded: {trouble}; try again later, or put a copy in a folder "
+        "and run `gapbench prepare --data FOLDER`"
     )
 
 
+@Retrying(retry=retry_if_result(bool), **RETRIES).wraps
 def _transfer(source: Source, part: Path, advance: Callable[[int], None]) -> str:
     """Append what is missing of a file; returns what went wrong, or nothing."""
     import httpx

@@ -8,7 +8,6 @@ prompt over 77 tokens is cut; the official script stops there with an error.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -79,14 +78,10 @@ class ClipJudge(WeightsJudge):
 def open_clip_model(folder: Path, openai: bool, device: str) -> Loaded:
     """An open_clip checkpoint; OpenAI's own need the activation that they were trained with.
 
-    Raises GapbenchError where open_clip is not installed or the folder does not hold its tensors.
+    Raises GapbenchError where the folder does not hold its tensors.
     """
-    try:
-        open_clip = import_module("open_clip")  # it has no types
-    except ImportError as error:
-        raise GapbenchError(
-            "the CLIP judge needs open_clip: pip install open_clip_torch"
-        ) from error
+    import open_clip
+
     try:
         model = open_clip.create_model(
             f"local-dir:{folder}", precision="fp32", force_quick_gelu=openai

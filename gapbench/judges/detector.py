@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
@@ -191,13 +190,9 @@ class DetectorJudge:
     def _load(self) -> None:
         if self._detector is not None:
             return
-        ensure()
-        try:
-            open_clip = import_module("open_clip")
-        except ImportError as error:
-            raise GapbenchError(
-                f"judge {self.name} needs open_clip: pip install 'gapbench[detector]'"
-            ) from error
+        ensure()  # before open_clip, which imports torchvision
+        import open_clip
+
         detector = _official() if self._official else _from_hub(self._folder or hub.fetch(NATIVE))
         own = self._own_clip
         name = f"local-dir:{own}" if own else "ViT-L-14-quickgelu"

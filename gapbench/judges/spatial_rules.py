@@ -21,7 +21,6 @@ ASIDE: Final = ("on the left of", "on the right of", "on the bottom of", "on the
 RELATIONS_2D: Final = (*NEAR, *ASIDE, "on top of")
 """In the order in which the first hit counts; "on top of" is found, and then scored 0."""
 RELATIONS_3D: Final = ("in front of", "behind", "hidden")
-PEOPLE: Final = frozenset({"girl", "boy", "man", "woman"})
 REACH: Final = 150.0
 """Pixels within which two things are near each other."""
 OVERLAP_2D: Final = 0.1
@@ -30,7 +29,7 @@ CUT: Final = 0.5
 """A 2D total below this is 0, so that one thing alone never counts."""
 NUMBERS: Final = ("a", "an", "one", "two", "three", "four", "five", "six", "seven", "eight")
 RENAMED: Final = {
-    **dict.fromkeys(PEOPLE, "person"),
+    **dict.fromkeys(("girl", "boy", "man", "woman"), "person"),
     "ship": "boat",
     "telivision": "tv",  # the official typo, which never applies
     "goldfish": "fish",
@@ -61,11 +60,6 @@ def relation_2d(text: str) -> str | None:
 def relation_3d(text: str) -> str | None:
     """The prompt's relation in depth, if it names one."""
     return next((relation for relation in RELATIONS_3D if relation in text), None)
-
-
-def as_label(noun: str) -> str:
-    """The label that UniDet's vocabulary has for people."""
-    return "person" if noun in PEOPLE else noun
 
 
 def iou(a: Box, b: Box) -> float:

@@ -1,14 +1,12 @@
 """gapbench's models on the tasks of lm-eval (EleutherAI/lm-evaluation-harness 0.4.13).
 
-lm-eval finds a model by a name in its own table or by an import that registers it. As a program,
-`python -m gapbench.lmeval ARGS` is lm-eval's own command line with `--model gapbench` in it.
+lm-eval finds a model by a name in its own table or by an import that registers it.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -254,12 +252,3 @@ def _load(names: Sequence[str], include: Path | None) -> tuple[Any, list[Any]]:
                 )
         found += [groups[name]] if name in groups else leaves.values()
     return manager, found
-
-
-if __name__ == "__main__":
-    from lm_eval.__main__ import cli_evaluate
-
-    try:
-        cli_evaluate()
-    except GapbenchError as error:
-        sys.exit(f"gapbench: {error}")

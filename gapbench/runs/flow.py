@@ -13,7 +13,7 @@ from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from gapbench.engines.local import FIRST, BatchSize, work
 from gapbench.engines.processes import Copies
@@ -25,9 +25,6 @@ from gapbench.runs.folder import RunFolder, folder_for
 from gapbench.runs.plan import Item, Prepared, missing_items, prepare, refuse_prompts
 from gapbench.runs.run import HUMAN, Run
 from gapbench.types import Answer, GapbenchError, Generation, Prompt, Verdict
-
-if TYPE_CHECKING:
-    pass
 
 Progress = Callable[[str, int, int], Callable[[int], None]]
 """Told (stage, items that are there already, items in all); returns what to call with each batch's

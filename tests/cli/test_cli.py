@@ -80,14 +80,6 @@ def assert_refused(done: subprocess.CompletedProcess[str], *culprits: str) -> No
 # -- what works ----------------------------------------------------------------------------------
 
 
-def test_help_and_lists_import_no_torch(tmp_path: Path) -> None:
-    for args in (["--help"], ["run", "--help"], ["tasks"], ["models"]):
-        modules, shown = loaded(tmp_path, *args)
-        assert shown
-        assert not {"torch", "transformers", "pandas"} & modules, args
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_run_prints_its_table(made: Path) -> None:
     shown = (made / "out").read_text()
     [folder] = (made / "runs").iterdir()

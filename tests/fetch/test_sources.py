@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from tenacity import wait_none
 
 from gapbench import GapbenchError
 from gapbench.fetch import sources as fetch
@@ -93,7 +94,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("GAPBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr(fetch, "PATIENCE", 0.4)
-    monkeypatch.setattr(fetch, "sleep", lambda seconds: None)
+    monkeypatch.setattr(fetch._transfer.retry, "wait", wait_none())  # type: ignore[attr-defined]
     made = Server()
     yield made
     made.http.shutdown()
@@ -141,7 +142,9 @@ def test_a_file_that_never_is_the_one_named_is_not_kept(server: Server) -> None:
 
 def test_a_broken_download_goes_on_in_the_next_call(server: Server) -> None:
     server.behaviours = [broken_off, *[refused] * (fetch.ATTEMPTS - 1)]
-    with pytest.raises(GapbenchError, match=r"data\.bin cannot be had: the server answers 503"):
+    with pytest.raises(
+        GapbenchError, match=r"data\.bin cannot be downloaded: the server answers 503"
+    ):
         download(server.source())
     assert download(server.source()).read_bytes() == BODY
     assert server.ranges[-1] == "bytes=100000-"

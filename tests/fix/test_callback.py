@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from gapbench import GapbenchError
-from gapbench.fix.callback import GapCallback
+from gapbench import GapbenchError, GapCallback
 from gapbench.models import load_model
 
 TASK = ["shapes/single_object", "shapes/colors"]

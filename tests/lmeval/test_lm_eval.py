@@ -94,7 +94,7 @@ def test_lm_evals_own_command_line_with_our_module(tmp_path: Path) -> None:
             "--apply_chat_template", "--output_path", "out")  # fmt: skip
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "LMEVAL_LOG_LEVEL": "ERROR"}
     done = subprocess.run(
-        [sys.executable, "-m", "gapbench.lmeval.harness", *args],
+        [sys.executable, "-m", "gapbench.lmeval", *args],
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

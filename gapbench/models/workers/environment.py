@@ -160,8 +160,9 @@ def prepare_worker(
 ) -> None:
     """Fetch a worker's source at its commit, and make its environment (or take an existing one).
 
-    `python` is the interpreter of an environment of one's own. git checks what it fetches by its
-    digest, which the commit is. Raises GapbenchError where either cannot be had.
+    The environment is made with uv where that is installed, else with venv and pip. `python` is the
+    interpreter of an existing environment. git checks what it fetches by its digest, which the
+    commit is. Raises GapbenchError where either fails.
     """
     upstream = UPSTREAMS[name]
     home = _home()
@@ -193,13 +194,13 @@ def differences(python: Path, lock: Path) -> list[str]:
         "for d in reversed(list(distributions()))}))"
     )
     here = json.loads(_run([str(python), "-c", code], f"--worker-python {python}"))
-    found = []
+    lines = []
     for line in lock.read_text(encoding="utf-8").splitlines():
         package, _, wanted = line.partition("==")
         name = package.strip().lower().replace("_", "-")
         if wanted and not line.startswith("#") and here.get(name) != wanted:
-            found.append(f"{name} {here.get(name, 'is missing')}, upstream pins {wanted}")
-    return found
+            lines.append(f"{name} {here.get(name, 'is missing')}, upstream pins {wanted}")
+    return lines
 
 
 def _python(name: str, upstream: Upstream) -> Path:
@@ -234,7 +235,7 @@ def _fetch(name: str, upstream: Upstream, source: Path) -> None:
     _git(part, "init", "--quiet")
     _run(
         ["git", "-C", str(part), "fetch", "--quiet", "--depth", "1", upstream.url, upstream.commit],
-        f"model {name}: {upstream.url} at {upstream.commit[:12]} cannot be had",
+        f"model {name}: {upstream.url} at {upstream.commit[:12]} could not be fetched",
     )
     _git(part, "-c", "advice.detachedHead=false", "checkout", "--quiet", upstream.commit)
     part.rename(source)
@@ -243,28 +244,35 @@ def _fetch(name: str, upstream: Upstream, source: Path) -> None:
 def _build(
     name: str, upstream: Upstream, env: Path, source: Path, say: Callable[[str], None]
 ) -> None:
-    base = next((found for v in upstream.pythons if (found := _interpreter(v))), None)
-    if base is None:
+    venv, python = str(env / "venv"), str(env / "venv" / "bin" / "python")
+    base = next((path for version in upstream.pythons if (path := _interpreter(version))), None)
+    if uv := shutil.which("uv"):
+        base = base or upstream.pythons[0]  # which uv downloads
+        make = [uv, "venv", "--quiet", "--seed", "--python", base, venv]
+        install = [uv, "pip", "install", "--quiet", "--python", python]
+    elif base:
+        make = [base, "-m", "venv", venv]
+        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    else:
         raise GapbenchError(
-            f"model {name}: its packages take Python {' or '.join(upstream.pythons)}, and there is "
-            f"no python{upstream.pythons[0]} here; install one, or make an environment with the "
-            f"packages of {upstream.lock} and name it by --worker-python PATH"
+            f"model {name}: its packages need Python {' or '.join(upstream.pythons)}, and there is "
+            f"no python{upstream.pythons[0]} here; install it, or uv, which downloads it, or make "
+            f"an environment with the packages of {upstream.lock} and name it by --worker-python"
         )
-    say(f"making an environment of {base} in {env}; its packages are several GB")
+    by = "uv" if uv else "venv and pip"
+    say(f"making an environment with {by}, Python {base}, in {env}; its packages are several GB")
     shutil.rmtree(env, ignore_errors=True)
-    _run([base, "-m", "venv", str(env / "venv")], f"model {name}: no environment of {base}")
-    python = env / "venv" / "bin" / "python"
-    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    what = f"model {name}: its packages cannot be had"
+    _run(make, f"model {name}: no environment of Python {base} could be made")
+    what = f"model {name}: its packages could not be installed"
     _run([*install, "-r", str(upstream.lock)], what)
     if upstream.last:
         _run([*install, "--no-build-isolation", *upstream.last], what)
     if upstream.replaces:
         folder, package = upstream.replaces
         code = f"import importlib.util as u; print(u.find_spec({package!r}).origin)"
-        inside = Path(_run([str(python), "-c", code], what).strip()).parent
+        inside = Path(_run([python, "-c", code], what).strip()).parent
         shutil.copytree(source / folder, inside, dirs_exist_ok=True)
-    _note(env, python, upstream)
+    _note(env, Path(python), upstream)
 
 
 def _interpreter(version: str) -> str | None:
@@ -293,6 +301,6 @@ def _run(command: Sequence[str], what: str) -> str:
     except OSError as error:
         raise GapbenchError(f"{what}: {command[0]}: {error.strerror}") from error
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or "no word").splitlines()[-1]
+        said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
         raise GapbenchError(f"{what}: {said}")
     return done.stdout

@@ -6,8 +6,6 @@ generator used in a fixed order; the tests compare it with the official file byt
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -102,10 +100,3 @@ def make(split: str) -> list[dict[str, Any]]:
         if record not in kept:
             kept.append(record)
     return [{"id": f"{i:05d}", **record} for i, record in enumerate(kept)]
-
-
-def official_line(record: Mapping[str, Any]) -> str:
-    """A record as its line of the official evaluation_metadata.jsonl, without the line's end."""
-    return json.dumps(
-        {"tag": record["category"], **record["requirement"], "prompt": record["text"]}
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -35,7 +36,19 @@ def git(folder: Path, *args: str) -> str:
 
 
 @pytest.fixture
-def standin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Upstream:
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only folder of PATH, which has git and not uv."""
+    git = shutil.which("git")
+    assert git is not None
+    folder = tmp_path / "path"
+    folder.mkdir()
+    (folder / "git").symlink_to(git)
+    monkeypatch.setenv("PATH", str(folder))
+    return folder
+
+
+@pytest.fixture
+def standin(tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> Upstream:
     """A registered model "stand-in" whose upstream is a repository on this disk."""
     monkeypatch.setenv("GAPBENCH_CACHE", str(tmp_path / "cache"))
     repository = tmp_path / "repository"
@@ -83,6 +96,7 @@ def test_a_made_environment(standin: Upstream) -> None:
     said: list[str] = []
     prepare_worker("stand-in", None, said.append)
     assert [line.split()[0] for line in said] == ["fetching", "making"]
+    assert "with venv and pip" in said[1]
     model = load_model("stand-in")
     assert model.versions["pillow"] == "missing"  # type: ignore[attr-defined]
     model.release()
@@ -91,6 +105,37 @@ def test_a_made_environment(standin: Upstream) -> None:
     standin.lock.write_text("# others\n")
     with pytest.raises(GapbenchError, match="was made for other packages"):
         load_model("stand-in")
+
+
+UV = """#!/bin/sh
+echo "$@" >> "{log}"
+if [ "$1" = venv ]; then
+    for last; do true; done
+    exec "{python}" -m venv --without-pip "$last"
+fi
+"""
+
+
+@pytest.mark.parametrize("version", [None, "3.1"])
+def test_uv_makes_the_environment_where_it_is_installed(
+    standin: Upstream, path: Path, monkeypatch: pytest.MonkeyPatch, version: str | None
+) -> None:
+    """Of the interpreter that is here, else of the version that uv shall download."""
+    log = path / "log"
+    (path / "uv").write_text(UV.format(log=log, python=sys.executable))
+    (path / "uv").chmod(0o755)
+    upstream = replace(standin, pythons=(version,) if version else standin.pythons, last=("b==2",))
+    monkeypatch.setitem(UPSTREAMS, "stand-in", upstream)
+    said: list[str] = []
+    prepare_worker("stand-in", None, said.append)
+    assert f"with uv, Python {version or sys.executable}, in " in said[1]
+    make, install, last = (line.split() for line in log.read_text().splitlines())
+    assert make[:-1] == ["venv", "--quiet", "--seed", "--python", version or sys.executable]
+    python = f"{make[-1]}/bin/python"
+    assert install == ["pip", "install", "--quiet", "--python", python, "-r", str(standin.lock)]
+    assert last == ["pip", "install", "--quiet", "--python", python, "--no-build-isolation", "b==2"]
+    model = load_model("stand-in")
+    model.release()
 
 
 def test_a_source_that_was_altered(standin: Upstream, tmp_path: Path) -> None:
@@ -105,7 +150,7 @@ def test_a_commit_that_is_not_there(
     standin: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(UPSTREAMS, "stand-in", replace(standin, commit="0" * 40))
-    with pytest.raises(GapbenchError, match="at 000000000000 cannot be had: ") as refused:
+    with pytest.raises(GapbenchError, match="at 000000000000 could not be fetched: ") as refused:
         prepare_worker("stand-in", Path(sys.executable))
     assert "\n" not in str(refused.value)
     assert not prepared("stand-in")
@@ -114,7 +159,7 @@ def test_a_commit_that_is_not_there(
 def test_packages_that_cannot_be_had(standin: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     standin.lock.write_text("no-such-package==1.0\n")
-    with pytest.raises(GapbenchError, match=r"its packages cannot be had: .*no-such-package==1.0"):
+    with pytest.raises(GapbenchError, match=r"could not be installed: .*no-such-package==1\.0"):
         prepare_worker("stand-in")
     assert not prepared("stand-in")
 
@@ -123,7 +168,7 @@ def test_no_interpreter_of_the_right_version(
     standin: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(UPSTREAMS, "stand-in", replace(standin, pythons=("3.1",)))
-    with pytest.raises(GapbenchError, match=r"take Python 3\.1, and there is no python3\.1 here"):
+    with pytest.raises(GapbenchError, match=r"need Python 3\.1, and there is no python3\.1 here"):
         prepare_worker("stand-in")
 
 
