@@ -125,7 +125,8 @@ def test_the_examples_of_a_task_and_a_judge_work(tmp_path: Path, tiny_janus: Pat
     folder.mkdir()
     [spec] = blocks("own-task.md", "yaml")
     (folder / "task.yaml").write_text(spec)
-    prompts = re.search(r"a prompt a line:\n\n((?:    .+\n)+)", (DOCS / "own-task.md").read_text())
+    guide = (DOCS / "own-task.md").read_text()
+    prompts = re.search(r"one prompt per line:\n\n((?:    .+\n)+)", guide)
     assert prompts
     lines = [line.strip() for line in prompts[1].splitlines()]
     (folder / "prompts.txt").write_text("\n".join(lines) + "\n")
