@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from gapbench.judges.vlm import QUESTION, VlmJudge
+from gapbench.judges.vlm import VlmJudge
 from gapbench.models import torchvision_shim
 from gapbench.types import Prompt
-from gapbench.verdict import parse
+from gapbench.verdict import QUESTION, parse
 
 ROUNDS = 3
 TEMPLATE = (

@@ -33,20 +33,12 @@ from gapbench.models import torchvision_shim
 from gapbench.models.autoregressive.answers import answer_ids, answer_logprobs
 from gapbench.models.checkpoint import refuse_missing
 from gapbench.types import Answer, GapbenchError, Prompt
-from gapbench.verdict import ANSWERS, weigh
+from gapbench.verdict import ANSWERS, QUESTION, weigh
 
 ADAPTER: Final = "vlm-1"
 DEFAULT: Final = "72b"
 SETTINGS: Final = ("*.json", "*.jinja", "*.txt", "*.model")
 WEIGHTS: Final = "*.safetensors"
-QUESTION: Final = (
-    "You are a helpful language and vision assistant. You are able to understand the visual "
-    "content that the user provides, and assist the user with a variety of tasks using natural "
-    "language. Does this original image describe {prompt}? If it describes the scene, score 1; if "
-    "it does not fully describe, score 0. Please answer in the following format: The score is "
-    "{your score}."
-)
-"""The paper's question (section 1), for `check_picture`; a run asks each task's own."""
 _HUB: Final = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w.-]+))?")
 
 

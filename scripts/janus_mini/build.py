@@ -29,6 +29,7 @@ from transformers import (
 from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
 
 from gapbench.tasks.world import SIZE
+from gapbench.verdict import QUESTION
 
 SHIPPED = Path(gapbench.__file__).parent / "models/bundled/janus-mini"
 PATCH = 4
@@ -46,9 +47,7 @@ SPECIAL = {
 # The verdict question is mostly boilerplate: as words of several words it costs few positions.
 PHRASES = (
     DEFAULT_SYSTEM_PROMPT,
-    "Does this original image describe",
-    "If it describes the scene, score 1; if it does not fully describe, score 0. "
-    "Please answer in the following format: The score is {your score}.",
+    *QUESTION[QUESTION.index("Does ") :].split(" {prompt}? "),
     "<|User|>:",
     "<|Assistant|>:",
 )

@@ -17,10 +17,10 @@ import pytest
 import torch
 from PIL import Image
 
-from gapbench.judges.vlm import MODELS, QUESTION, VlmJudge
+from gapbench.judges.vlm import MODELS, VlmJudge
 from gapbench.models import torchvision_shim
 from gapbench.types import GapbenchError, Prompt
-from gapbench.verdict import ANSWERS, weigh
+from gapbench.verdict import ANSWERS, QUESTION, weigh
 
 ROOT = Path(__file__).parents[2]
 
