@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gapbench.cli.terminal import console, facts, names, pairs
+from gapbench.cli.terminal import console, facts
 from gapbench.fetch.libraries import go_offline, quiet
+from gapbench.runs.settings import MODEL, TASKS, Device, Dtype, Judges, Offline, Recipe, names
 
 if TYPE_CHECKING:
     from gapbench.models.base import Model
@@ -101,38 +103,37 @@ def models(name: Annotated[str | None, typer.Argument(help="A model to describe.
 
 
 def check_model(
-    model: Annotated[str, typer.Argument(help="As for run: a name, a folder, or my_package.module:Class.")],
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a key of its recipe.", metavar="KEY=VALUE")] = None,
-    device: Annotated[str, typer.Option(help="As for run.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="As for run.")] = "auto",
+    model: Annotated[str, typer.Argument(help=MODEL)],
+    recipe: Recipe = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
 ) -> None:  # fmt: skip
     """Try an adapter's contract: seeds, batches, verdicts, log-probabilities, saving."""
     from gapbench.models import load_model
     from gapbench.models.check import check
 
     quiet()
-    changes: dict[str, object] = {**(pairs(set_) or {})}
     failed = tried = 0
-    for found in check(
-        model, lambda name, more: load_model(name, device, dtype, {**changes, **more})
+    for result in check(
+        model, lambda name, changes: load_model(name, device, dtype, {**(recipe or {}), **changes})
     ):
-        word = "skip" if found.skipped else "FAIL" if found.failure else "ok"
-        why = found.failure or found.skipped
-        console().print(f"{word:4}  {found.rule}{f': {why}' if why else ''}", soft_wrap=True)
-        failed, tried = failed + bool(found.failure), tried + (found.skipped is None)
+        word = "skip" if result.skipped else "FAIL" if result.failure else "ok"
+        why = result.failure or result.skipped
+        console().print(f"{word:4}  {result.rule}{f': {why}' if why else ''}", soft_wrap=True)
+        failed, tried = failed + bool(result.failure), tried + (result.skipped is None)
     typer.echo(f"{model} keeps {tried - failed} of the {tried} rules that it was tried on.")
     if failed:
         raise typer.Exit(1)
 
 
 def prepare(
-    tasks: Annotated[str | None, typer.Option(help="As for run. [all, or none where a model is named]")] = None,
-    model: Annotated[str | None, typer.Option(help="Models by name, with commas.")] = None,
-    judge: Annotated[str | None, typer.Option(help="Outside judges, with commas. [each task's own]")] = None,
+    tasks: Annotated[Sequence[str] | None, typer.Option(parser=names, show_default="all; none if a model is named", help=TASKS)] = None,
+    model: Annotated[Sequence[str], typer.Option(parser=names, help="Names of models, separated by commas.")] = (),
+    judges: Judges = None,
     worker_python: Annotated[Path | None, typer.Option(help="The interpreter of an environment of your own for a model that runs as a worker.")] = None,
     data: Annotated[Path | None, typer.Option(help="A folder of your own copies; names do not matter, digests do.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be fetched and stop.")] = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
+    offline: Offline = False,
 ) -> None:  # fmt: skip
     """Fetch what tasks, models and judges need: pinned, verified, resumed where it broke off."""
     from rich.table import Table
@@ -141,8 +142,7 @@ def prepare(
     from gapbench.runs import needs as preparing
 
     go_offline(offline)
-    named = names(model) or []
-    wanted = preparing.needs(names(tasks) or ([] if named else ["all"]), names(judge), named)
+    wanted = preparing.needs(tasks or ([] if model else ["all"]), judges, model)
     table = Table("needed", "for", "MB", "license", "pinned by", "here", box=None)
     for need in wanted:
         size = f"{need.item.bytes / 1e6:,.2f}" if need.item.bytes else "unknown"
@@ -150,7 +150,7 @@ def prepare(
         table.add_row(
             need.name, need.wanted_by, size, need.item.license, need.pin or "NOTHING", here
         )
-    workers = preparing.workers(named, worker_python)
+    workers = preparing.workers(model, worker_python)
     for name, ready in workers.items():
         here = "yes" if ready else "no"
         table.add_row("source and environment", f"model {name}", "", "", "", here)

@@ -2,47 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Literal
 
 import typer
 
-from gapbench.cli.terminal import names
 from gapbench.fetch.libraries import quiet
+from gapbench.runs.settings import names
 from gapbench.types import GapbenchError
 
 
 def compare(
     before: Annotated[Path, typer.Argument(help="A run folder.", metavar="BEFORE")],
     afters: Annotated[list[Path], typer.Argument(help="Run folders of the same prompts and seeds.", metavar="AFTER...")],
-    by: Annotated[str | None, typer.Option(help="Also the figures of each category, tier or task.")] = None,
+    by: Annotated[Literal["category", "tier", "task"] | None, typer.Option(help="Also show the figures of each category, tier or task.")] = None,
     judge: Annotated[str | None, typer.Option(help="The outside judge to compute against.")] = None,
     model: Annotated[list[str] | None, typer.Option(help="Where AFTER's model is now, if it was moved; may be repeated.")] = None,
     intersection: Annotated[bool, typer.Option("--intersection", help="Compare what the runs share, where they differ.")] = False,
-    lm_eval: Annotated[str | None, typer.Option(help="lm-eval's tasks to evaluate both models on, with commas; kept in the run folders.", metavar="TASKS")] = None,
-    lm_eval_limit: Annotated[int | None, typer.Option(help="Questions of each of those tasks. [all]", min=1)] = None,
-    form: Annotated[str, typer.Option("--format", help="text, markdown or json.")] = "text",
+    lm_eval: Annotated[Sequence[str] | None, typer.Option(parser=names, help="Tasks of lm-eval to evaluate both models on, separated by commas; results are kept in the run folders.")] = None,
+    lm_eval_limit: Annotated[int | None, typer.Option(help="Questions of each of those tasks.", show_default="all", min=1)] = None,
+    form: Annotated[Literal["text", "markdown", "json"], typer.Option("--format", help="Format of the tables.")] = "text",
     gate: Annotated[bool, typer.Option("--gate", help="Exit with 1 where a figure is significantly worse.")] = False,
 ) -> None:  # fmt: skip
     """Say what changed between runs; missing verdicts of AFTER on BEFORE's images are made."""
-    levels = ("category", "tier", "task")
-    if by not in (None, *levels):
-        raise GapbenchError(f"--by {by}: there are {', '.join(levels)}")
-    if form not in ("text", "markdown", "json"):
-        raise GapbenchError(f"--format {form}: there are text, markdown, json")
     from gapbench.cli.progress import bars
     from gapbench.comparison import compare as comparison
     from gapbench.comparison import words as changes
 
     quiet()
     with bars() as progress:
-        found = comparison.compare(
-            before, afters, by=cast(Any, by), judge=judge, models=model or (),
-            intersection=intersection, tasks=names(lm_eval) or (), limit=lm_eval_limit,
+        changed = comparison.compare(
+            before, afters, by=by, judge=judge, models=model or (),
+            intersection=intersection, tasks=lm_eval or (), limit=lm_eval_limit,
             progress=progress,
         )  # fmt: skip
-    typer.echo(changes.render(found, form))
-    if gate and any(each.worse for each in found):
+    typer.echo(changes.render(changed, form))
+    if gate and any(each.worse for each in changed):
         raise typer.Exit(1)
 
 

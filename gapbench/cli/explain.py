@@ -9,25 +9,23 @@ import typer
 
 from gapbench.cli.terminal import console
 from gapbench.fetch.libraries import quiet
+from gapbench.runs.settings import Device, Dtype
 from gapbench.types import GapbenchError
 
 
 def explain(
     before: Annotated[Path, typer.Argument(help="A run folder of the model that was fixed.", metavar="BEFORE")],
     after: Annotated[Path, typer.Argument(help="A run folder of the fixed model, of the same prompts and seeds.", metavar="AFTER")],
-    out: Annotated[Path | None, typer.Option(help="Folder for explain.html and explain.json. [explain in AFTER]")] = None,
-    fix: Annotated[Path | None, typer.Option(help="The fix's folder, if it was moved. [where AFTER found its model]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for explain.html and explain.json.", show_default="explain in AFTER")] = None,
+    fix: Annotated[Path | None, typer.Option(help="The fix's folder, if it was moved.", show_default="where AFTER found its model")] = None,
     pairs: Annotated[int, typer.Option(min=1, help="Corrected images to look at, each with a control.")] = 32,
-    encoder: Annotated[str | None, typer.Option(help="clip, clip:FOLDER (open_clip's layout) or model, its own towers. [clip if its weights are here, else model]")] = None,
-    projection: Annotated[int | None, typer.Option(min=0, help="Estimate from gradients projected to this rank; 0 is exact. [0; 64 where over 200 M weights were trained]")] = None,
+    encoder: Annotated[str | None, typer.Option(help="clip, clip:FOLDER (open_clip's layout) or model, its own towers.", show_default="clip if its weights are here, else model")] = None,
+    projection: Annotated[int | None, typer.Option(min=0, help="Estimate from gradients projected to this rank; 0 is exact.", show_default="0; 64 if more than 200 M weights were trained")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of what is chosen at random.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float64, float32, bfloat16 or float16.")] = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
 ) -> None:  # fmt: skip
     """Say by the model's own gradients why understanding moved with generation, if it did."""
-    from gapbench.cli.settings import read_settings
-
-    read_settings(None, {"device": device, "dtype": dtype, "seed": seed})
     if out is not None and out.is_file():
         raise GapbenchError(f"--out {out} is a file; give a folder")
     quiet()

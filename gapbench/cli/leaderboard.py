@@ -62,25 +62,18 @@ def leaderboard(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 where leaderboard.md is not what the results give.")] = False,
 ) -> None:  # fmt: skip
     """Write leaderboard.md and leaderboard.html beside the results folder, from it alone."""
-    from gapbench.files import write_atomic
-    from gapbench.leaderboard.board import markdown, page
+    from gapbench.leaderboard.board import is_current, write
     from gapbench.leaderboard.submission import submissions
 
-    found = submissions(results)
-    file = results.parent / "leaderboard.md"
-    text = markdown(found)
-    if check:
-        if not file.is_file() or file.read_bytes() != text.encode():
-            typer.echo(f"{file} is not what {results} gives; run `gapbench leaderboard`")
-            raise typer.Exit(1)
-        typer.echo(f"{file} is what {results} gives: {len(found)} submissions")
-        return
-    try:
-        write_atomic(file, text.encode())
-        write_atomic(file.with_suffix(".html"), page(found).encode())
-    except OSError as error:
-        raise GapbenchError(f"{file} cannot be written ({error})") from error
-    typer.echo(f"{file} and {file.with_suffix('.html')}: {len(found)} submissions")
+    entries, file = submissions(results), results.parent / "leaderboard.md"
+    if not check:
+        write(entries, file)
+        typer.echo(f"{file} and {file.with_suffix('.html')}: {len(entries)} submissions")
+    elif is_current(entries, file):
+        typer.echo(f"{file} is what {results} gives: {len(entries)} submissions")
+    else:
+        typer.echo(f"{file} is not what {results} gives; run `gapbench leaderboard`")
+        raise typer.Exit(1)
 
 
 def push(
@@ -89,17 +82,10 @@ def push(
     yes: Annotated[bool, typer.Option("--yes", help="Send it; without this, only say what would be sent.")] = False,
 ) -> None:  # fmt: skip
     """Send a run (as a data set) or a checkpoint (as a model) to the hub; a dry run first."""
-    from collections import Counter
-
     from gapbench.leaderboard import push as pushing
 
     planned = pushing.plan(folder, repo)
-    kinds = Counter(Path(name).suffix or name for name in planned.files)
-    listed = ", ".join(f"{count} {suffix}" for suffix, count in kinds.most_common())
-    typer.echo(
-        f"{planned.kind} {planned.repo}: {len(planned.files)} files ({listed}), "
-        f"{planned.bytes / 1e6:.1f} MB from {folder}; a new repository is private"
-    )
+    typer.echo(planned.words())
     if not yes:
         typer.echo("Nothing was sent; --yes sends it.")
         return

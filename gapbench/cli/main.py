@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from gapbench.cli import catalog, compare, explain, fix, leaderboard, lm_eval, report
-from gapbench.cli.terminal import console, names, pairs
+from gapbench.cli.options import command
+from gapbench.cli.terminal import console
 from gapbench.fetch.libraries import go_offline, quiet
+from gapbench.runs.settings import Offline, RunSettings
 from gapbench.types import GapbenchError
-
-if TYPE_CHECKING:
-    from gapbench.runs.estimate import Estimate
-    from gapbench.runs.run import Run
 
 app = typer.Typer(
     help="Measure the gap between what a unified model can draw and what it can recognise.",
@@ -27,71 +27,30 @@ app = typer.Typer(
 )
 
 
-@app.command()
 def run(
-    model: Annotated[str | None, typer.Option(help="A model's name, a checkpoint's folder, or my_package.module:Class. [janus-mini]")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a key of the model's recipe, say guidance=4; may be repeated, and makes another run.", metavar="KEY=VALUE")] = None,
-    tasks: Annotated[str | None, typer.Option(help="all, easy, medium, hard, a task, task/category, or a folder; several with commas. [shapes]")] = None,
-    samples: Annotated[int | None, typer.Option(help="Images a prompt. [each task's own]")] = None,
-    limit: Annotated[int | None, typer.Option(help="Prompts a task, taken from its categories in turn.")] = None,
-    judge: Annotated[str | None, typer.Option(help="Outside judges, with commas. [each task's own]")] = None,
-    verdict: Annotated[str | None, typer.Option(help="Own verdicts from the answers' probabilities (logits), from words (text), or none. [logits]")] = None,
-    batch_size: Annotated[str | None, typer.Option(help="Images at a time, or the most that fit; never changes a result. [auto]")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that draw and judge, each with a copy of the model, on the GPUs in turn; never changes a result. [1]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the run; another seed is another run. [0]")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps. [auto]")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float64, float32, bfloat16 or float16. [auto]")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for run folders. [runs]")] = None,
-    offline: Annotated[bool | None, typer.Option("--offline", help="Never touch the network.")] = None,
+    settings: RunSettings,
+    offline: Offline = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is left to do, how long and how big, and stop.")] = False,
-    config: Annotated[Path | None, typer.Option(help="A YAML file of these options; options given here win.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A YAML file of these options; options given here win.")] = None,  # noqa: ARG001
 ) -> None:  # fmt: skip
     """Draw, judge, and print the table; the same command again goes on where it stopped."""
-    from gapbench.cli.settings import read_settings
-
-    options = {
-        "model": model, "set": pairs(set_), "tasks": names(tasks), "samples": samples, "limit": limit,
-        "judge": names(judge), "verdict": verdict, "batch_size": batch_size, "workers": workers,
-        "seed": seed, "device": device, "dtype": dtype, "out": out, "offline": offline,
-    }  # fmt: skip
-    settings = read_settings(config, options)
-    go_offline(settings.offline)
-    from gapbench.cli.progress import bars
-    from gapbench.runs import flow
-    from gapbench.runs.plan import prepare as prepare_run
-
+    go_offline(offline)
     quiet()
     if dry_run:
-        prepared = prepare_run(
-            settings.model, settings.tasks, settings.samples, settings.limit, settings.judge,
-            settings.verdict, settings.seed, settings.device, settings.dtype, settings.out,
-            settings.set, workers=settings.workers,
-        )  # fmt: skip
         from gapbench.runs.estimate import estimate
+        from gapbench.runs.plan import prepare
 
-        _print_estimate(estimate(prepared, settings.out, settings.batch_size))
+        typer.echo(estimate(prepare(settings)).words())
         return
-    with bars() as progress:
-        done = flow.run(
-            settings.model,
-            settings.tasks,
-            recipe=settings.set,
-            samples=settings.samples,
-            limit=settings.limit,
-            judges=settings.judge,
-            verdict=settings.verdict,
-            batch_size=settings.batch_size,
-            workers=settings.workers,
-            seed=settings.seed,
-            device=settings.device,
-            dtype=settings.dtype,
-            out=settings.out,
-            progress=progress,
-        )
+    from gapbench.cli.progress import bars
     from gapbench.report.sheets import write_sheets
+    from gapbench.report.summary import show_run
+    from gapbench.runs.flow import measure
 
+    with bars() as progress:
+        done = measure(replace(settings, progress=progress))
     sheets = write_sheets(done)
-    _print_run(done, None)
+    show_run(done, None, console())
     console().print(
         f"Pictures: {sheets[0].parent} ({len(sheets)} contact sheets). The table again: "
         f"gapbench show {done.path}",
@@ -99,40 +58,30 @@ def run(
     )
 
 
-@app.command()
 def show(
     path: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")],
-    form: Annotated[str, typer.Option("--format", help="text, markdown, csv or json.")] = "text",
+    form: Annotated[Literal["text", "markdown", "csv", "json"], typer.Option("--format", help="Format of the table.")] = "text",
     judge: Annotated[str | None, typer.Option(help="The outside judge to compute against.")] = None,
-) -> None:
+) -> None:  # fmt: skip
     """Print a run's table again."""
-    from gapbench.report import tables
+    from gapbench.report.summary import show_run
+    from gapbench.report.tables import render
     from gapbench.runs.run import open_run
 
-    if form not in tables.FORMATS:
-        raise GapbenchError(f"--format {form}: there are {', '.join(tables.FORMATS)}")
     opened = open_run(path)
     if form == "text":
-        _print_run(opened, judge)
+        show_run(opened, judge, console())
     else:
-        typer.echo(tables.render(opened.rates(judge), form, opened.footnote).rstrip("\n"))
+        typer.echo(render(opened.rates(judge), form, opened.footnote).rstrip("\n"))
 
 
-app.command()(compare.compare)
-app.command()(compare.power)
-app.command("lm-eval")(lm_eval.lm_eval)
-app.command()(explain.explain)
-app.command()(catalog.tasks)
-app.command()(catalog.models)
-app.command("check-model")(catalog.check_model)
-app.command()(catalog.prepare)
-app.command()(fix.fix)
-app.command()(report.report)
-app.command()(report.label)
-app.command()(leaderboard.submit)
-app.command()(leaderboard.verify)
-app.command()(leaderboard.leaderboard)
-app.command()(leaderboard.push)
+COMMANDS: tuple[Callable[..., None], ...] = (
+    run, show, compare.compare, compare.power, lm_eval.lm_eval, explain.explain, catalog.tasks,
+    catalog.models, catalog.check_model, catalog.prepare, fix.fix, report.report, report.label,
+    leaderboard.submit, leaderboard.verify, leaderboard.leaderboard, leaderboard.push,
+)  # fmt: skip
+for function in COMMANDS:
+    app.command()(command(function))
 
 
 def main() -> None:
@@ -153,47 +102,3 @@ def main() -> None:
     except BrokenPipeError:  # `gapbench show ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-
-
-def _print_run(done: Run, judge: str | None) -> None:
-    from gapbench.report import tables
-
-    plan = done.plan
-    several = any(len(asks) > 1 for asks in plan.asks)
-    judges: list[str | None] = [judge] if judge or not several else [*plan.judges]
-    if judge is None:
-        judges += [name for name in done.judges() if name not in plan.judges]
-    rates = {name: done.rates(name) for name in judges}  # one that is not there is told first
-    screen = console()
-    versions = ", ".join(f"{name} {version}" for name, version in plan.tasks.items())
-    screen.print(
-        f"{done.folder.meta['model']}{'*' * bool(done.footnote)} on {versions}: {len(plan.items())} images of "
-        f"{len(plan.prompts)} prompts, own verdicts by {plan.own or 'none'}",
-        soft_wrap=True,
-    )
-    screen.print("Percent, with 95 % intervals over prompts and the counts behind each figure.")
-    for name, found in rates.items():
-        outside = name or ", ".join(plan.judges) or "none"
-        screen.print(f"Outside judge: {outside}\n")
-        tables.show(found, screen)
-    if done.footnote:
-        screen.print(done.footnote, soft_wrap=True)
-    for first, second, agreed in done.agreements():
-        screen.print(f"{first} and {second} {tables.agreement(agreed)}", soft_wrap=True)
-    for name in judges:
-        tables.show_corrected(done.corrected(name), name or ", ".join(plan.judges), screen)
-    for name, warning in done.checks().items():
-        screen.print(f"WARNING: {name} failed the check: {warning}", style="bold red")
-
-
-def _print_estimate(left: Estimate) -> None:
-    if left.seconds is None or left.bytes is None:
-        typer.echo("Nothing is left to do: the same command prints the table.")
-        return
-    typer.echo(
-        f"Left to do: {left.images} images, {left.own_verdicts} own verdicts, "
-        f"{left.outside_verdicts} outside verdicts; about {left.seconds:.0f} s and "
-        f"{left.bytes / 1e6:.1f} MB, from a short calibration. Nothing was written."
-    )
-    for cost in left.costs:
-        typer.echo(f"Not counted in the time: {cost}")

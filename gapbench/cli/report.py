@@ -13,8 +13,8 @@ import typer
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; of two, the first is before and the second after.", metavar="RUN...")],
-    out: Annotated[Path | None, typer.Option(help="The file. [report.html in the run's folder; for several runs, in this one]")] = None,
-    judge: Annotated[str | None, typer.Option(help="The outside judge to compute against. [each task's own]")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file to write.", show_default="report.html in the run's folder; for several runs, in this folder")] = None,
+    judge: Annotated[str | None, typer.Option(help="The outside judge to compute against.", show_default="each task's own")] = None,
 ) -> None:  # fmt: skip
     """Write runs as one HTML file: figures, plots, and every image to look at."""
     from gapbench.report.page import write_report
@@ -40,17 +40,15 @@ def label(
 
     labels = Labels(open_run(run), rater)
     total = len(labels.items)
-    there = total - labels.given().count(None)
     with serve(labels, port) as (address, forever):
         typer.echo(
-            f"{rater} has labelled {there} of {total} images. Ctrl-C ends the page at\n{address}"
+            f"{rater} has labelled {labels.there()} of {total} images. Ctrl-C ends the page at\n{address}"
         )
         webbrowser.open(address)
         with suppress(KeyboardInterrupt), _ending_as_interrupted():
             forever()
-    there = total - labels.given().count(None)
     typer.echo(
-        f"\n{there} of {total} images are labelled in {labels.file}; the same command goes on. "
+        f"\n{labels.there()} of {total} images are labelled in {labels.file}; the same command goes on. "
         f"What they say of the judges: gapbench show {run}"
     )
 

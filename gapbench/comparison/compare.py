@@ -21,8 +21,9 @@ from gapbench.metrics.paired import (
     win_rate,
 )
 from gapbench.metrics.power import Spread, spread
-from gapbench.runs.flow import Progress, judge_images, model_of, silent
+from gapbench.runs.flow import judge_images, model_of
 from gapbench.runs.run import Run, open_run
+from gapbench.runs.settings import Progress, silent
 from gapbench.types import GapbenchError, Prompt
 
 if TYPE_CHECKING:

@@ -26,8 +26,8 @@ from gapbench.explain.journal import Journal
 from gapbench.explain.kernel import Gradient, Heads, Tokens, first_order
 from gapbench.explain.sides import Side, find_fix, rank_for, summary, training_rows
 from gapbench.files import write_json
-from gapbench.runs.flow import Progress, silent
 from gapbench.runs.run import Run, open_run
+from gapbench.runs.settings import Progress, silent
 from gapbench.types import GapbenchError
 
 if TYPE_CHECKING:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from gapbench.explain.kernel import Heads
@@ -60,10 +59,10 @@ def find_fix(before: Run, after: Run, folder: str | None) -> Fix:
     if not record.get("done"):
         raise GapbenchError(f"{place}: the fix is not finished; run gapbench fix again")
     try:
-        settings = FixSettings.model_validate({**record["settings"], "out": place})
+        settings = FixSettings(**{**record["settings"], "out": place})
         wanted = record["base"]
         dtype, fingerprint = str(wanted["dtype"]), str(wanted["fingerprint"])
-    except (KeyError, TypeError, ValidationError) as error:
+    except (KeyError, TypeError, GapbenchError) as error:
         raise GapbenchError(f"{place / FIX_RECORD}: broken; fix the model anew") from error
     if not (place / "data" / "state.json").is_file():
         raise GapbenchError(f"{place}: its training set, {place / 'data'}, is not there")
@@ -87,7 +86,7 @@ def find_fix(before: Run, after: Run, folder: str | None) -> Fix:
             f"{place} is a fix of {name}, and {before.path} is a run of another model (or recipe); "
             "give the run of the model that was fixed as BEFORE"
         )
-    return Fix(place, record, settings.model_copy(update={"model": name}))
+    return Fix(place, record, replace(settings, model=name))
 
 
 def _place(after: Run, folder: str | None) -> Path:
@@ -150,7 +149,7 @@ class Side:
     ) -> None:
         settings = fix.settings
         if trained and not settings.lora:
-            settings = settings.model_copy(update={"model": str(fix.folder)})
+            settings = replace(settings, model=str(fix.folder))
         if dtype == "auto" and device != "cpu" and torch.cuda.is_available():
             dtype = network.train_dtype(settings)  # what a fix of whole weights did is finer
         found: Any = network.base_model(settings, device, dtype)
@@ -182,7 +181,7 @@ def heads_of(
     over the linear weights. It is the gradient by LoRA's B at B = 0.
     """
     if rank:
-        settings = settings.model_copy(update={"lora": rank})
+        settings = replace(settings, lora=rank)
     prepared = network.prepare(model, settings)
     if adapter:
         _adapt(prepared, adapter)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -22,6 +21,7 @@ from gapbench.models import load_model  # noqa: E402
 from gapbench.models.base import require_shared  # noqa: E402
 from gapbench.runs.frame import row  # noqa: E402
 from gapbench.runs.plan import prepare, refuse_prompts  # noqa: E402
+from gapbench.runs.settings import RunSettings  # noqa: E402
 from gapbench.types import GapbenchError  # noqa: E402
 
 
@@ -62,7 +62,7 @@ class GapCallback(TrainerCallback):  # type: ignore[misc]
             )
         require_shared(self.model, "GapCallback")
         made = prepare(
-            self.model, tasks, samples, limit, judges, "logits", seed, "auto", "auto", Path("runs")
+            RunSettings(self.model, tasks, samples=samples, limit=limit, judges=judges, seed=seed)
         )
         self.items = made.plan.items()
         self.judges = {judge.name: judge for judge in made.judges}

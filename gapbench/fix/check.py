@@ -6,6 +6,7 @@ non-unification cannot tell that from success (paper, section 3, last paragraph)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -72,7 +73,7 @@ def check(frame: pd.DataFrame) -> Check:
     return Check(acceptance, mismatched, precision, base, lines, stop)
 
 
-def at_hand(settings: FixSettings) -> tuple[list[str] | None, str | None]:
+def at_hand(settings: FixSettings) -> tuple[Sequence[str] | None, str | None]:
     """The outside judges for the check, None for the tasks' own, and a note where they are left
     out since what they need is not here."""
     if settings.judge == ["none"]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +28,7 @@ from gapbench.models.base import is_pair
 from gapbench.models.checkpoint import FIX_RECORD
 from gapbench.runs import flow
 from gapbench.runs.run import Run
+from gapbench.runs.settings import Progress, RunSettings
 from gapbench.types import GapbenchError
 
 PACKAGES: Final = (
@@ -45,8 +46,21 @@ class Fixed:
     folder: Path
     record: dict[str, Any]
 
+    def words(self) -> list[str]:
+        """What was done, in lines to print."""
+        replays = [
+            f"pool at epoch {replay['epoch']}: {replay['pool']} prompts before the replay, "
+            f"{replay['left']} after it; {replay['joined']} joined"
+            for replay in self.record["replays"]
+        ]
+        return [
+            *replays,
+            f"Fixed on {self.record['data']['rows']} rows: gapbench run --model {self.folder}. "
+            f"Curves: {self.folder / 'curves.png'}; training set: {self.folder / 'data'}",
+        ]
 
-def fix(settings: FixSettings, progress: flow.Progress, say: Say) -> Fixed:
+
+def fix(settings: FixSettings, progress: Progress, say: Say) -> Fixed:
     """Post-train a model on its own verdicts; the same call again goes on where it stopped.
 
     Under torchrun every process calls this; the first one draws, the others wait for it and train
@@ -106,7 +120,7 @@ class _Fixing:
 
     def __init__(
         self, settings: FixSettings, rule: candidates.Rule, record: dict[str, Any],
-        recipe: Mapping[str, object], state: Any, progress: flow.Progress, say: Say,
+        recipe: Mapping[str, object], state: Any, progress: Progress, say: Say,
     ) -> None:  # fmt: skip
         self.settings, self.rule, self.record, self.recipe = settings, rule, record, recipe
         self.state, self.progress, self.say = state, progress, say
@@ -192,28 +206,29 @@ class _Fixing:
         self.pool = candidates.discarded(frame, self.rule)
         return len(chosen)
 
-    def _draw(self, model: Any, only: Sequence[str] | None, **more: Any) -> Run:
+    def _draw(self, **more: Any) -> Run:
         settings = self.settings
-        own = isinstance(model, str)
-        return flow.run(
-            model,
+        told = RunSettings(
+            settings.model,
             settings.prompts,
-            recipe=settings.set if own else None,
-            seed=settings.draw_seed,
+            recipe=settings.set,
+            samples=settings.samples,
+            limit=settings.limit,
+            judges=[],
             batch_size=settings.draw_batch,
+            seed=settings.draw_seed,
             device=settings.device,
             dtype=settings.dtype,
             out=settings.candidates,
-            only=only,
             progress=self.progress,
-            **{"samples": settings.samples, "limit": settings.limit, "judges": [], **more},
         )
+        return flow.measure(replace(told, **more))
 
     def _first(self) -> Run:
         file = self.work / "check.json"
         if not file.exists():
             self._check(file)
-        run = self._draw(self.settings.model, None)
+        run = self._draw()
         frame = run.frame()
         table = candidates.counts(frame, self.settings.accept, self.settings.margin)
         self.say(
@@ -241,7 +256,7 @@ class _Fixing:
         judges, note = check.at_hand(self.settings)
         if note:
             self.say(note)
-        frame = self._draw(self.settings.model, None, samples=1, limit=limit, judges=judges).frame()
+        frame = self._draw(samples=1, limit=limit, judges=judges).frame()
         found = check.check(frame)
         self.say(f"Data check on the first images of {len(frame)} prompts; the model")
         for line in found.lines:
@@ -264,7 +279,7 @@ class _Fixing:
             settings.model, before, settings.device, settings.dtype, self.recipe
         )
         model.name = f"{settings.out.resolve().name}-phase-{number - 1}"
-        return self._draw(model, self.pool, limit=None)
+        return self._draw(model=model, recipe=None, only=self.pool, limit=None)
 
     # -- training --------------------------------------------------------------------------
 

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typer import Argument, Option
 
-from gapbench.types import GapbenchError
+from gapbench.runs.settings import (
+    MODEL,
+    Device,
+    Dtype,
+    Limit,
+    Recipe,
+    SettingError,
+    Settings,
+    names,
+)  # fmt: skip
 
-Method = Literal["sft", "dpo", "c-sft", "c-dpo"]
 PAPER_EPOCHS: Final = {"sft": 20, "dpo": 30}
 """As readers report them (paper.md, section 3). The learning rates below are not published."""
 LEARNING_RATE: Final = {"sft": 1e-4, "dpo": 1e-5}
@@ -23,55 +33,76 @@ FREE: Final = frozenset(
 """What may differ when a fix is taken up again: it changes how fast or how visibly, not what."""
 
 
-class FixSettings(BaseModel):
+# fmt: off
+@dataclass(frozen=True, kw_only=True)
+class FixSettings(Settings):
     """The options of `gapbench fix`, by the same names."""
 
-    model_config = ConfigDict(extra="forbid")
-    method: Method
-    model: str = "janus-mini"
-    set: dict[str, str | bool | int | float] = {}
-    prompts: list[str] = ["shapes:train"]
-    limit: int | None = Field(default=None, ge=1)
-    samples: int = Field(default=10, ge=1)
-    draw_seed: int = Field(default=0, ge=0)
-    accept: str = "all"
-    margin: float = Field(default=0.1, ge=0, lt=1)
-    judge: list[str] | None = None
-    check: int = Field(default=200, ge=1)
-    despite_check: bool = False
-    epochs: int = Field(default=0, ge=0)
-    replay_at: list[int] = [10]
-    learning_rate: float = Field(default=0.0, ge=0)
-    batch_size: int = Field(default=32, ge=1)
-    micro_batch: int | None = Field(default=None, ge=1)
-    lora: int = Field(default=32, ge=0)
-    train: Literal["language-model", "generation"] = "language-model"
-    prompt_dropout: float = Field(default=0.1, ge=0, le=1)
-    beta: float = Field(default=0.1, gt=0)
-    logprobs: Literal["sum", "mean"] = "sum"
-    nll_weight: float = Field(default=1.0, ge=0)
-    bf16: bool | None = None
-    gradient_checkpointing: bool = False
-    fsdp: bool = False
-    save_steps: int | None = Field(default=None, ge=1)
-    report_to: list[str] = []
-    seed: int = Field(default=0, ge=0)
-    draw_batch: int = Field(default=64, ge=1)
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
-    dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "auto"
-    candidates: Path = Path("candidates")
-    out: Path
+    method: Annotated[Literal["sft", "dpo", "c-sft", "c-dpo"], Argument(help="sft or dpo; c-sft and c-dpo also replay the discard pool.")]
+    out: Annotated[Path, Option(help="Folder for the fixed model, its training set and its record.")]
+    model: Annotated[str, Option(metavar="NAME", help=MODEL)] = "janus-mini"
+    set: Recipe = None
+    prompts: Annotated[Sequence[str], Option(parser=names, help="TASK:SPLIT, TASK:SPLIT/CATEGORY, or a folder; several are separated by commas.")] = "shapes:train"
+    limit: Limit = None
+    samples: Annotated[int, Option(min=1, help="Candidates per prompt.")] = 10
+    draw_seed: Annotated[int, Option(min=0, help="Seed of the candidates.")] = 0
+    accept: Annotated[str, Option(help="Which accepted candidates to train on: all, mixed (of prompts with both verdicts), best:K (per prompt), or above:P (by probability).")] = "all"
+    margin: Annotated[float, Option(min=0, help="DPO: the smallest difference in probability between the two images of a pair.")] = 0.1
+    judge: Annotated[Sequence[str] | None, Option(parser=names, show_default="each task's own, if at hand", help="Outside judges for the data check, separated by commas, or none.")] = None
+    check: Annotated[int, Option(min=1, help="Prompts that the data check looks at.")] = 200
+    despite_check: Annotated[bool, Option("--despite-check", help="Train even if the data check says stop.")] = False
+    epochs: Annotated[int, Option(min=0, show_default="20, DPO 30", help="Epochs of training.")] = 0
+    replay_at: Annotated[Sequence[int], Option(parser=names, help="Epochs after which the discard pool is drawn again, separated by commas.")] = (10,)
+    learning_rate: Annotated[float, Option(min=0, show_default="1e-4, DPO 1e-5", help="Learning rate.")] = 0.0
+    batch_size: Annotated[int, Option(min=1, help="Images (or pairs) per step, over all processes.")] = 32
+    micro_batch: Annotated[int | None, Option(min=1, show_default="all", help="How many of these a process takes at a time.")] = None
+    lora: Annotated[int, Option(min=0, help="Rank of the LoRA adapters; 0 trains the weights themselves.")] = 32
+    train: Annotated[Literal["language-model", "generation"], Option(help="Which weights to train; generation means all that drawing runs through.")] = "language-model"
+    prompt_dropout: Annotated[float, Option(min=0, max=1, help="Share of images trained without their prompt, for guidance.")] = 0.1
+    beta: Annotated[float, Option(min=0, help="DPO: weight of the log-ratios.")] = 0.1
+    logprobs: Annotated[Literal["sum", "mean"], Option(help="DPO: sum over an image's tokens, or their mean.")] = "sum"
+    nll_weight: Annotated[float, Option(min=0, help="DPO: weight of the chosen images' cross-entropy.")] = 1.0
+    bf16: Annotated[bool | None, Option(show_default="on a GPU", help="Compute in bfloat16.")] = None
+    gradient_checkpointing: Annotated[bool, Option("--gradient-checkpointing", help="Use less memory and more time.")] = False
+    fsdp: Annotated[bool, Option("--fsdp", help="Under torchrun, shard the weights instead of copying them.")] = False
+    save_steps: Annotated[int | None, Option(min=1, show_default="an epoch", help="Steps between checkpoints to resume from.")] = None
+    report_to: Annotated[Sequence[str], Option(parser=names, show_default="none", help="tensorboard, trackio, wandb, ..., handed to Trainer.")] = ()
+    seed: Annotated[int, Option(min=0, help="Seed of the training.")] = 0
+    draw_batch: Annotated[int, Option(min=1, help="Candidates drawn at a time. Never changes a result.")] = 64
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    candidates: Annotated[Path, Option(help="Folder for the candidates' run folders, which fixes share.")] = Path("candidates")
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        """Check, and fill in what depends on the method."""
+        super().__post_init__()
+        replays = sorted(set(self.replay_at)) if self.method.startswith("c-") else []
+        vars(self).update(
+            epochs=self.epochs or PAPER_EPOCHS[self.loss],
+            learning_rate=self.learning_rate or LEARNING_RATE[self.loss],
+            replay_at=replays,
+            set=self.set or {},
+        )
+        if not self.margin < 1:
+            raise SettingError("margin", self.margin, "must be less than 1")
+        if not self.beta > 0:
+            raise SettingError("beta", self.beta, "must be more than 0")
+        if self.loss == "dpo" and self.samples < 2:
+            wrong = f"{self.method} compares two candidates of a prompt; give at least 2"
+            raise SettingError("samples", self.samples, wrong)
+        if self.method.startswith("c-") and not replays:
+            raise SettingError("replay_at", "none", f"{self.method} replays at least once")
+        last = self.epochs
+        for epoch in replays:
+            if not 0 < epoch < last:
+                wrong = f"a replay comes after the first epoch and before the last, number {last}"
+                raise SettingError("replay_at", epoch, wrong)
 
     @property
     def loss(self) -> Literal["sft", "dpo"]:
         """The loss, without the curriculum."""
         return "dpo" if self.method.endswith("dpo") else "sft"
-
-    def model_post_init(self, _context: Any) -> None:
-        """Fill in what depends on the method."""
-        self.epochs = self.epochs or PAPER_EPOCHS[self.loss]
-        self.learning_rate = self.learning_rate or LEARNING_RATE[self.loss]
-        self.replay_at = sorted(set(self.replay_at)) if self.method.startswith("c-") else []
 
     def phases(self) -> list[tuple[int, int]]:
         """The epochs (from, to) between replays."""
@@ -79,31 +110,4 @@ class FixSettings(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """What a fix that is taken up again must share."""
-        return self.model_dump(mode="json", exclude=set(FREE))
-
-
-def read_fix_settings(options: dict[str, Any]) -> FixSettings:
-    """Settings from options; one that is None was not given. Raises GapbenchError."""
-    given = {key: value for key, value in options.items() if value is not None}
-    try:
-        settings = FixSettings.model_validate(given)
-    except ValidationError as error:
-        key = str(error.errors()[0]["loc"][0])
-        name = "METHOD" if key == "method" else f"--{key.replace('_', '-')}"
-        raise GapbenchError(
-            f"{name} {given.get(key)}: {error.errors()[0]['msg'].lower()}"
-        ) from error
-    if settings.loss == "dpo" and settings.samples < 2:
-        raise GapbenchError(
-            f"--samples {settings.samples}: {settings.method} compares two candidates of a prompt; "
-            "give at least 2"
-        )
-    outside = [epoch for epoch in settings.replay_at if not 0 < epoch < settings.epochs]
-    if outside:
-        raise GapbenchError(
-            f"--replay-at {outside[0]}: a replay comes after the first epoch and before the last, "
-            f"number {settings.epochs}"
-        )
-    if settings.method.startswith("c-") and not settings.replay_at:
-        raise GapbenchError(f"--replay-at: {settings.method} replays at least once; name an epoch")
-    return settings
+        return {key: value for key, value in vars(self).items() if key not in FREE}

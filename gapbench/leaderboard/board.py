@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
+from gapbench.files import write_atomic
 from gapbench.leaderboard.submission import Submission
 from gapbench.metrics import rates
 from gapbench.metrics.metric import METRICS, shown_in
@@ -16,7 +17,7 @@ from gapbench.metrics.ranking import Standing, standings
 from gapbench.models.base import PAIR
 from gapbench.pages.assets import asset, policy, template
 from gapbench.report.tables import cell
-from gapbench.types import TIERS, Rates
+from gapbench.types import TIERS, GapbenchError, Rates
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,6 +58,20 @@ class Board:
 def titles() -> list[str]:
     """The heads of every board's columns."""
     return ["rank", "model", "unified", *(metric.title for metric in shown_in("board"))]
+
+
+def is_current(entries: Sequence[Submission], file: Path) -> bool:
+    """Whether a leaderboard.md is what submissions give."""
+    return file.is_file() and file.read_bytes() == markdown(entries).encode()
+
+
+def write(entries: Sequence[Submission], file: Path) -> None:
+    """Write leaderboard.md, and beside it the page."""
+    try:
+        write_atomic(file, markdown(entries).encode())
+        write_atomic(file.with_suffix(".html"), page(entries).encode())
+    except OSError as error:
+        raise GapbenchError(f"{file} cannot be written ({error})") from error
 
 
 def boards(entries: Sequence[Submission]) -> list[Board]:

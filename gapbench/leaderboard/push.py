@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -24,6 +25,15 @@ class Push:
     kind: Literal["dataset", "model"]
     files: list[str]
     bytes: int
+
+    def words(self) -> str:
+        """What would be sent, in words."""
+        kinds = Counter(Path(name).suffix or name for name in self.files)
+        listed = ", ".join(f"{count} {suffix}" for suffix, count in kinds.most_common())
+        return (
+            f"{self.kind} {self.repo}: {len(self.files)} files ({listed}), "
+            f"{self.bytes / 1e6:.1f} MB from {self.folder}; a new repository is private"
+        )
 
 
 def plan(folder: Path, repo: str) -> Push:

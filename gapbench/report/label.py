@@ -68,6 +68,10 @@ class Labels:
         answers = (people.answer(image, text, self.rater) for image, text in self.items)
         return [None if answer is None else word[answer.verdict] for answer in answers]
 
+    def there(self) -> int:
+        """How many items the rater has labelled."""
+        return len(self.items) - self.given().count(None)
+
     def add(self, item: int, label: str) -> None:
         """Append a label, which replaces an earlier one of this rater's for that item."""
         image, text = self.items[item]

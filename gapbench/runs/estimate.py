@@ -7,10 +7,8 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Final
 
-from gapbench.engines.local import BatchSize
 from gapbench.engines.processes import Copies
 from gapbench.judges.base import Judge, PaidJudge
 from gapbench.models.base import Drawing
@@ -35,11 +33,22 @@ class Estimate:
     costs: tuple[str, ...] = ()
     """What judges that are paid by the answer would take; they are not asked to find out."""
 
+    def words(self) -> str:
+        """What is left to do, in words."""
+        if self.seconds is None or self.bytes is None:
+            return "Nothing is left to do: the same command prints the table."
+        left = (
+            f"Left to do: {self.images} images, {self.own_verdicts} own verdicts, "
+            f"{self.outside_verdicts} outside verdicts; about {self.seconds:.0f} s and "
+            f"{self.bytes / 1e6:.1f} MB, from a short calibration. Nothing was written."
+        )
+        return "\n".join([left, *(f"Not counted in the time: {cost}" for cost in self.costs)])
 
-def estimate(prepared: Prepared, out: Path, batch_size: BatchSize) -> Estimate:
+
+def estimate(prepared: Prepared) -> Estimate:
     """Count what is left of a run and time a few images of it in memory. Writes nothing."""
     items = prepared.plan.items()
-    path = folder_for(out, prepared.model.name, prepared.identity)
+    path = folder_for(prepared.settings.out, prepared.model.name, prepared.identity)
     folder = RunFolder.open(path) if (path / "run.json").exists() else None
     drawn = folder.generations() if folder else {}
     there = folder.verdicts() if folder else {}
@@ -68,7 +77,8 @@ def estimate(prepared: Prepared, out: Path, batch_size: BatchSize) -> Estimate:
     model, left = prepared.model, missing or items
     few = CALIBRATION * (model.count if isinstance(model, Copies) else 1)
     sample = left[:: max(1, len(left) // few)][:few]
-    sample = sample if batch_size == "auto" else sample[:batch_size]
+    if prepared.settings.batch_size != "auto":
+        sample = sample[: prepared.settings.batch_size]
     start = time.perf_counter()
     prepared.model.load()
     seconds = time.perf_counter() - start

@@ -8,28 +8,26 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
+from inspect import Signature, signature
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar, get_type_hints
 
 from gapbench.engines.local import FIRST, BatchSize, work
 from gapbench.engines.processes import Copies
 from gapbench.judges.base import DigestJudge, Judge, PictureJudge
-from gapbench.judges.own import Mode
 from gapbench.models import load_model
 from gapbench.models.base import Drawing, Model, SeedlessModel, Unfinished, is_pair
 from gapbench.runs.folder import RunFolder, folder_for
 from gapbench.runs.plan import Item, Prepared, missing_items, prepare, refuse_prompts
 from gapbench.runs.run import HUMAN, Run
+from gapbench.runs.settings import Progress, RunSettings
 from gapbench.types import Answer, GapbenchError, Generation, Prompt, Verdict
 
-Progress = Callable[[str, int, int], Callable[[int], None]]
-"""Told (stage, items that are there already, items in all); returns what to call with each batch's
-size."""
-
+P = ParamSpec("P")
 T = TypeVar("T")
 _Done = tuple[Mapping[int, T], Unfinished | None]
 """What a batch gave by place, and what stopped it, if anything did."""
@@ -40,29 +38,7 @@ FEW: Final = 8
 SEEDS: Final = "the model's seeds"
 
 
-def silent(_stage: str, _there: int, _total: int) -> Callable[[int], None]:
-    """A Progress that shows nothing."""
-    return lambda _count: None
-
-
-def run(
-    model: str | Model = "janus-mini",
-    tasks: str | Sequence[str] = "shapes",
-    *,
-    recipe: Mapping[str, object] | None = None,
-    samples: int | None = None,
-    limit: int | None = None,
-    judges: Sequence[str] | None = None,
-    verdict: Mode | Literal["none"] = "logits",
-    batch_size: BatchSize = "auto",
-    workers: int = 1,
-    seed: int = 0,
-    device: str = "auto",
-    dtype: str = "auto",
-    out: str | Path = "runs",
-    only: Collection[str] | None = None,
-    progress: Progress = silent,
-) -> Run:
+def measure(settings: RunSettings) -> Run:
     """Measure a model: draw, let it judge itself, let outside judges judge, keep everything.
 
     `recipe` changes keys of the model's sampling recipe, which makes it another run. `tasks` are
@@ -73,14 +49,9 @@ def run(
     to keep. The same call again goes on where it stopped.
     Raises GapbenchError for input that cannot be run, before anything is written.
     """
-    if batch_size != "auto" and batch_size < 1:
-        raise GapbenchError(f'batch_size is {batch_size}, must be "auto" or at least 1')
-    made = prepare(
-        model, tasks, samples, limit, judges, verdict, seed, device, dtype, Path(out), recipe, only,
-        workers,
-    )  # fmt: skip
+    made = prepare(settings)
     items, drawn = made.plan.items(), {}
-    path = folder_for(Path(out), made.model.name, made.identity)
+    path = folder_for(settings.out, made.model.name, made.identity)
     if (path / "run.json").exists():
         drawn = RunFolder.open(path).generations()
     missing = missing_items(items, drawn)
@@ -88,21 +59,34 @@ def run(
     try:
         if missing:
             made.model.load()  # weights that cannot be loaded leave nothing behind
-        return _work(made, model, Path(out), items, batch_size, progress)
+        return _work(made, items)
     finally:
         made.model.release()
 
 
-def _work(
-    made: Prepared,
-    given: str | Model,
-    out: Path,
-    items: list[Item],
-    batch_size: BatchSize,
-    progress: Progress,
-) -> Run:
+def _by_keyword(
+    function: Callable[[RunSettings], Run], record: Callable[P, RunSettings]
+) -> Callable[P, Run]:
+    """`function` with the fields of its record as keywords, which its help lists."""
+
+    def run(*args: P.args, **keywords: P.kwargs) -> Run:
+        return function(record(*args, **keywords))
+
+    hints = get_type_hints(record, localns={"Model": Model})
+    fields = [p.replace(annotation=hints[p.name]) for p in signature(record).parameters.values()]
+    vars(run)["__signature__"] = Signature(fields, return_annotation=Run)
+    run.__doc__ = function.__doc__
+    return run
+
+
+run = _by_keyword(measure, RunSettings)
+
+
+def _work(made: Prepared, items: list[Item]) -> Run:
     """The stages of a checked command, kept in its run folder."""
-    folder = RunFolder.create(out, made.model.name, made.identity, about(made.model, given))
+    batch_size, progress = made.settings.batch_size, made.settings.progress
+    recorded = about(made.model, made.settings.model)
+    folder = RunFolder.create(made.settings.out, made.model.name, made.identity, recorded)
     with folder.lock():
         folder.write("plan.json", asdict(made.plan))
         _draw(made.model, folder, items, batch_size, progress)

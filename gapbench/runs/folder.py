@@ -60,7 +60,7 @@ class RunFolder:
         self.path, self.meta = path, meta
 
     @classmethod
-    def create(cls, out: Path, model: str, identity: dict[str, Any], about: Any) -> RunFolder:
+    def create(cls, out: str | Path, model: str, identity: dict[str, Any], about: Any) -> RunFolder:
         """The folder of an identity under `out`, made if there is none.
 
         `about` (versions, machine) is recorded when the folder is made. Raises GapbenchError where
@@ -232,10 +232,10 @@ class RunFolder:
         return read_lines(file, record)
 
 
-def folder_for(out: Path, model: str, identity: dict[str, Any]) -> Path:
+def folder_for(out: str | Path, model: str, identity: dict[str, Any]) -> Path:
     """Where a run of this identity lives: <model>-<first 8 hex digits of the identity's hash>."""
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    return out / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', model)}-{digest[:8]}"
+    return Path(out) / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', model)}-{digest[:8]}"
 
 
 def _on_all_cores(call: Callable[[T], U], items: Sequence[T]) -> list[U]:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from gapbench.engines.processes import Copies
 from gapbench.judges import load_judge
 from gapbench.judges.base import Judge
-from gapbench.judges.own import NEEDS, Mode, OwnJudge
+from gapbench.judges.own import NEEDS, OwnJudge
 from gapbench.models import load_model
 from gapbench.models.base import Model
 from gapbench.models.images import ImagesModel
+from gapbench.runs.settings import RunSettings
 from gapbench.tasks.task import Task, select
 from gapbench.types import GapbenchError, Generation, Prompt
 
@@ -79,6 +80,7 @@ class Item:
 class Prepared:
     """A checked command: nothing loaded, nothing written."""
 
+    settings: RunSettings
     model: Model
     own: OwnJudge | None
     judges: list[Judge]
@@ -86,39 +88,25 @@ class Prepared:
     identity: dict[str, Any]
 
 
-def prepare(
-    model: str | Model,
-    tasks: str | Sequence[str],
-    samples: int | None,
-    limit: int | None,
-    judges: Sequence[str] | None,
-    verdict: Mode | Literal["none"],
-    seed: int,
-    device: str,
-    dtype: str,
-    out: Path,
-    recipe: Mapping[str, object] | None = None,
-    only: Collection[str] | None = None,
-    workers: int = 1,
-) -> Prepared:
+def prepare(settings: RunSettings) -> Prepared:
     """Resolve and check everything a command names."""
-    for name, value in (("samples", samples), ("limit", limit), ("workers", workers)):
-        if value is not None and value < 1:
-            raise GapbenchError(f"{name} is {value}, must be at least 1")
-    if verdict not in {*NEEDS, "none"}:
-        raise GapbenchError(f"verdict is {verdict!r}, must be one of {', '.join(NEEDS)}, none")
+    model, recipe, workers = settings.model, settings.recipe, settings.workers
+    judges, verdict, only = settings.judges, settings.verdict, settings.only
+    out = Path(settings.out)
     if out.exists() and not out.is_dir():
         raise GapbenchError(f"--out {out} is a file; give a folder")
-    selected = select([tasks] if isinstance(tasks, str) else tasks)
+    selected = select(settings.tasks)
     if recipe and not isinstance(model, str):
         raise GapbenchError("recipe: give it to load_model; a model that is made keeps its own")
     if workers > 1 and not isinstance(model, str):
         raise GapbenchError("workers: give the model by its name, so that copies can be made")
     adapter: Model
-    if workers > 1 and isinstance(model, str):
-        adapter = Copies(model, device, dtype, recipe, workers)
+    if not isinstance(model, str):
+        adapter = model
+    elif workers > 1:
+        adapter = Copies(model, settings.device, settings.dtype, recipe, workers)
     else:
-        adapter = load_model(model, device, dtype, recipe) if isinstance(model, str) else model
+        adapter = load_model(model, settings.device, settings.dtype, recipe)
     if "generate" not in adapter.capabilities:
         raise GapbenchError(f"model {adapter.name} lacks generate: it never draws")
     own = None if verdict == "none" else OwnJudge(adapter, verdict)
@@ -129,7 +117,7 @@ def prepare(
         )
     if only is not None:
         selected = [(task, [p for p in found if p.text in only]) for task, found in selected]
-    prompts, partner = choose(selected, limit)
+    prompts, partner = choose(selected, settings.limit)
     tasks_by_name = {task.name: task for task, _ in selected}
     loaded: dict[str, Judge] = {}
     asks: list[dict[str, str]] = []
@@ -138,7 +126,7 @@ def prepare(
         specs = judges if judges is not None else [usual] if usual else []
         for spec in specs:
             if spec not in loaded:
-                loaded[spec] = load_judge(spec, device)
+                loaded[spec] = load_judge(spec, settings.device)
         asks.append({loaded[spec].name: loaded[spec].question(prompt) for spec in specs})
     names = [judge.name for judge in loaded.values()]
     if len(set(names)) < len(names):
@@ -148,16 +136,16 @@ def prepare(
         prompts=prompts,
         partner=partner,
         asks=asks,
-        samples={task.name: samples or task.samples for task, _ in selected},
+        samples={task.name: settings.samples or task.samples for task, _ in selected},
         judges={judge.name: judge.fingerprint for judge in loaded.values()},
         own=own.name if own else "",
         own_fingerprint=own.fingerprint if own else "",
-        seed=seed,
+        seed=settings.seed,
     )
     if isinstance(adapter, ImagesModel):
         adapter.bind({(item.prompt.text, item.seed): item.sample for item in plan.items()})
-    identity = {"model": adapter.fingerprint, "recipe": dict(adapter.recipe), "seed": seed}
-    return Prepared(adapter, own, list(loaded.values()), plan, identity)
+    identity = {"model": adapter.fingerprint, "recipe": dict(adapter.recipe), "seed": settings.seed}
+    return Prepared(settings, adapter, own, list(loaded.values()), plan, identity)
 
 
 def seed_of(run_seed: int, text: str, sample: int) -> int:

@@ -177,7 +177,7 @@ def test_config_files_are_overridden_by_options(cli: Cli, ran: Path, tmp_path: P
         (("run", "--config", "key.yaml"), ("key.yaml", "unknown key 'tempo'", "keys are model")),
         (("run", "--config", "list.yaml"), ("list.yaml", "key: value")),
         (("run", "--config", "broken.yaml"), ("broken.yaml", "not YAML")),
-        (("run", "--config", "value.yaml"), ("value.yaml", "samples: ")),
+        (("run", "--config", "value.yaml"), ("value.yaml: samples many: must be a valid integer",)),
         (("tasks", "shape"), ("no task 'shape'",)),
         (("models", "gpt"), ("no model 'gpt'",)),
         (("show", "nowhere"), ("nowhere/run.json", "is nowhere a run folder?")),

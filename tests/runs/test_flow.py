@@ -21,6 +21,7 @@ from gapbench.models.base import Model
 from gapbench.runs.folder import RunFolder
 from gapbench.runs.plan import Plan, prepare, seed_of
 from gapbench.runs.run import Run
+from gapbench.runs.settings import RunSettings
 from gapbench.tasks.world import sample_scene, satisfies
 
 COLUMNS = [
@@ -46,11 +47,7 @@ def run(model: Model, tmp_path: Path) -> Callable[..., Run]:
 
 
 def plan_of(model: Model, tasks: str, limit: int | None = None, **more: Any) -> Plan:
-    values = {
-        "samples": None, "judges": None, "verdict": "logits", "seed": 0, "device": "auto",
-        "dtype": "auto", "out": Path("runs"), **more,
-    }  # fmt: skip
-    return prepare(model, tasks.split(","), limit=limit, **values).plan
+    return prepare(RunSettings(model, tasks, limit=limit, **more)).plan
 
 
 def lines(done: Run, name: str = "generations.jsonl") -> bytes:
@@ -312,10 +309,10 @@ def test_equal_prompts_are_drawn_once(
 @pytest.mark.parametrize(
     ("wrong", "culprit"),
     [
-        ({"samples": 0}, "samples is 0"),
-        ({"limit": -1}, "limit is -1"),
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"verdict": "vibes"}, "verdict is 'vibes'"),
+        ({"samples": 0}, "samples 0: must be at least 1"),
+        ({"limit": -1}, "limit -1: must be at least 1"),
+        ({"batch_size": 0}, "batch_size 0: must be at least 1"),
+        ({"verdict": "vibes"}, "verdict vibes: must be 'logits', 'text' or 'none'"),
         ({"judges": ["owl"]}, "no judge 'owl'"),
         ({"model": "gpt"}, "no model 'gpt'"),
         ({"tasks": "shape"}, "no task 'shape'"),

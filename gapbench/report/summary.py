@@ -1,0 +1,40 @@
+"""A run's tables on the terminal, with what a reader has to know beside them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gapbench.report import tables
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gapbench.runs.run import Run
+
+
+def show_run(run: Run, judge: str | None, screen: Console) -> None:
+    """Print a run's figures against an outside judge, or against all of them where it is None."""
+    plan = run.plan
+    several = any(len(asks) > 1 for asks in plan.asks)
+    judges: list[str | None] = [judge] if judge or not several else [*plan.judges]
+    if judge is None:
+        judges += [name for name in run.judges() if name not in plan.judges]
+    rates = {name: run.rates(name) for name in judges}  # one that is not there is told first
+    versions = ", ".join(f"{name} {version}" for name, version in plan.tasks.items())
+    screen.print(
+        f"{run.folder.meta['model']}{'*' * bool(run.footnote)} on {versions}: {len(plan.items())} "
+        f"images of {len(plan.prompts)} prompts, own verdicts by {plan.own or 'none'}",
+        soft_wrap=True,
+    )
+    screen.print("Percent, with 95 % intervals over prompts and the counts behind each figure.")
+    for name, figures in rates.items():
+        screen.print(f"Outside judge: {name or ', '.join(plan.judges) or 'none'}\n")
+        tables.show(figures, screen)
+    if run.footnote:
+        screen.print(run.footnote, soft_wrap=True)
+    for first, second, agreed in run.agreements():
+        screen.print(f"{first} and {second} {tables.agreement(agreed)}", soft_wrap=True)
+    for name in judges:
+        tables.show_corrected(run.corrected(name), name or ", ".join(plan.judges), screen)
+    for name, warning in run.checks().items():
+        screen.print(f"WARNING: {name} failed the check: {warning}", style="bold red")

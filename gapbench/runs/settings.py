@@ -1,0 +1,138 @@
+"""The settings of a run: one record makes the command's options, a config file's keys and the
+keywords of `gapbench.run`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+
+from typer import Option
+from typer.models import ParameterInfo
+
+from gapbench.types import GapbenchError
+
+if TYPE_CHECKING:
+    from gapbench.models.base import Model
+else:
+    Model = object  # `gapbench --help` has no time to import it
+
+Progress = Callable[[str, int, int], Callable[[int], None]]
+"""Told (stage, items that are there already, items in all); returns what to call with each batch's
+size."""
+
+
+def silent(_stage: str, _there: int, _total: int) -> Callable[[int], None]:
+    """A Progress that shows nothing."""
+    return lambda _count: None
+
+
+def names(given: str | Sequence[Any]) -> list[Any]:
+    """A list, which may be given as text with commas."""
+    if not isinstance(given, str):
+        return list(given)
+    listed = [name.strip() for name in given.split(",")]
+    if not all(listed):
+        raise ValueError("give names, separated by commas")
+    return listed
+
+
+def pairs(given: Mapping[str, object] | Sequence[str]) -> dict[str, object]:
+    """Keys and values, which may be given as texts KEY=VALUE."""
+    if isinstance(given, Mapping):
+        return dict(given)
+    for each in given:
+        if not all(part.strip() for part in each.partition("=")):
+            raise ValueError("give KEY=VALUE, such as guidance=4")
+    split = [each.split("=", 1) for each in given]
+    return {key.strip(): value.strip() for key, value in split}
+
+
+def device_name(given: str) -> str:
+    """A device as torch names it, or auto."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", given):
+        raise ValueError("give auto, cpu, cuda, cuda:1 or mps")
+    return given
+
+
+class SettingError(GapbenchError):
+    """A setting that cannot be used: its name, its value, and what is wrong with it."""
+
+    def __init__(self, name: str, value: object, wrong: str) -> None:
+        super().__init__(f"{name} {value}: {wrong}")
+        self.name, self.value, self.wrong = name, value, wrong
+
+
+def checked(of: Callable[..., object], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of the fields or parameters `of` has, converted to their types.
+
+    Raises SettingError.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    hints, result = get_type_hints(of, include_extras=True), dict(values)
+    for name, given in values.items():
+        infos = [
+            i for i in getattr(hints[name], "__metadata__", ()) if isinstance(i, ParameterInfo)
+        ]
+        if not infos:
+            continue
+        [info] = infos
+        try:
+            value = given if info.parser is None or given is None else info.parser(given)
+            value = result[name] = TypeAdapter(hints[name]).validate_python(value)
+            if isinstance(value, int | float):
+                if info.min is not None and not value >= info.min:
+                    raise ValueError(f"must be at least {info.min:g}")
+                if info.max is not None and not value <= info.max:
+                    raise ValueError(f"must be at most {info.max:g}")
+        except (TypeError, ValueError) as error:
+            wrong = [str(error)]
+            if isinstance(error, ValidationError):
+                wrong = [each["msg"].replace("Input should", "must", 1) for each in error.errors()]
+            shown = ", ".join(map(str, given)) if isinstance(given, list) else given
+            raise SettingError(name, shown, ", or ".join(wrong)) from error
+    return result
+
+
+class Settings:
+    """A record whose values are checked when it is made; raises SettingError."""
+
+    def __post_init__(self) -> None:
+        vars(self).update(checked(type(self), vars(self)))
+
+
+# fmt: off
+# Options of several commands.
+Recipe = Annotated[Mapping[str, object] | None, Option("--set", parser=pairs, metavar="KEY=VALUE", help="Change a key of the model's recipe, for example guidance=4; may be repeated.")]
+Judges = Annotated[Sequence[str] | None, Option("--judge", parser=names, show_default="each task's own", help="Outside judges, separated by commas.")]
+Device = Annotated[str, Option(parser=device_name, help="auto, cpu, cuda, cuda:1 or mps.")]
+Dtype = Annotated[Literal["auto", "float64", "float32", "bfloat16", "float16"], Option(help="Type of the model's weights.")]
+Limit = Annotated[int | None, Option(min=1, show_default="all", help="Prompts of each task, taken from its categories in turn.")]
+Offline = Annotated[bool, Option("--offline", help="Do not use the network.")]
+MODEL = "A model's name, a checkpoint's folder, or my_package.module:Class."
+TASKS = "all, easy, medium, hard, a task, task/category, or a folder; several are separated by commas."
+
+
+@dataclass(frozen=True)
+class RunSettings(Settings):
+    """What a run is told. `recipe` and `judges` are `--set` and `--judge` on the command line."""
+
+    model: Annotated[str | Model, Option(metavar="NAME", help=MODEL)] = "janus-mini"
+    tasks: Annotated[Sequence[str], Option(parser=names, help=TASKS)] = "shapes"
+    _: KW_ONLY
+    recipe: Recipe = None
+    samples: Annotated[int | None, Option(min=1, show_default="each task's own", help="Images per prompt.")] = None
+    limit: Limit = None
+    judges: Judges = None
+    verdict: Annotated[Literal["logits", "text", "none"], Option(help="How the model judges its own images: by the probabilities of the two answers (logits), in words (text), or not at all (none).")] = "logits"
+    batch_size: Annotated[int | Literal["auto"], Option(min=1, help="Images at a time; auto takes as many as fit. Never changes a result.")] = "auto"
+    workers: Annotated[int, Option(min=1, help="Processes that draw and judge, each with a copy of the model, on the GPUs in turn. Never changes a result.")] = 1
+    seed: Annotated[int, Option(min=0, help="Seed of the run; another seed is another run.")] = 0
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    out: Annotated[str | Path, Option(help="Folder for run folders.")] = "runs"
+    only: Collection[str] | None = None
+    progress: Progress = silent
