@@ -13,8 +13,8 @@ from gapbench.engines.processes import Copies
 from gapbench.judges import load_judge
 from gapbench.judges.base import Judge
 from gapbench.judges.own import NEEDS, Mode, OwnJudge
-from gapbench.models import load_model
-from gapbench.models.base import Model
+from gapbench.models import as_model
+from gapbench.models.base import Model, require
 from gapbench.models.images import ImagesModel
 from gapbench.tasks.task import Task, select
 from gapbench.types import GapbenchError, Generation, Prompt
@@ -84,6 +84,7 @@ class Prepared:
     judges: list[Judge]
     plan: Plan
     identity: dict[str, Any]
+    workers: int
 
 
 def prepare(
@@ -118,15 +119,13 @@ def prepare(
     if workers > 1 and isinstance(model, str):
         adapter = Copies(model, device, dtype, recipe, workers)
     else:
-        adapter = load_model(model, device, dtype, recipe) if isinstance(model, str) else model
-    if "generate" not in adapter.capabilities:
-        raise GapbenchError(f"model {adapter.name} lacks generate: it never draws")
-    own = None if verdict == "none" else OwnJudge(adapter, verdict)
-    if verdict != "none" and NEEDS[verdict] not in adapter.capabilities:
-        raise GapbenchError(
-            f"model {adapter.name} lacks {NEEDS[verdict]}, which --verdict {verdict} takes; "
-            "with --verdict none only outside judges are asked"
-        )
+        adapter = as_model(model, device, dtype, recipe)
+    require(adapter, ["generate"], "it cannot draw")
+    own = None
+    if verdict != "none":
+        why = f"--verdict {verdict} needs it; with --verdict none only outside judges are asked"
+        require(adapter, [NEEDS[verdict]], why)
+        own = OwnJudge(adapter, verdict)
     if only is not None:
         selected = [(task, [p for p in found if p.text in only]) for task, found in selected]
     prompts, partner = choose(selected, limit)
@@ -157,7 +156,7 @@ def prepare(
     if isinstance(adapter, ImagesModel):
         adapter.bind({(item.prompt.text, item.seed): item.sample for item in plan.items()})
     identity = {"model": adapter.fingerprint, "recipe": dict(adapter.recipe), "seed": seed}
-    return Prepared(adapter, own, list(loaded.values()), plan, identity)
+    return Prepared(adapter, own, list(loaded.values()), plan, identity, workers)
 
 
 def seed_of(run_seed: int, text: str, sample: int) -> int:
