@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from time import monotonic
 from types import FrameType
 from typing import Final, Literal, TypeVar
+
+from gapbench.models.base import Batches, Model
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 BatchSize = int | Literal["auto"]
-FIRST: Final = 64
+PATIENCE: Final = 10.0
+"""Seconds that a batch may take: nothing is shown or stored meanwhile, and Ctrl-C has to wait."""
+CHEAPER: Final = 0.75
+"""Share of an item's seconds in a smaller batch under which a larger batch is worth its time."""
 
 
 class Interrupted(Exception):  # noqa: N818 (no error)
@@ -27,53 +34,53 @@ def work(
     do: Callable[[Sequence[T]], R],
     keep: Callable[[Sequence[T], R], None],
     advance: Callable[[int], None],
-    most: int = FIRST,
-    first: int = FIRST,
+    batches: Batches = Model.batches,
 ) -> None:
     """Call `do` on batches of `items`, in order, `keep` with what it gave, and `advance` with each
     batch's size once it is kept.
 
-    `keep` runs in a second thread while the next batch is computed. A batch that is too large for
-    the memory is tried again in halves; "auto" begins with `first` items, or `most` if that is
-    less, and doubles as long as that fits, up to `most`.
+    `keep` and `advance` run in a second thread while the next batch is computed. A batch that is
+    too large for the memory is tried again in halves. "auto" begins with `batches.first` items and
+    doubles, up to `batches.most`: while twice a batch's time is less than PATIENCE, and also while
+    the time itself is less and larger batches make items cheaper. A batch that takes longer than
+    PATIENCE is the last of its size, unless it is of the first one.
 
     Ctrl-C is held back until the batch in hand is kept, then raises Interrupted; a second one
     strikes at once.
     """
-    size, limit = (min(first, most), most) if batch_size == "auto" else (batch_size, batch_size)
-    start, keeping = 0, _nothing
+    first, most = batches if batch_size == "auto" else (batch_size, batch_size)
+    first = size = min(first, most)
+    start, pace = 0, math.inf
+
+    def store(batch: Sequence[T], made: R) -> None:
+        keep(batch, made)
+        advance(len(batch))
+
     with held_back() as asked, ThreadPoolExecutor(1) as second:
+        stored = second.submit(lambda: None)
         try:
             while start < len(items) and not asked:
-                batch = items[start : start + size]
+                batch, begun = items[start : start + size], monotonic()
                 try:
                     made = do(batch)
                 except (MemoryError, RuntimeError) as error:
                     if len(batch) == 1 or not _out_of_memory(error):
                         raise
-                    size = limit = len(batch) // 2
+                    size = most = len(batch) // 2
                     continue
-                start, size = start + len(batch), min(limit, 2 * size)
+                start, seconds = start + len(batch), monotonic() - begun
+                each = seconds / len(batch)
+                if seconds < (PATIENCE if each < CHEAPER * pace else PATIENCE / 2):
+                    size, pace = min(most, 2 * size), each
+                elif seconds > PATIENCE and size > first:
+                    size = most = max(first, size // 2)
                 # Handed over before the last one's troubles can be raised: nothing is lost.
-                future = second.submit(keep, batch, made)
-                before, keeping = keeping, _kept(future, advance, len(batch))
-                before()
+                before, stored = stored, second.submit(store, batch, made)
+                before.result()
         finally:
-            keeping()
+            stored.result()
         if asked:
             raise Interrupted
-
-
-def _nothing() -> None:
-    pass
-
-
-def _kept(future: Future[None], advance: Callable[[int], None], count: int) -> Callable[[], None]:
-    def wait() -> None:
-        future.result()
-        advance(count)
-
-    return wait
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,18 +19,20 @@ from PIL import Image
 
 from gapbench.fetch.libraries import quiet
 from gapbench.models import load_model
-from gapbench.models.base import Drawing, Model, Unfinished
-from gapbench.types import GapbenchError
+from gapbench.models.base import Batches, Drawing, Model, Unfinished
+from gapbench.types import Answer, GapbenchError
 
 Make = Callable[..., Model]
 DIED = (
     "a worker process died, perhaps because memory ran out: take fewer --workers or a smaller "
     '--batch-size (in a script, call run below `if __name__ == "__main__":`)'
 )
+SHARED: Final = frozenset({"generate", "judge_logits", "judge_text", "image_tokens"})
+"""Capabilities that work on rows, each alone."""
 
 
-class Copies:
-    """A model in `count` processes, which share the rows of each batch; else the model itself.
+class Copies(Model):
+    """A model in `count` processes, which share the rows of each batch.
 
     Copies take the GPUs in turn where the device is left open, and share a CPU's cores. What a row
     gives does not depend on its batch, and so not on their number.
@@ -41,16 +43,16 @@ class Copies:
     ) -> None:
         if spec.startswith(("images:", "server:")):
             raise GapbenchError(f"--workers copies a model's weights; {spec} has none here")
-        self.model = load_model(spec, device, dtype, recipe)
-        self.name, self.fingerprint = self.model.name, self.model.fingerprint
-        self.recipe, self.capabilities = self.model.recipe, self.model.capabilities
+        model = self.model = load_model(spec, device, dtype, recipe)
+        self.name, self.fingerprint, self.recipe = model.name, model.fingerprint, model.recipe
+        self.capabilities = model.capabilities & SHARED
+        self.device, self.dtype = model.device, model.dtype
+        self.pair, self.versions = model.pair, model.versions
+        self.batches = Batches(*(count * size for size in model.batches))
         self.count = count
         self._make = partial(load_model, spec, dtype=dtype, recipe=recipe)
         self._device = device
         self._copies: list[tuple[BaseProcess, Connection]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)  # device, dtype, whether it is a pair
 
     def refuses(self, text: str) -> str | None:
         return self.model.refuses(text)
@@ -99,6 +101,15 @@ class Copies:
 
     def reply(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
         return self._spread("reply", images, questions)
+
+    def answers(
+        self, images: Sequence[Image.Image], questions: Sequence[str], words: bool
+    ) -> list[Answer]:
+        return self._spread("answers", images, questions, words)
+
+    def check_seeds(self, prompt: str, seed: int) -> str | None:
+        warning: str | None = self._spread("check_seeds", [prompt], [seed])[0]
+        return warning
 
     def _spread(
         self, method: str, one: Sequence[object], two: Sequence[object], *more: object
@@ -178,7 +189,14 @@ def _serve(pipe: Connection, make: Make, device: str, threads: int) -> None:
             method, given = pipe.recv()
         except EOFError:
             return
-        pipe.send(_tried(partial(getattr(model[0], method), *given)))
+        pipe.send(_tried(partial(_rows, model[0], method, given)))
+
+
+def _rows(model: Model, method: str, given: Sequence[Any]) -> Sequence[Any]:
+    """An answer for each row. All methods take rows but check_seeds, which is called for each."""
+    call: Callable[..., Any] = getattr(model, method)
+    said: Sequence[Any] = list(map(call, *given)) if method == "check_seeds" else call(*given)
+    return said
 
 
 def _tried(

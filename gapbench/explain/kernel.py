@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gapbench.models.base import DifferentiableModel
+from gapbench.models.base import Model
 from gapbench.verdict import ANSWERS
 
 Gradient = list[Tensor | None]
@@ -62,9 +62,7 @@ class Heads(nn.Module):
     that `model` runs through.
     """
 
-    def __init__(
-        self, model: DifferentiableModel, network: nn.Module, moved: Mapping[str, nn.Parameter]
-    ) -> None:
+    def __init__(self, model: Model, network: nn.Module, moved: Mapping[str, nn.Parameter]) -> None:
         super().__init__()
         self.network, self.moved = network, dict(moved)
         self._model = model

@@ -26,6 +26,7 @@ from gapbench.explain.journal import Journal
 from gapbench.explain.kernel import Gradient, Heads, Tokens, first_order
 from gapbench.explain.sides import Side, find_fix, rank_for, summary, training_rows
 from gapbench.files import write_json
+from gapbench.models.base import require
 from gapbench.runs.run import Run, open_run
 from gapbench.runs.settings import Progress, silent
 from gapbench.types import GapbenchError
@@ -79,6 +80,9 @@ def explain(
     similarity.check(encoder)
     runs = pair_runs(open_run(before), open_run(after), None)
     made = find_fix(runs.before, runs.after, fix)
+    if similarity.own_towers(encoder):
+        why = "give --encoder clip (`gapbench prepare --judge clip` fetches it) or clip:FOLDER"
+        require(made.base, ["embeddings"], why)
     rank = rank_for(made, projection)
     rows = training_rows(made)
     drawn = runs.before.folder.generations()
@@ -182,7 +186,7 @@ class _Explaining:
     def before(self, side: Side, asked: str | None) -> str:
         """All that is computed under the weights before; gives the encoder's name."""
         self._values("value-before", side.heads)
-        encoder = similarity.encoder(asked, side.model, str(getattr(side.model, "device", "cpu")))
+        encoder = similarity.encoder(asked, side.model)
         pairs = self._missing("pair", self.tested)
         if pairs:
             near = self._nearest(encoder, pairs)

@@ -17,7 +17,7 @@ from gapbench.files import read_object
 from gapbench.fix import network
 from gapbench.fix.settings import FixSettings
 from gapbench.models import load_model
-from gapbench.models.base import PAIR, DifferentiableModel, Model
+from gapbench.models.base import PAIR, Model, require
 from gapbench.models.checkpoint import FIX_RECORD
 from gapbench.runs.run import Run
 from gapbench.types import GapbenchError
@@ -25,8 +25,8 @@ from gapbench.types import GapbenchError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-NEEDS: Final = ("image_tokens", "image_logprobs", "train")
-METHODS: Final = ("image_logits", "answer_logprobs")
+NEEDS: Final = ("image_tokens", "image_logprobs", "train", "gradients")
+WHY: Final = "gapbench explain needs the gradients of both heads"
 LARGE: Final = 200_000_000
 """Trained weights from which the kernel is estimated from projected gradients by default."""
 RANK: Final = 64
@@ -35,11 +35,13 @@ _LORA: Final = re.compile(r"\.(lora_[AB])\.weight$")
 
 @dataclass(frozen=True, slots=True)
 class Fix:
-    """A finished fix: its folder, its record, its settings with the base as it is found now."""
+    """A finished fix: its folder, its record, its settings with the base as it is found now, and
+    that base, not loaded."""
 
     folder: Path
     record: dict[str, Any]
     settings: FixSettings
+    base: Model
 
 
 def find_fix(before: Run, after: Run, folder: str | None) -> Fix:
@@ -86,7 +88,8 @@ def find_fix(before: Run, after: Run, folder: str | None) -> Fix:
             f"{place} is a fix of {name}, and {before.path} is a run of another model (or recipe); "
             "give the run of the model that was fixed as BEFORE"
         )
-    return Fix(place, record, replace(settings, model=name))
+    require(base, NEEDS, WHY)
+    return Fix(place, record, replace(settings, model=name), base)
 
 
 def _place(after: Run, folder: str | None) -> Path:
@@ -98,7 +101,7 @@ def _place(after: Run, folder: str | None) -> Path:
         path = path.parent
     if not (path / FIX_RECORD).is_file():
         if not folder:
-            _require_gradients(load_model(given, dtype=about.get("dtype") or "auto"))
+            require(load_model(given, dtype=about.get("dtype") or "auto"), NEEDS, WHY)
         raise GapbenchError(
             f"{given} holds no {FIX_RECORD}: gapbench explain takes, as AFTER, a run of what "
             "gapbench fix made; where that is elsewhere now, give its folder with --fix"
@@ -110,17 +113,6 @@ def _place(after: Run, folder: str | None) -> Path:
             if found.fingerprint == wanted:
                 return path
     raise GapbenchError(f"{path} holds other weights than {after.path} was run with; run it again")
-
-
-def _require_gradients(model: Model) -> None:
-    """Raises GapbenchError where a model's heads have no gradients here."""
-    lacks = [name for name in NEEDS if name not in model.capabilities]
-    lacks += [name for name in METHODS if not lacks and not hasattr(model, name)]
-    if lacks:
-        raise GapbenchError(
-            f"model {model.name} lacks {', '.join(lacks)}: gapbench explain needs the gradients of "
-            "both heads"
-        )
 
 
 def training_rows(fix: Fix) -> Dataset:
@@ -152,12 +144,10 @@ class Side:
             settings = replace(settings, model=str(fix.folder))
         if dtype == "auto" and device != "cpu" and torch.cuda.is_available():
             dtype = network.train_dtype(settings)  # what a fix of whole weights did is finer
-        found: Any = network.base_model(settings, device, dtype)
-        _require_gradients(found)
-        self.model: DifferentiableModel = found
-        self.dtype = str(getattr(found, "dtype", "auto"))
+        self.model = network.base_model(settings, device, dtype)
+        self.dtype = self.model.dtype or "auto"
         adapter = fix.folder / "adapter" if trained and settings.lora else None
-        self.heads = heads_of(found, settings, adapter, rank, seed)
+        self.heads = heads_of(self.model, settings, adapter, rank, seed)
 
     def release(self) -> None:
         """Free the weights."""
@@ -166,7 +156,7 @@ class Side:
 
 
 def heads_of(
-    model: DifferentiableModel,
+    model: Model,
     settings: FixSettings,
     adapter: Path | None = None,
     rank: int = 0,

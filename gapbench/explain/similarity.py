@@ -19,7 +19,7 @@ from PIL import Image
 from gapbench.fetch import hub
 from gapbench.judges.clip import CHECKPOINT, open_clip_model
 from gapbench.judges.weights import crop, tensor
-from gapbench.models.base import EmbeddingModel
+from gapbench.models.base import Model
 from gapbench.types import GapbenchError
 
 Embeddings = NDArray[np.float64]
@@ -43,7 +43,7 @@ class _Towers:
 
     name, centred = "the model's own towers, centred", True
 
-    def __init__(self, model: EmbeddingModel) -> None:
+    def __init__(self, model: Model) -> None:
         self.texts, self.images = model.embed_texts, model.embed_images
 
 
@@ -76,21 +76,21 @@ def check(asked: str | None) -> None:
         raise GapbenchError(f"--encoder {asked}: {folder} is no folder with a checkpoint")
 
 
-def encoder(asked: str | None, model: Any, device: str) -> Encoder:
+def own_towers(asked: str | None) -> bool:
+    """Whether the model itself is the encoder: where it is asked for, or nothing is and CLIP's
+    weights are not here."""
+    return asked == "model" or (not asked and not hub.present(CHECKPOINT))
+
+
+def encoder(asked: str | None, model: Model) -> Encoder:
     """`model`, `clip`, `clip:FOLDER`, or for None CLIP where its weights are here and else the
-    model's own towers. Raises GapbenchError where there is none."""
-    check(asked)
-    name, _, folder = (asked or "").partition(":")
+    model's own towers (capability embeddings)."""
+    if own_towers(asked):
+        return _Towers(model)
+    folder, device = (asked or "").partition(":")[2], model.device or "cpu"
     if folder:
         return _Clip(Path(folder), False, device)
-    if name == "clip" or (not asked and hub.present(CHECKPOINT)):
-        return _Clip(hub.fetch(CHECKPOINT), True, device)
-    if not isinstance(model, EmbeddingModel):
-        raise GapbenchError(
-            f"--encoder: model {model.name} does not embed texts and images; give clip, whose "
-            "weights `gapbench prepare --judge clip` fetches, or clip:FOLDER"
-        )
-    return _Towers(model)
+    return _Clip(hub.fetch(CHECKPOINT), True, device)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from gapbench.judges.own import OwnJudge  # noqa: E402
 from gapbench.metrics.metric import shown_in  # noqa: E402
 from gapbench.metrics.rates import rates  # noqa: E402
 from gapbench.models import load_model  # noqa: E402
-from gapbench.models.base import require_shared  # noqa: E402
+from gapbench.models.base import require, require_shared  # noqa: E402
 from gapbench.runs.frame import row  # noqa: E402
 from gapbench.runs.plan import prepare, refuse_prompts  # noqa: E402
 from gapbench.runs.settings import RunSettings  # noqa: E402
@@ -55,11 +55,8 @@ class GapCallback(TrainerCallback):  # type: ignore[misc]
         if getattr(trainer, "is_fsdp_enabled", False):
             raise GapbenchError("GapCallback needs whole weights, which FSDP shards; use DDP")
         self.trainer, self.every, self.batch_size = trainer, every, batch_size
-        self.model: Any = load_model(model)
-        if "train" not in self.model.capabilities:
-            raise GapbenchError(
-                f"model {self.model.name} lacks train: it takes no weights in memory"
-            )
+        self.model = load_model(model)
+        require(self.model, ["train"], "GapCallback cannot give it the weights in training")
         require_shared(self.model, "GapCallback")
         made = prepare(
             RunSettings(self.model, tasks, samples=samples, limit=limit, judges=judges, seed=seed)

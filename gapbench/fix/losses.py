@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gapbench.models.base import TrainableModel
+from gapbench.models.base import Model
 
 Reduce = Literal["sum", "mean"]
 
@@ -44,7 +44,7 @@ class ImageLoss(nn.Module):
 
     def __init__(
         self,
-        model: TrainableModel,
+        model: Model,
         network: nn.Module,
         beta: float = 0.1,
         logprobs: Reduce = "sum",

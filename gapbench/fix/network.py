@@ -12,7 +12,7 @@ from torch import nn
 
 from gapbench.fix.settings import FixSettings
 from gapbench.models import load_model
-from gapbench.models.base import TrainableModel
+from gapbench.models.base import Model, require
 from gapbench.types import GapbenchError
 
 NEEDS: Final = ("generate", "judge_logits", "image_tokens", "image_logprobs", "train")
@@ -20,20 +20,15 @@ PREFIX: Final = "network."
 """Of names in ImageLoss."""
 
 
-def base_model(settings: FixSettings, device: str, dtype: str) -> TrainableModel:
+def base_model(settings: FixSettings, device: str, dtype: str) -> Model:
     """The model to fix, not loaded. Raises GapbenchError naming what it lacks."""
-    model: Any = load_model(settings.model, device, dtype, settings.set)
-    lacks = [name for name in NEEDS if name not in model.capabilities]
-    if lacks:
-        raise GapbenchError(
-            f"model {model.name} lacks {', '.join(lacks)}: gapbench fix cannot train it"
-        )
+    model = load_model(settings.model, device, dtype, settings.set)
+    require(model, NEEDS, "gapbench fix cannot train it")
     if settings.train not in model.parts:
         raise GapbenchError(
             f"--train {settings.train}: model {model.name} has {', '.join(model.parts)}"
         )
-    trainable: TrainableModel = model
-    return trainable
+    return model
 
 
 def mixed(settings: FixSettings) -> bool:
@@ -46,7 +41,7 @@ def train_dtype(settings: FixSettings) -> str:
     return "bfloat16" if mixed(settings) and settings.lora else "float32"
 
 
-def prepare(model: TrainableModel, settings: FixSettings) -> nn.Module:
+def prepare(model: Model, settings: FixSettings) -> nn.Module:
     """The model's network with all but what is trained frozen, and with LoRA where asked for.
 
     Dropout is off, also where a checkpoint's settings name some: log-probabilities would be random,

@@ -14,14 +14,14 @@ import torch
 from gapbench.engines.local import work
 from gapbench.files import append_lines, drop_torn_line, read_lines
 from gapbench.fix.losses import Reduce, reduced
-from gapbench.models.base import TrainableModel
+from gapbench.models.base import Model
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
 def reference(
-    model: TrainableModel,
+    model: Model,
     rows: Dataset,
     file: Path,
     how: Reduce,

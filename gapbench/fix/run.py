@@ -24,7 +24,6 @@ from gapbench.fix import candidates, check, data
 from gapbench.fix.claim import claim, refuse_test
 from gapbench.fix.settings import FixSettings
 from gapbench.models import load_saved, torchvision_shim
-from gapbench.models.base import is_pair
 from gapbench.models.checkpoint import FIX_RECORD
 from gapbench.runs import flow
 from gapbench.runs.run import Run
@@ -79,7 +78,7 @@ def fix(settings: FixSettings, progress: Progress, say: Say) -> Fixed:
         "base": {
             "name": settings.model,
             "fingerprint": model.fingerprint,
-            "dtype": getattr(model, "dtype", "auto"),
+            "dtype": model.dtype or "auto",
         },
     }
     file = settings.out / FIX_RECORD
@@ -104,7 +103,7 @@ def fix(settings: FixSettings, progress: Progress, say: Say) -> Fixed:
         found = read_object(file)
         if found.get("done"):
             return Fixed(settings.out, found)
-        if is_pair(model) and state.is_main_process:
+        if model.pair and state.is_main_process:
             say(
                 f"{model.name} is a pair: only the weights that draw are trained, those that judge "
                 "stay as they are"
@@ -275,9 +274,7 @@ class _Fixing:
         """The pool, drawn and judged by the weights of the phase before."""
         before = self.work / f"phase-{number - 1}" / "model"
         settings = self.settings
-        model: Any = load_saved(
-            settings.model, before, settings.device, settings.dtype, self.recipe
-        )
+        model = load_saved(settings.model, before, settings.device, settings.dtype, self.recipe)
         model.name = f"{settings.out.resolve().name}-phase-{number - 1}"
         return self._draw(model=model, recipe=None, only=self.pool, limit=None)
 

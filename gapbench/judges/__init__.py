@@ -6,7 +6,8 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Final
 
-from gapbench.judges.base import Judge
+from gapbench.judges.base import REQUIRED, Judge
+from gapbench.models.base import with_defaults
 from gapbench.types import GapbenchError
 
 BUILT_IN: Final = {
@@ -48,5 +49,5 @@ def load_judge(spec: str, device: str = "auto") -> Judge:
             factory = entry.load()
     if factory is None:
         raise GapbenchError(f"no judge {name!r}; installed: {', '.join(judge_names())}")
-    judge: Judge = factory(argument if colon else None, device=device)
-    return judge
+    made = factory(argument if colon else None, device=device)
+    return with_defaults(made, Judge, REQUIRED, f"judge {spec}")

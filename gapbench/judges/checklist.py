@@ -13,8 +13,7 @@ from typing import Any, Final
 
 from PIL import Image
 
-from gapbench.fetch.hub import Checkpoint
-from gapbench.fetch.sources import Source
+from gapbench.judges.base import Judge
 from gapbench.judges.vlm import VlmJudge
 from gapbench.types import Answer, GapbenchError, Prompt
 from gapbench.verdict import weigh
@@ -25,7 +24,7 @@ ENOUGH: Final = 0.5
 """Probability of the right answer from which a question counts as met."""
 
 
-class ChecklistJudge:
+class ChecklistJudge(Judge):
     """`score` is the mean probability of the right answers, `verdict` whether each is at least 0.5.
 
     The probability is taken against the opposite answer for yes and no, else over all replies. The
@@ -36,7 +35,7 @@ class ChecklistJudge:
         self._vlm = VlmJudge(argument, device)
         self.name = self._vlm.name.replace("vlm-", "vlm-list-", 1)
         self.fingerprint = f"checklist-1-{self._vlm.fingerprint}"
-        self.needs: Sequence[Source | Checkpoint] = self._vlm.needs
+        self.needs, self.batches = self._vlm.needs, self._vlm.batches
 
     def question(self, prompt: Prompt) -> str:
         asked = _listed(prompt.requirement)

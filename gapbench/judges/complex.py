@@ -15,6 +15,7 @@ from typing import Final, Literal
 
 from PIL import Image
 
+from gapbench.judges.base import Judge
 from gapbench.judges.clip import ClipJudge
 from gapbench.judges.parses import Kind, Parse, parse
 from gapbench.judges.spatial import SpatialJudge, Want
@@ -31,7 +32,7 @@ PARTS: Final[dict[Kind, tuple[Part, ...]]] = {
 }
 
 
-class ComplexJudge:
+class ComplexJudge(Judge):
     """score: the mean of the parts, 0..1 in practice; verdict 1 from 0.5 on.
 
     Abstains where a part does. An own folder holds the parts' folders `vqa`, `spatial` and `clip`.
@@ -58,6 +59,7 @@ class ComplexJudge:
         ).hexdigest()
         parts = (self.vqa, self.spatial, self.clip)
         self.needs = [checkpoint for part in parts for checkpoint in part.needs]
+        self.batches = self.clip.batches
 
     def question(self, prompt: Prompt) -> str:
         found = _parse(prompt)

@@ -23,6 +23,8 @@ from torch.nn.functional import normalize
 from gapbench.fetch import hub
 from gapbench.fetch.sources import Source, cache_folder, place
 from gapbench.judges import geneval_rule as rule
+from gapbench.judges.base import Judge
+from gapbench.models.base import Batches
 from gapbench.models.torchvision_shim import ensure
 from gapbench.tasks.prompts.geneval import CLASSES, COLORS
 from gapbench.types import Answer, GapbenchError, Prompt
@@ -54,7 +56,7 @@ CROPS: Final = 64
 """Crops that CLIP sees at a time."""
 
 
-class DetectorJudge:
+class DetectorJudge(Judge):
     """Decides a GenEval requirement by detection and colour.
 
     `argument` picks the detector: None or "native" the hub's checkpoint, "official" the one behind
@@ -64,6 +66,7 @@ class DetectorJudge:
 
     def __init__(self, argument: str | None = None, device: str = "auto") -> None:
         self.device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        self.batches = Batches.on(self.device, small=False)
         self.batch = 8 if self.device.startswith("cuda") else 1
         self._folder: Path | None = None
         self._own_clip: Path | None = None
@@ -87,7 +90,7 @@ class DetectorJudge:
         named = f"{VERSION} {self.name} {weights} {clip} {rule.fingerprint()}"
         self.fingerprint = hashlib.sha256(named.encode()).hexdigest()
         weights_needed = OFFICIAL if self._official else NATIVE
-        self.needs: Sequence[Source | hub.Checkpoint] = [
+        self.needs = [
             *([] if self._folder else [weights_needed]),
             *([] if self._own_clip else [CLIP]),
         ]

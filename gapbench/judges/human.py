@@ -14,8 +14,7 @@ from typing import Any, Final
 
 from PIL import Image
 
-from gapbench.fetch.hub import Checkpoint
-from gapbench.fetch.sources import Source
+from gapbench.judges.base import Judge
 from gapbench.types import Answer, GapbenchError, Prompt
 
 LABELS: Final = {"yes": 1, "1": 1, "no": 0, "0": 0, "unsure": None}
@@ -23,7 +22,7 @@ NEEDED: Final = ("image", "label")
 _SHA: Final = re.compile(r"[0-9a-f]{64}")
 
 
-class HumanJudge:
+class HumanJudge(Judge):
     """Labels from a file: CSV with a header, or one JSON object a line where its name ends in
     .jsonl.
 
@@ -38,8 +37,6 @@ class HumanJudge:
     Raises GapbenchError, with file and line, for a broken line, an unknown label, or a rater who
     contradicts himself.
     """
-
-    needs: Sequence[Source | Checkpoint] = ()
 
     def __init__(self, argument: str | None = None, device: str = "auto") -> None:  # noqa: ARG002
         if not argument:
@@ -74,19 +71,12 @@ class HumanJudge:
                 f"{image[:12]}... another label; name the raters apart or remove one"
             )
 
-    def question(self, prompt: Prompt) -> str:
-        return prompt.question
-
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
         """Abstains: labels go by an image's file, which pixels alone do not name."""
         reason = "labels are found by the image's digest; call judge_digests"
         return [Answer(verdict=None, reason=reason) for _ in zip(images, prompts, strict=True)]
 
     def judge_digests(self, digests: Sequence[str], prompts: Sequence[Prompt]) -> list[Answer]:
-        """Answer for each (sha256 of the image's file, prompt), in order.
-
-        A judge that has this method is called by it instead of `judge`.
-        """
         none = Answer(verdict=None, reason="no label")
         return [
             self.answer(digest, prompt.text) or none
@@ -115,9 +105,6 @@ class HumanJudge:
             if 2 * counts[verdict] > len(votes):
                 return Answer(verdict=verdict, text=said)
         return Answer(verdict=None, text=said, reason=f"no majority: {said}")
-
-    def release(self) -> None:
-        pass
 
 
 def _table(file: Path, text: str) -> Iterator[tuple[str, dict[str, str]]]:

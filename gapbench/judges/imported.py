@@ -21,8 +21,7 @@ from typing import Any, Final
 
 from PIL import Image
 
-from gapbench.fetch.hub import Checkpoint
-from gapbench.fetch.sources import Source
+from gapbench.judges.base import Judge
 from gapbench.models.images import Folder, Picture, decode, read_folder
 from gapbench.types import Answer, GapbenchError, Prompt
 
@@ -33,7 +32,7 @@ ABOVE: Final = 3
 """Folders above the result file that are searched for the images it is about."""
 
 
-class ImportedJudge:
+class ImportedJudge(Judge):
     """`imported:FILE` or `imported:FILE#FOLDER`: what an official scorer said of a folder's images.
 
     FOLDER holds those images in the benchmark's own layout (`gapbench.models.images`); by default
@@ -43,8 +42,6 @@ class ImportedJudge:
     `score` is the official value; the verdict is GenEval's `correct`, or score >= 0.5.
     Raises GapbenchError where the file is broken or is not about those images.
     """
-
-    needs: Sequence[Source | Checkpoint] = ()
 
     def __init__(self, argument: str | None = None, device: str = "auto") -> None:  # noqa: ARG002
         name, _, where = (argument or "").partition("#")
@@ -74,9 +71,6 @@ class ImportedJudge:
         for picture, answer in (_geneval if geneval else _compbench)(file, data, folder):
             self._by_prompt.setdefault(picture.prompt, []).append((picture, answer))
         self._by_pixels: dict[str, dict[str, Answer]] = {}
-
-    def question(self, prompt: Prompt) -> str:
-        return prompt.question
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
         missing = Answer(verdict=None, reason="the result file has no such image of the prompt")

@@ -7,42 +7,26 @@ from typing import Final, Literal
 
 from PIL import Image
 
-from gapbench.fetch.hub import Checkpoint
-from gapbench.fetch.sources import Source
-from gapbench.models.base import AnsweringModel, Model, Unfinished
+from gapbench.judges.base import Judge
+from gapbench.models.base import Model
 from gapbench.types import Answer, Prompt
-from gapbench.verdict import ANSWERS, parse, weigh
 
 Mode = Literal["logits", "text"]
 NAMES: Final[dict[Mode, str]] = {"logits": "self", "text": "self-text"}
 NEEDS: Final[dict[Mode, str]] = {"logits": "judge_logits", "text": "judge_text"}
 
 
-class OwnJudge:
+class OwnJudge(Judge):
     """Asks a model the verdict question: by the probabilities of the two answers, or in words."""
 
     def __init__(self, model: Model, mode: Mode) -> None:
-        self.model, self.mode = model, mode
+        self.model, self.mode, self.batches = model, mode, model.batches
         self.name = NAMES[mode]
         self.fingerprint = f"{self.name}-1-{model.fingerprint}"
-        self.needs: Sequence[Source | Checkpoint] = ()
-
-    def question(self, prompt: Prompt) -> str:
-        return prompt.question
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
         questions = [prompt.question for prompt in prompts]
-        if isinstance(self.model, AnsweringModel):
-            return self.model.answers(images, questions, words=self.mode == "text")
-        try:
-            if self.mode == "text":
-                return [parse(text) for text in self.model.reply(images, questions)]
-            found = self.model.judge(images, questions, ANSWERS)
-            return [weigh(float(no), float(yes)) for no, yes in found]
-        except Unfinished as stop:
-            read = parse if self.mode == "text" else lambda odds: weigh(*odds)
-            done = {place: read(said) for place, said in stop.done.items()}
-            raise Unfinished(str(stop), done) from stop
+        return self.model.answers(images, questions, words=self.mode == "text")
 
     def release(self) -> None:
         self.model.release()

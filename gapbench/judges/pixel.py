@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gapbench.fetch.hub import Checkpoint
-from gapbench.fetch.sources import Source
+from gapbench.judges.base import Judge
 from gapbench.tasks.world import (
     BACKGROUND,
     CELL,
@@ -44,12 +43,11 @@ _TEMPLATES[:, :SPRITE, :SPRITE] = np.stack([MASKS[name] for name in _NAMES])
 _PALETTE = np.array(list(COLORS.values()), np.float32)
 
 
-class PixelJudge:
+class PixelJudge(Judge):
     """Reads an image cell by cell and decides the requirement by the rules of `shapes`."""
 
     name = "pixel"
     fingerprint = "pixel-1"
-    needs: Sequence[Source | Checkpoint] = ()
 
     def __init__(self, argument: str | None = None, device: str = "auto") -> None:  # noqa: ARG002
         if argument is not None:
@@ -66,9 +64,6 @@ class PixelJudge:
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
         return [_decide(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
-
-    def release(self) -> None:
-        pass
 
 
 def _decide(image: Image.Image, prompt: Prompt) -> Answer:

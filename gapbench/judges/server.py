@@ -12,8 +12,8 @@ from typing import Final
 from PIL import Image
 
 from gapbench.client import LOGPROBS, Client
-from gapbench.fetch.hub import Checkpoint
-from gapbench.fetch.sources import Source
+from gapbench.judges.base import Judge
+from gapbench.models.base import Batches
 from gapbench.types import Answer, GapbenchError, Prompt
 
 SETTINGS: Final = {"temperature": 0, "max_tokens": 64, "seed": 0, "n": 1}
@@ -23,7 +23,7 @@ PATCH: Final = 28 * 28
 """Pixels a token stands for in Qwen2.5-VL; other models differ, so a cost from it is rough."""
 
 
-class ServerJudge:
+class ServerJudge(Judge):
     """`server:BASE_URL#MODEL`, say server:http://localhost:8000/v1#Qwen/Qwen2.5-VL-72B-Instruct.
 
     The verdict comes from the probabilities of 0 and 1 at the digit that decides, where the server
@@ -32,8 +32,6 @@ class ServerJudge:
     server runs under a model's name is its own: the fingerprint holds the address and the name.
     The other arguments are gapbench.client's.
     """
-
-    needs: Sequence[Source | Checkpoint] = ()
 
     def __init__(
         self,
@@ -50,12 +48,10 @@ class ServerJudge:
             pause=pause,
         )  # fmt: skip
         self.name, self.model = self._client.name, self._client.model
+        self.batches = Batches(concurrency, 64)
         self.url = self._client.url + "/chat/completions"
         recipe = json.dumps([self.url, self.model, SETTINGS], sort_keys=True)
         self.fingerprint = hashlib.sha256(f"server-1 {recipe}".encode()).hexdigest()
-
-    def question(self, prompt: Prompt) -> str:
-        return prompt.question
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
         """Answer for each (image, prompt), in order.

@@ -27,10 +27,11 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from gapbench.fetch.hub import Checkpoint, fetch, fetch_settings, whole
-from gapbench.fetch.sources import Source
 from gapbench.files import digest, first_line
+from gapbench.judges.base import Judge
 from gapbench.models import torchvision_shim
 from gapbench.models.autoregressive.answers import answer_ids, answer_logprobs
+from gapbench.models.base import Batches
 from gapbench.models.checkpoint import refuse_missing
 from gapbench.types import Answer, GapbenchError, Prompt
 from gapbench.verdict import ANSWERS, QUESTION, weigh
@@ -63,7 +64,7 @@ MODELS: Final = {
 }
 
 
-class VlmJudge:
+class VlmJudge(Judge):
     """An image-text-to-text model with a chat template.
 
     `device` is `auto` (all GPUs there are, else the CPU) or one device of torch. Settings files are
@@ -90,12 +91,13 @@ class VlmJudge:
             # The hub's cache names a snapshot's folder by its commit: from here on it is pinned.
             self._hub = whole(wanted.repo, wanted.license, self.folder, SETTINGS)
             origin, short = f"{wanted.repo}@{self.folder.name}", wanted.repo.split("/")[1]
-        self.needs: Sequence[Source | Checkpoint] = (self._hub,) if self._hub else ()
+        self.needs = (self._hub,) if self._hub else ()
         self.name = f"vlm-{short}"
         self.fingerprint = hashlib.sha256(f"{ADAPTER} {origin}".encode()).hexdigest()
         self.room = _check(self.folder, self.name)
         gpu = torch.cuda.is_available()
         self.device = device if device != "auto" else "cuda" if gpu else "cpu"
+        self.batches = Batches.on(self.device, small=False)
         self._spread = device == "auto" and torch.cuda.device_count() > 1
         self._model: Any = None
 

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from gapbench.fetch import hub
 from gapbench.files import first_line, sha256_of
+from gapbench.judges.base import Judge
+from gapbench.models.base import Batches
 from gapbench.models.torchvision_shim import ensure
 from gapbench.types import Answer, GapbenchError
 
@@ -29,7 +31,7 @@ THRESHOLD: Final = 0.5
 T = TypeVar("T")
 
 
-class WeightsJudge(ABC):
+class WeightsJudge(Judge, ABC):
     """A judge around one checkpoint: the pinned one, or the user's own in a folder.
 
     An own checkpoint's judge is named `<base>-<folder name>`, never the pinned one's name.
@@ -48,6 +50,8 @@ class WeightsJudge(ABC):
         parts = [self.arithmetic, *self._weights()]
         self.fingerprint = hashlib.sha256(" ".join(parts).encode()).hexdigest()
         self.device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        self.batches = Batches.on(self.device, small=False)
+        self.needs = self.checkpoints if self.own is None else ()
         self._loaded: Any = None
 
     def _weights(self) -> list[str]:
@@ -55,11 +59,6 @@ class WeightsJudge(ABC):
         if self.own is None:
             return [checkpoint.fingerprint for checkpoint in self.checkpoints]
         return [digest(self.own, self.base)]
-
-    @property
-    def needs(self) -> Sequence[hub.Checkpoint]:
-        """What must be fetched before it can answer."""
-        return self.checkpoints if self.own is None else ()
 
     @property
     def loaded(self) -> Any:

@@ -15,8 +15,8 @@ from typing import Any, Final
 from PIL import Image
 
 from gapbench.files import first_line
-from gapbench.models import load_model
-from gapbench.models.base import Model, TextModel
+from gapbench.models import as_model
+from gapbench.models.base import Model, require
 from gapbench.types import GapbenchError
 
 if find_spec("lm_eval") is None:
@@ -34,14 +34,6 @@ from tqdm import tqdm
 TASKS: Final = Path(__file__).parent / "tasks"
 """Our own tasks, as lm-eval's --include_path takes them."""
 BATCH: Final = 8
-
-
-def reader(model: Model) -> TextModel:
-    """The model as what lm-eval can ask; GapbenchError where it cannot go on with texts."""
-    if "text" in model.capabilities and isinstance(model, TextModel):
-        return model
-    why = f"model {model.name} cannot be evaluated by lm-eval: it lacks text"
-    raise GapbenchError(f"{why} (a server is asked by lm-eval itself: local-chat-completions)")
 
 
 @register_model("gapbench")
@@ -67,8 +59,9 @@ class GapbenchLM(LM):  # type: ignore[misc]
             raise GapbenchError(f"batch_size {batch_size}: give a number, 1 or more")
         self.batch_size = int(batch_size)
         device = "auto" if device == "cuda:0" else device  # lm-eval's own default, GPU or not
-        made = load_model(model, device, dtype, recipe) if isinstance(model, str) else model
-        self.model = reader(made)
+        self.model = as_model(model, device, dtype, recipe)
+        why = "lm-eval cannot ask it (it asks servers itself: local-chat-completions)"
+        require(self.model, ["text"], why)
 
     @property
     def tokenizer_name(self) -> str:

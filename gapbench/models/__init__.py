@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from gapbench.models.base import Adaptable, Model
+from gapbench.models.base import REQUIRED, Model, require, with_defaults
 from gapbench.models.registry import FAMILIES, HUB, NATIVE, Entry, changed
 from gapbench.types import GapbenchError
 
@@ -89,8 +89,7 @@ def load_model(
 
         _refuse_other_base(folder, base_of(folder), device)
         base = load_model(base_of(folder), device, dtype, recipe)
-        if not isinstance(base, Adaptable):
-            raise GapbenchError(f"{folder}: model {base.name} takes no LoRA adapter")
+        require(base, ["lora"], f"it cannot take the adapter in {folder}")
         base.adapt(folder)
         return base
     if (folder / "gen" / "config.json").is_file() and (folder / "und" / "config.json").is_file():
@@ -104,6 +103,21 @@ def load_model(
         f"no model {name!r}; there are {', '.join(model_names())} (or give a folder that holds a "
         "checkpoint with config.json, images:FOLDER, server:URL#MODEL, or my_package.module:Class)"
     )
+
+
+def as_model(
+    model: str | Model,
+    device: str = "auto",
+    dtype: str = "auto",
+    recipe: Mapping[str, object] | None = None,
+) -> Model:
+    """A model as `load_model` takes it, or one that is made already.
+
+    Raises GapbenchError also where a made one lacks what an adapter must have.
+    """
+    if isinstance(model, str):
+        return load_model(model, device, dtype, recipe)
+    return with_defaults(model, Model, REQUIRED, f"model {type(model).__name__}")
 
 
 def load_saved(
@@ -187,8 +201,8 @@ def _third_party(
                 f"model {name}: its adapter takes no recipe, so --set cannot be used"
             )
         more["recipe"] = changes
-    made: Model = make(device=device, dtype=dtype, **more)
-    return made
+    made = make(device=device, dtype=dtype, **more)
+    return with_defaults(made, Model, REQUIRED, f"model {name}")
 
 
 def _imported(name: str, module: str, attribute: str) -> Any:

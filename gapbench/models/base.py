@@ -2,29 +2,59 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+from types import FunctionType, MethodType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from gapbench.types import Answer, GapbenchError
+from gapbench.verdict import ANSWERS, parse, weigh
 
 if TYPE_CHECKING:
     import torch
 
-CAPABILITIES = {
-    "generate": "draws images from prompts",
-    "judge_logits": "gives the log-probability of an answer about an image",
-    "judge_text": "answers a question about an image in words",
-    "image_tokens": "draws through discrete tokens, which are kept",
-    "image_logprobs": "gives per-token log-probabilities of an image, differentiable",
-    "train": "its weights can be trained and saved",
-    "text": "goes on with any text, with any number of images in it",
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """Something that a model may or may not be able to do, and what of `Model` does it."""
+
+    words: str
+    methods: tuple[str, ...] = ()
+
+
+CAPABILITIES: Final = {
+    "generate": Capability("draws images from prompts", ("generate",)),
+    "judge_logits": Capability("gives the log-probability of an answer about an image", ("judge",)),
+    "judge_text": Capability("answers a question about an image in words", ("reply",)),
+    "image_tokens": Capability("draws through discrete tokens, which are kept"),
+    "image_logprobs": Capability(
+        "gives per-token log-probabilities of an image, differentiable", ("codes", "image_logprobs")
+    ),
+    "train": Capability(
+        "its weights can be trained and saved", ("network", "parts", "use", "save")
+    ),
+    "lora": Capability("takes a LoRA adapter's folder", ("adapt",)),
+    "gradients": Capability(
+        "gives the logits of image tokens and of answers, differentiable",
+        ("image_logits", "answer_logprobs"),
+    ),
+    "embeddings": Capability(
+        "embeds texts and images with its own towers", ("embed_texts", "embed_images")
+    ),
+    "text": Capability(
+        "continues any text, with any number of images in it", ("chat", "complete", "score")
+    ),
 }
+REQUIRED: Final = ("name", "fingerprint", "recipe", "capabilities")
+"""What an adapter must say of itself; the rest of `Model` has defaults."""
 IMAGE: Final = "<image>"
 """Where an image stands in a text (capability text)."""
 PAIR = "a pair: it draws with one set of weights and judges with another"
@@ -52,29 +82,54 @@ class Unfinished(GapbenchError):  # noqa: N818
         self.done = done
 
 
-class Model(Protocol):
+class Batches(NamedTuple):
+    """How many images a batch has: at first, and at most.
+
+    Where the user names no batch size, batches grow from the first size to the largest while one
+    takes under ten seconds.
+    """
+
+    first: int = 1
+    most: int = 64
+
+    @classmethod
+    def on(cls, device: str, small: bool) -> Batches:
+        """For weights in this process. A GPU says when its memory is full; on a CPU the process
+        would be killed, by a large model's keys and values, and more rows are no faster anyway."""
+        if device.startswith("cuda"):
+            return cls(64, 1024)
+        return cls(64, 64) if small else cls(8, 8)
+
+
+class Model:
     """A unified model: one set of weights that draws and judges.
 
     An adapter is cheap to make; `load` brings in the weights and `release` gives them back, so
-    that a model and a large judge share one device in turn. `name`, `fingerprint`, `recipe` and
-    `capabilities` are known before loading.
+    that a model and a large judge share one device in turn. What is not a method is known before
+    loading. A method of a capability that the adapter lacks raises GapbenchError.
     """
 
-    @property
-    def name(self) -> str:
-        """As given to --model."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Digest of weights, processor files, adapter version and dtype."""
-
-    @property
-    def recipe(self) -> Mapping[str, Any]:
-        """Sampling parameters, as used."""
-
-    @property
-    def capabilities(self) -> frozenset[str]:
-        """Which of CAPABILITIES it has."""
+    name: str
+    """As given to --model."""
+    fingerprint: str
+    """Digest of weights, processor files, adapter version and dtype."""
+    recipe: Mapping[str, Any]
+    """Sampling parameters, as used."""
+    capabilities: frozenset[str]
+    """Which of CAPABILITIES it has."""
+    device: str | None = None
+    """The device of its weights, as torch names it; None where that is not known."""
+    dtype: str | None = None
+    """The dtype that it computes in, as torch names it; None where that is not known."""
+    pair: bool = False
+    """Whether it draws with one set of weights and judges with another."""
+    versions: Mapping[str, str] | None = None
+    """Of the packages of an environment of its own, by name."""
+    batches: Batches = Batches()
+    """How many images a batch of `generate` or `judge` should have."""
+    parts: Mapping[str, str] = {}
+    """Regular expressions for names of parameters of `network`, by what they belong to:
+    "language-model", and, where there is more, "generation" for all that drawing runs through."""
 
     def load(self) -> None:
         """Bring the weights onto the device; nothing if they are there."""
@@ -84,62 +139,123 @@ class Model(Protocol):
 
     def refuses(self, text: str) -> str | None:
         """Why a prompt text cannot be drawn (say, it holds a special token), or None."""
+        return None
+
+    def check_seeds(self, prompt: str, seed: int) -> str | None:
+        """What is wrong with the images of one prompt and seed, or None. For a model that may not
+        heed its seeds."""
+        return None
+
+    # -- generate, judge_logits, judge_text ------------------------------------------------
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Drawing]:
-        """Draw one image for each (prompt, seed).
+        """Draw one image for each (prompt, seed). Capability generate.
 
         An image depends on its prompt and seed alone: not on the batch, its size or its order.
-        Where some fail and others are done, Unfinished (also of judge and reply) holds the latter.
+        Where some fail and others are done, Unfinished (also of judge, reply and answers) holds
+        the latter.
         """
+        raise _lacking(self, "generate")
 
     def judge(
         self, images: Sequence[Image.Image], questions: Sequence[str], answers: Sequence[str]
     ) -> NDArray[np.float64]:
         """Log-probability in nats of each whole answer, (images, answers): judge_logits."""
+        raise _lacking(self, "judge")
 
     def reply(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
         """What the model says, greedily decoded. Capability judge_text."""
-
-
-@runtime_checkable
-class Adaptable(Protocol):
-    """A model that takes a LoRA adapter's folder."""
-
-    name: str
-
-    def adapt(self, folder: Path) -> None:
-        """Put the adapter on the weights, before they are loaded; changes name and fingerprint.
-
-        Raises GapbenchError where the folder holds none.
-        """
-
-
-@runtime_checkable
-class AnsweringModel(Protocol):
-    """A model that gives verdicts itself: probabilities where it has them, else words."""
+        raise _lacking(self, "reply")
 
     def answers(
         self, images: Sequence[Image.Image], questions: Sequence[str], words: bool
     ) -> list[Answer]:
-        """Answer for each (image, question), in order; by words alone if `words`."""
+        """The verdict on each (image, question), in order: by what `reply` says if `words`, else by
+        the probabilities that `judge` gives."""
+        try:
+            if words:
+                return [parse(text) for text in self.reply(images, questions)]
+            odds = self.judge(images, questions, ANSWERS)
+            return [weigh(float(no), float(yes)) for no, yes in odds]
+        except Unfinished as stop:
+            read = parse if words else lambda row: weigh(*row)
+            done = {place: read(said) for place, said in stop.done.items()}
+            raise Unfinished(str(stop), done) from stop
 
+    # -- image_logprobs, train, lora -------------------------------------------------------
 
-@runtime_checkable
-class TextModel(Protocol):
-    """A model that goes on with texts, which is what lm-eval asks of one. Capability text.
+    @property
+    def codes(self) -> int:
+        """How many different image tokens there are; they are counted from 0."""
+        raise _lacking(self, "codes")
 
-    Each text has an IMAGE for each of its images, in their order. What is said about a text does
-    not depend on the others. GapbenchError where a text is too long for the model.
-    """
+    def image_logprobs(
+        self,
+        prompts: Sequence[str],
+        tokens: NDArray[np.int32],
+        unconditional: bool | Sequence[bool] = False,
+    ) -> torch.Tensor:
+        """Per-token log-probabilities in nats of (B, T) tokens under the conditional branch
+        (or, for all rows or for those that are named, the one that guidance subtracts): (B, T),
+        differentiable."""
+        raise _lacking(self, "image_logprobs")
 
-    name: str
-    fingerprint: str
+    @property
+    def network(self) -> torch.nn.Module:
+        """The loaded network that draws; `image_logprobs` runs through it."""
+        raise _lacking(self, "network")
+
+    def use(self, network: torch.nn.Module) -> None:
+        """Draw, score and judge with a network that is in memory, such as one in training."""
+        raise _lacking(self, "use")
+
+    def save(self, folder: Path) -> None:
+        """Write weights (safetensors) and processor files; the folder is a --model like any other.
+        An adapter of one's own gets it back as its factory's `folder`."""
+        raise _lacking(self, "save")
+
+    def adapt(self, folder: Path) -> None:
+        """Put a LoRA adapter on the weights, before they are loaded; changes name and fingerprint.
+
+        Raises GapbenchError where the folder holds none.
+        """
+        raise _lacking(self, "adapt")
+
+    # -- gradients, embeddings -------------------------------------------------------------
+
+    def image_logits(
+        self,
+        prompts: Sequence[str],
+        tokens: NDArray[np.int32],
+        unconditional: bool | Sequence[bool] = False,
+    ) -> torch.Tensor:
+        """The logits (B, T, V) behind `image_logprobs`, by code, differentiable."""
+        raise _lacking(self, "image_logits")
+
+    def answer_logprobs(
+        self, images: Sequence[Image.Image], questions: Sequence[str], answers: Sequence[str]
+    ) -> torch.Tensor:
+        """What `judge` gives, (images, answers), differentiable."""
+        raise _lacking(self, "answer_logprobs")
+
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """(N, width): mean over a prompt's tokens of the language model's last hidden state."""
+        raise _lacking(self, "embed_texts")
+
+    def embed_images(self, images: Sequence[Image.Image]) -> NDArray[np.float64]:
+        """(N, width): mean over the patches of the vision tower's last hidden state."""
+        raise _lacking(self, "embed_images")
+
+    # -- text ------------------------------------------------------------------------------
+    # What lm-eval asks. A text has an IMAGE for each of its images, in their order. What is said
+    # about a text does not depend on the others. GapbenchError where one is too long for the model.
 
     def chat(self, turns: Sequence[Mapping[str, str]]) -> str:
         """The text of a chat in the model's own format, up to the answer.
 
         A turn is {"role": "user" or "assistant", "content": text}; the last one is the user's.
         """
+        raise _lacking(self, "chat")
 
     def complete(
         self,
@@ -150,6 +266,7 @@ class TextModel(Protocol):
     ) -> list[str]:
         """How each text goes on, greedily decoded: up to its end, so many tokens, or the first of
         the words in `until`, which is left out."""
+        raise _lacking(self, "complete")
 
     def score(
         self,
@@ -159,91 +276,50 @@ class TextModel(Protocol):
     ) -> list[tuple[float, bool]]:
         """Log-probability in nats of each text's ending, and whether it is what greedy decoding
         would say."""
-
-    def release(self) -> None:
-        """Free the weights and the device memory."""
+        raise _lacking(self, "score")
 
 
-@runtime_checkable
-class SeedlessModel(Protocol):
-    """A model that may not heed its seeds, and can be tried."""
-
-    def check_seeds(self, prompt: str, seed: int) -> str | None:
-        """What is wrong with the images of one prompt and seed, or None."""
-
-
-def is_pair(model: Model) -> bool:
-    """Whether a model draws and judges with different weights (`pair = True` on its adapter)."""
-    return bool(getattr(model, "pair", False))
+def require(model: Model, capabilities: Sequence[str], why: str) -> None:
+    """Raises GapbenchError, which names them and says why, where a model lacks capabilities."""
+    if lacks := [name for name in capabilities if name not in model.capabilities]:
+        raise GapbenchError(f"model {model.name} lacks {', '.join(lacks)}: {why}")
 
 
 def require_shared(model: Model, command: str) -> None:
     """Raises GapbenchError where a command that speaks of shared parameters is given a pair."""
-    if is_pair(model):
+    if model.pair:
         raise GapbenchError(
             f"{command} is about parameters that drawing and judging share; model {model.name} is "
             f"{PAIR}"
         )
 
 
-class TrainableModel(Model, Protocol):
-    """A model whose image tokens can be scored and whose weights can be trained.
+def with_defaults(made: Any, contract: type[T], required: Sequence[str], who: str) -> T:
+    """An adapter that somebody else made, with the contract's defaults where it says nothing.
 
-    `parts` are regular expressions for names of parameters of `network`, by what they belong to:
-    "language-model", and, where there is more, "generation" for all that drawing runs through.
+    Raises GapbenchError that names what is required and missing; `who` names the adapter.
     """
-
-    parts: Mapping[str, str]
-
-    @property
-    def network(self) -> torch.nn.Module:
-        """The loaded network that draws; `image_logprobs` runs through it."""
-
-    def use(self, network: torch.nn.Module) -> None:
-        """Draw, score and judge with a network that is in memory, such as one in training."""
-
-    @property
-    def codes(self) -> int:
-        """How many different image tokens there are; they are counted from 0."""
-
-    def image_logprobs(
-        self,
-        prompts: Sequence[str],
-        tokens: NDArray[np.int32],
-        unconditional: bool | Sequence[bool] = False,
-    ) -> torch.Tensor:
-        """Per-token log-probabilities in nats of (B, T) tokens under the conditional branch
-        (or, for all rows or for those that are named, the one that guidance subtracts): (B, T),
-        differentiable. Capability image_logprobs."""
-
-    def save(self, folder: Path) -> None:
-        """Write weights (safetensors) and processor files; the folder is a --model like any other.
-        An adapter of one's own gets it back as its factory's `folder`."""
+    if missing := [name for name in required if not hasattr(made, name)]:
+        raise GapbenchError(
+            f"{who}: its adapter has no {', '.join(missing)}; see {contract.__module__}."
+            f"{contract.__name__}"
+        )
+    for name, default in vars(contract).items():
+        if not (name.startswith("_") or isinstance(default, property) or hasattr(made, name)):
+            method = isinstance(default, FunctionType)
+            setattr(made, name, MethodType(default, made) if method else default)
+    adapter: T = made
+    return adapter
 
 
-class DifferentiableModel(TrainableModel, Protocol):
-    """A model both of whose heads have gradients: what `gapbench explain` takes."""
-
-    def image_logits(
-        self,
-        prompts: Sequence[str],
-        tokens: NDArray[np.int32],
-        unconditional: bool | Sequence[bool] = False,
-    ) -> torch.Tensor:
-        """The logits (B, T, V) behind `image_logprobs`, by code, differentiable."""
-
-    def answer_logprobs(
-        self, images: Sequence[Image.Image], questions: Sequence[str], answers: Sequence[str]
-    ) -> torch.Tensor:
-        """What `judge` gives, (images, answers), differentiable."""
+def has_own(model: Model, member: str) -> bool:
+    """Whether an adapter has a method or attribute itself, and not from the contract."""
+    mine, default = inspect.getattr_static(model, member, None), vars(Model)[member]
+    if mine is None:
+        return hasattr(model, member)  # it may hand on what another object has
+    return default not in (mine, getattr(mine, "__func__", None))
 
 
-@runtime_checkable
-class EmbeddingModel(Protocol):
-    """A model whose own towers embed texts and images, (N, width) each."""
-
-    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Mean over a prompt's tokens of the language model's last hidden state."""
-
-    def embed_images(self, images: Sequence[Image.Image]) -> NDArray[np.float64]:
-        """Mean over the patches of the vision tower's last hidden state."""
+def _lacking(model: Model, method: str) -> GapbenchError:
+    lacks = next(name for name, each in CAPABILITIES.items() if method in each.methods)
+    return GapbenchError(f"model {model.name} lacks {lacks}: its adapter has no {method}")

@@ -6,19 +6,20 @@ and question alone, and what the model says it can do it does.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gapbench.models import is_import
-from gapbench.models.base import CAPABILITIES, IMAGE, Drawing, Model, TextModel, TrainableModel
+from gapbench.models import is_import, lora
+from gapbench.models.base import CAPABILITIES, IMAGE, Drawing, Model, has_own
 from gapbench.verdict import ANSWERS
 
 PROMPTS: Final = ("a red circle", "a blue square above two green stars", "three dogs")
@@ -73,12 +74,18 @@ def check(name: str, load: Load) -> Iterator[Finding]:
         ("log-probabilities of all tokens sum to one", "image_logprobs", lambda: _sums(model)),
         ("refuses a prompt or draws it", DRAWS, lambda: _refuses(model)),
         ("at temperature 0 the likeliest is drawn", DRAWS, lambda: _greedy(name, load, model)),
+        ("logits and answers have gradients", "gradients", lambda: _slopes(model, pictures())),
+        ("an embedding does not depend on its batch", "embeddings", lambda: _embeds(model)),
+        ("draws with a network in memory", "train", lambda: _uses(model)),
         ("a saved model is the same", "train", lambda: _saves(name, model, load, pictures())),
+        ("takes a LoRA adapter", "lora", lambda: _adapts(name, load, model)),
         ("a released model comes back", None, lambda: _returns(model)),
     ]
     for rule, needs, attempt in rules:
         if needs is not None and needs not in has:
-            yield Finding(rule, skipped=f"it lacks {needs}")
+            there = [m for m in CAPABILITIES[needs].methods if has_own(model, m)]
+            hint = f", though it has {', '.join(there)}: declare it if that works" if there else ""
+            yield Finding(rule, skipped=f"it lacks {needs}{hint}")
             continue
         try:
             attempt()
@@ -108,6 +115,11 @@ def _describes(model: Model) -> None:
     _expect(isinstance(model.fingerprint, str) and len(model.fingerprint) >= 8, "no fingerprint")
     for unknown in sorted(set(model.capabilities) - set(CAPABILITIES)):
         raise Broken(f"capability {unknown!r} is none of {', '.join(CAPABILITIES)}")
+    for name in model.capabilities:
+        for method in CAPABILITIES[name].methods:
+            _expect(has_own(model, method), f"it says {name} and has no {method}")
+    first, most = model.batches
+    _expect(min(first, most) >= 1, f"batches of {first} to {most} images")
     for key, value in dict(model.recipe).items():
         plain = value is None or isinstance(value, (bool, int, float, str))
         _expect(plain, f"recipe: {key} is a {type(value).__name__}, not a plain value")
@@ -182,7 +194,7 @@ def _judges(model: Model, pictures: list[Image.Image]) -> None:
 
 
 def _tolerance(model: Model) -> float:
-    return TOLERANCE.get(str(getattr(model, "dtype", "float32")), 0.1)
+    return TOLERANCE.get(model.dtype or "float32", 0.1)
 
 
 def _company_of(model: Model, pictures: list[Image.Image]) -> None:
@@ -206,69 +218,72 @@ def _says(model: Model, pictures: list[Image.Image]) -> None:
     _expect(alone == together, "a reply changes with its batch")
 
 
-def _reads(model: Any, pictures: list[Image.Image]) -> None:
-    reader: TextModel = model
+def _reads(model: Model, pictures: list[Image.Image]) -> None:
     shown: list[list[Image.Image]] = [pictures[:1], [], pictures[:2]]
     asked = (f"{IMAGE}what is this?", "hello", f"is {IMAGE} or {IMAGE} larger?")
-    texts = [reader.chat([{"role": "user", "content": text}]) for text in asked]
+    texts = [model.chat([{"role": "user", "content": text}]) for text in asked]
     endings = [" yes", " no", " it is"]
-    together = reader.score(shown, texts, endings)
+    together = model.score(shown, texts, endings)
     _expect(len(together) == 3, f"3 texts gave {len(together)} scores")
     for images, text, ending, (scored, _) in zip(shown, texts, endings, together, strict=True):
-        ((alone, likeliest),) = reader.score([images], [text], [ending])
+        ((alone, likeliest),) = model.score([images], [text], [ending])
         apart = abs(alone - scored)
         _expect(isinstance(likeliest, bool), "whether an ending is the likeliest is no bool")
         _expect(alone <= 1e-6, "a log-probability is above 0")
         _expect(apart <= _tolerance(model), f"alone an ending's log-probability is {apart:.2g} off")
     if _tolerance(model) > TOLERANCE["float64"]:
         return  # a rounding may tip a word
-    said = reader.complete(shown, texts, 8)
-    ones = [reader.complete([i], [t], 8)[0] for i, t in zip(shown, texts, strict=True)]
+    said = model.complete(shown, texts, 8)
+    ones = [model.complete([i], [t], 8)[0] for i, t in zip(shown, texts, strict=True)]
     _expect(ones == said, "how a text goes on changes with its batch")
     if first := said[0][:1]:
-        stopped = reader.complete(shown[:1], texts[:1], 8, [first])
+        stopped = model.complete(shown[:1], texts[:1], 8, [first])
         _expect(stopped == [""], f"asked to stop at {first!r}, it says {stopped[0]!r}")
 
 
 def _tokens(model: Model) -> None:
-    found = []
+    drawn = []
     for drawing in _draw(model, PROMPTS[:2], SEEDS[:2]):
         tokens = drawing.tokens
         if tokens is None:
             raise Broken("it says image_tokens, and a drawing has none")
-        found.append(tokens.tolist())
+        drawn.append(tokens.tolist())
         _expect(tokens.ndim == 1 and tokens.dtype == np.int32, "tokens are no (T,) int32")
         _expect(bool((tokens >= 0).all()), "a token is negative")
         if drawing.logprob is not None:
             _expect(drawing.logprob <= 1e-6, "a drawing's log-probability is above 0")
-    _expect(found[0] != found[1], "two images have the same tokens")
+    _expect(drawn[0] != drawn[1], "two images have the same tokens")
 
 
-def _sums(model: Any) -> None:
+def _drawn_tokens(model: Model) -> NDArray[np.int32]:
+    """(1, T) tokens of the first prompt's image."""
+    (drawing,) = _draw(model, PROMPTS[:1], SEEDS[:1])
+    if drawing.tokens is None:
+        raise Broken("a drawing has no tokens")
+    return drawing.tokens[None]
+
+
+def _sums(model: Model) -> None:
     import torch
 
-    trainable: TrainableModel = model
-    (drawing,) = _draw(model, PROMPTS[:1], SEEDS[:1])
-    tokens, codes = drawing.tokens, trainable.codes
-    if tokens is None:
-        raise Broken("it says image_logprobs, and a drawing has no tokens")
-    scored = trainable.image_logprobs(PROMPTS[:1], tokens[None])
+    (tokens,), codes = _drawn_tokens(model), model.codes
+    scored = model.image_logprobs(PROMPTS[:1], tokens[None])
     shape = tuple(scored.shape)
     _expect(shape == (1, len(tokens)), f"(1, {len(tokens)}) tokens gave an array of {shape}")
     _expect(scored.requires_grad, "log-probabilities carry no gradient")
     scored = scored.detach().double()
     # Every token in turn at one place.
-    place, found = len(tokens) // 2, 0.0
+    place, total = len(tokens) // 2, 0.0
     for start in range(0, codes, ROWS):
         some = np.arange(start, min(start + ROWS, codes), dtype=np.int32)
         rows = np.tile(tokens, (len(some), 1))
         rows[:, place] = some
         with torch.no_grad():
-            part = trainable.image_logprobs(PROMPTS[:1] * len(some), rows).double()
-        found += float(part[:, place].exp().sum())
+            part = model.image_logprobs(PROMPTS[:1] * len(some), rows).double()
+        total += float(part[:, place].exp().sum())
         apart = float((part[:, :place] - scored[:, :place]).abs().max()) if place else 0.0
         _expect(apart <= _tolerance(model), "a token's probability depends on later tokens")
-    _expect(abs(found - 1) < 1e-2, f"over all {codes} tokens the probabilities sum to {found:.3f}")
+    _expect(abs(total - 1) < 1e-2, f"over all {codes} tokens the probabilities sum to {total:.3f}")
 
 
 def _refuses(model: Model) -> None:
@@ -304,12 +319,59 @@ def _greedy(name: str, load: Load, model: Model) -> None:
     _expect(drawn[0] == drawn[1], "at temperature 0 the image is not the likeliest one")
 
 
-def _saves(name: str, model: Any, load: Load, pictures: list[Image.Image]) -> None:
-    trainable: TrainableModel = model
+def _slopes(model: Model, pictures: list[Image.Image]) -> None:
+    tokens = _drawn_tokens(model)
+    logits = model.image_logits(PROMPTS[:1], tokens)
+    shape = (*tokens.shape, model.codes)
+    _expect(tuple(logits.shape) == shape, f"logits of shape {tuple(logits.shape)}, not {shape}")
+    answers = model.answer_logprobs(pictures, QUESTIONS, ANSWERS)
+    _expect(logits.requires_grad and answers.requires_grad, "logits or answers have no gradient")
+    apart = np.abs(answers.detach().double().cpu().numpy() - _scores(model, [0, 1, 2], pictures))
+    _expect(float(apart.max()) <= _tolerance(model), "answer_logprobs is not what judge gives")
+
+
+def _embeds(model: Model) -> None:
+    pictures = [Image.new("RGB", (64, 64), color) for color in ("red", "blue", "green")]
+    for rows, together in (
+        ([model.embed_texts([text]) for text in PROMPTS], model.embed_texts(PROMPTS)),
+        ([model.embed_images([one]) for one in pictures], model.embed_images(pictures)),
+    ):
+        _expect(together.ndim == 2 and len(together) == 3, f"3 rows gave {together.shape}")
+        apart = float(np.abs(np.concatenate(rows) - together).max())
+        _expect(apart <= _tolerance(model), f"alone an embedding is {apart:.2g} off")
+
+
+def _uses(model: Model) -> None:
+    names = [name for name, _ in model.network.named_parameters()]
+    for part, pattern in model.parts.items():
+        fits = any(re.fullmatch(pattern, name) for name in names)
+        _expect(fits, f"no parameter's name fits its part {part!r}")
+    if model.pair:
+        raise _Skip("it is a pair")
+    before = _bytes(_draw(model, PROMPTS[:1], SEEDS[:1]))
+    model.use(model.network)
+    after = _bytes(_draw(model, PROMPTS[:1], SEEDS[:1]))
+    model.release()
+    _expect(before == after, "with its own network given to use() it draws other images")
+
+
+def _adapts(name: str, load: Load, model: Model) -> None:
+    made, adapted = load(name, {}), load(name, {})
+    with tempfile.TemporaryDirectory() as folder:
+        lora.write_blank(made.network, Path(folder))
+        made.release()
+        adapted.adapt(Path(folder))
+        _expect(adapted.fingerprint != model.fingerprint, "an adapter leaves its fingerprint")
+        before, after = (_bytes(_draw(m, PROMPTS, SEEDS)) for m in (model, adapted))
+        _expect(before == after, "with an adapter that changes nothing it draws other images")
+        adapted.release()
+
+
+def _saves(name: str, model: Model, load: Load, pictures: list[Image.Image]) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "saved"
         folder.mkdir()
-        trainable.save(folder)
+        model.save(folder)
         for file in folder.rglob("*"):
             pickled = file.suffix in (".bin", ".pt", ".pth", ".pkl")
             _expect(not pickled, f"it saved {file.name}, which is pickled: write safetensors")

@@ -25,10 +25,10 @@ from gapbench.models.autoregressive.answers import answer_ids, answer_logprobs, 
 from gapbench.models.autoregressive.continuations import Continuing, Images, Reader, greedy, parts
 from gapbench.models.autoregressive.decode import Decoder, draw_tokens
 from gapbench.models.autoregressive.sampling import Recipe, logprobs_of
-from gapbench.models.base import IMAGE, Drawing, require_shared
+from gapbench.models.base import IMAGE, Batches, Drawing, Model, require_shared
 from gapbench.models.checkpoint import hub_weights, load_pretrained, settings_files
 from gapbench.models.janus.adapter import PADDED, REPLY_TOKENS, SMALL
-from gapbench.models.registry import HUB, NATIVE, Entry, changed, pick_device, weights
+from gapbench.models.registry import HUB, Entry, changed, pick_device, weights
 from gapbench.types import GapbenchError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ DOWN: Final = 8
 """Pixels of an image's side for each code (Emu3Processor.downsample_ratio)."""
 
 
-class Emu3Model(Continuing):
+class Emu3Model(Continuing, Model):
     """Adapter for one folder that draws and one that judges, which may be the same.
 
     `recipe` has the keys of the registry's emu3. Weights are on the device one folder at a time.
@@ -48,7 +48,9 @@ class Emu3Model(Continuing):
     probabilities are among codes alone. `origin` stands for the files' digest in the fingerprint.
     """
 
-    capabilities = NATIVE
+    capabilities = HUB["emu3"].capabilities
+    device: str
+    dtype: str
     parts: Mapping[str, str] = {"language-model": r"model\.text_model\..+"}
 
     def __init__(
@@ -77,8 +79,9 @@ class Emu3Model(Continuing):
             if not found:
                 raise GapbenchError(f"model {name}: no .safetensors file in {self.folders[role]}")
         self.device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        self.small = sum(f.stat().st_size for f in files["gen"]) < SMALL
-        auto = "bfloat16" if self.device != "cpu" else "float64" if self.small else "float32"
+        small = sum(f.stat().st_size for f in files["gen"]) < SMALL
+        self.batches = Batches.on(self.device, small)
+        auto = "bfloat16" if self.device != "cpu" else "float64" if small else "float32"
         self.dtype = auto if dtype == "auto" else dtype
         header = f"{ADAPTER} {self.dtype}\n{origin or ''}"
         for role, found in files.items() if not origin else ():
@@ -98,6 +101,7 @@ class Emu3Model(Continuing):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
+    @torch.inference_mode(False)  # also where a method under it loads: weights have gradients
     def module(self, role: str) -> Emu3ForConditionalGeneration:
         """The transformers model that draws ("gen") or judges ("und"), loaded."""
         folder = self.folders[role]

@@ -24,11 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from gapbench.models.base import Drawing
+from gapbench.models.base import Batches, Drawing, Model
 from gapbench.types import GapbenchError
 
 ADAPTER: Final = "images-1"
@@ -62,7 +60,7 @@ class Folder:
     fingerprint: str
 
 
-class ImagesModel:
+class ImagesModel(Model):
     """`--model images:DIR`: hands out the images of a folder; it can neither judge nor train.
 
     Which sample of its prompt a seed stands for is the plan's to say: `bind` it before drawing.
@@ -71,6 +69,7 @@ class ImagesModel:
     """
 
     capabilities = frozenset({"generate"})
+    batches = Batches(64, 64)
 
     def __init__(self, folder: Path, device: str = "auto", dtype: str = "auto") -> None:  # noqa: ARG002
         self.folder = read_folder(folder)
@@ -94,15 +93,6 @@ class ImagesModel:
             )
         self._samples.update(samples)
 
-    def load(self) -> None:
-        pass
-
-    def release(self) -> None:
-        pass
-
-    def refuses(self, text: str) -> str | None:  # noqa: ARG002 (bind says what is missing)
-        return None
-
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Drawing]:
         """The image of each (prompt, seed). Raises GapbenchError where it is broken or changed."""
         return [
@@ -118,12 +108,6 @@ class ImagesModel:
             )
         path = self._paths[prompt, self._samples[prompt, seed]]
         return decode(_inside(self.folder.root, path, self.name))
-
-    def judge(self, images: Any, questions: Any, answers: Any) -> NDArray[np.float64]:  # noqa: ARG002
-        raise GapbenchError(f"model {self.name} lacks judge_logits: it only holds images")
-
-    def reply(self, images: Any, questions: Any) -> list[str]:  # noqa: ARG002
-        raise GapbenchError(f"model {self.name} lacks judge_text: it only holds images")
 
 
 def read_folder(root: Path) -> Folder:

@@ -42,6 +42,18 @@ def fingerprint(base: str, folder: Path) -> str:
     return digest(f"lora-1 {base}\n", [folder / CONFIG, folder / WEIGHTS])
 
 
+def write_blank(network: Any, folder: Path) -> None:
+    """Write an adapter on one linear layer of a network that changes nothing."""
+    from peft import LoraConfig, get_peft_model
+
+    linear = (n for n, part in network.named_modules() if type(part).__name__ == "Linear")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's, about transformers
+        get_peft_model(network, LoraConfig(target_modules=[next(linear)])).save_pretrained(
+            str(folder)
+        )
+
+
 def merge(who: str, model: Any, folder: Path) -> None:
     """Merge an adapter into a model's weights, in place.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from gapbench.fetch.hub import Checkpoint, cached
+from gapbench.models.base import CAPABILITIES
 from gapbench.types import GapbenchError
 
 Family = Literal["janus", "emu3", "worker", "server"]
@@ -60,9 +61,7 @@ class Entry:
         return self.family if self.family in ("worker", "server") else "native"
 
 
-NATIVE: Final = frozenset(
-    {"generate", "judge_logits", "judge_text", "image_tokens", "image_logprobs", "train", "text"}
-)
+NATIVE: Final = frozenset(CAPABILITIES)
 JANUS_RECIPE: Final = {"guidance": 5.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 JANUS_SOURCE: Final = "deepseek-ai/Janus 1daa72f, generation_inference.py, defaults of generate()"
 DEEPSEEK: Final = "DeepSeek Model License"
@@ -266,7 +265,7 @@ HUB: Final[dict[str, Entry]] = {
         license="Apache-2.0",
         parameters="2 x 8.5 B",
         memory="2 x 20 GB, one at a time",
-        capabilities=NATIVE,
+        capabilities=NATIVE - {"embeddings"},
         recipe={
             "guidance": 3.0,
             "temperature": 1.0,

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gapbench.client import LOGPROBS, Client, Reply
-from gapbench.models.base import Drawing, Unfinished
+from gapbench.models.base import Batches, Drawing, Model, Unfinished
 from gapbench.types import Answer, GapbenchError
 
 ADAPTER: Final = "server-model-1"
@@ -57,7 +57,7 @@ LARGEST: Final = 100_000_000
 """Bytes of a reply that are read."""
 
 
-class ServerModel:
+class ServerModel(Model):
     """`--model server:BASE_URL#MODEL`, say server:http://localhost:8091/v1#ByteDance-Seed/BAGEL-7B-MoT.
 
     `recipe` are fields of the image request; --set adds any that the server knows, and texts are
@@ -90,6 +90,7 @@ class ServerModel:
             pause=pause,
         )  # fmt: skip
         self.name = self._client.name
+        self.batches = Batches(concurrency, 64)
         self.recipe: dict[str, Any] = dict(RECIPES.get(self._client.model, RECIPE))
         for key, value in (recipe or {}).items():
             if key in OURS:
@@ -99,15 +100,9 @@ class ServerModel:
         self.fingerprint = hashlib.sha256(f"{ADAPTER} {said}".encode()).hexdigest()
         self._drawn: dict[tuple[str, int], Drawing] = {}
 
-    def load(self) -> None:
-        pass
-
     def release(self) -> None:
         self._client.close()
         self._chat.close()
-
-    def refuses(self, text: str) -> str | None:  # noqa: ARG002 (the server says when it is asked)
-        return None
 
     # -- drawing ---------------------------------------------------------------------------
 

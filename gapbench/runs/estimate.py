@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from gapbench.engines.processes import Copies
-from gapbench.judges.base import Judge, PaidJudge
+from gapbench.judges.base import Judge
 from gapbench.models.base import Drawing
 from gapbench.runs.folder import RunFolder, folder_for
 from gapbench.runs.plan import Item, Prepared, missing_items, refuse_prompts
@@ -74,8 +73,8 @@ def estimate(prepared: Prepared) -> Estimate:
     if not missing and not own and not any(outside.values()):
         return Estimate(0, 0, 0, None, None)
 
-    model, left = prepared.model, missing or items
-    few = CALIBRATION * (model.count if isinstance(model, Copies) else 1)
+    left = missing or items
+    few = CALIBRATION * prepared.settings.workers
     sample = left[:: max(1, len(left) // few)][:few]
     if prepared.settings.batch_size != "auto":
         sample = sample[: prepared.settings.batch_size]
@@ -95,11 +94,12 @@ def estimate(prepared: Prepared) -> Estimate:
         seconds += own * _each(partial(prepared.own.judge, images, prompts), len(sample))
     costs = []
     for judge in prepared.judges:
-        if outside[judge.name] and isinstance(judge, PaidJudge):
-            costs.append(f"{judge.name}: {judge.estimate_cost(outside[judge.name])}")
-        elif outside[judge.name]:
-            judging = partial(judge.judge, images, prompts)
-            seconds += outside[judge.name] * _each(judging, len(sample))
+        asks = outside[judge.name]
+        cost = judge.estimate_cost(asks)
+        if asks and cost:
+            costs.append(f"{judge.name}: {cost}")
+        elif asks:
+            seconds += asks * _each(partial(judge.judge, images, prompts), len(sample))
     size = sum(_bytes(drawing) for drawing in drawings) / len(drawings)
     verdicts = own + sum(outside.values())
     return Estimate(

@@ -10,17 +10,15 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from importlib.metadata import version
 from inspect import Signature, signature
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar, get_type_hints
 
-from gapbench.engines.local import FIRST, BatchSize, work
-from gapbench.engines.processes import Copies
-from gapbench.judges.base import DigestJudge, Judge, PictureJudge
+from gapbench.engines.local import BatchSize, work
+from gapbench.judges.base import Judge
 from gapbench.models import load_model
-from gapbench.models.base import Drawing, Model, SeedlessModel, Unfinished, is_pair
+from gapbench.models.base import Drawing, Model, Unfinished
 from gapbench.runs.folder import RunFolder, folder_for
 from gapbench.runs.plan import Item, Prepared, missing_items, prepare, refuse_prompts
 from gapbench.runs.run import HUMAN, Run
@@ -31,10 +29,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 _Done = tuple[Mapping[int, T], Unfinished | None]
 """What a batch gave by place, and what stopped it, if anything did."""
-LARGEST: Final = 1024
-FEW: Final = 8
-"""Largest batches that are tried by default: on a GPU, and of a model on a CPU that is not `small`.
-"""
 SEEDS: Final = "the model's seeds"
 
 
@@ -121,11 +115,11 @@ def about(model: Model, given: str | Model) -> dict[str, Any]:
         "model_about": {
             "fingerprint": model.fingerprint,
             "recipe": dict(model.recipe),
-            "pair": is_pair(model),
+            "pair": model.pair,
             "given": _place(given),
-            "device": getattr(model, "device", None),
-            "dtype": getattr(model, "dtype", None),
-            "versions": getattr(model, "versions", None),
+            "device": model.device,
+            "dtype": model.dtype,
+            "versions": model.versions,
         },
         "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
         "machine": {"system": platform.system(), "processor": platform.machine()},
@@ -180,7 +174,7 @@ def _draw(
     model: Model, folder: RunFolder, items: list[Item], batch_size: BatchSize, progress: Progress
 ) -> None:
     missing = missing_items(items, folder.generations())
-    if missing and isinstance(model, SeedlessModel):
+    if missing:
         _note_check(folder, SEEDS, model.check_seeds(missing[0].prompt.text, missing[0].seed))
     total = len({(item.prompt.text, item.seed) for item in items})
     advance = progress("images", total - len(missing), total)
@@ -212,7 +206,7 @@ def _draw(
         )
         _go_on(stop)
 
-    work(missing, batch_size, do, keep, advance, *_sizes(model))
+    work(missing, batch_size, do, keep, advance, model.batches)
 
 
 def _judge(
@@ -229,15 +223,18 @@ def _judge(
     # Side by side, since questions about one image share most of their work.
     place = {image: number for number, (_, image) in enumerate(reversed(missing))}
     missing.sort(key=lambda pair: -place[pair[1]])
-    if missing and isinstance(judge, PictureJudge):
+    if missing:
         _note_check(folder, f"judge {judge.name}", judge.check_picture())
     advance = progress(stage, len(wanted) - len(missing), len(wanted))
 
     def do(batch: Sequence[tuple[Prompt, str]]) -> _Done[Answer]:
-        prompts = [prompt for prompt, _ in batch]
-        if isinstance(judge, DigestJudge):
-            return _done(partial(judge.judge_digests, [image for _, image in batch], prompts))
-        return _done(partial(judge.judge, folder.images([image for _, image in batch]), prompts))
+        prompts, digests = [prompt for prompt, _ in batch], [image for _, image in batch]
+
+        def ask() -> list[Answer]:
+            known = judge.judge_digests(digests, prompts)
+            return judge.judge(folder.images(digests), prompts) if known is None else known
+
+        return _done(ask)
 
     def keep(batch: Sequence[tuple[Prompt, str]], made: _Done[Answer]) -> None:
         answers, stop = made
@@ -253,19 +250,7 @@ def _judge(
         )
         _go_on(stop)
 
-    work(missing, batch_size, do, keep, advance, *_sizes(judge))
-
-
-def _sizes(asked: Model | Judge) -> tuple[int, int]:
-    """The largest batch to try, and the one to begin with. A GPU says when its memory is full; on a
-    CPU the process would be killed, by a large model's keys and values at once, and more rows are
-    no faster anyway."""
-    model = asked if isinstance(asked, Copies) else getattr(asked, "model", asked)
-    count = model.count if isinstance(model, Copies) else 1
-    if str(getattr(model, "device", None)).startswith("cuda"):
-        return count * LARGEST, count * FIRST
-    most = FIRST if getattr(model, "small", True) else FEW
-    return count * most, count * FIRST
+    work(missing, batch_size, do, keep, advance, judge.batches)
 
 
 def _done(call: Callable[[], Sequence[T]]) -> _Done[T]:

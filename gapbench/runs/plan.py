@@ -13,8 +13,8 @@ from gapbench.engines.processes import Copies
 from gapbench.judges import load_judge
 from gapbench.judges.base import Judge
 from gapbench.judges.own import NEEDS, OwnJudge
-from gapbench.models import load_model
-from gapbench.models.base import Model
+from gapbench.models import as_model
+from gapbench.models.base import Model, require
 from gapbench.models.images import ImagesModel
 from gapbench.runs.settings import RunSettings
 from gapbench.tasks.task import Task, select
@@ -101,20 +101,16 @@ def prepare(settings: RunSettings) -> Prepared:
     if workers > 1 and not isinstance(model, str):
         raise GapbenchError("workers: give the model by its name, so that copies can be made")
     adapter: Model
-    if not isinstance(model, str):
-        adapter = model
-    elif workers > 1:
+    if isinstance(model, str) and workers > 1:
         adapter = Copies(model, settings.device, settings.dtype, recipe, workers)
     else:
-        adapter = load_model(model, settings.device, settings.dtype, recipe)
-    if "generate" not in adapter.capabilities:
-        raise GapbenchError(f"model {adapter.name} lacks generate: it never draws")
-    own = None if verdict == "none" else OwnJudge(adapter, verdict)
-    if verdict != "none" and NEEDS[verdict] not in adapter.capabilities:
-        raise GapbenchError(
-            f"model {adapter.name} lacks {NEEDS[verdict]}, which --verdict {verdict} takes; "
-            "with --verdict none only outside judges are asked"
-        )
+        adapter = as_model(model, settings.device, settings.dtype, recipe)
+    require(adapter, ["generate"], "it cannot draw")
+    own = None
+    if verdict != "none":
+        why = f"--verdict {verdict} needs it; with --verdict none only outside judges are asked"
+        require(adapter, [NEEDS[verdict]], why)
+        own = OwnJudge(adapter, verdict)
     if only is not None:
         selected = [(task, [p for p in found if p.text in only]) for task, found in selected]
     prompts, partner = choose(selected, settings.limit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -15,25 +16,40 @@ from hypothesis import strategies as st
 
 import gapbench
 from gapbench import GapbenchError, load_model
-from gapbench.engines.local import FIRST, BatchSize, work
-from gapbench.models.base import Drawing
+from gapbench.engines import local
+from gapbench.engines.local import BatchSize, Interrupted, work
+from gapbench.models.base import Batches, Drawing, Model
 from gapbench.models.janus.adapter import JanusModel
 
 
-def batches(
-    count: int, batch_size: BatchSize, room: int, most: int = FIRST
+def sizes_of(
+    count: int,
+    batch_size: BatchSize,
+    batches: Batches,
+    room: int = 10**6,
+    each: float = 0,
+    extra: Sequence[float] = (),
 ) -> tuple[list[int], list[int]]:
-    """Items kept in order, and the sizes of the batches that were done with memory for `room`."""
+    """Items kept in order, and the sizes of the batches that were done, with memory for `room`
+    items and a clock on which one takes `each` seconds, and the first batches `extra` ones."""
     kept: list[int] = []
     sizes: list[int] = []
+    now, more = 0.0, iter(extra)
 
     def do(batch: Sequence[int]) -> list[int]:
+        nonlocal now
         if len(batch) > room:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         sizes.append(len(batch))
+        now += each * len(batch) + next(more, 0)
         return [2 * item for item in batch]
 
-    work(range(count), batch_size, do, lambda _batch, made: kept.extend(made), lambda _: None, most)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "monotonic", lambda: now)
+        work(
+            range(count), batch_size, do, lambda _batch, made: kept.extend(made), lambda _: None,
+            batches,
+        )  # fmt: skip
     return kept, sizes
 
 
@@ -41,24 +57,53 @@ def batches(
     count=st.integers(0, 400),
     batch_size=st.one_of(st.just("auto"), st.integers(1, 90)),
     room=st.integers(1, 300),
-    most=st.integers(1, 512),
+    batches=st.builds(Batches, st.integers(1, 512), st.integers(1, 512)),
+    each=st.floats(0, 20),
 )
 def test_everything_is_done_once_in_order(
-    count: int, batch_size: BatchSize, room: int, most: int
+    count: int, batch_size: BatchSize, room: int, batches: Batches, each: float
 ) -> None:
-    kept, sizes = batches(count, batch_size, room, most)
+    kept, sizes = sizes_of(count, batch_size, batches, room, each)
     assert kept == [2 * item for item in range(count)]
-    assert max(sizes, default=0) <= min(room, most if batch_size == "auto" else batch_size)
+    most = batches.most if batch_size == "auto" else batch_size
+    assert max(sizes, default=0) <= min(room, most)
 
 
 def test_auto_finds_the_size_that_fits() -> None:
-    assert batches(1000, "auto", room=300, most=1024)[1] == [64, 128, 256, 256, 256, 40]
-    assert batches(100, "auto", room=20)[1] == [16] * 6 + [4]
+    on_gpu = Batches.on("cuda:1", small=False)
+    assert sizes_of(1000, "auto", on_gpu, room=300)[1] == [64, 128, 256, 256, 256, 40]
+    assert sizes_of(100, "auto", Batches.on("cpu", small=True), room=20)[1] == [16] * 6 + [4]
+    assert sizes_of(20, "auto", Batches.on("cpu", small=False))[1] == [8, 8, 4]
+
+
+def test_auto_grows_while_a_batch_takes_under_ten_seconds() -> None:
+    assert sizes_of(300, "auto", Model.batches)[1] == [1, 2, 4, 8, 16, 32, 64, 64, 64, 45]
+    assert sizes_of(50, "auto", Model.batches, each=0.5)[1] == [1, 2, 4, 8, 16, 16, 3]
+    assert sizes_of(4, "auto", Model.batches, each=60)[1] == [1, 1, 1, 1]
+
+
+def test_a_slow_start_says_nothing_about_the_size() -> None:
+    """A judge loads its weights in its first batch."""
+    assert sizes_of(20, "auto", Model.batches, extra=[99])[1] == [1, 1, 2, 4, 8, 4]
+
+
+def test_no_batch_is_smaller_than_the_first_for_its_time() -> None:
+    assert sizes_of(400, "auto", Batches(64, 1024), each=1)[1] == [64] * 6 + [16]
+
+
+def test_a_gpu_that_a_larger_batch_serves_better_gets_it_up_to_ten_seconds() -> None:
+    extra = [5.0] * 9  # for a batch of any size
+    found = sizes_of(1500, "auto", Batches(64, 1024), each=0.01, extra=extra)[1]
+    assert found == [64, 128, 256, 512, 256, 256, 28]
+
+
+def test_a_size_that_the_user_names_is_kept() -> None:
+    assert sizes_of(100, 40, Batches(1, 8), each=3)[1] == [40, 40, 20]
 
 
 def test_one_item_that_does_not_fit_is_an_error() -> None:
     with pytest.raises(torch.OutOfMemoryError):
-        batches(10, "auto", room=0)
+        sizes_of(10, "auto", Model.batches, room=0)
 
 
 def test_another_error_is_not_tried_again() -> None:
@@ -111,6 +156,20 @@ def test_what_was_computed_is_kept_when_keeping_fails() -> None:
     with pytest.raises(GapbenchError, match="the first"):
         work(range(6), 2, lambda _batch: None, keep, lambda _: None)
     assert kept == [2, 3]
+
+
+def test_ctrl_c_waits_for_the_batch_in_hand_alone() -> None:
+    done: list[int] = []
+    kept: list[int] = []
+
+    def do(batch: Sequence[int]) -> None:
+        done.extend(batch)
+        if len(done) == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        work(range(9), "auto", do, lambda batch, _: kept.extend(batch), lambda _: None)
+    assert done == kept == [0, 1, 2]
 
 
 def test_images_do_not_depend_on_memory(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

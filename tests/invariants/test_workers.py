@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from gapbench.models.base import Drawing, Unfinished
-from gapbench.types import GapbenchError
+from gapbench.types import Answer, GapbenchError
 
 HERE = Path(__file__).parent
 
@@ -64,8 +64,19 @@ class {name}:
     def judge(self, images, questions, answers):
         yes = np.array([np.asarray(image).mean() / 256 for image in images])
         return np.log(np.stack([1 - yes, yes], 1))
+
+    {more}
 """
-USUAL = {"load": "pass", "draw": "pass"}
+ANSWERS = """
+    def answers(self, images, questions, words):
+        with (HERE / "answered").open("a") as file:
+            file.write(f"{os.getpid()} {len(images)}\\n")
+        return [Answer(verdict=1, text="by itself") for _ in images]
+
+    def check_seeds(self, prompt, seed):
+        return f"tried in {os.getpid()}"
+"""
+USUAL = {"load": "pass", "draw": "pass", "more": ""}
 
 
 @pytest.fixture
@@ -82,9 +93,9 @@ def adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., st
     return write
 
 
-def calls(folder: Path) -> list[list[int]]:
-    """(process, rows) of each call for images."""
-    return [[int(n) for n in line.split()] for line in (folder / "calls").read_text().splitlines()]
+def calls(folder: Path, name: str = "calls") -> list[list[int]]:
+    """(process, rows) of each call for images, or of those that were "answered"."""
+    return [[int(n) for n in line.split()] for line in (folder / name).read_text().splitlines()]
 
 
 def test_three_workers_give_the_images_and_verdicts_of_one(tmp_path: Path) -> None:
@@ -109,13 +120,33 @@ def test_rows_are_shared_and_each_goes_once(adapter: Callable[..., str], tmp_pat
     alone = gapbench.run(spec, samples=1, limit=10, judges=[], out=tmp_path / "alone")
     assert alone.rates() == run.rates()
     gapbench.run(spec, samples=13, limit=10, judges=[], workers=2, out=tmp_path / "auto")
-    assert sorted(rows for _, rows in calls(tmp_path)[-4:]) == [1, 1, 64, 64]
+    sizes = [1, 1, 2, 2, 2, 2, 4, 4, 8, 8, 16, 16, 32, 32]
+    assert sorted(rows for _, rows in calls(tmp_path)[-14:]) == sizes
     assert {g.image for g in alone.folder.generations().values()} == {
         g.image for g in run.folder.generations().values()
     }
     for process in processes:  # none is left over
         with pytest.raises(ProcessLookupError):
             os.kill(process, 0)
+
+
+def test_an_adapter_that_gives_verdicts_itself_gives_them_in_the_workers(
+    adapter: Callable[..., str], tmp_path: Path
+) -> None:
+    spec = adapter("Answering", more=ANSWERS)
+    run = gapbench.run(
+        spec, samples=1, limit=8, judges=[], batch_size=8, workers=2, out=tmp_path / "runs"
+    )
+    drew = {process for process, _ in calls(tmp_path)}
+    answered = calls(tmp_path, "answered")
+    assert {process for process, _ in answered} == drew
+    assert os.getpid() not in drew
+    assert {rows for _, rows in answered} == {4}
+    assert {verdict.text for verdict in run.folder.verdicts().values()} == {"by itself"}
+    [warning] = run.folder.read("checks.json").values()
+    assert int(warning.removeprefix("tried in ")) in drew
+    alone = gapbench.run(spec, samples=1, limit=8, judges=[], out=tmp_path / "alone")
+    assert alone.rates() == run.rates()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gapbench import GapbenchError, load_model
 from gapbench.models.autoregressive.sampling import Recipe, draw, uniforms, warp
-from gapbench.models.base import is_pair, require_shared
+from gapbench.models.base import require_shared
 from gapbench.models.emu3 import Emu3Model
 from gapbench.models.registry import HUB
 from gapbench.verdict import ANSWERS
@@ -191,11 +191,11 @@ def test_judging_equals_a_plain_forward_whatever_the_pictures_sizes(
 def test_a_pair_is_told_and_shares_no_parameters(
     model: Emu3Model, tiny_emu3: Path, images: list[Image.Image]
 ) -> None:
-    assert is_pair(model)
+    assert model.pair
     with pytest.raises(GapbenchError, match=r"gapbench entk is about parameters that .* a pair"):
         require_shared(model, "gapbench entk")
     single = made(tiny_emu3 / "gen")
-    assert not is_pair(single)
+    assert not single.pair
     require_shared(single, "gapbench entk")
     assert single.fingerprint != model.fingerprint
     assert single.generate(["a"], [1])[0].image == model.generate(["a"], [1])[0].image

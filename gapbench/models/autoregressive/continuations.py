@@ -56,7 +56,7 @@ class Reader:
 
 
 class Continuing(ABC):
-    """What makes an adapter a `TextModel`, but for `chat`."""
+    """An adapter's `complete` and `score` (capability text)."""
 
     @abstractmethod
     def _reader(self) -> Reader:

@@ -25,7 +25,7 @@ from gapbench.models.autoregressive.continuations import Continuing, Images, Rea
 from gapbench.models.autoregressive.cores import Cores
 from gapbench.models.autoregressive.decode import Decoder, draw_tokens
 from gapbench.models.autoregressive.sampling import Recipe, logprobs_of
-from gapbench.models.base import Drawing
+from gapbench.models.base import CAPABILITIES, Batches, Drawing, Model
 from gapbench.models.checkpoint import hub_weights, load_pretrained, recipe_of, settings_files
 from gapbench.models.janus import original as janus_original
 from gapbench.types import GapbenchError
@@ -42,24 +42,16 @@ PADDED: Final = {"padding": True, "padding_side": "left", "return_tensors": "pt"
 """The side is said because a tokenizer_config.json may name the other one."""
 
 
-class JanusModel(Continuing):
+class JanusModel(Continuing, Model):
     """Adapter for a folder with a Janus checkpoint in the hub's layout.
 
     `origin`, a hub id at a commit, stands for the digest of the files in the fingerprint.
     """
 
-    capabilities = frozenset(
-        {
-            "generate",
-            "judge_logits",
-            "judge_text",
-            "image_tokens",
-            "image_logprobs",
-            "train",
-            "text",
-        }
-    )
-    parts: Mapping[str, str] = {
+    capabilities = frozenset(CAPABILITIES)
+    device: str
+    dtype: str
+    parts = {  # noqa: RUF012 (nobody changes it)
         "language-model": r"model\.language_model\..+",
         "generation": r"model\.(language_model|generation_(embeddings|aligner|head))\..+",
     }
@@ -85,9 +77,10 @@ class JanusModel(Continuing):
         self.recipe: dict[str, Any] = asdict(self._sampling)
         self.device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         on_cpu = self.device == "cpu"
-        self.small = sum(f.stat().st_size for f in tensors) < SMALL
-        self._cores, self._takes = Cores(), on_cpu and self.small
-        auto = "bfloat16" if not on_cpu else "float64" if self.small else "float32"
+        small = sum(f.stat().st_size for f in tensors) < SMALL
+        self.batches = Batches.on(self.device, small)
+        self._cores, self._takes = Cores(), on_cpu and small
+        auto = "bfloat16" if not on_cpu else "float64" if small else "float32"
         self.dtype = auto if dtype == "auto" else dtype
         self.fingerprint = digest(
             f"{ADAPTER} {self.dtype}\n{origin or ''}",
@@ -99,6 +92,7 @@ class JanusModel(Continuing):
 
     # -- loading ---------------------------------------------------------------------------
 
+    @torch.inference_mode(False)  # also where a method under it loads: weights have gradients
     def load(self) -> None:
         if self._model is not None:
             return

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gapbench.models.base import CAPABILITIES, Drawing, Unfinished
+from gapbench.models.base import CAPABILITIES, Drawing, Model, Unfinished
 from gapbench.types import GapbenchError
 
 ADAPTER: Final = "worker-1"
@@ -37,7 +37,7 @@ GREETING: Final = 120.0
 MAX_PIXELS: Final = 8192 * 8192
 
 
-class WorkerModel:
+class WorkerModel(Model):
     """Drives a worker started as `command`.
 
     `identity` (digests of the worker's files, upstream commit, checkpoint revisions, dtype) and the
@@ -68,7 +68,7 @@ class WorkerModel:
         self._refusals: dict[str, str | None] = {}
         greeting = self._started().greeting
         self.capabilities = frozenset(greeting["capabilities"])
-        self.versions: dict[str, str] = greeting["versions"]
+        self.versions = greeting["versions"]
         digest = hashlib.sha256(f"{ADAPTER}\n".encode())
         digest.update(json.dumps([identity, self.versions], sort_keys=True).encode())
         self.fingerprint = digest.hexdigest()
@@ -99,12 +99,11 @@ class WorkerModel:
                 raise GapbenchError(
                     f"model {self.name}: its worker's greeting lacks its capabilities or versions"
                 )
-            seen = getattr(self, "versions", versions)
-            if versions != seen:
+            if self.versions not in (None, versions):
                 self.release()
                 raise GapbenchError(
                     f"model {self.name}: its environment changed while it ran ({versions}, was "
-                    f"{seen}); run the same command again"
+                    f"{self.versions}); run the same command again"
                 )
         return self._process
 
