@@ -11,7 +11,7 @@ from gapbench.fetch.hub import Checkpoint
 from gapbench.fetch.sources import Source
 from gapbench.models.base import AnsweringModel, Model, Unfinished
 from gapbench.types import Answer, Prompt
-from gapbench.verdict import ANSWERS, parse, weigh
+from gapbench.verdict import ANSWERS, RULES, parse, weigh
 
 Mode = Literal["logits", "text"]
 NAMES: Final[dict[Mode, str]] = {"logits": "self", "text": "self-text"}
@@ -24,7 +24,9 @@ class OwnJudge:
     def __init__(self, model: Model, mode: Mode) -> None:
         self.model, self.mode = model, mode
         self.name = NAMES[mode]
-        self.fingerprint = f"{self.name}-1-{model.fingerprint}"
+        # A model that answers itself may answer in words where it tells no probabilities.
+        rules = RULES if mode == "text" or isinstance(model, AnsweringModel) else 1
+        self.fingerprint = f"{self.name}-{rules}-{model.fingerprint}"
         self.needs: Sequence[Source | Checkpoint] = ()
 
     def question(self, prompt: Prompt) -> str:

@@ -15,6 +15,7 @@ from gapbench.client import LOGPROBS, Client
 from gapbench.fetch.hub import Checkpoint
 from gapbench.fetch.sources import Source
 from gapbench.types import Answer, GapbenchError, Prompt
+from gapbench.verdict import RULES
 
 SETTINGS: Final = {"temperature": 0, "max_tokens": 64, "seed": 0, "n": 1}
 VARIANTS: Final = ({**SETTINGS, **LOGPROBS}, SETTINGS)
@@ -52,7 +53,7 @@ class ServerJudge:
         self.name, self.model = self._client.name, self._client.model
         self.url = self._client.url + "/chat/completions"
         recipe = json.dumps([self.url, self.model, SETTINGS], sort_keys=True)
-        self.fingerprint = hashlib.sha256(f"server-1 {recipe}".encode()).hexdigest()
+        self.fingerprint = hashlib.sha256(f"server-{RULES} {recipe}".encode()).hexdigest()
 
     def question(self, prompt: Prompt) -> str:
         return prompt.question
