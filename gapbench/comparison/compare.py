@@ -210,6 +210,11 @@ def cross(pair: Pair, models: Sequence[str], progress: Progress) -> list[float] 
     if any(key not in there for key in keys):
         mode = next(mode for mode, name in NAMES.items() if name == plan.own)
         judge = OwnJudge(model_of(pair.after, models, "judge BEFORE's images"), mode)
+        if judge.fingerprint != plan.own_fingerprint:
+            raise GapbenchError(
+                f"{pair.after.path}: its verdicts in words follow older rules of reading; run its "
+                "`gapbench run` command again, so that they follow today's"
+            )
         judge_images("verdicts of AFTER", judge, pair.before.folder, asked, progress)
         judge.release()
         there = pair.before.folder.verdicts()

@@ -48,6 +48,7 @@ class Copies(Model):
         self.capabilities = model.capabilities & SHARED
         self.device, self.dtype = model.device, model.dtype
         self.pair, self.versions = model.pair, model.versions
+        self.reads_words = model.reads_words
         self.batches = Batches(*(count * size for size in model.batches))
         self.count = count
         self._make = partial(load_model, spec, dtype=dtype, recipe=recipe)

@@ -10,6 +10,7 @@ from PIL import Image
 from gapbench.judges.base import Judge
 from gapbench.models.base import Model
 from gapbench.types import Answer, Prompt
+from gapbench.verdict import RULES
 
 Mode = Literal["logits", "text"]
 NAMES: Final[dict[Mode, str]] = {"logits": "self", "text": "self-text"}
@@ -22,7 +23,8 @@ class OwnJudge(Judge):
     def __init__(self, model: Model, mode: Mode) -> None:
         self.model, self.mode, self.batches = model, mode, model.batches
         self.name = NAMES[mode]
-        self.fingerprint = f"{self.name}-1-{model.fingerprint}"
+        rules = RULES if mode == "text" or model.reads_words else 1
+        self.fingerprint = f"{self.name}-{rules}-{model.fingerprint}"
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
         questions = [prompt.question for prompt in prompts]

@@ -15,6 +15,7 @@ from gapbench.client import LOGPROBS, Client
 from gapbench.judges.base import Judge
 from gapbench.models.base import Batches
 from gapbench.types import Answer, GapbenchError, Prompt
+from gapbench.verdict import RULES
 
 SETTINGS: Final = {"temperature": 0, "max_tokens": 64, "seed": 0, "n": 1}
 VARIANTS: Final = ({**SETTINGS, **LOGPROBS}, SETTINGS)
@@ -51,7 +52,7 @@ class ServerJudge(Judge):
         self.batches = Batches(concurrency, 64)
         self.url = self._client.url + "/chat/completions"
         recipe = json.dumps([self.url, self.model, SETTINGS], sort_keys=True)
-        self.fingerprint = hashlib.sha256(f"server-1 {recipe}".encode()).hexdigest()
+        self.fingerprint = hashlib.sha256(f"server-{RULES} {recipe}".encode()).hexdigest()
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
         """Answer for each (image, prompt), in order.

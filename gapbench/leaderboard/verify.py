@@ -14,7 +14,7 @@ from gapbench.judges.own import NAMES
 from gapbench.leaderboard.expected import Installed, Key, Wanted
 from gapbench.leaderboard.submission import SEED, Card, Submission, figures, name_of, read
 from gapbench.types import GapbenchError
-from gapbench.verdict import parse
+from gapbench.verdict import RULES, parse
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +56,7 @@ def _card(card: Card, name: str, installed: Installed) -> Iterator[str]:
         yield f"{card.name} is a test model (or names no checkpoint) and is not marked as one"
     if card.own not in NAMES.values():
         yield f"own verdicts are by {card.own!r}, not by {' or '.join(NAMES.values())}"
-    elif card.own_fingerprint != f"{card.own}-1-{card.fingerprint}":
+    elif card.own_fingerprint not in {f"{card.own}-{r}-{card.fingerprint}" for r in (1, RULES)}:
         yield "the own verdicts' fingerprint is not of the model's"
     for task, given in card.tasks.items():
         here = installed.card(task, given.samples)

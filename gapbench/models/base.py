@@ -123,6 +123,8 @@ class Model:
     """The dtype that it computes in, as torch names it; None where that is not known."""
     pair: bool = False
     """Whether it draws with one set of weights and judges with another."""
+    reads_words: bool = False
+    """Whether `answers` reads words where it cannot have the answers' probabilities."""
     versions: Mapping[str, str] | None = None
     """Of the packages of an environment of its own, by name."""
     batches: Batches = Batches()
