@@ -67,6 +67,7 @@ class ServerModel(Model):
     a field that is gapbench's to set.
     """
 
+    reads_words = True
     capabilities = frozenset({"generate", "judge_logits", "judge_text"})
 
     def __init__(
