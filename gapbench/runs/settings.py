@@ -20,8 +20,8 @@ else:
     Model = object  # `gapbench --help` has no time to import it
 
 Progress = Callable[[str, int, int], Callable[[int], None]]
-"""Told (stage, items that are there already, items in all); returns what to call with each batch's
-size."""
+"""Told (stage, items that are there already, items in all); returns what is called with each
+batch's size once it is stored, from another thread."""
 
 
 def silent(_stage: str, _there: int, _total: int) -> Callable[[int], None]:
