@@ -128,7 +128,7 @@ class RunSettings(Settings):
     limit: Limit = None
     judges: Judges = None
     verdict: Annotated[Literal["logits", "text", "none"], Option(help="How the model judges its own images: by the probabilities of the two answers (logits), in words (text), or not at all (none).")] = "logits"
-    batch_size: Annotated[int | Literal["auto"], Option(min=1, help="Images at a time; auto takes as many as fit. Never changes a result.")] = "auto"
+    batch_size: Annotated[int | Literal["auto"], Option(min=1, help="Images at a time; auto takes more while a batch fits and takes under ten seconds. Never changes a result.")] = "auto"
     workers: Annotated[int, Option(min=1, help="Processes that draw and judge, each with a copy of the model, on the GPUs in turn. Never changes a result.")] = 1
     seed: Annotated[int, Option(min=0, help="Seed of the run; another seed is another run.")] = 0
     device: Device = "auto"
