@@ -17,8 +17,13 @@ from PIL import Image
 from gapbench.judges.base import Judge
 from gapbench.types import Answer, GapbenchError, Prompt
 
-LABELS: Final = {"yes": 1, "1": 1, "no": 0, "0": 0, "unsure": None}
+LABELS: Final = {
+    "yes": 1, "1": 1, "1.0": 1, "true": 1, "no": 0, "0": 0, "0.0": 0, "false": 0, "unsure": None,
+}  # fmt: skip
+"""Spreadsheets write TRUE and FALSE; pandas writes 1.0 and 0.0 where another row has no label."""
 NEEDED: Final = ("image", "label")
+SEPARATORS: Final = ",;\t"
+"""Of a CSV file: spreadsheets of most of Europe write semicolons."""
 _SHA: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -26,11 +31,12 @@ class HumanJudge(Judge):
     """Labels from a file: CSV with a header, or one JSON object a line where its name ends in
     .jsonl.
 
-    Columns: `image`, the name of the image's file in the run folder (images/ab/<sha256>.png)
-    without its ending; `label`, one of yes, no, unsure, 1, 0; optionally `prompt`, the prompt's
-    text (without it the label holds for every prompt of that image), `rater`, and `time`. Others
-    are ignored. A label with a time replaces what its rater said before; `gapbench label` writes
-    one beside each. A last line of JSON that a crash tore is left out.
+    Columns: `image`, the name of the image's file in the run folder (images/ab/<sha256>.png), with
+    or without its ending; `label`, one of yes, no, unsure, 1, 0, true, false; optionally `prompt`,
+    the prompt's text (without it the label holds for every prompt of that image), `rater`, and
+    `time`. Others are ignored. A CSV file is separated by commas, semicolons or tabs, and its
+    header may have capitals and blanks. A label with a time replaces what its rater said before;
+    `gapbench label` writes one beside each. A last line of JSON that a crash tore is left out.
     The verdict is the one that more than half of an image's raters gave; without such a majority,
     and where that is "unsure", the judge abstains. A rater who labels an image with and without its
     prompt counts by the former.
@@ -56,12 +62,15 @@ class HumanJudge(Judge):
             self._add(place, row)
 
     def _add(self, place: str, row: dict[str, str]) -> None:
-        image, label = row["image"].strip().lower(), row["label"].strip().lower()
+        image = row["image"].strip().lower().removesuffix(".png")
+        label = row["label"].strip().lower()
         rater, prompt = row.get("rater") or "", row.get("prompt") or ""
         if not _SHA.fullmatch(image):
-            raise GapbenchError(f"{place}: image {row['image']!r} is no sha256")
+            raise GapbenchError(f"{place}: image {row['image']!r} is not a sha256")
         if label not in LABELS:
-            raise GapbenchError(f"{place}: label {row['label']!r} is none of {', '.join(LABELS)}")
+            raise GapbenchError(
+                f"{place}: label {row['label']!r} is not one of {', '.join(LABELS)}"
+            )
         known = self._labels.setdefault((image, prompt), {})
         if row.get("time"):
             known[rater] = LABELS[label]
@@ -108,16 +117,23 @@ class HumanJudge(Judge):
 
 
 def _table(file: Path, text: str) -> Iterator[tuple[str, dict[str, str]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    # The separator that gives the header most columns is the file's.
+    header = text.partition("\n")[0]
+    separator = max(SEPARATORS, key=header.count)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
     try:
-        missing = [name for name in NEEDED if name not in (reader.fieldnames or ())]
+        reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
+        missing = [name for name in NEEDED if name not in reader.fieldnames]
         if missing:
-            raise GapbenchError(f"{file}:1: no column {missing[0]!r}; it needs {NEEDED}")
+            raise GapbenchError(
+                f"{file}:1: no column {missing[0]!r}; the columns, separated by {separator!r}, are "
+                f"{', '.join(reader.fieldnames) or 'missing'}"
+            )
         for row in reader:
             place = f"{file}:{reader.line_num}"
             if None in row or None in row.values():
                 raise GapbenchError(
-                    f"{place}: broken line, it has not the {len(reader.fieldnames or ())} fields "
+                    f"{place}: broken line, it does not have the {len(reader.fieldnames)} fields "
                     "of the header"
                 )
             yield place, row
