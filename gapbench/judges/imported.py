@@ -22,7 +22,7 @@ from typing import Any, Final
 from PIL import Image
 
 from gapbench.judges.base import Judge
-from gapbench.models.images import Folder, Picture, decode, read_folder
+from gapbench.models.image_folder import Folder, Picture, decode, read_folder
 from gapbench.types import Answer, GapbenchError, Prompt
 
 THRESHOLD: Final = 0.5
@@ -66,7 +66,7 @@ class ImportedJudge(Judge):
         self.name = f"imported-{layout}"
         digest = hashlib.sha256(f"imported-1 {folder.fingerprint} ".encode() + data)
         self.fingerprint = digest.hexdigest()
-        self._root = folder.root
+        self._folder = folder
         self._by_prompt: dict[str, list[tuple[Picture, Answer]]] = {}
         for picture, answer in (_geneval if geneval else _compbench)(file, data, folder):
             self._by_prompt.setdefault(picture.prompt, []).append((picture, answer))
@@ -75,7 +75,7 @@ class ImportedJudge(Judge):
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
         missing = Answer(verdict=None, reason="the result file has no such image of the prompt")
         return [
-            self._results(prompt.text).get(_pixels(image), missing)
+            self._results(self._folder.text_of(prompt.text)).get(_pixels(image), missing)
             for image, prompt in zip(images, prompts, strict=True)
         ]
 
@@ -84,7 +84,7 @@ class ImportedJudge(Judge):
         if prompt not in self._by_pixels:
             known: dict[str, Answer] = {}
             for picture, answer in self._by_prompt.get(prompt, ()):
-                pixels = _pixels(decode(self._root / picture.path))
+                pixels = _pixels(decode(self._folder.root / picture.path))
                 if known.setdefault(pixels, answer) != answer:
                     known[pixels] = Answer(
                         verdict=None, reason="equal images of the prompt have different results"
