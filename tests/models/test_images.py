@@ -6,10 +6,12 @@ import json
 import os
 import random
 import struct
+import unicodedata
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -121,7 +123,7 @@ def test_it_neither_judges_nor_replies(tmp_path: Path) -> None:
 
 
 def test_folders_without_images(tmp_path: Path) -> None:
-    with pytest.raises(GapbenchError, match="is no folder"):
+    with pytest.raises(GapbenchError, match="is not a folder"):
         ImagesModel(tmp_path / "nowhere")
     with pytest.raises(GapbenchError, match="no images in a known layout"):
         ImagesModel(tmp_path)
@@ -174,7 +176,7 @@ def test_links_are_refused_in_every_layout_and_after_the_check(tmp_path: Path) -
         ({"prompt": None}, "prompt is None"),
         ({"image": 3}, "image is 3"),
         ({"image": "b.png"}, "b.png is missing"),
-        ({"image": "pipe"}, "pipe is missing or no file"),
+        ({"image": "pipe"}, "pipe is missing or is not a file"),
         ({"path": "a.png"}, "unknown key 'path'"),
     ],
 )
@@ -243,3 +245,102 @@ def test_truncated_pixels_are_named(tmp_path: Path) -> None:
     model.bind({(PROMPTS[0], 1): 0})
     with pytest.raises(GapbenchError, match=r"a.png: broken image"):
         model.generate([PROMPTS[0]], [1])
+
+
+BENCH = PROMPTS[0]
+
+
+def first(root: Path, prompt: str = BENCH) -> Image.Image:
+    """The first image of a prompt, as the model hands it out."""
+    model = ImagesModel(root)
+    model.bind({(prompt, 1): 0})
+    return model.generate([prompt], [1])[0].image
+
+
+@pytest.mark.parametrize("name", ["00000.jpg", "0.JPEG", "00000.PNG", "00000.webp"])
+def test_pictures_of_other_endings_count(tmp_path: Path, name: str) -> None:
+    save(tmp_path / "00000/samples" / name, BENCH, 3)
+    (tmp_path / "00000/metadata.jsonl").write_text(json.dumps({"prompt": BENCH}))
+    assert first(tmp_path).size == (6, 5)
+
+
+def test_two_files_of_one_number_are_told(tmp_path: Path) -> None:
+    for name in ("00000.png", "00000.jpg"):
+        save(tmp_path / "00000/samples" / name, BENCH, 0)
+    (tmp_path / "00000/metadata.jsonl").write_text(json.dumps({"prompt": BENCH}))
+    with pytest.raises(GapbenchError, match=r"00000\.(jpg|png) and .* are image 0 of one prompt"):
+        ImagesModel(tmp_path)
+
+
+def test_a_rewritten_prompt_is_known_by_what_it_requires(tmp_path: Path) -> None:
+    record = {"tag": "single_object", "include": [{"class": "bench", "count": 1}]}
+    save(tmp_path / "00000/samples/00000.png", BENCH, 4)
+    text = "a photo of a bench. It stands in soft light."
+    (tmp_path / "00000/metadata.jsonl").write_text(json.dumps({**record, "prompt": text}))
+    model = ImagesModel(tmp_path)
+    model.bind({(BENCH, 1): 0, (text, 2): 0})
+    drawings = model.generate([BENCH, text], [1, 2])
+    assert [drawing.effective_prompt for drawing in drawings] == [text, text]
+    assert drawings[0].image.getpixel((0, 0)) == color(BENCH, 4)
+
+
+def test_names_as_macos_writes_them(tmp_path: Path) -> None:
+    prompt = "a café with a green door"
+    name = unicodedata.normalize("NFD", prompt)
+    Image.new("RGB", (3, 3), "red").save(tmp_path / f"{name}_000000.png")
+    (tmp_path / f"._{name}_000000.png").write_bytes(b"\0\5\26\7Mac")
+    assert first(tmp_path, prompt).getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_links_lead_into_the_hub_cache_s_own_blobs_alfirst(tmp_path: Path) -> None:
+    blobs, shot = tmp_path / "repo/blobs", tmp_path / "repo/snapshots/abc"
+    blobs.mkdir(parents=True)
+    shot.mkdir(parents=True)
+    Image.new("RGB", (3, 3), "red").save(blobs / "f00", "PNG")
+    (shot / f"{BENCH}_0.png").symlink_to("../../blobs/f00")
+    assert first(shot).getpixel((0, 0)) == (255, 0, 0)
+    (shot / f"{BENCH}_0.png").unlink()
+    (tmp_path / "secret.png").write_bytes((blobs / "f00").read_bytes())
+    (shot / f"{BENCH}_0.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(GapbenchError, match="through no link"):
+        ImagesModel(shot)
+
+
+def picture(kind: str, file: Path) -> None:
+    """A picture that a viewer shows red on the left and blue on the right, or grey 128."""
+    both = np.zeros((4, 8, 3), np.uint8)
+    both[:, :4], both[:, 4:] = (255, 0, 0), (0, 0, 255)
+    image = Image.fromarray(both)
+    if kind == "turned":
+        exif = Image.Exif()
+        exif[0x0112] = 6  # stored on its side: to be turned clockwise
+        image.transpose(Image.Transpose.ROTATE_90).save(file, exif=exif)
+    elif kind == "16 bit":
+        Image.fromarray(np.full((4, 8), 0x8080, np.uint16)).save(file)
+    elif kind == "transparent":
+        clear = np.dstack([both, np.full((4, 8), 255, np.uint8)])
+        clear[0] = (9, 9, 9, 0)
+        Image.fromarray(clear).save(file)
+    elif kind == "palette":
+        flat = image.quantize(2)
+        flat.save(file, transparency=flat.getpixel((0, 0)))
+    else:
+        image.convert(kind).save(file, quality=100)
+
+
+@pytest.mark.parametrize("kind", ["turned", "16 bit", "transparent", "palette", "CMYK"])
+def test_pictures_are_as_viewers_show_them(tmp_path: Path, kind: str) -> None:
+    picture(kind, tmp_path / f"{BENCH}_0.{'jpg' if kind == 'CMYK' else 'png'}")
+    image = first(tmp_path)
+    assert image.size == (8, 4)
+    left, right, top = (image.getpixel(place) for place in ((1, 3), (6, 3), (1, 0)))
+    if kind == "16 bit":
+        assert left == right == (128, 128, 128)
+    elif kind == "palette":
+        assert (left, right) == ((255, 255, 255), (0, 0, 255))
+    else:
+        assert left[0] > 240
+        assert right[2] > 240
+        assert max(left[1:]) < 15
+    if kind == "transparent":
+        assert top == (255, 255, 255)
