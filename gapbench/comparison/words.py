@@ -125,9 +125,9 @@ def _summary(comparisons: Sequence[Comparison], style: str) -> str:
 
 def _about() -> str:
     return (
-        "Percent; change is after - before, with its 95 % interval over prompts; p by sign-flip "
-        "over prompts, Holm's over the rows of a table (a * marks one below 0.05); detectable: "
-        "the smallest change that so many prompts show with a probability of 80 %. "
+        "Percent; change is after - before, with its 95 % interval over prompts; p is below 0.05 "
+        "where that leaves out 0, Holm's p is over the rows of a table (a * marks one below 0.05); "
+        "detectable: the smallest change that so many prompts show with a probability of 80 %. "
         f"Rule: {RULE}."
     )
 

@@ -9,7 +9,6 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-FLIPS: Final = 9999
 ALPHA: Final = 0.05
 FEWEST: Final = 4
 """Prompts that a correlation takes."""
@@ -17,8 +16,8 @@ FEWEST: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """A mean over prompts of each prompt's mean, with Student's 95 % interval and the p of a
-    sign-flip test against 0; interval and p are None for fewer than two prompts."""
+    """A mean over prompts of each prompt's mean, with Student's 95 % interval and the p of his test
+    against 0; interval and p are None for fewer than two prompts, or where they do not vary."""
 
     value: float | None
     low: float | None
@@ -49,14 +48,10 @@ def mean(values: Sequence[float], prompts: Sequence[str]) -> Mean:
     each = frame.groupby("prompt")["value"].mean().to_numpy()
     value = float(each.mean()) if len(each) else None
     low = high = p = None
-    if len(each) > 1:
-        half = stats.t.ppf(0.975, len(each) - 1) * each.std(ddof=1) / len(each) ** 0.5
-        low, high = float(each.mean() - half), float(each.mean() + half)
-        flipped = stats.permutation_test(
-            (each, np.zeros_like(each)), _difference, permutation_type="samples", vectorized=True,
-            n_resamples=FLIPS, rng=np.random.default_rng(0),
-        )  # fmt: skip
-        p = float(flipped.pvalue)
+    if len(each) > 1 and np.ptp(each) > 0:
+        tested = stats.ttest_1samp(each, 0.0)
+        low, high = map(float, tested.confidence_interval(0.95))
+        p = float(tested.pvalue)
     return Mean(value, low, high, p, len(frame), len(each))
 
 
@@ -93,7 +88,3 @@ def word(value: float | None, p: float | None) -> str:
 def plain(value: Any) -> Any:
     """A figure as JSON takes it."""
     return None if value is None else asdict(value)
-
-
-def _difference(one: Any, two: Any, axis: int) -> Any:
-    return one.mean(axis=axis) - two.mean(axis=axis)

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from gapbench.metrics.intervals import Floats, bootstrap, interval
+from gapbench.metrics.intervals import ROUNDING, Figure, Floats, interval
 from gapbench.types import GapbenchError
 
 KEYS: Final = ("task", "category", "prompt")
-FEWEST_DRAWS: Final = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +22,8 @@ class Agreement:
     (raw - e) / (1 - e), where e is the share that two independent judges with these acceptance
     rates would reach: 1 is full agreement, 0 chance, and it is None where both judges give one and
     the same verdict throughout. `low` and `high` bound the 95 % intervals over prompts, None where
-    the prompts say nothing about the spread (one prompt, or no draw differs). `abstained` are the
-    images on which at least one judge gave none.
+    the prompts say nothing about the spread (one prompt, or all alike). `abstained` are the images
+    on which at least one judge gave none.
     """
 
     n: int
@@ -39,17 +37,15 @@ class Agreement:
     kappa_high: float | None
 
 
-def agreement(frame: pd.DataFrame, first: str, second: str, draws: int = 2000) -> Agreement:
+def agreement(frame: pd.DataFrame, first: str, second: str) -> Agreement:
     """Agreement of the verdicts in columns `first` and `second`.
 
     `frame` has a row an image, with the columns task, category and prompt (text) and the two,
     which hold 1, 0 or NaN for an abstention. Images weigh equally. The share's interval is that of
-    `gapbench.metrics.intervals.interval`, kappa's comes from `draws` (at least 100) bootstrap draws
-    of prompts within their categories; neither depends on the rows' order. Raises GapbenchError
-    for fewer draws, a missing column, an empty key or another value.
+    `gapbench.metrics.intervals.interval`; kappa's is the same of (1 + kappa) / 2, at the variance
+    that its linearisation has over prompts. Raises GapbenchError for a missing column, an empty key
+    or another value.
     """
-    if draws < FEWEST_DRAWS:
-        raise GapbenchError(f"agreement: draws is {draws}; use at least {FEWEST_DRAWS}")
     for column in (*KEYS, first, second):
         if column not in frame.columns:
             raise GapbenchError(f"agreement: the frame has no column {column!r}")
@@ -63,32 +59,29 @@ def agreement(frame: pd.DataFrame, first: str, second: str, draws: int = 2000) -
         none = dict.fromkeys(("raw", "raw_low", "raw_high", "kappa", "kappa_low", "kappa_high"))
         return Agreement(n=0, n_prompts=0, abstained=len(frame), **none)
 
-    # (prompts, 4) counts of (both yes, both no, only the first, only the second) a category.
-    groups = pd.DataFrame(cells, index=keys.index).groupby([keys[k] for k in KEYS], sort=True).sum()
-    strata = [
-        (f"{task}/{category}", part.to_numpy(dtype=np.float64))
-        for (task, category), part in groups.groupby(level=["task", "category"], sort=True)
-    ]
-    drawn = np.sum([bootstrap(sums, name, draws) for name, sums in strata], axis=0)
-    total, prompts = cells.sum(axis=0), np.concatenate([sums for _, sums in strata])
-    raw, kappa = _raw(total), _kappa(total)
+    # (prompts, 4) counts of (both yes, both no, only the first, only the second).
+    groups = pd.DataFrame(cells, index=keys.index).groupby([keys[k] for k in KEYS], sort=True)
+    prompts = groups.sum().to_numpy(dtype=np.float64)
+    total = prompts.sum(axis=0)
+    raw, kappa = float((total[0] + total[1]) / total.sum()), _kappa(total)
     raw_low = raw_high = kappa_low = kappa_high = None
     if len(prompts) > 1:
-        low, high, _ = interval([_stratum(prompts)], float(raw))
-        raw_low, raw_high = float(low), float(high)
-        kappas = _kappa(drawn)
-        kappas = kappas[~np.isnan(kappas)]
-        if not np.isnan(kappa) and len(np.unique(kappas)) > 1:
-            ends = np.quantile(kappas, (0.025, 0.975)).tolist()
-            kappa_low, kappa_high = min(ends[0], float(kappa)), max(ends[1], float(kappa))
+        raw_low, raw_high, _ = interval([_stratum(prompts)], raw)
+        moves = _moves(prompts, kappa) if kappa is not None else np.zeros(1)
+        variance = float(moves @ moves) * len(prompts) / (len(prompts) - 1) / 4
+        if kappa is not None and variance > ROUNDING**2:
+            share = (1 + kappa) / 2
+            trials = share * (1 - share) / variance
+            low, high = Figure(share, variance**0.5, len(prompts) - 1, trials).ends()
+            kappa_low, kappa_high = 2 * low - 1, 2 * high - 1
     return Agreement(
         n=int(both.sum()),
         n_prompts=len(prompts),
         abstained=int((~both).sum()),
-        raw=float(raw),
+        raw=raw,
         raw_low=raw_low,
         raw_high=raw_high,
-        kappa=None if np.isnan(kappa) else float(kappa),
+        kappa=kappa,
         kappa_low=kappa_low,
         kappa_high=kappa_high,
     )
@@ -108,21 +101,30 @@ def _cells(a: Floats, b: Floats) -> Floats:
     return np.stack([a * b, (1 - a) * (1 - b), a * (1 - b), (1 - a) * b], axis=1)
 
 
-def _raw(counts: Floats) -> npt.NDArray[np.float64]:
-    """Share of equal verdicts of (..., 4) counts."""
-    shares: Floats = (counts[..., 0] + counts[..., 1]) / counts.sum(axis=-1)
-    return shares
-
-
-def _kappa(counts: Floats) -> npt.NDArray[np.float64]:
-    """Cohen's kappa of (..., 4) counts; NaN where chance alone agrees fully."""
-    n = counts.sum(axis=-1)
-    first, second = counts[..., 0] + counts[..., 2], counts[..., 0] + counts[..., 3]
+def _kappa(total: Floats) -> float | None:
+    """Cohen's kappa of (4,) counts; None where chance alone agrees fully."""
+    n, agreed, chance, _, _ = _parts(total)
     # Over n squared everything is a whole number: no rounding decides whether chance is 1.
+    return None if chance == n * n else float((n * agreed - chance) / (n * n - chance))
+
+
+def _parts(total: Floats) -> tuple[float, float, float, float, float]:
+    """Images, agreements, n^2 times the agreement by chance, yes of the first and of the second."""
+    n, first, second = total.sum(), total[0] + total[2], total[0] + total[3]
     chance = first * second + (n - first) * (n - second)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        kappa: Floats = (n * (counts[..., 0] + counts[..., 1]) - chance) / (n * n - chance)
-    return kappa
+    return n, total[0] + total[1], chance, first, second
+
+
+def _moves(prompts: Floats, kappa: float) -> Floats:
+    """What each prompt moves kappa by, from its derivative by the counts."""
+    n, agreed, chance, first, second = _parts(prompts.sum(axis=0))
+    of_n, of_agreed = prompts.sum(axis=1), prompts[:, 0] + prompts[:, 1]
+    of_first, of_second = prompts[:, 0] + prompts[:, 2], prompts[:, 0] + prompts[:, 3]
+    of_chance = (2 * second - n) * of_first + (2 * first - n) * of_second
+    of_chance = of_chance + (2 * n - first - second) * of_n
+    of_upper, of_lower = agreed * of_n + n * of_agreed - of_chance, 2 * n * of_n - of_chance
+    moves: Floats = (of_upper - kappa * of_lower) / (n * n - chance)
+    return moves
 
 
 def _stratum(prompts: Floats) -> Floats:

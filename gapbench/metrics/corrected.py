@@ -20,9 +20,8 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.special import stdtrit
 
-from gapbench.metrics.intervals import Floats
+from gapbench.metrics.intervals import Figure, Floats, kish
 from gapbench.metrics.metric import Bools, Metric, Verdicts, shown_in
 from gapbench.types import TIERS, GapbenchError
 
@@ -85,8 +84,8 @@ def corrected(frame: pd.DataFrame) -> list[Corrected]:
     `frame` has a row an image with the columns task, category, tier, prompt (text) and own,
     outside, human: 1, 0 or NaN, the last for images without a label. The labelled images must be a
     random sample. Images that lack the own or the judge's verdict are left out. Categories weigh
-    equally, as in `gapbench.metrics.rates`. Intervals are Student's with prompts as the unit, cut
-    at 0 and 1. Raises GapbenchError for a missing column or another value.
+    equally, as in `gapbench.metrics.rates`. Intervals are those of the rates, with prompts as the
+    unit. Raises GapbenchError for a missing column or another value.
     """
     for column in COLUMNS:
         if column not in frame.columns:
@@ -120,7 +119,7 @@ def _corrected(level: str, name: str, metric: Metric, rows: pd.DataFrame) -> Cor
 
     def by(method: _Method) -> Estimate | None:
         share = _share(metric, method, weights, own, judge, human, prompts)
-        return None if share is None else _interval(share, prompts, clusters)
+        return None if share is None else _interval(share, prompts, weights * carried)
 
     reference = _share(metric, _all, weights, own, judge, human, prompts)
     enough = clusters >= FEWEST
@@ -198,7 +197,7 @@ def _sample(weights: Floats, _judge: Floats, human: Floats, _prompts: Places) ->
     if not known.any():
         return None
     value, moves = _mean(weights * known, np.nan_to_num(human))
-    return _Share(value, moves, (value**2 + (1 - value) ** 2) / known.sum() ** 2)
+    return _Share(value, moves, (value**2 + (1 - value) ** 2) / kish(weights * known) ** 2)
 
 
 def _rogan_gladen(weights: Floats, judge: Floats, human: Floats, _prompts: Places) -> _Share | None:
@@ -213,7 +212,8 @@ def _rogan_gladen(weights: Floats, judge: Floats, human: Floats, _prompts: Place
         return None
     value = min(1.0, max(0.0, (q + sp - 1) / youden))
     moves = (of_q + (1 - value) * of_sp - value * of_se) / youden
-    least = ((value / yes.sum()) ** 2 + ((1 - value) / no.sum()) ** 2) / youden**2
+    of_yes, of_no = value / kish(weights * yes), (1 - value) / kish(weights * no)
+    least = (of_yes**2 + of_no**2) / youden**2
     return _Share(value, moves, least)
 
 
@@ -229,7 +229,7 @@ def _ppi(weights: Floats, judge: Floats, human: Floats, prompts: Places) -> _Sha
     spread = float(b @ b)
     k = min(1.0, max(0.0, -float(a @ b) / spread)) if spread > 0 else 0.0
     value = min(1.0, max(0.0, labelled + k * (everywhere - here)))
-    return _Share(value, of_labelled + k * shift, 2 / int(known.sum()) ** 2)
+    return _Share(value, of_labelled + k * shift, 2 / kish(weights * known) ** 2)
 
 
 def _mean(weights: Floats, values: Floats) -> tuple[float, Floats]:
@@ -239,12 +239,16 @@ def _mean(weights: Floats, values: Floats) -> tuple[float, Floats]:
     return mean, weights * (values - mean) / total
 
 
-def _interval(share: _Share, prompts: Places, clusters: int) -> Estimate:
-    """Student's interval on `clusters` labelled prompts, the scarcer of the two sources."""
+def _interval(share: _Share, prompts: Places, carried: Floats) -> Estimate:
+    """The interval of `gapbench.metrics.intervals.Figure` on the labels' own degrees of freedom:
+    as many prompts as labels of their weights `carried` (images,) are worth, less one."""
+    freedom = max(1.0, kish(np.bincount(prompts, weights=carried).astype(np.float64)) - 1)
     sums = np.bincount(prompts, weights=share.moves)
-    df = clusters - 1
-    variance = float(sums @ sums) * clusters / df
-    t = float(stdtrit(df, 0.975))
-    half = t * max(variance, float(share.least)) ** 0.5
-    value = min(1.0, max(0.0, share.value))
-    return Estimate(value, max(0.0, value - half), min(1.0, value + half))
+    variance = max(float(sums @ sums) * (1 + 1 / freedom), share.least)
+    if not variance:
+        return Estimate(share.value, share.value, share.value)
+    value, error = min(1.0, max(0.0, share.value)), min(0.5, variance**0.5)
+    # A share of 0 or 1 has an error too: it is worth what one a standard error off would be.
+    spread = max(value * (1 - value), error * (1 - error))
+    low, high = Figure(value, error, freedom, spread / variance).ends()
+    return Estimate(value, low, high)

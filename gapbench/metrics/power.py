@@ -17,6 +17,8 @@ from gapbench.metrics.rates import checked, sums
 from gapbench.types import GapbenchError
 
 SAMPLES: Final = (1, 2, 4, 8, 16)
+SMALL: Final = 6
+"""Prompts that make up for what `Figure` and `Contrast` add where there are few (simulated)."""
 
 
 def family() -> int:
@@ -27,13 +29,15 @@ def family() -> int:
 @dataclass(frozen=True, slots=True)
 class Spread:
     """A metric's variance in one run, overall: `between` prompts of a category and `within` a
-    prompt, over `prompts` prompts of `samples` images (their mean)."""
+    prompt, over `prompts` prompts of `samples` images (their mean), shared out among categories as
+    in the run. `freedom` are the degrees of freedom that a prompt brings."""
 
     value: float
     between: float
     within: float
     prompts: int
     samples: float
+    freedom: float = 1.0
 
     def error(self, prompts: float, samples: float, alike: bool) -> float:
         """Standard error of a paired difference between two runs of this spread.
@@ -45,15 +49,18 @@ class Spread:
         return math.sqrt((2 * self.within / samples + moving) / prompts)
 
     def needed(self, change: float, samples: int, alike: bool) -> int:
-        """Prompts that show a difference of `change` with a probability of 80 %, z^2 / 2 more than
-        the normal distribution asks for, for the variance is estimated (Guenther 1981)."""
+        """Prompts that show a difference of `change` with a probability of 80 %, shared out as in
+        the run; (z^2 / 2 + 6) / freedom more than the normal distribution asks for: the variance
+        is estimated (Guenther 1981), and an interval of few prompts is widened."""
         z = float(ndtri(1 - ALPHA / 2 / family()))
         normal = (detectable(self.error(1, samples, alike), family()) / change) ** 2
-        return math.ceil(normal + z * z / 2)
+        return math.ceil(normal + (z * z / 2 + SMALL) / self.freedom)
 
 
 def spread(frame: pd.DataFrame, metric: str) -> Spread:
-    """The spread of a share that is compared, over a frame of `rates`, categories weighing equally.
+    """The spread of a share that is compared, over a frame of `rates`. Categories weigh
+    equally, so the prompts of a small one move the figure more: a category's variance counts by its
+    share of the figure over its share of the prompts.
 
     One-way analysis of variance over prompts in each category (Searle, Casella and McCulloch 1992),
     of the residuals that the ratio's linearisation leaves. Raises GapbenchError for another metric,
@@ -70,32 +77,39 @@ def spread(frame: pd.DataFrame, metric: str) -> Spread:
     value = float(ratio(totals))
     # The level's ratio moves by the mean over categories of residual means over this.
     carried = float((totals[:, DENOMINATOR] / totals[:, VALID]).mean())
-    # Sums over categories, each at its own degrees of freedom, then averaged.
-    between, within = [], []
+    prompts = sum(len(stratum) for stratum in strata)
+    between, within, weights, sizes = [], [], [], []
     for stratum in strata:
         counts = stratum[:, VALID]
         residual = stratum[:, NUMERATOR] - value * stratum[:, DENOMINATOR]
         squares = stratum[:, SQUARE] + value * value * stratum[:, DENOMINATOR]
         squares = squares - 2 * value * stratum[:, NUMERATOR]
-        images, prompts = float(counts.sum()), len(stratum)
-        if images == prompts or prompts < 2:
+        images, size = float(counts.sum()), len(stratum)
+        if images == size or size < 2:
             continue
-        inner = float((squares - residual**2 / counts).sum()) / (images - prompts)
+        inner = float((squares - residual**2 / counts).sum()) / (images - size)
         mean = residual.sum() / images
-        outer = float((counts * (residual / counts - mean) ** 2).sum()) / (prompts - 1)
-        typical = (images - float((counts**2).sum()) / images) / (prompts - 1)
+        outer = float((counts * (residual / counts - mean) ** 2).sum()) / (size - 1)
+        typical = (images - float((counts**2).sum()) / images) / (size - 1)
         within.append(inner)
         between.append((outer - inner) / typical)
+        weights.append(prompts / len(strata) ** 2 / size)
+        sizes.append(size)
     if not within:
         raise GapbenchError(
             "power: no category has two prompts, one of them with two images, so the spread within "
             "a prompt is unknown; run it with --samples 2 or more"
         )
-    prompts = sum(len(stratum) for stratum in strata)
+    # What categories without such a prompt add is taken to be as much as the others'.
+    weighed = np.array(weights) * len(strata) / len(weights)
+    samples = float(totals[:, VALID].sum()) / prompts
+    parts = weighed * (np.maximum(0.0, between) + np.array(within) / samples)
+    freedom = parts.sum() ** 2 / (parts**2 / sizes).sum() / prompts if parts.any() else 1.0
     return Spread(
         value,
-        max(0.0, float(np.mean(between))) / carried**2,
-        max(0.0, float(np.mean(within))) / carried**2,
+        max(0.0, float(weighed @ between)) / carried**2,
+        max(0.0, float(weighed @ within)) / carried**2,
         prompts,
-        float(totals[:, VALID].sum()) / prompts,
+        samples,
+        float(freedom),
     )

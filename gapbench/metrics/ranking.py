@@ -12,21 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
-from gapbench.metrics.intervals import Floats, bootstrap
+from gapbench.metrics.intervals import VALID, Contrast, Figure, Floats, figure, ratio
+from gapbench.metrics.paired import ALPHA, holm
 from gapbench.types import GapbenchError
-
-_TERMS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
     """A model's unified figure with its 95 % interval, and its place among those it was ranked with
     (None where it was not): `place` is shared by a group of statistical ties, `best` and `worst`
-    bound the 95 % interval of the rank over the same draws."""
+    bound the rank, for all models at once with a confidence of 95 %."""
 
     value: float
     low: float
@@ -37,70 +37,67 @@ class Standing:
 
 
 def standings(
-    frames: Mapping[str, pd.DataFrame], unranked: Sequence[str] = (), draws: int = 2000
+    frames: Mapping[str, pd.DataFrame], unranked: Sequence[str] = ()
 ) -> dict[str, Standing]:
     """The standing of each model, best first, from frames as `gapbench.metrics.rates` takes them.
 
-    All frames are resampled by the same prompts, drawn within their categories, so that models are
-    compared on equal draws. An abstention of the model's own counts against it: as a rejection of
-    its own image, as an acceptance of a mismatched one; images without an outside verdict are left
-    out. Those in `unranked` get a figure and no place. A group of ties is headed by the best model
-    that is not in an earlier one, and holds those after it whose difference from it has 0 in its
-    95 % interval. Models without the figure (no outside verdict, no mismatched pair) are left out.
+    Two models differ where the test of their difference over the same prompts is significant, by
+    Holm's procedure over all pairs. A rank lies between 1 + those that are better and the number
+    of models less those that are worse (Mogstad, Romano, Shaikh and Wilhelm 2024). A group of ties
+    is headed by the best model that is not in an earlier one, and holds those after it that do not
+    differ from it. An abstention of the model's own counts against it: as a rejection of its own
+    image, as an acceptance of a mismatched one; images without an outside verdict are left out.
+    Those in `unranked` get a figure and no place. Models without the figure (no outside verdict, no
+    mismatched pair) are left out.
     """
     if set(unranked) - set(frames):
         raise GapbenchError("standings: a name in `unranked` has no frame")
-    values, drawn = _unified(frames, draws)
-    order = sorted(
-        (n for n, value in values.items() if not np.isnan(value)), key=lambda n: -values[n]
-    )
+    parts = _parts(frames)
+    values = {name: right.value - fooled.value for name, (right, fooled) in parts.items()}
+    order = sorted(values, key=lambda name: -values[name])
     ranked = [name for name in order if name not in unranked]
+    pairs = list(combinations(ranked, 2))
+    ps = [Contrast([parts[a][0], parts[b][1]], [parts[a][1], parts[b][0]]).p() for a, b in pairs]
+    apart = {pair for pair, p in zip(pairs, holm(ps), strict=True) if p is not None and p < ALPHA}
     places: dict[str, int] = {}
     head = ""
     for place, name in enumerate(ranked, 1):
-        # The interval of the difference on equal draws; overlapping intervals would not do.
-        if head and np.nanquantile(drawn[head] - drawn[name], 0.025) <= 0:
+        if head and (head, name) not in apart:
             places[name] = places[head]
         else:
             head, places[name] = name, place
     made = {}
     for name in order:
-        low, high = np.nanquantile(drawn[name], (0.025, 0.975))
+        low, high = Contrast(parts[name][:1], parts[name][1:]).ends()
         best = worst = None
         if name in places:
-            above = np.sum([drawn[other] > drawn[name] for other in ranked], axis=0)
-            best = 1 + int(np.quantile(above, 0.025, method="lower"))
-            worst = 1 + int(np.quantile(above, 0.975, method="higher"))
+            best = 1 + sum((other, name) in apart for other in ranked)
+            worst = len(ranked) - sum((name, other) in apart for other in ranked)
         made[name] = Standing(
-            value=values[name],
-            low=min(float(low), values[name]),
-            high=max(float(high), values[name]),
-            place=places.get(name),
-            best=best,
-            worst=worst,
+            value=values[name], low=low, high=high, place=places.get(name), best=best, worst=worst
         )
     return made
 
 
-def _unified(
-    frames: Mapping[str, pd.DataFrame], draws: int
-) -> tuple[dict[str, float], dict[str, Floats]]:
-    """Each model's figure, and the same on each draw."""
-    sums = {name: _sums(frame) for name, frame in frames.items()}
-    # One row a prompt, all models side by side: a draw of prompts is the same draw for each.
-    joint = pd.concat(sums, axis=1).fillna(0.0).sort_index()
-    totals, resampled = [], []
-    for (task, category), part in joint.groupby(level=["task", "category"], sort=True):
-        cells = part.to_numpy(dtype=np.float64)
-        totals.append(cells.sum(axis=0))
-        resampled.append(bootstrap(cells, f"{task}/{category}", draws))
-    shape = (len(totals), -1, len(frames), _TERMS)
-    value = _level(np.reshape(totals, shape))[0]
-    drawn = _level(np.reshape(resampled, shape))
-    return (
-        {name: float(value[i]) for i, name in enumerate(frames)},
-        {name: drawn[:, i] for i, name in enumerate(frames)},
-    )
+def _parts(frames: Mapping[str, pd.DataFrame]) -> dict[str, tuple[Figure, Figure]]:
+    """(right, fooled) of each model that has both, over the prompts of all models."""
+    # One row a prompt, all models side by side: they are compared prompt by prompt.
+    joint = pd.concat({name: _sums(frame) for name, frame in frames.items()}, axis=1)
+    joint = joint.fillna(0.0).sort_index()
+    categories = [part for _, part in joint.groupby(level=["task", "category"], sort=True)]
+    made = {}
+    for name in frames:
+        sides = [
+            [_stratum(part[name][hit].to_numpy(), part[name][of].to_numpy()) for part in categories]
+            for hit, of in (("right", "judged"), ("fooled", "asked"))
+        ]
+        if all(any(stratum[:, VALID].any() for stratum in side) for side in sides):
+            one, two = (
+                figure(side, float(ratio(np.array([s.sum(axis=0) for s in side]))))
+                for side in sides
+            )
+            made[name] = (one, two)
+    return made
 
 
 def _sums(frame: pd.DataFrame) -> pd.DataFrame:
@@ -117,16 +114,7 @@ def _sums(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(terms).astype(float).groupby(keys).sum()
 
 
-def _level(totals: Floats) -> Floats:
-    """(categories, draws, models, terms) -> (draws, models); NaN where a part has no category."""
-    right, judged, fooled, asked = np.moveaxis(totals, -1, 0)
-    return _mean(right, judged) - _mean(fooled, asked)
-
-
-def _mean(numerator: Floats, denominator: Floats) -> Floats:
-    """Mean over the categories that have a denominator."""
-    there = denominator > 0
-    shares = np.where(there, numerator / np.where(there, denominator, 1.0), 0.0)
-    with np.errstate(invalid="ignore"):
-        mean: Floats = shares.sum(axis=0) / there.sum(axis=0)
-    return mean
+def _stratum(hits: Floats, images: Floats) -> Floats:
+    """The columns of `gapbench.metrics.intervals` for a plain share, (prompts, 6)."""
+    zero = np.zeros_like(images)
+    return np.stack([hits, images, images, hits, zero, zero], axis=1)

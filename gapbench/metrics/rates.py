@@ -149,9 +149,9 @@ def _terms(metric: Metric, verdicts: Verdicts, asked: Bools) -> Floats:
     valid = ~np.isnan([getattr(verdicts, column) for column in metric.reads]).any(axis=0)
     planned = asked if "mismatched" in metric.reads else np.ones_like(asked)
     numerator = np.where(valid, metric.numerator(verdicts), 0.0)
-    fractional = (numerator != 0) & (numerator != 1)
+    unbounded = (numerator < 0) | (numerator > 1)
     return np.stack(
-        [numerator, metric.denominator(verdicts) & valid, valid, numerator**2, fractional,
+        [numerator, metric.denominator(verdicts) & valid, valid, numerator**2, unbounded,
          planned & ~valid],
         dtype=np.float64,
     )  # fmt: skip

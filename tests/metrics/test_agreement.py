@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -56,7 +57,7 @@ def twin(frame: pd.DataFrame) -> tuple[Fraction | None, Fraction | None, int]:
 @settings(max_examples=60, deadline=None)
 @given(frames(), st.integers(0, 99))
 def test_figures_are_those_of_plain_counting(frame: pd.DataFrame, seed: int) -> None:
-    got = agreement(frame, "a", "b", draws=100)
+    got = agreement(frame, "a", "b")
     raw, kappa, n = twin(frame)
     assert got.n == n
     assert got.abstained == len(frame) - n
@@ -74,8 +75,8 @@ def test_figures_are_those_of_plain_counting(frame: pd.DataFrame, seed: int) -> 
             assert -1 <= low <= value <= high <= 1
             assert got.n_prompts > 1
     mixed = frame.sample(frac=1, random_state=seed)
-    assert asdict(agreement(mixed, "a", "b", draws=100)) == pytest.approx(asdict(got))
-    swapped = asdict(agreement(frame, "b", "a", draws=100))
+    assert asdict(agreement(mixed, "a", "b")) == pytest.approx(asdict(got))
+    swapped = asdict(agreement(frame, "b", "a"))
     assert {k: swapped[k] for k in ("raw", "kappa", "n")} == pytest.approx(
         {"raw": got.raw, "kappa": got.kappa, "n": got.n}
     )
@@ -132,11 +133,25 @@ def test_an_interval_covers_at_its_rate() -> None:
     truth = 1 - 2 * 0.2  # acceptance is even, so kappa is raw agreement stretched about one half
     hits = 0
     for _ in range(100):
-        got = agreement(drawn(60), "a", "b", draws=400)
+        got = agreement(drawn(60), "a", "b")
         assert got.kappa_low is not None
         assert got.kappa_high is not None
         hits += got.kappa_low <= truth <= got.kappa_high
     assert hits >= 88
+
+
+def test_kappa_s_variance_is_the_jackknife_s() -> None:
+    rng = np.random.default_rng(1)
+    a = rng.random(300) < 0.6
+    b = np.where(rng.random(300) < 0.8, a, ~a)
+    frame = frame_of(list(zip(a.astype(float), b.astype(float), strict=True)), samples=3)
+    got = agreement(frame, "a", "b")
+    left = [agreement(part, "a", "b").kappa for part in
+            (frame[frame["prompt"] != name] for name in frame["prompt"].unique())]  # fmt: skip
+    spread = 99 / 100 * sum((k - np.mean(left)) ** 2 for k in left)
+    half = scipy.stats.t.ppf(0.975, 99) * spread**0.5
+    assert got.kappa is not None
+    assert (got.kappa_high - got.kappa_low) / 2 == pytest.approx(half, rel=0.03)
 
 
 def test_more_images_of_the_same_prompts_narrow_nothing() -> None:
@@ -162,5 +177,3 @@ def test_bad_frames(change: dict[str, Any], why: str) -> None:
         agreement(frame, "a", "b")
     with pytest.raises(GapbenchError, match="no column 'c'"):
         agreement(frame_of([(1.0, 1.0)]), "a", "c")
-    with pytest.raises(GapbenchError, match="use at least 100"):
-        agreement(frame_of([(1.0, 1.0)]), "a", "b", draws=99)

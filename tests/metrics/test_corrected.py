@@ -15,6 +15,7 @@ from gapbench import GapbenchError
 from gapbench.metrics import rates
 from gapbench.metrics.calibration import error, reliability
 from gapbench.metrics.corrected import FEWEST, Corrected, Estimate, corrected
+from gapbench.metrics.intervals import Figure
 
 METHODS = ("sample", "rogan_gladen", "ppi")
 
@@ -86,17 +87,36 @@ def test_ppi_s_closed_form(seed: int) -> None:
     errors = np.r_[(human[:m] - human[:m].mean()) / m, np.zeros(n - m)]
     k = float(np.clip(-errors @ weight / (weight @ weight), 0, 1))
     value = human[:m].mean() + k * (judge.mean() - here.mean())
-    spread = np.sum((errors + k * weight) ** 2) * m / (m - 1)
-    half = stats.t.ppf(0.975, m - 1) * np.sqrt(max(spread, 2 / m**2))
-    assert found == pytest.approx((value, max(0, value - half), min(1, value + half)))
+    spread = max(np.sum((errors + k * weight) ** 2) * m / (m - 1), 2 / m**2)
+    trials = value * (1 - value) / spread
+    low, high = Figure(value, spread**0.5, m - 1, trials).ends()
+    assert found == pytest.approx((value, low, high))
 
 
-def test_labels_alone_are_student_s_interval() -> None:
+def test_labels_alone_are_the_interval_of_their_share() -> None:
     human = np.r_[np.ones(30), np.zeros(20), np.full(50, np.nan)]
     found = overall(corrected(frame([1] * 100, [1] * 100, human)))["generation"].sample
     assert found is not None
-    low, high = stats.t.interval(0.95, 49, loc=0.6, scale=np.std(human[:50], ddof=1) / 50**0.5)
+    low, high = Figure(0.6, 0.0, 49, 50 * 49 / 50).ends()
     assert (found.low, found.high) == pytest.approx((low, high))
+    wilson = stats.binomtest(30, 50).proportion_ci(method="wilson")
+    assert (found.low, found.high) == pytest.approx((wilson.low, wilson.high), abs=0.01)
+
+
+@pytest.mark.parametrize("sizes", [(300, 30, 30)])
+def test_intervals_cover_where_categories_are_unequal(sizes: tuple[int, ...]) -> None:
+    """40 labels, of which the two small categories, two thirds of the figure, hold seven."""
+    held: dict[str, list[bool]] = {method: [] for method in METHODS}
+    for seed in range(100):
+        made = world(seed, 40, 0.9, 0.8, prompts=sum(sizes))
+        made["category"] = np.repeat(np.repeat(["a", "b", "c"], sizes), 2)
+        found = overall(corrected(made))["generation"]
+        for method in METHODS:
+            estimate = getattr(found, method)
+            if estimate is not None:
+                held[method].append(estimate.low <= TRUTH["generation"] <= estimate.high)
+    for method, hits in held.items():
+        assert np.mean(hits) >= 0.88, method
 
 
 @given(st.integers(0, 10_000), st.integers(1, 4))

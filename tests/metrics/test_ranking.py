@@ -62,7 +62,7 @@ def test_its_interval_is_about_that_of_a_plain_bootstrap() -> None:
                 [((p["own"] + p["outside"] == 2).mean() - p["mismatched"].mean()) for p in parts]
             )
         )
-    assert (found.low, found.high) == pytest.approx(np.quantile(drawn, (0.025, 0.975)), abs=0.025)
+    assert (found.low, found.high) == pytest.approx(np.quantile(drawn, (0.025, 0.975)), abs=0.05)
 
 
 def test_verdicts_that_look_at_nothing_get_nothing() -> None:
@@ -97,7 +97,7 @@ def test_models_that_differ_are_told_apart_and_equals_tie() -> None:
     found = standings(frames)
     assert {name: s.place for name, s in found.items()} == {"high": 1, "twin": 1, "low": 3}
     assert (found["low"].best, found["low"].worst) == (3, 3)
-    assert (found["high"].best, found["high"].worst) == (1, 1)
+    assert (found["high"].best, found["high"].worst) == (1, 2)
 
 
 def test_close_models_tie_and_their_ranks_overlap() -> None:
@@ -129,7 +129,7 @@ def test_neither_the_order_of_rows_nor_of_models_matters() -> None:
     for name, standing in first.items():
         assert again[name].value == pytest.approx(standing.value)
         assert again[name].place == standing.place
-        assert again[name].low == pytest.approx(standing.low, abs=0.02)
+        assert again[name].low == pytest.approx(standing.low)
 
 
 def test_abstaining_does_not_pay() -> None:
@@ -149,3 +149,23 @@ def test_without_an_outside_verdict_or_a_pair_there_is_no_figure() -> None:
     assert list(found) == ["m"]
     with pytest.raises(GapbenchError, match="no frame"):
         standings({"m": frame(0.5, 0.1)}, unranked=["other"])
+
+
+def test_equal_models_stay_together() -> None:
+    """Of ten models alike in everything, in at most 5 % of boards and three standard errors of 40
+    is one parted from another; each against the first alone would part 7 in 10."""
+    parted = 0
+    for board in range(40):
+        made = {f"m{i}": frame(0.6, 0.1, 100 * board + i, 20, 1) for i in range(10)}
+        parted += any(s.place != 1 for s in standings(made).values())
+    assert parted <= 6
+
+
+def test_the_interval_of_one_small_category_covers() -> None:
+    covered = 0
+    for seed in range(150):
+        made = frame(0.9, 0.1, seed, 20, 1)
+        made = made[made["category"] == "a"]
+        found = standings({"m": made})["m"]
+        covered += found.low <= 0.8 <= found.high
+    assert covered >= 135  # 142 expected, 3 standard errors

@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gapbench.metrics import METRICS, rates
-from gapbench.metrics.intervals import wilson
 from gapbench.types import GapbenchError, Rates
 
 NAN = math.nan
@@ -190,15 +188,14 @@ def test_complements_have_complementary_intervals() -> None:
         assert other.deff == pytest.approx(weak.deff)
 
 
-def test_shares_get_wilson_and_scores_get_t() -> None:
-    for prompts in (5, 99, 300):
-        figures = keyed(rates(correlated(prompts)))
-        figure = figures["category", "g/two", "non_unification"]
-        t = float(scipy.stats.t.ppf(0.975, prompts - 1))
-        expected = wilson(figure.value, figure.denominator / figure.deff, t)
-        assert (figure.low, figure.high) == pytest.approx(expected)
-        score = figures["category", "g/two", "generation"]
-        assert score.high - score.value == pytest.approx(score.value - score.low)
+def test_intervals_keep_the_range_of_their_scores() -> None:
+    frame = correlated(20)
+    frame["score"] = 0.001 * np.arange(len(frame)) / len(frame)
+    figure = keyed(rates(frame))["category", "g/two", "generation"]
+    assert 0 <= figure.low < figure.value < figure.high < 0.01
+    frame["score"] += 20  # no share: Student's, even on both sides
+    figure = keyed(rates(frame))["category", "g/two", "generation"]
+    assert figure.high - figure.value == pytest.approx(figure.value - figure.low)
 
 
 def test_the_order_of_the_figures() -> None:
