@@ -25,8 +25,8 @@ import numpy as np
 import yaml
 from tabulate import tabulate
 
-from gapbench.models import MODELS
 from gapbench.models.janus.adapter import JanusModel
+from gapbench.models.registry import MODELS
 
 SFT = "--samples 8 --accept mixed --epochs 3 --learning-rate 3e-4 --lora 0"
 DPO = "--samples 8 --accept best:2 --epochs 4 --learning-rate 3e-5 --lora 0"

@@ -14,7 +14,7 @@ from gapbench.runs.settings import MODEL, TASKS, Device, Dtype, Judges, Offline,
 
 if TYPE_CHECKING:
     from gapbench.models.base import Model
-    from gapbench.models.registry import Entry
+    from gapbench.models.entry import Entry
 
 
 def tasks(name: Annotated[str | None, typer.Argument(help="A task to describe.")] = None) -> None:
@@ -58,8 +58,9 @@ def models(name: Annotated[str | None, typer.Argument(help="A model to describe.
     from rich.table import Table
 
     from gapbench.fetch.hub import present
-    from gapbench.models import MODELS, load_model, model_names
+    from gapbench.models import load_model, model_names
     from gapbench.models.base import CAPABILITIES, PAIR
+    from gapbench.models.registry import MODELS
     from gapbench.models.workers.environment import prepared
 
     if name is None:
@@ -91,7 +92,7 @@ def models(name: Annotated[str | None, typer.Argument(help="A model to describe.
             here = "here" if present(item) else f"gapbench prepare --model {name}"
             known[f"{role} checkpoint"] = f"{item.repo} at {item.revision} ({here})"
         if entry.runs == "worker":
-            ready = prepared(name)
+            ready = prepared(name, entry)
             known["environment"] = "here" if ready else f"gapbench prepare --model {name}"
         known |= {f"recipe: {key}": value for key, value in entry.recipe.items()}
         known |= {"recipe's source": entry.source, "guidance": entry.convention}

@@ -17,7 +17,8 @@ from gapbench.files import write_atomic
 from gapbench.leaderboard.expected import Installed, extra_judges
 from gapbench.leaderboard.submission import SEED, Card, Origin, Role, contents, name_of, sha256
 from gapbench.leaderboard.verify import TEST_MODELS, check
-from gapbench.models import MODELS, load_model
+from gapbench.models import load_model
+from gapbench.models.registry import MODELS
 from gapbench.runs.plan import Item
 from gapbench.runs.run import Run
 from gapbench.tasks.spec import explain

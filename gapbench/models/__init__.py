@@ -13,34 +13,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from gapbench.models.base import REQUIRED, Model, require, with_defaults
-from gapbench.models.registry import FAMILIES, HUB, NATIVE, Entry, changed
+from gapbench.models.entry import Entry, changed
+from gapbench.models.registry import FAMILIES, FOLDERS, MODELS
 from gapbench.types import GapbenchError
 
-_BUNDLED: Final = Path(__file__).parent / "bundled"
 _IMPORT: Final = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)(?:@(.+))?")
-
-MODELS: Final[dict[str, Entry]] = {
-    "janus-mini": Entry(
-        summary="a Janus of 3.8 M parameters trained on the shapes world; ships with gapbench",
-        family="janus",
-        license="Apache-2.0",
-        parameters="3.8 M",
-        memory="0.6 GB",
-        capabilities=NATIVE,
-        recipe={},
-        source="its generation_config.json",
-        folder=_BUNDLED / "janus-mini",
-        sha256="d2c22589099951378196fe80bbede62b9f0c46644ea6ea030f98737a39516f98",
-    ),
-    **HUB,
-}
-FOLDERS: Final = {
-    "janus": "gapbench.models.janus.make:from_folder",
-    "multi_modality": "gapbench.models.janus.make:from_folder",
-    "emu3": "gapbench.models.emu3:from_folder",
-}
-"""A checkpoint's model_type -> what makes its adapter, called as make(name, folder, recipe=changes,
-device=..., dtype=...)."""
 
 
 def model_names() -> list[str]:

@@ -27,8 +27,9 @@ from gapbench.models.autoregressive.decode import Decoder, draw_tokens
 from gapbench.models.autoregressive.sampling import Recipe, logprobs_of
 from gapbench.models.base import IMAGE, Batches, Drawing, Model, require_shared
 from gapbench.models.checkpoint import hub_weights, load_pretrained, settings_files
+from gapbench.models.entry import Entry, changed, pick_device, weights
 from gapbench.models.janus.adapter import PADDED, REPLY_TOKENS, SMALL
-from gapbench.models.registry import HUB, Entry, changed, pick_device, weights
+from gapbench.models.registry import MODELS
 from gapbench.types import GapbenchError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Emu3Model(Continuing, Model):
     probabilities are among codes alone. `origin` stands for the files' digest in the fingerprint.
     """
 
-    capabilities = HUB["emu3"].capabilities
+    capabilities = MODELS["emu3"].capabilities
     device: str
     dtype: str
     parts: Mapping[str, str] = {"language-model": r"model\.text_model\..+"}
@@ -65,7 +66,7 @@ class Emu3Model(Continuing, Model):
     ) -> None:
         self.name, self.folders = name, {"gen": gen, "und": und}
         self.pair = gen != und
-        self.recipe: dict[str, Any] = dict(recipe or HUB["emu3"].recipe)
+        self.recipe: dict[str, Any] = dict(recipe or MODELS["emu3"].recipe)
         self._sampling = Recipe(
             **{key: self.recipe[key] for key in ("guidance", "temperature", "top_k", "top_p")}
         )
@@ -366,4 +367,4 @@ def from_folder(
     """The adapter of one checkpoint, or of a folder with a pair in gen/ and und/."""
     pair = (folder / "gen").is_dir()
     gen, und = (folder / "gen", folder / "und") if pair else (folder, folder)
-    return Emu3Model(name, gen, und, changed(name, HUB["emu3"].recipe, recipe), device, dtype)
+    return Emu3Model(name, gen, und, changed(name, MODELS["emu3"].recipe, recipe), device, dtype)

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from gapbench.files import digest, first_line, read_object
 from gapbench.models import torchvision_shim
-from gapbench.models.registry import HUB
+from gapbench.models.registry import MODELS
 from gapbench.types import GapbenchError
 
 CONFIG: Final = "adapter_config.json"
@@ -21,9 +21,9 @@ def base_of(folder: Path) -> str:
     Raises GapbenchError where it is neither a folder that is here nor a known model.
     """
     given = read_object(folder / CONFIG).get("base_model_name_or_path")
-    if isinstance(given, str) and (given in HUB or given == "janus-mini"):
+    if isinstance(given, str) and given in MODELS:
         return given
-    for name, entry in HUB.items():
+    for name, entry in MODELS.items():
         if any(given == item.repo for item in entry.needs.values()):
             return name
     for place in (folder / str(given), Path(str(given))):

@@ -1,23 +1,16 @@
-"""The models that can be named: what each is, where its weights are, how upstream samples it.
+"""The models that can be named, and which code drives each.
 
 A model that needs an environment of its own ("worker") or a server ("server") is a row like any
-other: `FAMILIES` says which class drives a family, and that class makes the adapter from the row.
+other: `FAMILIES` says which function makes a family's adapters from their rows.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from gapbench.fetch.hub import Checkpoint, cached
-from gapbench.models.base import CAPABILITIES
-from gapbench.types import GapbenchError
-
-Family = Literal["janus", "emu3", "worker", "server"]
-Runs = Literal["native", "worker", "server"]
+from gapbench.models.entry import NATIVE, SETTINGS, Entry, Family, hub
+from gapbench.models.workers.rows import WORKERS
 
 FAMILIES: Final[dict[Family, str]] = {
     "janus": "gapbench.models.janus.make:make",
@@ -28,45 +21,17 @@ FAMILIES: Final[dict[Family, str]] = {
 """Family -> "module:function", called as make(name, entry, recipe=..., device=..., dtype=...) with
 the whole recipe as changed by --set; it returns a Model and raises GapbenchError in one line where
 weights, environment or device are missing."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """A model that can be named.
-
-    `recipe` is upstream's default sampling, `source` where that stands, `convention` how its
-    guidance combines the two branches. `memory` is about what weights and a small batch take.
-    `needs` names checkpoints by role ("model"; "gen" and "und" of a pair; ...). A `pair` draws and
-    judges with different weights: "the same model" is then two.
-    """
-
-    summary: str
-    family: Family
-    license: str
-    parameters: str
-    memory: str
-    capabilities: frozenset[str]
-    recipe: Mapping[str, Any]
-    source: str
-    convention: str = "uncond + guidance * (cond - uncond); 1 is none"
-    needs: Mapping[str, Checkpoint] = field(default_factory=dict)
-    pair: bool = False
-    folder: Path | None = None
-    """Of weights that ship with gapbench, with the sha256 of their model.safetensors."""
-    sha256: str = ""
-
-    @property
-    def runs(self) -> Runs:
-        """In this process, in a process with an environment of its own, or behind a server."""
-        return self.family if self.family in ("worker", "server") else "native"
-
-
-NATIVE: Final = frozenset(CAPABILITIES)
+FOLDERS: Final = {
+    "janus": "gapbench.models.janus.make:from_folder",
+    "multi_modality": "gapbench.models.janus.make:from_folder",
+    "emu3": "gapbench.models.emu3:from_folder",
+}
+"""A checkpoint's model_type -> what makes its adapter, called as make(name, folder, recipe=changes,
+device=..., dtype=...)."""
+BUNDLED: Final = Path(__file__).parent / "bundled"
 JANUS_RECIPE: Final = {"guidance": 5.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 JANUS_SOURCE: Final = "deepseek-ai/Janus 1daa72f, generation_inference.py, defaults of generate()"
 DEEPSEEK: Final = "DeepSeek Model License"
-SETTINGS: Final = "*.[jt]*"
-"""Files in JSON, Jinja and plain text."""
 EITHER: Final = "*model*.[bs]*"
 """Weights in safetensors or PyTorch's .bin: of some checkpoints it is not on record which."""
 EMU3_POSITIVE: Final = " masterpiece, film grained, best quality."
@@ -76,20 +41,6 @@ EMU3_NEGATIVE: Final = (
     "username, blurry."
 )
 """What upstream adds to every prompt, and what its guidance steers away from."""
-UNPINNED: Final = "main"
-"""The revision of a checkpoint of which no commit is on record; what was fetched is recorded by its
-commit in the run."""
-
-
-def hub(repo: str, license: str, gigabytes: float, *files: str) -> Checkpoint:
-    """A hub checkpoint, unpinned: the named files, or its settings and safetensors."""
-    return Checkpoint(
-        repo=repo,
-        revision=UNPINNED,
-        license=license,
-        files=dict.fromkeys(files or (SETTINGS, "*.safetensors")),
-        bytes=int(gigabytes * 1e9),
-    )
 
 
 def _janus(summary: str, repo: str, license: str, size: Literal["1B", "7B"], **more: Any) -> Entry:
@@ -110,124 +61,19 @@ def _janus(summary: str, repo: str, license: str, size: Literal["1B", "7B"], **m
     )
 
 
-def _worker(
-    summary: str, license: str, parameters: str, memory: str, recipe: Mapping[str, Any],
-    source: str, convention: str, needs: Mapping[str, Checkpoint], tokens: bool = False,
-) -> Entry:  # fmt: skip
-    return Entry(
-        summary=summary,
-        family="worker",
-        license=license,
-        parameters=parameters,
-        memory=memory,
-        capabilities=frozenset(
-            {"generate", "judge_logits", "judge_text"} | ({"image_tokens"} if tokens else set())
-        ),
-        recipe=recipe,
-        source=source,
-        convention=convention,
-        needs=needs,
-    )
-
-
-WORKERS: Final[dict[str, Entry]] = {
-    "show-o": _worker(
-        "masked discrete diffusion and text in one Phi-1.5; 512 x 512 pixels",
+MODELS: Final[dict[str, Entry]] = {
+    "janus-mini": Entry(
+        summary="a Janus of 3.8 M parameters trained on the shapes world; ships with gapbench",
+        family="janus",
         license="Apache-2.0",
-        parameters="1.5 B",
-        memory="8 GB",
-        recipe={"guidance": 5.0, "mask_noise": 1.0, "steps": 50, "size": 512},
-        source="showlab/Show-o 45a5a2d, README, text-to-image at 512 x 512",
-        convention="(1 + guidance) * cond - guidance * uncond; 0 is none, 5 is Janus's 6",
-        needs={
-            "model": hub("showlab/show-o-512x512", "Apache-2.0", 5.9, "*"),
-            "vq": hub("showlab/magvitv2", "Apache-2.0", 0.8, "*"),
-            "text": hub("microsoft/phi-1_5", "MIT", 0.01, "*.json", "*.txt"),
-        },
-        tokens=True,
+        parameters="3.8 M",
+        memory="0.6 GB",
+        capabilities=NATIVE,
+        recipe={},
+        source="its generation_config.json",
+        folder=BUNDLED / "janus-mini",
+        sha256="d2c22589099951378196fe80bbede62b9f0c46644ea6ea030f98737a39516f98",
     ),
-    "hermesflow": _worker(
-        "Show-o tuned on its own preferences (Pair-DPO); 512 x 512 pixels",
-        license="none stated",
-        parameters="1.5 B",
-        memory="8 GB",
-        recipe={"guidance": 5.0, "mask_noise": 1.0, "steps": 50, "size": 512},
-        source="Gen-Verse/HermesFlow d6cf91a, README",
-        convention="(1 + guidance) * cond - guidance * uncond; 0 is none, 5 is Janus's 6",
-        needs={
-            "model": hub("Gen-Verse/HermesFlow", "none stated", 5.9, "*"),
-            "vq": hub("showlab/magvitv2", "Apache-2.0", 0.8, "*"),
-            "text": hub("microsoft/phi-1_5", "MIT", 0.01, "*.json", "*.txt"),
-        },
-        tokens=True,
-    ),
-    "vila-u": _worker(
-        "autoregressive over residual-quantised codes; 256 x 256 pixels",
-        license="MIT (weights not checked)",
-        parameters="7 B",
-        memory="18 GB",
-        recipe={"guidance": 3.0},
-        source="mit-han-lab/vila-u 096623c, generate_image_content's default cfg",
-        convention="uncond + guidance * (cond - uncond); 1 is none",
-        needs={
-            "model": hub("mit-han-lab/vila-u-7b-256", "not checked", 14.5, "*"),
-            "siglip": hub("google/siglip-large-patch16-256", "Apache-2.0", 0.01, "config.json"),
-        },
-    ),
-    "bagel": _worker(
-        "mixture of transformers with a flow decoder; 1024 x 1024 pixels",
-        license="Apache-2.0",
-        parameters="14 B (7 B active)",
-        memory="32 GB",
-        recipe={
-            "cfg_text_scale": 4.0,
-            "cfg_img_scale": 1.0,
-            "cfg_interval_start": 0.4,
-            "cfg_renorm_min": 0.0,
-            "cfg_renorm_type": "global",
-            "timestep_shift": 3.0,
-            "steps": 50,
-            "size": 1024,
-        },
-        source="ByteDance-Seed/Bagel 056b5fd, inference.ipynb, text-to-image (the defaults of "
-        "inferencer.py are another set)",
-        convention="one scale for the text branch, one for the image branch; 1 is none",
-        needs={"model": hub("ByteDance-Seed/BAGEL-7B-MoT", "Apache-2.0", 29.2, "*")},
-    ),
-    "blip3-o": _worker(
-        "Qwen2.5-VL with a flow transformer over CLIP features; 1024 x 1024 pixels",
-        license="Apache-2.0 (code: none stated)",
-        parameters="8 B",
-        memory="40 GB",
-        recipe={"guidance": 3.0, "steps": 30},
-        source="JiuhaiChen/BLIP3o 4689ec3, inference.py; steps from sample_images()",
-        convention="of the diffusion decoder; 1 is none",
-        needs={
-            "model": hub("BLIP3o/BLIP3o-Model-8B", "Apache-2.0", 35.0, "*"),
-            "processor": hub(
-                "Qwen/Qwen2.5-VL-7B-Instruct",
-                "Apache-2.0",
-                0.01,
-                "preprocessor_config.json",
-                "tokenizer.json",
-                "tokenizer_config.json",
-                "vocab.json",
-                "merges.txt",
-                "chat_template.json",
-                "config.json",
-            ),
-            "scheduler": hub(
-                "Alpha-VLLM/Lumina-Next-SFT-diffusers",
-                "Apache-2.0",
-                0.01,
-                "scheduler/scheduler_config.json",
-            ),
-        },
-    ),
-}
-"""The rows of workers; gapbench.models.workers.environment has their source and packages."""
-
-HUB: Final[dict[str, Entry]] = {
     "janus-pro": _janus(
         "Janus-Pro-7B, the paper's main model", "deepseek-community/Janus-Pro-7B", DEEPSEEK, "7B"
     ),
@@ -286,59 +132,3 @@ HUB: Final[dict[str, Entry]] = {
     **WORKERS,
 }
 """Sizes and memory are sums over the parameters in bfloat16, not measurements."""
-
-
-def changed(name: str, recipe: Mapping[str, Any], changes: Mapping[str, object]) -> dict[str, Any]:
-    """A recipe with some keys changed; a text is read as the kind of value that it replaces.
-
-    Raises GapbenchError for a key that the recipe lacks or a value of another kind.
-    """
-    whole = dict(recipe)
-    for key, value in changes.items():
-        if key not in recipe:
-            keys = ", ".join(recipe) or "no keys"
-            raise GapbenchError(f"--set {key}={value}: the recipe of {name} has {keys}")
-        whole[key] = _like(recipe[key], value, f"--set {key}={value}")
-    return whole
-
-
-def _like(old: object, value: object, where: str) -> object:
-    new = value
-    if isinstance(value, str) and not isinstance(old, str):
-        try:
-            new = json.loads(value)
-        except ValueError:
-            new = value
-    if isinstance(old, float) and isinstance(new, int) and not isinstance(new, bool):
-        new = float(new)
-    if type(new) is not type(old):
-        kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-        raise GapbenchError(f"{where}: must be {kinds.get(type(old), type(old).__name__)}")
-    return new
-
-
-def weights(name: str, role: str, checkpoint: Checkpoint) -> Path:
-    """The folder of a named model's checkpoint in the hub's cache.
-
-    Raises GapbenchError that says how to fetch it.
-    """
-    folder = cached(checkpoint)
-    if folder is None:
-        raise GapbenchError(
-            f"model {name}: its {role} checkpoint, {checkpoint.repo} (about "
-            f"{checkpoint.bytes / 1e9:.0f} GB), is not here; run `gapbench prepare --model {name}`"
-            ", or give --model a folder of your own copy"
-        )
-    return folder
-
-
-def pick_device(name: str, entry: Entry, device: str) -> str:
-    """`auto` as a device. Raises GapbenchError where the model wants a GPU and there is none."""
-    import torch
-
-    if device != "auto" or torch.cuda.is_available():
-        return "cuda" if device == "auto" else device
-    raise GapbenchError(
-        f"model {name} takes about {entry.memory} on a GPU, and this machine has none that torch "
-        "sees; --device cpu runs it all the same, in float32 and very slowly"
-    )

@@ -9,7 +9,7 @@ from pathlib import Path
 from gapbench.fetch.hub import Checkpoint, fetch, present
 from gapbench.fetch.sources import Source, adopt, download, have
 from gapbench.judges import load_judge
-from gapbench.models import MODELS
+from gapbench.models.registry import MODELS
 from gapbench.models.workers.environment import prepare_worker, prepared
 from gapbench.tasks.copies import Copy
 from gapbench.tasks.task import selected_tasks
@@ -121,13 +121,13 @@ def workers(models: Sequence[str], python: Path | None) -> dict[str, bool]:
 
     Raises GapbenchError where an interpreter is named and no such model.
     """
-    found = {name: prepared(name) for name in models if MODELS[name].runs == "worker"}
-    if python is not None and not found:
+    entries = {name: MODELS[name] for name in models if MODELS[name].runs == "worker"}
+    if python is not None and not entries:
         raise GapbenchError(f"--worker-python {python}: name a worker's model by --model")
-    return found
+    return {name: prepared(name, entry) for name, entry in entries.items()}
 
 
 def bring_workers(names: Iterable[str], python: Path | None, say: Callable[[str], None]) -> None:
     """Fetch workers' sources and make their environments, or take an existing one."""
     for name in names:
-        prepare_worker(name, python, say)
+        prepare_worker(name, MODELS[name], python, say)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from gapbench import GapbenchError, load_model, open_run
-from gapbench.models import MODELS
+from gapbench.models.registry import MODELS
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = ("--tasks", "shapes/colors", "--limit", "3", "--samples", "1")

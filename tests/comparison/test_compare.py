@@ -20,7 +20,7 @@ from gapbench import GapbenchError, open_run
 from gapbench.comparison import compare as comparison
 from gapbench.comparison.compare import WORDS, compare
 from gapbench.comparison.words import render
-from gapbench.models import MODELS
+from gapbench.models.registry import MODELS
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -12,7 +12,7 @@ PLANTED = '''
 import hashlib
 import numpy as np
 from pathlib import Path
-from gapbench.models import MODELS
+from gapbench.models.registry import MODELS
 from gapbench.models.janus.adapter import JanusModel
 
 class Planted(JanusModel):

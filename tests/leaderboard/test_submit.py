@@ -20,7 +20,7 @@ import gapbench
 from gapbench import GapbenchError, open_run
 from gapbench.leaderboard.submit import submit
 from gapbench.leaderboard.verify import check
-from gapbench.models import MODELS
+from gapbench.models.registry import MODELS
 from gapbench.runs.folder import RunFolder
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]

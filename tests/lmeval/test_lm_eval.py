@@ -22,7 +22,8 @@ from gapbench.comparison import compare as comparison
 from gapbench.comparison.words import render
 from gapbench.judges.pixel import read
 from gapbench.metrics.paired import scored
-from gapbench.models import MODELS, load_model
+from gapbench.models import load_model
+from gapbench.models.registry import MODELS
 from gapbench.tasks.prompts.questions import MOST, WORDS, Kind, questions
 from gapbench.tasks.world import COLORS
 

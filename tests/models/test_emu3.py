@@ -19,7 +19,7 @@ from gapbench import GapbenchError, load_model
 from gapbench.models.autoregressive.sampling import Recipe, draw, uniforms, warp
 from gapbench.models.base import require_shared
 from gapbench.models.emu3 import Emu3Model
-from gapbench.models.registry import HUB
+from gapbench.models.registry import MODELS
 from gapbench.verdict import ANSWERS
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -236,7 +236,7 @@ def test_broken_folders_are_refused(tiny_emu3: Path, tmp_path: Path) -> None:
 
 def test_upstreams_recipe_is_the_default(tiny_emu3: Path) -> None:
     model = load_model(str(tiny_emu3))
-    assert dict(model.recipe) == dict(HUB["emu3"].recipe)
+    assert dict(model.recipe) == dict(MODELS["emu3"].recipe)
     assert (model.recipe["guidance"], model.recipe["top_k"]) == (3.0, 2048)
 
 

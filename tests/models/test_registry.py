@@ -16,11 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from gapbench import GapbenchError, load_model, open_run, run
 from gapbench.fetch.hub import Checkpoint, cached
-from gapbench.models import MODELS
 from gapbench.models.base import CAPABILITIES
 from gapbench.models.janus.adapter import JanusModel
 from gapbench.models.janus.t2i_r1 import Reasoning, T2IR1Model
-from gapbench.models.registry import FAMILIES
+from gapbench.models.registry import FAMILIES, MODELS
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 PAPER = (

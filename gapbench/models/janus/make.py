@@ -10,9 +10,10 @@ from typing import Any
 from gapbench.files import read_object
 from gapbench.models.autoregressive.sampling import Recipe
 from gapbench.models.checkpoint import recipe_of
+from gapbench.models.entry import Entry, changed, pick_device, weights
 from gapbench.models.janus.adapter import JanusModel
 from gapbench.models.janus.t2i_r1 import Reasoning, T2IR1Model
-from gapbench.models.registry import HUB, JANUS_RECIPE, Entry, changed, pick_device, weights
+from gapbench.models.registry import JANUS_RECIPE, MODELS
 
 
 def make(name: str, entry: Entry, recipe: Mapping[str, Any], device: str, dtype: str) -> JanusModel:
@@ -33,7 +34,7 @@ def from_folder(
     file = folder / "generation_config.json"
     kept = (read_object(file) if file.exists() else {}).get("generation_kwargs") or {}
     own = asdict(recipe_of(folder)) | kept.get("reasoning", {})
-    kinds = HUB["t2i-r1"].recipe if "reasoning" in kept else JANUS_RECIPE
+    kinds = MODELS["t2i-r1"].recipe if "reasoning" in kept else JANUS_RECIPE
     new = changed(name, kinds, recipe)
     return _made(name, folder, own | {key: new[key] for key in recipe}, device, dtype, None)
 

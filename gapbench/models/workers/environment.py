@@ -11,84 +11,17 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from filelock import FileLock
 
 from gapbench.fetch.sources import cache_folder
-from gapbench.models.registry import Entry, weights
+from gapbench.models.entry import Entry, Upstream, weights
 from gapbench.models.workers.adapter import WorkerModel
+from gapbench.models.workers.rows import SCRIPTS
 from gapbench.types import GapbenchError
-
-WORKERS: Final = Path(__file__).parent / "scripts"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Upstream:
-    """Where a worker's model comes from.
-
-    `worker` and `lock` are files of gapbench/workers; `pythons` are the versions that its packages
-    have wheels for, the best first; `dtype` is what upstream computes in. `last` are packages that
-    are built against the others. The files in `replaces` go over those of the package named.
-    """
-
-    url: str
-    commit: str
-    worker: Path
-    lock: Path
-    pythons: Sequence[str]
-    dtype: str
-    last: Sequence[str] = ()
-    replaces: tuple[str, str] | None = None
-
-
-UPSTREAMS: Final = {
-    "show-o": Upstream(
-        url="https://github.com/showlab/Show-o",
-        commit="45a5a2de01d1ebd10cd5864d29310a76476cdf23",
-        worker=WORKERS / "show_o.py",
-        lock=WORKERS / "show_o.lock",
-        pythons=("3.10", "3.11", "3.9"),
-        dtype="float32",
-    ),
-    "hermesflow": Upstream(
-        url="https://github.com/Gen-Verse/HermesFlow",
-        commit="d6cf91ad5a2e947652f5ac7217ffa9edd6bce88c",
-        worker=WORKERS / "show_o.py",
-        lock=WORKERS / "show_o.lock",
-        pythons=("3.10", "3.11", "3.9"),
-        dtype="float32",
-    ),
-    "vila-u": Upstream(
-        url="https://github.com/mit-han-lab/vila-u",
-        commit="096623cef36a57c707d4bdc5cdfeec823b58d223",
-        worker=WORKERS / "vila_u.py",
-        lock=WORKERS / "vila_u.lock",
-        pythons=("3.10",),
-        dtype="bfloat16",
-        replaces=("vila_u/train/transformers_replace", "transformers"),
-    ),
-    "bagel": Upstream(
-        url="https://github.com/ByteDance-Seed/Bagel",
-        commit="056b5fd51a88c1eb4547318609e25d40080fcf87",
-        worker=WORKERS / "bagel.py",
-        lock=WORKERS / "bagel.lock",
-        pythons=("3.10",),
-        dtype="bfloat16",
-        last=("flash_attn==2.5.8",),
-    ),
-    "blip3-o": Upstream(
-        url="https://github.com/JiuhaiChen/BLIP3o",
-        commit="4689ec389e2b9108efc8b9761432538fc890156d",
-        worker=WORKERS / "blip3_o.py",
-        lock=WORKERS / "blip3_o.lock",
-        pythons=("3.11",),
-        dtype="float16",
-    ),
-}
 
 
 def make(
@@ -98,7 +31,7 @@ def make(
 
     Raises GapbenchError where its environment, its source or its weights are missing or altered.
     """
-    upstream = UPSTREAMS[name]
+    upstream = _upstream(entry)
     if dtype not in ("auto", upstream.dtype):
         raise GapbenchError(f"model {name}: its code computes in {upstream.dtype}, not in {dtype}")
     python, source = _python(name, upstream), source_of(name, upstream)
@@ -111,8 +44,8 @@ def make(
         "dtype": upstream.dtype,
     }
     identity = {
-        "worker": _digest(upstream.worker),
-        "protocol": _digest(WORKERS / "serve.py"),
+        "worker": _digest(upstream.script),
+        "protocol": _digest(SCRIPTS / "serve.py"),
         "upstream": upstream.commit,
         "dtype": upstream.dtype,
         # The hub's cache calls a snapshot's folder by its commit.
@@ -120,11 +53,16 @@ def make(
     }
     command: list[str | Path] = [
         python,
-        WORKERS / "serve.py",
-        upstream.worker,
+        SCRIPTS / "serve.py",
+        upstream.script,
         json.dumps(settings),
     ]
     return WorkerModel(name, command, recipe, identity)
+
+
+def _upstream(entry: Entry) -> Upstream:
+    assert entry.upstream is not None, "not a worker's row"
+    return entry.upstream
 
 
 def source_of(name: str, upstream: Upstream) -> Path:
@@ -144,9 +82,9 @@ def source_of(name: str, upstream: Upstream) -> Path:
     return folder
 
 
-def prepared(name: str) -> bool:
+def prepared(name: str, entry: Entry) -> bool:
     """Whether a worker's source and environment are here."""
-    upstream = UPSTREAMS[name]
+    upstream = _upstream(entry)
     try:
         _python(name, upstream)
         source_of(name, upstream)
@@ -156,7 +94,10 @@ def prepared(name: str) -> bool:
 
 
 def prepare_worker(
-    name: str, python: Path | None = None, say: Callable[[str], None] = lambda _line: None
+    name: str,
+    entry: Entry,
+    python: Path | None = None,
+    say: Callable[[str], None] = lambda _line: None,
 ) -> None:
     """Fetch a worker's source at its commit, and make its environment (or take an existing one).
 
@@ -164,7 +105,7 @@ def prepare_worker(
     interpreter of an existing environment. git checks what it fetches by its digest, which the
     commit is. Raises GapbenchError where either fails.
     """
-    upstream = UPSTREAMS[name]
+    upstream = _upstream(entry)
     home = _home()
     home.mkdir(parents=True, exist_ok=True)
     with FileLock(home / ".lock"):

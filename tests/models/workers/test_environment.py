@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from gapbench.models import MODELS, load_model
-from gapbench.models.registry import WORKERS, Entry, hub
+from gapbench.models import load_model
+from gapbench.models.entry import Entry, Upstream, hub
+from gapbench.models.registry import MODELS
 from gapbench.models.workers.environment import (
-    UPSTREAMS,
-    Upstream,
     differences,
     prepare_worker,
     prepared,
 )
+from gapbench.models.workers.rows import WORKERS
 from gapbench.runs.flow import run
 from gapbench.types import GapbenchError
 
@@ -62,7 +62,7 @@ def standin(tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> Upst
     made = Upstream(
         url=str(repository),
         commit=git(repository, "rev-parse", "HEAD"),
-        worker=HERE / "standin.py",
+        script=HERE / "standin.py",
         lock=lock,
         pythons=(f"{sys.version_info.major}.{sys.version_info.minor}",),
         dtype="float32",
@@ -70,9 +70,8 @@ def standin(tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> Upst
     entry = Entry(
         summary="", family="worker", license="", parameters="", memory="", recipe={"steps": 2},
         capabilities=frozenset({"generate", "judge_logits", "judge_text", "image_tokens"}),
-        source="",
+        source="", upstream=made,
     )  # fmt: skip
-    monkeypatch.setitem(UPSTREAMS, "stand-in", made)
     monkeypatch.setitem(MODELS, "stand-in", entry)
     return made
 
@@ -80,9 +79,9 @@ def standin(tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> Upst
 def test_an_environment_of_ones_own(standin: Upstream, tmp_path: Path) -> None:
     with pytest.raises(GapbenchError, match=r"run `gapbench prepare --model stand-in`, with --wor"):
         load_model("stand-in")
-    assert not prepared("stand-in")
-    prepare_worker("stand-in", Path(sys.executable))
-    assert prepared("stand-in")
+    assert not prepared("stand-in", MODELS["stand-in"])
+    prepare_worker("stand-in", MODELS["stand-in"], Path(sys.executable))
+    assert prepared("stand-in", MODELS["stand-in"])
     done = run("stand-in", limit=2, samples=1, out=tmp_path / "runs")
     assert len(done.frame()) == 2
     other = load_model("stand-in", recipe={"steps": "3"})
@@ -94,13 +93,13 @@ def test_an_environment_of_ones_own(standin: Upstream, tmp_path: Path) -> None:
 
 def test_a_made_environment(standin: Upstream) -> None:
     said: list[str] = []
-    prepare_worker("stand-in", None, said.append)
+    prepare_worker("stand-in", MODELS["stand-in"], None, said.append)
     assert [line.split()[0] for line in said] == ["fetching", "making"]
     assert "with venv and pip" in said[1]
     model = load_model("stand-in")
     assert model.versions["pillow"] == "missing"  # type: ignore[attr-defined]
     model.release()
-    prepare_worker("stand-in", None, said.append)
+    prepare_worker("stand-in", MODELS["stand-in"], None, said.append)
     assert len(said) == 2
     standin.lock.write_text("# others\n")
     with pytest.raises(GapbenchError, match="was made for other packages"):
@@ -125,9 +124,9 @@ def test_uv_makes_the_environment_where_it_is_installed(
     (path / "uv").write_text(UV.format(log=log, python=sys.executable))
     (path / "uv").chmod(0o755)
     upstream = replace(standin, pythons=(version,) if version else standin.pythons, last=("b==2",))
-    monkeypatch.setitem(UPSTREAMS, "stand-in", upstream)
+    monkeypatch.setitem(MODELS, "stand-in", replace(MODELS["stand-in"], upstream=upstream))
     said: list[str] = []
-    prepare_worker("stand-in", None, said.append)
+    prepare_worker("stand-in", MODELS["stand-in"], None, said.append)
     assert f"with uv, Python {version or sys.executable}, in " in said[1]
     make, install, last = (line.split() for line in log.read_text().splitlines())
     assert make[:-1] == ["venv", "--quiet", "--seed", "--python", version or sys.executable]
@@ -139,7 +138,7 @@ def test_uv_makes_the_environment_where_it_is_installed(
 
 
 def test_a_source_that_was_altered(standin: Upstream, tmp_path: Path) -> None:
-    prepare_worker("stand-in", Path(sys.executable))
+    prepare_worker("stand-in", MODELS["stand-in"], Path(sys.executable))
     (file,) = (tmp_path / "cache").rglob("model.py")
     file.write_text("print('mine')\n")
     with pytest.raises(GapbenchError, match="is not upstream's commit as it was; delete it"):
@@ -149,33 +148,35 @@ def test_a_source_that_was_altered(standin: Upstream, tmp_path: Path) -> None:
 def test_a_commit_that_is_not_there(
     standin: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(UPSTREAMS, "stand-in", replace(standin, commit="0" * 40))
+    other = replace(standin, commit="0" * 40)
+    monkeypatch.setitem(MODELS, "stand-in", replace(MODELS["stand-in"], upstream=other))
     with pytest.raises(GapbenchError, match="at 000000000000 could not be fetched: ") as refused:
-        prepare_worker("stand-in", Path(sys.executable))
+        prepare_worker("stand-in", MODELS["stand-in"], Path(sys.executable))
     assert "\n" not in str(refused.value)
-    assert not prepared("stand-in")
+    assert not prepared("stand-in", MODELS["stand-in"])
 
 
 def test_packages_that_cannot_be_had(standin: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     standin.lock.write_text("no-such-package==1.0\n")
     with pytest.raises(GapbenchError, match=r"could not be installed: .*no-such-package==1\.0"):
-        prepare_worker("stand-in")
-    assert not prepared("stand-in")
+        prepare_worker("stand-in", MODELS["stand-in"])
+    assert not prepared("stand-in", MODELS["stand-in"])
 
 
 def test_no_interpreter_of_the_right_version(
     standin: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(UPSTREAMS, "stand-in", replace(standin, pythons=("3.1",)))
+    other = replace(standin, pythons=("3.1",))
+    monkeypatch.setitem(MODELS, "stand-in", replace(MODELS["stand-in"], upstream=other))
     with pytest.raises(GapbenchError, match=r"need Python 3\.1, and there is no python3\.1 here"):
-        prepare_worker("stand-in")
+        prepare_worker("stand-in", MODELS["stand-in"])
 
 
 def test_weights_that_are_not_here(standin: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = replace(MODELS["stand-in"], needs={"model": hub("some/model", "MIT", 1.0, "*")})
     monkeypatch.setitem(MODELS, "stand-in", entry)
-    prepare_worker("stand-in", Path(sys.executable))
+    prepare_worker("stand-in", MODELS["stand-in"], Path(sys.executable))
     with pytest.raises(
         GapbenchError, match=r"its model checkpoint, some/model .* is not here; run"
     ):
@@ -193,9 +194,10 @@ def test_differences_from_a_lock(tmp_path: Path) -> None:
 
 
 def test_the_rows_and_the_files_agree() -> None:
-    assert set(WORKERS) == set(UPSTREAMS)
-    for name, upstream in UPSTREAMS.items():
-        spec = importlib.util.spec_from_file_location("one_worker", upstream.worker)
+    for name, entry in WORKERS.items():
+        upstream = entry.upstream
+        assert upstream is not None
+        spec = importlib.util.spec_from_file_location("one_worker", upstream.script)
         assert spec is not None
         assert spec.loader is not None
         worker = importlib.util.module_from_spec(spec)
@@ -208,7 +210,7 @@ def test_the_rows_and_the_files_agree() -> None:
         ]
         assert all("==" in line or " @ " in line for line in pins)
         assert re.fullmatch("[0-9a-f]{40}", upstream.commit)
-        assert upstream.commit[:7] in upstream.worker.read_text()
+        assert upstream.commit[:7] in upstream.script.read_text()
 
 
 def test_the_command_line(

@@ -1,0 +1,144 @@
+"""What a row of the table of models says, and what rows have in common."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from gapbench.fetch.hub import Checkpoint, cached
+from gapbench.models.base import CAPABILITIES
+from gapbench.types import GapbenchError
+
+Family = Literal["janus", "emu3", "worker", "server"]
+Runs = Literal["native", "worker", "server"]
+NATIVE: Final = frozenset(CAPABILITIES)
+SETTINGS: Final = "*.[jt]*"
+"""Files in JSON, Jinja and plain text."""
+EITHER: Final = "*model*.[bs]*"
+"""Weights in safetensors or PyTorch's .bin: of some checkpoints it is not on record which."""
+UNPINNED: Final = "main"
+"""The revision of a checkpoint of which no commit is on record; what was fetched is recorded by its
+commit in the run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upstream:
+    """The code of a model that runs as a worker.
+
+    `script` is the worker's file and `lock` the list of its packages; `pythons` are the versions
+    that these have wheels for, the best first; `dtype` is what upstream computes in. `last` are
+    packages that are built against the others. The files in the folder `replaces[0]` of the source
+    go over those of the package `replaces[1]`.
+    """
+
+    url: str
+    commit: str
+    script: Path
+    lock: Path
+    pythons: Sequence[str]
+    dtype: str
+    last: Sequence[str] = ()
+    replaces: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A model that can be named.
+
+    `recipe` is upstream's default sampling, `source` where that stands, `convention` how its
+    guidance combines the two branches. `memory` is about what weights and a small batch take.
+    `needs` names checkpoints by role ("model"; "gen" and "und" of a pair; ...). A `pair` draws and
+    judges with different weights: "the same model" is then two.
+    """
+
+    summary: str
+    family: Family
+    license: str
+    parameters: str
+    memory: str
+    capabilities: frozenset[str]
+    recipe: Mapping[str, Any]
+    source: str
+    convention: str = "uncond + guidance * (cond - uncond); 1 is none"
+    needs: Mapping[str, Checkpoint] = field(default_factory=dict)
+    pair: bool = False
+    folder: Path | None = None
+    """Of weights that ship with gapbench, with the sha256 of their model.safetensors."""
+    sha256: str = ""
+    upstream: Upstream | None = None
+    """Of a worker."""
+
+    @property
+    def runs(self) -> Runs:
+        """In this process, in a process with an environment of its own, or behind a server."""
+        return self.family if self.family in ("worker", "server") else "native"
+
+
+def hub(repo: str, license: str, gigabytes: float, *files: str) -> Checkpoint:
+    """A hub checkpoint, unpinned: the named files, or its settings and safetensors."""
+    return Checkpoint(
+        repo=repo,
+        revision=UNPINNED,
+        license=license,
+        files=dict.fromkeys(files or (SETTINGS, "*.safetensors")),
+        bytes=int(gigabytes * 1e9),
+    )
+
+
+def changed(name: str, recipe: Mapping[str, Any], changes: Mapping[str, object]) -> dict[str, Any]:
+    """A recipe with some keys changed; a text is read as the kind of value that it replaces.
+
+    Raises GapbenchError for a key that the recipe lacks or a value of another kind.
+    """
+    whole = dict(recipe)
+    for key, value in changes.items():
+        if key not in recipe:
+            keys = ", ".join(recipe) or "no keys"
+            raise GapbenchError(f"--set {key}={value}: the recipe of {name} has {keys}")
+        whole[key] = _like(recipe[key], value, f"--set {key}={value}")
+    return whole
+
+
+def _like(old: object, value: object, where: str) -> object:
+    new = value
+    if isinstance(value, str) and not isinstance(old, str):
+        try:
+            new = json.loads(value)
+        except ValueError:
+            new = value
+    if isinstance(old, float) and isinstance(new, int) and not isinstance(new, bool):
+        new = float(new)
+    if type(new) is not type(old):
+        kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+        raise GapbenchError(f"{where}: must be {kinds.get(type(old), type(old).__name__)}")
+    return new
+
+
+def weights(name: str, role: str, checkpoint: Checkpoint) -> Path:
+    """The folder of a named model's checkpoint in the hub's cache.
+
+    Raises GapbenchError that says how to fetch it.
+    """
+    folder = cached(checkpoint)
+    if folder is None:
+        raise GapbenchError(
+            f"model {name}: its {role} checkpoint, {checkpoint.repo} (about "
+            f"{checkpoint.bytes / 1e9:.0f} GB), is not here; run `gapbench prepare --model {name}`"
+            ", or give --model a folder of your own copy"
+        )
+    return folder
+
+
+def pick_device(name: str, entry: Entry, device: str) -> str:
+    """`auto` as a device. Raises GapbenchError where the model wants a GPU and there is none."""
+    import torch
+
+    if device != "auto" or torch.cuda.is_available():
+        return "cuda" if device == "auto" else device
+    raise GapbenchError(
+        f"model {name} takes about {entry.memory} on a GPU, and this machine has none that torch "
+        "sees; --device cpu runs it all the same, in float32 and very slowly"
+    )

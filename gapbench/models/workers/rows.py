@@ -1,0 +1,166 @@
+"""The models that run as workers: what each is, where its weights and its code are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from gapbench.fetch.hub import Checkpoint
+from gapbench.models.entry import Entry, Upstream, hub
+
+SCRIPTS: Final = Path(__file__).parent / "scripts"
+"""A worker's script and the list of its packages have one name."""
+
+
+def _worker(
+    summary: str, license: str, parameters: str, memory: str, recipe: Mapping[str, Any],
+    source: str, convention: str, needs: Mapping[str, Checkpoint], url: str, commit: str,
+    script: str, dtype: str, pythons: Sequence[str] = ("3.10",), last: Sequence[str] = (),
+    replaces: tuple[str, str] | None = None, tokens: bool = False,
+) -> Entry:  # fmt: skip
+    return Entry(
+        summary=summary,
+        family="worker",
+        license=license,
+        parameters=parameters,
+        memory=memory,
+        capabilities=frozenset(
+            {"generate", "judge_logits", "judge_text"} | ({"image_tokens"} if tokens else set())
+        ),
+        recipe=recipe,
+        source=source,
+        convention=convention,
+        needs=needs,
+        upstream=Upstream(
+            url=url,
+            commit=commit,
+            script=SCRIPTS / f"{script}.py",
+            lock=SCRIPTS / f"{script}.lock",
+            pythons=pythons,
+            dtype=dtype,
+            last=last,
+            replaces=replaces,
+        ),
+    )
+
+
+def _show_o(summary: str, license: str, repo: str, source: str, url: str, commit: str) -> Entry:
+    return _worker(
+        summary,
+        license=license,
+        parameters="1.5 B",
+        memory="8 GB",
+        recipe={"guidance": 5.0, "mask_noise": 1.0, "steps": 50, "size": 512},
+        source=source,
+        convention="(1 + guidance) * cond - guidance * uncond; 0 is none, 5 is Janus's 6",
+        needs={
+            "model": hub(repo, license, 5.9, "*"),
+            "vq": hub("showlab/magvitv2", "Apache-2.0", 0.8, "*"),
+            "text": hub("microsoft/phi-1_5", "MIT", 0.01, "*.json", "*.txt"),
+        },
+        url=url,
+        commit=commit,
+        script="show_o",
+        dtype="float32",
+        pythons=("3.10", "3.11", "3.9"),
+        tokens=True,
+    )
+
+
+WORKERS: Final[dict[str, Entry]] = {
+    "show-o": _show_o(
+        "masked discrete diffusion and text in one Phi-1.5; 512 x 512 pixels",
+        license="Apache-2.0",
+        repo="showlab/show-o-512x512",
+        source="showlab/Show-o 45a5a2d, README, text-to-image at 512 x 512",
+        url="https://github.com/showlab/Show-o",
+        commit="45a5a2de01d1ebd10cd5864d29310a76476cdf23",
+    ),
+    "hermesflow": _show_o(
+        "Show-o tuned on its own preferences (Pair-DPO); 512 x 512 pixels",
+        license="none stated",
+        repo="Gen-Verse/HermesFlow",
+        source="Gen-Verse/HermesFlow d6cf91a, README",
+        url="https://github.com/Gen-Verse/HermesFlow",
+        commit="d6cf91ad5a2e947652f5ac7217ffa9edd6bce88c",
+    ),
+    "vila-u": _worker(
+        "autoregressive over residual-quantised codes; 256 x 256 pixels",
+        license="MIT (weights not checked)",
+        parameters="7 B",
+        memory="18 GB",
+        recipe={"guidance": 3.0},
+        source="mit-han-lab/vila-u 096623c, generate_image_content's default cfg",
+        convention="uncond + guidance * (cond - uncond); 1 is none",
+        needs={
+            "model": hub("mit-han-lab/vila-u-7b-256", "not checked", 14.5, "*"),
+            "siglip": hub("google/siglip-large-patch16-256", "Apache-2.0", 0.01, "config.json"),
+        },
+        url="https://github.com/mit-han-lab/vila-u",
+        commit="096623cef36a57c707d4bdc5cdfeec823b58d223",
+        script="vila_u",
+        dtype="bfloat16",
+        replaces=("vila_u/train/transformers_replace", "transformers"),
+    ),
+    "bagel": _worker(
+        "mixture of transformers with a flow decoder; 1024 x 1024 pixels",
+        license="Apache-2.0",
+        parameters="14 B (7 B active)",
+        memory="32 GB",
+        recipe={
+            "cfg_text_scale": 4.0,
+            "cfg_img_scale": 1.0,
+            "cfg_interval_start": 0.4,
+            "cfg_renorm_min": 0.0,
+            "cfg_renorm_type": "global",
+            "timestep_shift": 3.0,
+            "steps": 50,
+            "size": 1024,
+        },
+        source="ByteDance-Seed/Bagel 056b5fd, inference.ipynb, text-to-image (the defaults of "
+        "inferencer.py are another set)",
+        convention="one scale for the text branch, one for the image branch; 1 is none",
+        needs={"model": hub("ByteDance-Seed/BAGEL-7B-MoT", "Apache-2.0", 29.2, "*")},
+        url="https://github.com/ByteDance-Seed/Bagel",
+        commit="056b5fd51a88c1eb4547318609e25d40080fcf87",
+        script="bagel",
+        dtype="bfloat16",
+        last=("flash_attn==2.5.8",),
+    ),
+    "blip3-o": _worker(
+        "Qwen2.5-VL with a flow transformer over CLIP features; 1024 x 1024 pixels",
+        license="Apache-2.0 (code: none stated)",
+        parameters="8 B",
+        memory="40 GB",
+        recipe={"guidance": 3.0, "steps": 30},
+        source="JiuhaiChen/BLIP3o 4689ec3, inference.py; steps from sample_images()",
+        convention="of the diffusion decoder; 1 is none",
+        needs={
+            "model": hub("BLIP3o/BLIP3o-Model-8B", "Apache-2.0", 35.0, "*"),
+            "processor": hub(
+                "Qwen/Qwen2.5-VL-7B-Instruct",
+                "Apache-2.0",
+                0.01,
+                "preprocessor_config.json",
+                "tokenizer.json",
+                "tokenizer_config.json",
+                "vocab.json",
+                "merges.txt",
+                "chat_template.json",
+                "config.json",
+            ),
+            "scheduler": hub(
+                "Alpha-VLLM/Lumina-Next-SFT-diffusers",
+                "Apache-2.0",
+                0.01,
+                "scheduler/scheduler_config.json",
+            ),
+        },
+        url="https://github.com/JiuhaiChen/BLIP3o",
+        commit="4689ec389e2b9108efc8b9761432538fc890156d",
+        script="blip3_o",
+        dtype="float16",
+        pythons=("3.11",),
+    ),
+}
