@@ -7,7 +7,7 @@ weights, device and dtype.
 References, measured in the same run and in turns: for drawing, transformers'
 `generate(generation_mode="image")` one prompt at a time, which is upstream's loop, and at the same
 batch; for verdicts, generating a reply of REPLY tokens, as one in the asked form takes, one at a
-time. On a CPU, `--threads` are for all ways; take a machine that has nothing else to do. With
+time. On a CPU, `--threads` are for all ways; take a machine with nothing else to do. With
 `--workers`, ours are so many processes, which share the threads and each batch.
 
 `1b` and `7b` are Janus-Pro's own geometry. `small` is a hundredth of the parameters with width and
@@ -119,26 +119,18 @@ def seconds(device: str, rounds: int, ways: list[Callable[[], object]]) -> list[
     return [median(times) for times in taken]
 
 
-def theirs(threads: int, way: Callable[..., object], *given: object) -> None:
-    """A reference with torch's threads; the adapter uses a CPU's cores in its own way."""
-    mine = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    way(*given)
-    torch.set_num_threads(mine)
-
-
 def upstream(model: JanusModel, prompts: list[str]) -> torch.Tensor:
     """transformers' own drawing: token ids, (prompts, tokens)."""
     chats = [[{"role": "user", "content": [{"type": "text", "text": p}]}] for p in prompts]
-    texts = [model.processor.apply_chat_template(c, add_generation_prompt=True) for c in chats]
-    batch = model.processor(
+    texts = [model.processor().apply_chat_template(c, add_generation_prompt=True) for c in chats]
+    batch = model.processor()(
         text=texts, generation_mode="image", return_tensors="pt", padding=True, padding_side="left"
     ).to(model.device)
     with torch.inference_mode():
-        drawn: torch.Tensor = model.module.generate(
+        drawn: torch.Tensor = model.network.generate(
             **batch, generation_mode="image", do_sample=True, top_k=0, guidance_scale=5.0
         )
-        model.module.decode_image_tokens(drawn)
+        model.network.decode_image_tokens(drawn)
     return drawn
 
 
@@ -146,14 +138,14 @@ def upstream(model: JanusModel, prompts: list[str]) -> torch.Tensor:
 def said(model: JanusModel, image: Image.Image, question: str) -> str:
     """The usual way to a verdict: a reply, to be parsed."""
     batch = model._asked([[image]], [model._chat(question)])
-    out = model.module.generate(
+    out = model.network.generate(
         **batch, generation_mode="text", do_sample=False, max_new_tokens=REPLY,
-        min_new_tokens=REPLY, pad_token_id=model.processor.tokenizer.pad_token_id,
+        min_new_tokens=REPLY, pad_token_id=model.processor().tokenizer.pad_token_id,
     )  # fmt: skip
-    return str(model.processor.tokenizer.decode(out[0, batch["input_ids"].shape[1] :]))
+    return str(model.processor().tokenizer.decode(out[0, batch["input_ids"].shape[1] :]))
 
 
-def drawing(model: JanusModel, ours: Model, batches: list[int], rounds: int, threads: int) -> None:
+def drawing(model: JanusModel, ours: Model, batches: list[int], rounds: int) -> None:
     prompts = [f"a picture of {n} red circles and a blue square" for n in range(max(batches))]
     upstream(model, prompts[:1])
     print("drawing   images/s   x transformers one at a time   x transformers at the same batch")
@@ -163,8 +155,8 @@ def drawing(model: JanusModel, ours: Model, batches: list[int], rounds: int, thr
             model.device,
             rounds,
             [
-                partial(theirs, threads, upstream, model, prompts[:1]),
-                partial(theirs, threads, upstream, model, some),
+                partial(upstream, model, prompts[:1]),
+                partial(upstream, model, some),
                 partial(ours.generate, some, seeds),
             ],
         )
@@ -189,9 +181,9 @@ def shares(model: JanusModel, batch: int) -> None:
         print(f"{name}: {100 * mine / whole:.0f} % of the time of drawing {batch}")
 
 
-def judging(model: JanusModel, ours: Model, batch: int, rounds: int, threads: int) -> None:
+def judging(model: JanusModel, ours: Model, batch: int, rounds: int) -> None:
     noise = np.random.default_rng(0)
-    side = model.processor.image_processor.size["height"]
+    side = model.processor().image_processor.size["height"]
     images = [
         Image.fromarray(noise.integers(0, 256, (side, side, 3), np.uint8)) for _ in range(batch)
     ]
@@ -204,7 +196,7 @@ def judging(model: JanusModel, ours: Model, batch: int, rounds: int, threads: in
             model.device,
             rounds,
             [
-                partial(theirs, threads, said, model, images[0], questions[0]),
+                partial(said, model, images[0], questions[0]),
                 partial(ours.judge, asked, questions, ANSWERS),
             ],
         )
@@ -235,10 +227,10 @@ def main() -> None:
             ours = Copies(str(folder), args.device, dtype, recipe, args.workers)
             print(f"{args.workers} workers")
             ours.load()
-        drawing(model, ours, args.batch, args.rounds, args.threads)
+        drawing(model, ours, args.batch, args.rounds)
         if args.device == "cpu" and args.workers == 1:
             shares(model, max(args.batch))
-        judging(model, ours, max(args.batch), args.rounds, args.threads)
+        judging(model, ours, max(args.batch), args.rounds)
         ours.release()
 
 

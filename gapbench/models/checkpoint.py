@@ -1,4 +1,4 @@
-"""A checkpoint's folder: its digest, its recipe, its weights."""
+"""A checkpoint's folder: its files, and its weights in a class of transformers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 
 from gapbench.files import first_line, read_object
 from gapbench.models import torchvision_shim
-from gapbench.models.autoregressive.sampling import Recipe
 from gapbench.types import GapbenchError
 
 
@@ -25,6 +24,17 @@ def hub_weights(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
+def require_weights(who: str, folder: Path) -> list[Path]:
+    """`hub_weights`. Raises GapbenchError where there are none."""
+    files = hub_weights(folder)
+    if not files:
+        raise GapbenchError(
+            f"{who}: no .safetensors file in {folder}; other weight formats are not loaded, save "
+            "the checkpoint with save_pretrained first"
+        )
+    return files
+
+
 FIX_RECORD: Final = "fix.json"
 """How `gapbench fix` made a checkpoint: beside the weights, and no part of the model."""
 
@@ -36,19 +46,6 @@ def settings_files(folder: Path) -> list[Path]:
         for file in folder.iterdir()
         if file.suffix in {".json", ".jinja"} and file.is_file() and file.name != FIX_RECORD
     )
-
-
-def recipe_of(folder: Path) -> Recipe:
-    """The recipe in a checkpoint's generation_config.json; upstream Janus's where it is silent."""
-    file = folder / "generation_config.json"
-    config = read_object(file) if file.exists() else {}
-    names = {
-        "guidance": "guidance_scale",
-        "temperature": "temperature",
-        "top_k": "top_k",
-        "top_p": "top_p",
-    }
-    return Recipe(**{k: config[v] for k, v in names.items() if config.get(v) is not None})
 
 
 def load_pretrained(who: str, kind: str, folder: Path, dtype: str, device: str) -> Any:

@@ -192,7 +192,7 @@ def test_auto_leaves_a_large_model_on_a_cpu_its_memory(
     tiny_janus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: int, most: int
 ) -> None:
     """There is no error to halve at: the process would be killed."""
-    monkeypatch.setattr("gapbench.models.janus.adapter.SMALL", small)
+    monkeypatch.setattr("gapbench.models.autoregressive.model.SMALL", small)
     model, sizes = JanusModel("tiny", tiny_janus, device="cpu"), []
     generate, judge = model.generate, model.judge
 

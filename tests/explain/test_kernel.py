@@ -162,10 +162,10 @@ def test_projected_gradients_estimate_the_kernel(tiny_janus: Path) -> None:
 
 def test_norms_keep_float64(model: Any) -> None:
     model.load()
-    norm = model.module.model.language_model.norm
+    norm = model.network.model.language_model.norm
     hidden = torch.randn(1, 3, 64, dtype=torch.float64)
     rounded = norm(hidden)
-    keep_precision(model.module)
+    keep_precision(model.network)
     scale = (hidden.square().mean(-1, keepdim=True) + norm.variance_epsilon).rsqrt()
     exact = hidden * scale * norm.weight
     assert torch.allclose(norm(hidden), exact, rtol=0, atol=1e-14)

@@ -47,7 +47,7 @@ def test_sft_is_torchs_cross_entropy_of_emu3_logits(tiny_emu3: Path) -> None:
     network, (codes, end) = model.network, model._codes()
     losses = []
     for prompt, row in zip(PROMPTS, tokens, strict=True):
-        head = model._heads([prompt + model.recipe["positive"]])[1]
+        head = model._heads([prompt])[1]
         lines = codes[row].reshape(4, 4)
         body = torch.cat([lines, torch.full((4, 1), end)], 1).reshape(1, -1)
         logits = network(input_ids=torch.cat([head, body], 1)).logits[0, head.shape[1] - 1 : -1]
@@ -63,7 +63,7 @@ def test_sft_is_torchs_cross_entropy_of_janus_logits(tiny_janus: Path) -> None:
     network = model.network
     losses = []
     for prompt, row in zip(PROMPTS, tokens, strict=True):
-        ids = model.processor.tokenizer(model._heads([prompt])[0][0])
+        ids = model.processor().tokenizer(model._heads([prompt])[0][0])
         head = network.get_input_embeddings()(torch.tensor([ids["input_ids"]]))
         body = network.prepare_embeddings_for_image_generation(row[None, :-1])
         hidden = network.model.language_model(

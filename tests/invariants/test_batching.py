@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 import gapbench
 from gapbench.judges.own import Mode
-from gapbench.models.autoregressive.cores import LEAST
 from gapbench.runs.run import Run
 from gapbench.types import Verdict
 
@@ -113,18 +112,18 @@ def test_a_batch_of_any_size_gives_the_images_and_verdicts_of_single_work(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_second_core_changes_no_image_and_no_verdict(
+def test_a_second_thread_changes_no_image_and_no_verdict(
     model_of: Callable[[str], str], tmp_path: Path, name: str
 ) -> None:
     found = []
-    for cores in (1, 2):
+    for threads in (1, 2):
         before = torch.get_num_threads()
-        torch.set_num_threads(cores)
+        torch.set_num_threads(threads)
         try:
-            found.append(measure(model_of(name), "shapes", 64, tmp_path / str(cores), 14))
+            found.append(measure(model_of(name), "shapes", 64, tmp_path / str(threads), 14))
         finally:
             torch.set_num_threads(before)
-    assert len(found[0].files) == 14 * SAMPLES >= 2 * LEAST
+    assert len(found[0].files) == 14 * SAMPLES
     same_images(found[1], found[0])
     same_verdicts(found[1].verdicts, found[0].verdicts)
 

@@ -92,4 +92,4 @@ def test_release_frees_the_model(tiny_janus: Path) -> None:
     model = JanusModel("tiny", tiny_janus)
     model.load()
     OwnJudge(model, "logits").release()
-    assert model._model is None
+    assert model._loaded is None

@@ -142,7 +142,7 @@ def test_scores_and_words_are_transformers_own(tiny_janus: Path, tiny_emu3: Path
     for folder in (tiny_janus, tiny_emu3):
         model: Any = load_model(str(folder))
         module, processor = (
-            (model.module, model.processor)
+            (model.network, model.processor())
             if folder == tiny_janus
             else (model.module("und"), model.processor("und"))
         )

@@ -50,7 +50,7 @@ def tokens_of(model: Emu3Model, prompts: Sequence[str], seeds: Sequence[int]) ->
 
 
 def inputs(model: Emu3Model, text: str) -> Any:
-    return model.processor("gen")(
+    return model.processor()(
         text=[text], return_for_image_generation=True, image_area=AREA, return_tensors="pt"
     )
 
@@ -58,7 +58,7 @@ def inputs(model: Emu3Model, text: str) -> Any:
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_greedy_codes_equal_transformers_own_generate(tiny_emu3: Path, guidance: float) -> None:
     model = made(tiny_emu3, guidance=guidance, temperature=0.0)
-    module = model.module("gen")
+    module = model.network
     codes = torch.tensor(module.vocabulary_mapping.image_tokens)
     end = module.vocabulary_mapping.eol_token_id
     found = tokens_of(model, PROMPTS, [0, 1, 2])
@@ -91,7 +91,7 @@ def test_greedy_codes_equal_transformers_own_generate(tiny_emu3: Path, guidance:
 @torch.no_grad()
 def plain_logits(model: Emu3Model, text: str, codes: NDArray[np.int32]) -> Tensor:
     """(T, codes) logits of one image's codes: one row, no padding, no mask, no cache."""
-    module = model.module("gen")
+    module = model.network
     mapping = module.vocabulary_mapping
     ids = inputs(model, text)["input_ids"][0].tolist()
     start, places = len(ids), []

@@ -210,7 +210,7 @@ def test_an_adapter_is_merged_into_its_base(lora: Path, tiny_janus: Path) -> Non
     assert model.name == "lora"
     assert model.fingerprint != base.fingerprint
     tensors = load_file(lora / "adapter_model.safetensors")
-    own, other = model.module.state_dict(), base.module.state_dict()
+    own, other = model.network.state_dict(), base.network.state_dict()
     changed = {name for name in own if not torch.equal(own[name], other[name])}
     assert changed == {
         f"model.language_model.layers.{layer}.self_attn.{part}.weight"
@@ -328,14 +328,16 @@ def test_a_cold_plan_is_the_greedy_one(tiny_original: Path) -> None:
     ids = asked.clone()
     with torch.no_grad():
         for _ in range(8):
-            core = planner.module.model.language_model
+            core = planner.network.model.language_model
             hidden = core(input_ids=ids, use_cache=False).last_hidden_state[:, -1:]
-            ids = torch.cat([ids, planner.module.lm_head(hidden).argmax(-1)], 1)
-            if int(ids[0, -1]) == planner.processor.tokenizer.eos_token_id:
+            ids = torch.cat([ids, planner.network.lm_head(hidden).argmax(-1)], 1)
+            if int(ids[0, -1]) == planner.processor().tokenizer.eos_token_id:
                 break
-    written = planner.processor.tokenizer.decode(ids[0, asked.shape[1] :], skip_special_tokens=True)
+    written = planner.processor().tokenizer.decode(
+        ids[0, asked.shape[1] :], skip_special_tokens=True
+    )
     assert planner.plan(["a red circle"], [1]) == [planner._plain(written)]
-    text = planner.processor.tokenizer.decode(asked[0])
+    text = planner.processor().tokenizer.decode(asked[0])
     assert text.startswith("<|bos|>You are a helpful assistant that receives an image prompt")
     assert 'based on this prompt: "a red circle"\nProvide a brief' in text
     assert text.endswith("without explanation:\n\n<|Assistant|>:")
@@ -344,7 +346,7 @@ def test_a_cold_plan_is_the_greedy_one(tiny_original: Path) -> None:
 def asked_of(model: JanusModel, call: Callable[[], object]) -> list[torch.Tensor]:
     """The first batch of text ids that a call embeds."""
     seen: list[torch.Tensor] = []
-    embeddings: Any = model.module.get_input_embeddings()
+    embeddings: Any = model.network.get_input_embeddings()
     handle = embeddings.register_forward_hook(lambda _m, args, _out: seen.append(args[0].clone()))
     try:
         call()
@@ -382,7 +384,7 @@ def test_the_judge_sees_the_prompt_and_the_run_the_plan(
 
 
 def test_what_is_left_of_a_plan_holds_no_special_token(planner: T2IR1Model) -> None:
-    start = planner.processor.tokenizer.boi_token
+    start = planner.processor().tokenizer.boi_token
     nested = start
     for _ in range(3):
         assert planner._plain(f"a {nested}disc") == "a disc"

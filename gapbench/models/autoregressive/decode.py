@@ -135,7 +135,7 @@ def _turned(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def draw_tokens(
     hidden: Tensor,
     head: Callable[[Tensor], Tensor],
-    feed: Callable[[Tensor], Tensor],
+    feed: Callable[[Tensor, int], Tensor],
     recipe: Recipe,
     seeds: Sequence[int],
     steps: int,
@@ -143,7 +143,7 @@ def draw_tokens(
     """(B, steps) tokens, each row from its seed's own stream, and their log-probabilities' sums.
 
     `hidden` goes before the first token: (2B, W), conditional rows first, where the recipe guides,
-    else (B, W). `head` makes logits of it, `feed` the next from the (B,) tokens just drawn.
+    else (B, W). `head` makes logits of it, `feed` the next from the (B,) tokens drawn at a step.
     """
     uniform = uniforms(list(seeds), steps).to(hidden.device)
     tokens = torch.empty(len(seeds), steps, dtype=torch.long, device=hidden.device)
@@ -155,5 +155,5 @@ def draw_tokens(
         tokens[:, step] = token
         total += logprobs.gather(1, token.unsqueeze(1)).squeeze(1)
         if step + 1 < steps:
-            hidden = feed(token)
+            hidden = feed(token, step)
     return tokens.to("cpu", torch.int32).numpy(), total.tolist()

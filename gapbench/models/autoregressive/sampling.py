@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gapbench.files import read_object
 from gapbench.types import GapbenchError
 
 
@@ -44,6 +46,19 @@ class Recipe:
     def guided(self) -> bool:
         """Whether the unconditional branch is needed."""
         return self.guidance != 1
+
+
+def recipe_of(folder: Path) -> Recipe:
+    """The recipe in a checkpoint's generation_config.json; upstream Janus's where it is silent."""
+    file = folder / "generation_config.json"
+    config = read_object(file) if file.exists() else {}
+    names = {
+        "guidance": "guidance_scale",
+        "temperature": "temperature",
+        "top_k": "top_k",
+        "top_p": "top_p",
+    }
+    return Recipe(**{k: config[v] for k, v in names.items() if config.get(v) is not None})
 
 
 def uniforms(seeds: list[int], steps: int, stream: int = 0) -> Tensor:
@@ -96,5 +111,5 @@ def logprobs_of(logits: Tensor, tokens: Tensor) -> Tensor:
     """(B, T) log-probabilities in nats of (B, T) tokens under (B, T, V) logits, in float32 or
     better, differentiable."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    found: Tensor = wide.log_softmax(-1).gather(2, tokens.unsqueeze(2)).squeeze(2)
-    return found
+    logprobs: Tensor = wide.log_softmax(-1).gather(2, tokens.unsqueeze(2)).squeeze(2)
+    return logprobs

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gapbench.files import read_object
-from gapbench.models.autoregressive.sampling import Recipe
-from gapbench.models.checkpoint import recipe_of
+from gapbench.models.autoregressive.sampling import Recipe, recipe_of
 from gapbench.models.entry import Entry, changed, pick_device, weights
 from gapbench.models.janus.adapter import JanusModel
 from gapbench.models.janus.t2i_r1 import Reasoning, T2IR1Model

@@ -16,9 +16,10 @@ from typing import Final
 import torch
 
 from gapbench.models.autoregressive.decode import Decoder
+from gapbench.models.autoregressive.model import PADDED
 from gapbench.models.autoregressive.sampling import Recipe, draw, uniforms, warp
 from gapbench.models.base import Drawing
-from gapbench.models.janus.adapter import PADDED, JanusModel, turn
+from gapbench.models.janus.adapter import JanusModel, turn
 from gapbench.types import GapbenchError
 
 SYSTEM: Final = (
@@ -81,11 +82,12 @@ class T2IR1Model(JanusModel):
     @torch.inference_mode()
     def plan(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
         """What the model writes about each prompt, each from a stream of its seed's own."""
-        core, tokenizer = self.module.model, self.processor.tokenizer
+        core, processor = self._core, self.processor()
+        tokenizer = processor.tokenizer
         distinct = list(dict.fromkeys(prompts))
         asked = [
             f"{SYSTEM}\n\n"
-            + self.processor.apply_chat_template(
+            + processor.apply_chat_template(
                 [turn({"type": "text", "text": REQUEST.format(prompt)})], add_generation_prompt=True
             )
             for prompt in distinct
@@ -93,15 +95,13 @@ class T2IR1Model(JanusModel):
         batch = tokenizer(asked, **PADDED).to(self.device)
         rows = [distinct.index(prompt) for prompt in prompts]
         steps, recipe = self.reasoning.reasoning_tokens, self.reasoning.recipe()
-        decoder = Decoder(
-            core.language_model, batch["input_ids"][rows], batch["attention_mask"][rows], steps
-        )
+        decoder = Decoder(core, batch["input_ids"][rows], batch["attention_mask"][rows], steps)
         hidden = decoder.hidden
         uniform = uniforms(list(seeds), steps, stream=1)
         tokens = torch.full((len(prompts), steps), tokenizer.eos_token_id, device=self.device)
         ended = torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
         for step in range(steps):
-            logprobs = warp(self.module.lm_head(hidden), recipe)
+            logprobs = warp(self.network.lm_head(hidden), recipe)
             token = draw(logprobs, uniform[:, step]).masked_fill(ended, tokenizer.eos_token_id)
             tokens[:, step] = token
             ended |= token == tokenizer.eos_token_id
@@ -114,10 +114,10 @@ class T2IR1Model(JanusModel):
 
     def _plain(self, text: str) -> str:
         """A plan without anything that would be read as a special token when it is read again."""
-        special = filter(str.strip, self.processor.tokenizer.get_added_vocab())
-        found = re.compile("|".join(map(re.escape, special)) or r"(?!)")
-        while found.search(text):  # taking one out may join the halves of another
-            text = found.sub("", text)
+        special = filter(str.strip, self.processor().tokenizer.get_added_vocab())
+        pattern = re.compile("|".join(map(re.escape, special)) or r"(?!)")
+        while pattern.search(text):  # taking one out may join the halves of another
+            text = pattern.sub("", text)
         return text
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Drawing]:
@@ -126,7 +126,7 @@ class T2IR1Model(JanusModel):
         return super().generate(texts, seeds)
 
     def save(self, folder: Path) -> None:
-        config = self.module.generation_config
+        config = self.network.generation_config
         kept = getattr(config, "generation_kwargs", None) or {}
         config.generation_kwargs = {**kept, "reasoning": asdict(self.reasoning)}
         super().save(folder)

@@ -61,7 +61,7 @@ def tokens_of(model: JanusModel, prompts: Sequence[str], seeds: Sequence[int]) -
 
 def chat(model: JanusModel, *parts: dict[str, str]) -> str:
     turn = {"role": "user", "content": list(parts)}
-    text: str = model.processor.apply_chat_template([turn], add_generation_prompt=True)
+    text: str = model.processor().apply_chat_template([turn], add_generation_prompt=True)
     return text
 
 
@@ -70,7 +70,7 @@ def plain_logits(
     model: JanusModel, prompt: str, tokens: NDArray[np.int32], unconditional: bool = False
 ) -> Tensor:
     """(T, V) logits of one image's codes: one row, no padding, no mask, no cache."""
-    core, tokenizer = model.module.model, model.processor.tokenizer
+    core, tokenizer = model.network.model, model.processor().tokenizer
     ids = tokenizer(chat(model, {"type": "text", "text": prompt}) + "<boi>")["input_ids"]
     assert (ids[0], ids[-1]) == (1, 4)
     if unconditional:
@@ -93,12 +93,12 @@ def plain_score(model: JanusModel, image: Image.Image, question: str, answer: st
     asked = chat(model, {"type": "image"}, {"type": "text", "text": question})
 
     def inputs(text: str) -> Any:
-        return model.processor(text=[text], images=[image], return_tensors="pt")
+        return model.processor()(text=[text], images=[image], return_tensors="pt")
 
     batch, start = inputs(asked + answer), inputs(asked)["input_ids"].shape[1]
     ids = batch["input_ids"]
-    logits = model.module(
-        input_ids=ids, pixel_values=batch["pixel_values"].to(model.module.dtype)
+    logits = model.network(
+        input_ids=ids, pixel_values=batch["pixel_values"].to(model.network.dtype)
     ).logits
     logprobs = logits[0, start - 1 : -1].log_softmax(-1)
     return float(logprobs.gather(1, ids[0, start:, None]).sum())
@@ -107,7 +107,7 @@ def plain_score(model: JanusModel, image: Image.Image, question: str, answer: st
 def text_ids(model: JanusModel, call: Call) -> list[Tensor]:
     """Every batch of text ids that the language model embeds during a call."""
     seen: list[Tensor] = []
-    embeddings = model.module.get_input_embeddings()
+    embeddings = model.network.get_input_embeddings()
     handle = embeddings.register_forward_hook(lambda _m, args, _out: seen.append(args[0].clone()))
     try:
         call()
@@ -117,7 +117,7 @@ def text_ids(model: JanusModel, call: Call) -> list[Tensor]:
 
 
 def read(model: JanusModel, ids: Tensor) -> list[str]:
-    return [str(text) for text in model.processor.tokenizer.batch_decode(ids)]
+    return [str(text) for text in model.processor().tokenizer.batch_decode(ids)]
 
 
 def refusal(call: Call, names: Path) -> str:
@@ -140,8 +140,10 @@ def edit(file: Path, **values: object) -> None:
 def test_greedy_tokens_equal_transformers_own_generate(tiny_janus: Path) -> None:
     model = JanusModel("tiny", tiny_janus, Recipe(guidance=5, temperature=0))
     texts = [chat(model, {"type": "text", "text": prompt}) for prompt in PROMPTS]
-    batch = model.processor(text=texts, generation_mode="image", padding=True, return_tensors="pt")
-    expected = model.module.generate(
+    batch = model.processor()(
+        text=texts, generation_mode="image", padding=True, return_tensors="pt"
+    )
+    expected = model.network.generate(
         **batch, generation_mode="image", do_sample=False, guidance_scale=5
     )
     found = tokens_of(model, PROMPTS, [0, 1, 2])
@@ -218,7 +220,7 @@ def test_pitfall_7_seeds_are_honoured_whatever_else_is_drawn(model: JanusModel) 
 
 def test_rows_that_begin_alike_are_computed_once_for_all_samples(model: JanusModel) -> None:
     shapes: list[tuple[int, ...]] = []
-    layer = model.module.model.language_model.layers[0].self_attn.q_proj
+    layer = model.network.model.language_model.layers[0].self_attn.q_proj
     handle = layer.register_forward_pre_hook(lambda _m, args: shapes.append(tuple(args[0].shape)))
     prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[0], PROMPTS[1]]
     try:
@@ -239,7 +241,7 @@ def test_rows_that_begin_alike_are_computed_once_for_all_samples(model: JanusMod
 def test_a_decoding_step_is_what_transformers_computes_bit_for_bit(
     model: JanusModel, dtype: torch.dtype
 ) -> None:
-    core = deepcopy(model.module.model.language_model).to(dtype)
+    core = deepcopy(model.network.model.language_model).to(dtype)
     ids = torch.randint(5, 300, (4, 9), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     mask[0, :4] = 0
@@ -264,7 +266,7 @@ def test_a_decoding_step_is_what_transformers_computes_bit_for_bit(
 def test_a_decoding_step_can_be_captured_and_may_look_over_empty_places(model: JanusModel) -> None:
     """What a CUDA graph needs, as far as a CPU shows it: one trace of tensor operations, without a
     look at a value, which for places that are still empty gives the same."""
-    core = model.module.model.language_model
+    core = model.network.model.language_model
     ids, mask = torch.arange(5, 14).reshape(1, 9), torch.ones(1, 9, dtype=torch.long)
     with torch.inference_mode():
         plain, wide = (Decoder(core, ids, mask, 7) for _ in range(2))
@@ -282,7 +284,7 @@ def test_a_cuda_graph_is_held_against_a_plain_step_before_it_is_trusted(
     model: JanusModel, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """By a stand-in for CUDA's, which computes the captured step anew when it is replayed."""
-    core, replays = model.module.model.language_model, []
+    core, replays = model.network.model.language_model, []
     ids, mask = torch.arange(5, 14).reshape(1, 9), torch.ones(1, 9, dtype=torch.long)
     plain, graphed = (Decoder(core, ids, mask, 7) for _ in range(2))
     made: list[tuple[Tensor, Tensor, int]] = []
@@ -444,7 +446,7 @@ def test_pitfall_15_padding_is_on_the_left_whatever_the_tokenizer_says(
     folder = copy()
     edit(folder / "tokenizer_config.json", padding_side="right")
     right = JanusModel("right", folder)
-    assert right.processor.tokenizer.padding_side == "right"
+    assert right.processor().tokenizer.padding_side == "right"
     (ids,) = text_ids(right, lambda: right.generate(PROMPTS, [1, 2, 3]))
     assert (ids[:, -1] == 4).all()
     firsts = [row.index(1) for row in ids[: len(PROMPTS)].tolist()]
@@ -470,7 +472,7 @@ def test_pitfalls_16_to_18_decoding_gives_rounded_clipped_pixels_and_keeps_no_gr
     processor["image_processor"] |= {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27] * 3}
     (folder / "processor_config.json").write_text(json.dumps(processor))
     model = JanusModel("m", folder)
-    last = model.module.model.vqmodel.decoder.conv_out
+    last = model.network.model.vqmodel.decoder.conv_out
     with torch.no_grad():
         last.weight.mul_(gain)
     tokens = np.arange(STEPS, dtype=np.int32) * 7 % CODES
@@ -482,7 +484,7 @@ def test_pitfalls_16_to_18_decoding_gives_rounded_clipped_pixels_and_keeps_no_gr
     assert (image.mode, image.size) == ("RGB", (32, 32))
     with torch.no_grad():
         codes = torch.from_numpy(tokens).long()[None]
-        levels = model.module.model.vqmodel.decode(codes)[0].permute(1, 2, 0).numpy()
+        levels = model.network.model.vqmodel.decode(codes)[0].permute(1, 2, 0).numpy()
     assert (np.abs(levels).max() > 1) == (gain > 1)
     expected = np.clip(np.round((levels.astype(np.float32) + 1) * np.float32(127.5)), 0, 255)
     np.testing.assert_array_equal(np.asarray(image), expected.astype(np.uint8))
@@ -507,7 +509,7 @@ def test_questions_about_one_image_share_what_they_begin_with(
     asked = [(images[0], QUESTIONS[1]), (images[1], QUESTIONS[0])]
     asked += [(images[0].copy(), f"{QUESTIONS[1]} And {n * 'a '}circle?") for n in range(3)]
     asked += [(images[1], QUESTIONS[2]), (images[2], QUESTIONS[1])]
-    core, shapes = model.module.model, []
+    core, shapes = model.network.model, []
     hooks = [
         core.vision_model.register_forward_pre_hook(lambda _m, args: shapes.append(args[0].shape)),
         core.language_model.register_forward_pre_hook(
@@ -558,7 +560,7 @@ def test_answers_that_share_all_but_the_last_token_take_one_forward_of_one_row_e
     assert [
         len(ids) for ids in text_ids(model, lambda: model.judge(images, QUESTIONS, ANSWERS))
     ] == [3]
-    tails = [model.processor.tokenizer(a)["input_ids"][1:] for a in ANSWERS]
+    tails = [model.processor().tokenizer(a)["input_ids"][1:] for a in ANSWERS]
     assert tails[0][:-1] == tails[1][:-1]
     assert tails[0][-1] != tails[1][-1]
 
@@ -587,7 +589,7 @@ def test_pitfall_19_judging_does_not_depend_on_torchvision(
 
     saved = json.loads((tiny_janus / "processor_config.json").read_text())
     assert saved["image_processor"]["image_processor_type"] == "JanusImageProcessor"
-    assert isinstance(model.processor.image_processor, JanusImageProcessorPil)
+    assert isinstance(model.processor().image_processor, JanusImageProcessorPil)
     assert np.isfinite(model.judge(images, QUESTIONS, ANSWERS)).all()
 
 
@@ -595,15 +597,15 @@ def test_pitfall_19_judging_does_not_depend_on_torchvision(
 def plain_reply(model: JanusModel, image: Image.Image, question: str) -> str:
     """Greedy decoding by whole forwards, without cache or batch."""
     asked = chat(model, {"type": "image"}, {"type": "text", "text": question})
-    batch = model.processor(text=[asked], images=[image], return_tensors="pt")
-    ids, pixels = batch["input_ids"], batch["pixel_values"].to(model.module.dtype)
+    batch = model.processor()(text=[asked], images=[image], return_tensors="pt")
+    ids, pixels = batch["input_ids"], batch["pixel_values"].to(model.network.dtype)
     start = ids.shape[1]
     for _ in range(64):
-        token = model.module(input_ids=ids, pixel_values=pixels).logits[:, -1:].argmax(-1)
+        token = model.network(input_ids=ids, pixel_values=pixels).logits[:, -1:].argmax(-1)
         ids = torch.cat([ids, token], 1)
         if int(token) == 2:
             break
-    text: str = model.processor.tokenizer.decode(ids[0, start:], skip_special_tokens=True)
+    text: str = model.processor().tokenizer.decode(ids[0, start:], skip_special_tokens=True)
     return text.strip()
 
 
@@ -612,7 +614,7 @@ def test_pitfall_32_a_reply_is_the_greedy_answer_alone(
 ) -> None:
     model = JanusModel("tiny", tiny_janus)
     with torch.no_grad():  # else its words follow from the last token alone
-        for layer in model.module.model.language_model.layers:
+        for layer in model.network.model.language_model.layers:
             layer.self_attn.q_proj.weight.mul_(60)
             layer.self_attn.o_proj.weight.mul_(60)
     replies = model.reply(images, QUESTIONS)
@@ -660,7 +662,7 @@ def test_gradients_reach_what_draws_and_nothing_else(tiny_janus: Path) -> None:
     tokens = tokens_of(model, PROMPTS, [1, 2, 3])
     model.image_logprobs(PROMPTS, tokens).sum().backward()
     drawing = ("language_model", "generation_embeddings", "generation_aligner", "generation_head")
-    for name, weight in model.module.named_parameters():
+    for name, weight in model.network.named_parameters():
         if name.startswith(tuple(f"model.{part}." for part in drawing)):
             assert weight.grad is not None, name
             assert weight.grad.abs().max() > 0, name
@@ -721,7 +723,7 @@ def test_the_fingerprint_changes_with_a_settings_file(copy: Copy, name: str) -> 
 def test_what_a_model_can_do_is_known_before_loading(tiny_janus: Path) -> None:
     model = JanusModel("tiny", tiny_janus)
     assert model.capabilities == set(CAPABILITIES)
-    assert model._model is None
+    assert model._loaded is None
 
 
 # -- loading, saving, releasing ----------------------------------------------------------------
@@ -744,8 +746,8 @@ def test_saving_and_loading_keeps_images_verdicts_and_weights(
     np.testing.assert_array_equal(
         model.judge(images, QUESTIONS, ANSWERS), again.judge(images, QUESTIONS, ANSWERS)
     )
-    original = model.module.state_dict()
-    for name, weight in again.module.state_dict().items():
+    original = model.network.state_dict()
+    for name, weight in again.network.state_dict().items():
         assert torch.equal(weight, original[name]), name
     assert again.recipe == model.recipe
     again.save(tmp_path / "twice")
@@ -758,12 +760,12 @@ def test_pitfall_25_embeddings_are_untied_even_where_the_config_says_tied(
     folder = copy()
     edit(folder / "config.json", tie_word_embeddings=True)
     tied = JanusModel("m", folder)
-    assert tied.module.config.tie_word_embeddings is False
-    head, embeddings = tied.module.lm_head.weight, tied.module.get_input_embeddings().weight
+    assert tied.network.config.tie_word_embeddings is False
+    head, embeddings = tied.network.lm_head.weight, tied.network.get_input_embeddings().weight
     assert head.data_ptr() != embeddings.data_ptr()
-    assert torch.equal(head, model.module.lm_head.weight)
+    assert torch.equal(head, model.network.lm_head.weight)
     assert not torch.equal(head, embeddings)
-    assert model.module.config.tie_word_embeddings is False
+    assert model.network.config.tie_word_embeddings is False
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -771,7 +773,7 @@ def test_other_dtypes_draw_judge_reply_and_score(
     tiny_janus: Path, images: list[Image.Image], dtype: str
 ) -> None:
     model = JanusModel("tiny", tiny_janus, dtype=dtype)
-    assert model.module.dtype == getattr(torch, dtype)
+    assert model.network.dtype == getattr(torch, dtype)
     tokens = tokens_of(model, PROMPTS, [1, 2, 3])
     assert ((tokens >= 0) & (tokens < CODES)).all()
     scores = model.judge(images, QUESTIONS, ANSWERS)
@@ -784,48 +786,22 @@ def test_other_dtypes_draw_judge_reply_and_score(
     assert model.decode(tokens[0]).size == (32, 32)
 
 
-def test_a_small_model_on_a_cpu_computes_in_float64_on_one_thread_until_released(
-    tiny_janus: Path,
+@pytest.mark.parametrize(("small", "dtype"), [(1000, torch.float32), (10**8, torch.float64)])
+def test_on_a_cpu_a_small_model_computes_in_float64_and_a_large_one_in_float32(
+    tiny_janus: Path, monkeypatch: pytest.MonkeyPatch, small: int, dtype: torch.dtype
 ) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        model = JanusModel("tiny", tiny_janus, device="cpu")
-        assert torch.get_num_threads() == 2
-        model.load()
-        module = model.module
-        assert (torch.get_num_threads(), module.dtype) == (1, torch.float64)
-        assert not module.training
-        model.load()
-        assert model.module is module
-        model.release()
-        assert torch.get_num_threads() == 2
-        model.release()
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_a_large_model_on_a_cpu_computes_in_float32_on_all_threads(
-    tiny_janus: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gapbench.models.janus.adapter.SMALL", 1000)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        model = JanusModel("tiny", tiny_janus, device="cpu")
-        assert model.module.dtype == torch.float32
-        assert torch.get_num_threads() == 2
-        model.release()
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+    monkeypatch.setattr("gapbench.models.autoregressive.model.SMALL", small)
+    model = JanusModel("tiny", tiny_janus, device="cpu")
+    assert model.network.dtype == dtype
+    assert not model.network.training
+    model.load()
+    assert model.module("und") is model.network
 
 
 def test_release_frees_the_weights_and_the_model_can_be_used_again(tiny_janus: Path) -> None:
     model = JanusModel("tiny", tiny_janus)
     before = tokens_of(model, PROMPTS, [1, 2, 3]).tolist()
-    weights = weakref.ref(model.module)
+    weights = weakref.ref(model.network)
     model.release()
     gc.collect()
     assert weights() is None
@@ -843,7 +819,7 @@ def test_truncated_weights_are_refused(copy: Copy, kept: float) -> None:
     file.write_bytes(data[: int(len(data) * kept)])
     model = JanusModel("m", folder)
     assert refusal(model.load, folder).startswith("model m: cannot load ")
-    assert model._model is None
+    assert model._loaded is None
 
 
 def test_tensors_that_are_missing_are_refused_and_not_filled_at_random(copy: Copy) -> None:
@@ -856,7 +832,7 @@ def test_tensors_that_are_missing_are_refused_and_not_filled_at_random(copy: Cop
     model = JanusModel("m", folder)
     message = refusal(model.load, folder)
     assert f"lack {whole - len(kept)} tensors, model.generation_head." in message
-    assert model._model is None
+    assert model._loaded is None
 
 
 def test_tensors_of_another_shape_are_refused(copy: Copy) -> None:
@@ -917,4 +893,4 @@ def test_a_broken_generation_config_is_refused(copy: Copy, text: str) -> None:
 def test_an_absent_device_is_refused(tiny_janus: Path) -> None:
     model = JanusModel("m", tiny_janus, device="cuda:99")
     refusal(model.load, tiny_janus)
-    assert model._model is None
+    assert model._loaded is None

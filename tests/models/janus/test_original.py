@@ -88,7 +88,7 @@ def copy(tiny_original: Path, tmp_path: Path) -> Path:
 
 
 def test_every_tensor_is_in_its_place(model: JanusModel, tensors: dict[str, Tensor]) -> None:
-    state = model.module.state_dict()
+    state = model.network.state_dict()
     for old, new in KNOWN.items():
         assert torch.equal(state[new], tensors[old]), old
     for layer in (0, 1):
@@ -115,17 +115,17 @@ def test_every_tensor_is_in_its_place(model: JanusModel, tensors: dict[str, Tens
 
 
 def test_the_head_and_the_embeddings_stay_apart(model: JanusModel) -> None:
-    embeddings = model.module.get_input_embeddings().weight
-    assert model.module.config.tie_word_embeddings is False
-    assert not torch.equal(model.module.lm_head.weight, embeddings)
+    embeddings = model.network.get_input_embeddings().weight
+    assert model.network.config.tie_word_embeddings is False
+    assert not torch.equal(model.network.lm_head.weight, embeddings)
 
 
 def test_it_asks_and_draws_in_deepseeks_words(model: JanusModel) -> None:
     (drawing,) = model.generate(["a red circle"], [1])
     assert drawing.effective_prompt == "<|User|>: a red circle\n\n<|Assistant|>:<begin_of_image>"
-    ids = model.processor.tokenizer(drawing.effective_prompt)["input_ids"]
-    assert ids[0] == model.processor.tokenizer.bos_token_id
-    assert ids[-1] == model.processor.tokenizer.boi_token_id
+    ids = model.processor().tokenizer(drawing.effective_prompt)["input_ids"]
+    assert ids[0] == model.processor().tokenizer.bos_token_id
+    assert ids[-1] == model.processor().tokenizer.boi_token_id
     asked = model._chat("what is it?")
     assert asked == "<|User|>: <image_placeholder>\nwhat is it?\n\n<|Assistant|>:"
 

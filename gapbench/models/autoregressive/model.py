@@ -1,0 +1,357 @@
+"""What adapters share whose models draw an image token by token, in transformers' own classes."""
+
+from __future__ import annotations
+
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Final, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from gapbench.files import first_line
+from gapbench.models import lora, torchvision_shim
+from gapbench.models.autoregressive.answers import (
+    answer_ids,
+    answer_logprobs,
+    following,
+    positions,
+)
+from gapbench.models.autoregressive.continuations import greedy
+from gapbench.models.autoregressive.decode import Decoder, draw_tokens
+from gapbench.models.autoregressive.sampling import Recipe, logprobs_of
+from gapbench.models.base import IMAGE, Batches, Drawing, Model, require_shared
+from gapbench.types import GapbenchError
+
+Role = Literal["gen", "und"]
+Images = Sequence[Sequence[Image.Image]]
+
+SMALL: Final = 100_000_000
+"""Bytes of weights under which a CPU computes in float64 by default: it costs little, and a batch's
+make-up can no longer tip a rounding."""
+REPLY_TOKENS: Final = 64
+PADDED: Final = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+"""The side is said because a tokenizer_config.json may name the other one."""
+
+
+class AutoregressiveModel(Model, ABC):
+    """Weights, drawing, verdicts and texts of an adapter.
+
+    `folders` hold the weights that draw ("gen") and that judge ("und"), which may be the same;
+    weights are on the device one folder at a time. `files` are the weights that draw.
+    """
+
+    recipe: dict[str, Any]
+    device: str
+    dtype: str
+    closing: ClassVar[int] = 0
+    """Tokens that the model's format puts behind an image."""
+
+    def __init__(
+        self,
+        name: str,
+        folders: Mapping[Role, Path],
+        files: Sequence[Path],
+        sampling: Recipe,
+        device: str,
+        dtype: str,
+    ) -> None:
+        self.name, self.folders = name, folders
+        self.pair = folders["gen"] != folders["und"]
+        self._sampling = sampling
+        self.device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        small = sum(file.stat().st_size for file in files) < SMALL
+        self.batches = Batches.on(self.device, small)
+        auto = "bfloat16" if self.device != "cpu" else "float64" if small else "float32"
+        self.dtype = auto if dtype == "auto" else dtype
+        self._lora: Path | None = None
+        self._loaded: tuple[Path, Any] | None = None
+        self._processors: dict[Path, Any] = {}
+
+    # -- loading ---------------------------------------------------------------------------
+
+    @abstractmethod
+    def _load(self, folder: Path) -> Any:
+        """A folder's network, on the device."""
+
+    @abstractmethod
+    def _load_processor(self, folder: Path) -> Any:
+        """A folder's tokenizer and image processor; may raise anything."""
+
+    def load(self) -> None:
+        self.module()
+
+    def release(self) -> None:
+        self._loaded = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    @torch.inference_mode(False)  # also where a method under it loads: weights have gradients
+    def module(self, role: Role = "gen") -> Any:
+        """The network of transformers that draws ("gen") or judges ("und"), loaded."""
+        folder = self.folders[role]
+        if self._loaded is None or self._loaded[0] != folder:
+            self.release()
+            network = self._load(folder)
+            if self._lora and folder == self.folders["gen"]:
+                lora.merge(self._who, network, self._lora)
+            self._loaded = (folder, network)
+        return self._loaded[1]
+
+    @property
+    def network(self) -> Any:
+        return self.module()
+
+    def use(self, network: torch.nn.Module) -> None:
+        require_shared(self, "a network in memory")
+        self.release()
+        self._loaded = (self.folders["gen"], network)
+        self.device = str(next(network.parameters()).device)
+
+    def processor(self, role: Role = "gen") -> Any:
+        """The tokenizer and image processor of a role; needs no weights."""
+        folder = self.folders[role]
+        if folder not in self._processors:
+            torchvision_shim.ensure()
+            try:
+                self._processors[folder] = self._load_processor(folder)
+            except Exception as error:  # json, tokenizers, jinja and transformers raise many kinds
+                raise GapbenchError(
+                    f"{self._who}: cannot load the processor in {folder}: {first_line(error)}"
+                ) from error
+        return self._processors[folder]
+
+    def adapt(self, folder: Path) -> None:
+        """Put a LoRA adapter on the weights that draw; before they are loaded."""
+        self.name, self._lora = folder.resolve().name, folder
+        self.fingerprint = lora.fingerprint(self.fingerprint, folder)
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint; of a pair, one each into gen/ and und/."""
+        target = folder / "gen" if self.pair else folder
+        self.network.save_pretrained(target)
+        processor = self.processor()
+        processor.tokenizer.backend_tokenizer.no_padding()  # else the latest call's is saved
+        processor.save_pretrained(target)
+        if self.pair:
+            shutil.copytree(self.folders["und"], folder / "und", dirs_exist_ok=True)
+
+    @property
+    def _who(self) -> str:
+        return f"model {self.name}"
+
+    @cached_property
+    def _rooms(self) -> dict[Role, int]:
+        """The most tokens of a row."""
+        return {role: self._room(folder) for role, folder in self.folders.items()}
+
+    def _room(self, folder: Path) -> int:
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        return int(config.text_config.max_position_embeddings)
+
+    # -- drawing ---------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def _core(self) -> Any:
+        """The transformer behind text and image tokens."""
+
+    @property
+    @abstractmethod
+    def _lengths(self) -> tuple[int, int]:
+        """How many tokens an image is drawn as, and how many it is in a row."""
+
+    @abstractmethod
+    def _heads(
+        self, prompts: Sequence[str], away: Sequence[bool] = ()
+    ) -> tuple[list[str], Tensor, Tensor]:
+        """Effective prompts, and their left-padded ids and mask (B, T) up to an image's first
+        token; where `away`, of the branch that guidance subtracts."""
+
+    @abstractmethod
+    def _classify(self) -> Callable[[Tensor], Tensor]:
+        """What makes logits over the image's codes of hidden states (..., W)."""
+
+    @abstractmethod
+    def _follow(self) -> Callable[[Tensor, int], Iterable[Tensor]]:
+        """What makes of the (B,) tokens drawn at a step the embeddings (B, W) to feed, in order."""
+
+    @abstractmethod
+    def _row(self, tokens: Tensor) -> tuple[Tensor, Any]:
+        """Embeddings (B, S, W) of an image's (B, T) tokens up to the last one, which is left out,
+        and an index of the S + 1 places: those that a drawn token comes after or from."""
+
+    @abstractmethod
+    def decode(self, tokens: NDArray[np.int32]) -> Image.Image:
+        """(T,) tokens to a picture. One at a time, so that its bytes depend on them alone."""
+
+    def refuses(self, text: str) -> str | None:
+        for token in self.processor().tokenizer.get_added_vocab():
+            if token.strip() and token in text:
+                return f"it contains {token!r}, which {self.name} reads as a special token"
+        return self._no_room(text)
+
+    def _no_room(self, text: str, more: int = 0) -> str | None:
+        tokens = self._heads([text])[1].shape[1] + self._lengths[1] + self.closing + more
+        room = self._rooms["gen"]
+        if tokens > room:
+            return f"with its image it takes {tokens} tokens, {self.name} has room for {room}"
+        return None
+
+    @torch.inference_mode()
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Drawing]:
+        recipe, (steps, length) = self._sampling, self._lengths
+        distinct = list(dict.fromkeys(prompts))
+        order = [distinct.index(prompt) for prompt in prompts]
+        if recipe.guided:
+            away = [False] * len(distinct) + [True] * len(distinct)
+            effective, ids, mask = self._heads(distinct * 2, away)
+            rows = order + [len(distinct) + place for place in order]
+        else:
+            effective, ids, mask = self._heads(distinct)
+            rows = order
+        decoder = Decoder(self._core, ids[rows], mask[rows], length)
+        follow = self._follow()
+
+        def feed(token: Tensor, step: int) -> Tensor:
+            for embeds in follow(token, step):
+                hidden = decoder.step(embeds.repeat(2, 1) if recipe.guided else embeds)
+            return hidden
+
+        tokens, logprobs = draw_tokens(decoder.hidden, self._classify(), feed, recipe, seeds, steps)
+        return [
+            Drawing(self.decode(row), row, effective[place], logprob)
+            for place, row, logprob in zip(order, tokens, logprobs, strict=True)
+        ]
+
+    def image_logits(
+        self,
+        prompts: Sequence[str],
+        tokens: NDArray[np.int32],
+        unconditional: bool | Sequence[bool] = False,
+    ) -> Tensor:
+        _, ids, mask = self._heads(prompts, np.broadcast_to(unconditional, len(prompts)).tolist())
+        drawn, places = self._row(torch.from_numpy(tokens).long().to(self.device))
+        embeds = torch.cat([self._core.get_input_embeddings()(ids), drawn], 1)
+        mask = torch.cat([mask, mask.new_ones(drawn.shape[:2])], 1)
+        hidden = self._core(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=positions(mask),
+            use_cache=False,
+        ).last_hidden_state[:, ids.shape[1] - 1 :]
+        return self._classify()(hidden[:, places])
+
+    def image_logprobs(
+        self,
+        prompts: Sequence[str],
+        tokens: NDArray[np.int32],
+        unconditional: bool | Sequence[bool] = False,
+    ) -> Tensor:
+        target = torch.as_tensor(tokens, device=self.device).long()
+        return logprobs_of(self.image_logits(prompts, tokens, unconditional), target)
+
+    # -- judging and texts -----------------------------------------------------------------
+
+    @abstractmethod
+    def _chat(self, question: str) -> str:
+        """The text of a question about one image, up to the answer."""
+
+    @abstractmethod
+    def _asked(self, images: Images, texts: Sequence[str]) -> dict[str, Tensor]:
+        """A left-padded batch, with `input_ids` and `attention_mask`, of texts that have the
+        processor's image token for each of their images."""
+
+    @abstractmethod
+    def _cut(self, text: str) -> list[int]:
+        """Token ids of a text without its images."""
+
+    def answer_logprobs(
+        self, images: Sequence[Image.Image], questions: Sequence[str], answers: Sequence[str]
+    ) -> Tensor:
+        texts = [self._chat(question) for question in questions]
+        tails = answer_ids(self._cut, texts, answers, self._who)
+        batch = self._asked([[image] for image in images], texts)
+        pad = self.processor("und").tokenizer.pad_token_id
+        return answer_logprobs(self.module("und"), batch, tails, pad, images)
+
+    @torch.inference_mode()
+    def judge(
+        self, images: Sequence[Image.Image], questions: Sequence[str], answers: Sequence[str]
+    ) -> NDArray[np.float64]:
+        return self.answer_logprobs(images, questions, answers).numpy()
+
+    @torch.inference_mode()
+    def reply(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
+        batch = self._asked([[i] for i in images], [self._chat(question) for question in questions])
+        tokenizer = self.processor("und").tokenizer
+        said = greedy(self.module("und"), tokenizer, batch, REPLY_TOKENS)
+        return [words.strip() for words in said]
+
+    @torch.inference_mode()
+    def complete(
+        self, images: Images, texts: Sequence[str], tokens: int, until: Sequence[str] = ()
+    ) -> list[str]:
+        batch = self._batch(images, texts, tokens)
+        return greedy(self.module("und"), self.processor("und").tokenizer, batch, tokens, until)
+
+    @torch.inference_mode()
+    def score(
+        self, images: Images, texts: Sequence[str], endings: Sequence[str]
+    ) -> list[tuple[float, bool]]:
+        """An ending's tokens are those that the whole text has after the text alone, as in lm-eval.
+        Endings of one text that differ in their last token only share a row."""
+        rows: dict[tuple[str, tuple[int, ...], tuple[int, ...]], int] = {}
+        places: list[int] = []
+        tails: list[tuple[int, tuple[int, ...]]] = []
+        for place, (text, ending) in enumerate(zip(texts, endings, strict=True)):
+            tail = tuple(self._cut(text + ending)[len(self._cut(text)) :])
+            if not tail:
+                raise GapbenchError(
+                    f"{self._who}: the ending {ending!r} has no token of its own after "
+                    f"{text[-60:]!r}"
+                )
+            key = (text, tuple(map(id, images[place])), tail[:-1])
+            if key not in rows:
+                rows[key] = len(places)
+                places.append(place)
+            tails.append((rows[key], tail))
+        heads = [head for _, _, head in rows]
+        shown, asked = [images[place] for place in places], [texts[place] for place in places]
+        batch = self._batch(shown, asked, max(map(len, heads)))
+        pad = self.processor("und").tokenizer.pad_token_id
+        logprobs = following(self.module("und"), batch, heads, pad)
+        scores = []
+        for row, tail in tails:
+            said = logprobs[row, : len(tail)]
+            total = said.gather(1, torch.tensor(tail).unsqueeze(1)).sum()
+            scores.append((float(total), said.argmax(1).tolist() == list(tail)))
+        return scores
+
+    def _batch(self, images: Images, texts: Sequence[str], more: int) -> dict[str, Tensor]:
+        """A batch of texts with IMAGE for each of their images, and room for so many tokens more
+        behind them."""
+        mark, room = self.processor("und").image_token, self._rooms["und"]
+        marked = [text.replace(IMAGE, mark) for text in texts]
+        for text, own in zip(marked, images, strict=True):
+            if text.count(mark) != len(own):
+                raise GapbenchError(
+                    f"{self._who}: a text has places for {text.count(mark)} images and comes "
+                    f"with {len(own)}: {text[-60:]!r}"
+                )
+        batch = self._asked(images, marked)
+        longest = int(batch["attention_mask"].sum(1).max())
+        if longest + more > room:
+            raise GapbenchError(
+                f"{self._who}: a text takes {longest} tokens and up to {more} more, it has room "
+                f"for {room}"
+            )
+        return batch
