@@ -92,12 +92,13 @@ def drop_torn_line(file: Path) -> None:
             opened.truncate(opened.read().rfind(b"\n") + 1)
 
 
-def digest(header: str, files: Iterable[Path]) -> str:
-    """Sha256 over a header and each file's name and sha256, in the order given."""
-    found = hashlib.sha256(header.encode())
+def digest(header: str, files: Iterable[Path], root: Path | None = None) -> str:
+    """Sha256 over a header and each file's name (below `root`) and sha256, in the order given."""
+    total = hashlib.sha256(header.encode())
     for file in files:
-        found.update(f"{file.name} {sha256_of(file)}\n".encode())
-    return found.hexdigest()
+        name = file.relative_to(root) if root else file.name
+        total.update(f"{name} {sha256_of(file)}\n".encode())
+    return total.hexdigest()
 
 
 def sha256_of(file: Path) -> str:

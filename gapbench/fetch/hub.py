@@ -87,7 +87,7 @@ def fetch(checkpoint: Checkpoint) -> Path:
         place = Path(constants.HF_HUB_CACHE) / f"models--{checkpoint.repo.replace('/', '--')}"
         raise GapbenchError(
             f"{checkpoint.repo} at {checkpoint.revision} cannot be had "
-            f"({str(error).strip().splitlines()[0]}); it is {files}; run `gapbench prepare` where "
+            f"({first_line(error)}); it is {files}; run `gapbench prepare` where "
             f"there is a network, and copy {place} from there"
         ) from error
     verify(folder, checkpoint.files, f"{checkpoint.repo} at {checkpoint.revision}")

@@ -88,7 +88,6 @@ def open_clip_model(folder: Path, openai: bool, device: str) -> Loaded:
         )
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     except Exception as error:  # open_clip and safetensors raise many kinds
-        first = first_line(error)
-        raise GapbenchError(f"open_clip: cannot load {folder}: {first}") from error
+        raise GapbenchError(f"open_clip: cannot load {folder}: {first_line(error)}") from error
     size = model.visual.image_size
     return Loaded(model.to(device).eval(), tokenizer, size if isinstance(size, int) else size[0])

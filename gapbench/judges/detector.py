@@ -22,9 +22,11 @@ from torch.nn.functional import normalize
 
 from gapbench.fetch import hub
 from gapbench.fetch.sources import Source, cache_folder, place
+from gapbench.files import first_line, sha256_of
 from gapbench.judges import geneval_rule as rule
 from gapbench.judges.base import Judge
 from gapbench.models.base import Batches
+from gapbench.models.checkpoint import load_pretrained
 from gapbench.models.torchvision_shim import ensure
 from gapbench.tasks.prompts.geneval import CLASSES, COLORS
 from gapbench.types import Answer, GapbenchError, Prompt
@@ -52,6 +54,8 @@ OFFICIAL: Final = Source(
     bytes=275_630_991,
     license="Apache-2.0",
 )
+NEEDLESS: Final = ("criterion.empty_weight", "swin.layernorm.weight", "swin.layernorm.bias")
+"""Tensors without a use in answering, which checkpoints may lack."""
 CROPS: Final = 64
 """Crops that CLIP sees at a time."""
 
@@ -184,7 +188,7 @@ class DetectorJudge(Judge):
         try:
             pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
         except Exception as error:  # Pillow's decoders raise many kinds
-            return Answer(verdict=None, reason=f"the image cannot be decoded: {_line(error)}")
+            return Answer(verdict=None, reason=f"the image cannot be decoded: {first_line(error)}")
         height, width = pixels.shape[:2]
         if not min(rule.resized(width, height)):
             return Answer(verdict=None, reason=f"the image, {width} x {height}, is too thin")
@@ -196,7 +200,11 @@ class DetectorJudge(Judge):
         ensure()  # before open_clip, which imports torchvision
         import open_clip
 
-        detector = _official() if self._official else _from_hub(self._folder or hub.fetch(NATIVE))
+        detector = (
+            _official(self.device)
+            if self._official
+            else _from_hub(self._folder or hub.fetch(NATIVE), self.device)
+        )
         own = self._own_clip
         name = f"local-dir:{own}" if own else "ViT-L-14-quickgelu"
         weights = None if own else str(hub.fetch(CLIP) / "open_clip_model.safetensors")
@@ -206,9 +214,11 @@ class DetectorJudge(Judge):
             )
             self._tokenizer = open_clip.get_tokenizer(name)
         except Exception as error:  # open_clip and torch raise many kinds
-            raise GapbenchError(f"judge {self.name}: cannot load CLIP: {_line(error)}") from error
+            raise GapbenchError(
+                f"judge {self.name}: cannot load CLIP: {first_line(error)}"
+            ) from error
         self._clip = clip.eval()
-        self._detector = detector.to(self.device).eval()
+        self._detector = detector
 
 
 def _batches(kinds: Sequence[tuple[int, int]], size: int) -> Iterator[list[int]]:
@@ -228,39 +238,25 @@ def swin_small() -> Any:
     return Mask2FormerConfig(backbone_config=swin, num_labels=len(CLASSES))
 
 
-def load(folder: Path | None, **more: Any) -> Any:
-    """A Mask2Former from a folder, or from `config` and a `state_dict` under the hub's names.
+def load(folder: Path, device: str, **more: Any) -> Any:
+    """A Mask2Former from a folder, or from `config` and `tensors` under the hub's names.
 
-    Raises GapbenchError where it cannot be loaded or is not whole; transformers would fill what is
-    missing with random numbers.
+    Raises GapbenchError where it cannot be loaded or is not whole.
     """
-    ensure()
-    from transformers import Mask2FormerForUniversalSegmentation
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    try:
-        model, info = Mask2FormerForUniversalSegmentation.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True, dtype=torch.float32, **more
-        )
-    except Exception as error:  # safetensors and transformers raise many kinds
-        raise GapbenchError(f"judge detector: cannot load {folder}: {_line(error)}") from error
-    needless = ("criterion.empty_weight", "swin.layernorm.weight", "swin.layernorm.bias")
-    if missing := sorted(name for name in info["missing_keys"] if not name.endswith(needless)):
-        raise GapbenchError(
-            f"judge detector: {folder} lacks {len(missing)} tensors, {missing[0]} among them"
-        )
-    return model
+    kind = "Mask2FormerForUniversalSegmentation"
+    return load_pretrained(
+        "judge detector", kind, folder, "float32", device, needless=NEEDLESS, **more
+    )
 
 
-def _from_hub(folder: Path) -> Any:
-    model = load(folder, use_safetensors=True)
+def _from_hub(folder: Path, device: str) -> Any:
+    model = load(folder, device)
     if wrong := rule.class_trouble([name for _, name in sorted(model.config.id2label.items())]):
         raise GapbenchError(f"judge detector: {folder} is of other classes: {wrong}")
     return model
 
 
-def _official() -> Any:
+def _official(device: str) -> Any:
     homes = (cache_folder() / OFFICIAL.name, place(OFFICIAL))
     file = next((home for home in homes if home.is_file()), None)
     if file is None:
@@ -272,8 +268,8 @@ def _official() -> Any:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
     except Exception as error:  # torch's unpickler raises many kinds
-        raise GapbenchError(f"judge detector-official: {file}: {_line(error)}") from error
-    return load(None, config=swin_small(), state_dict=from_mmdet(state))
+        raise GapbenchError(f"judge detector-official: {file}: {first_line(error)}") from error
+    return load(file, device, config=swin_small(), tensors=from_mmdet(state))
 
 
 _SWIN: Final = (
@@ -344,9 +340,5 @@ def _digest(folder: Path) -> str:
     """Of the names and bytes of a checkpoint's files."""
     digest = hashlib.sha256()
     for file in sorted(f for f in folder.iterdir() if f.suffix in {".json", ".safetensors"}):
-        digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+        digest.update(file.name.encode() + bytes.fromhex(sha256_of(file)))
     return digest.hexdigest()
-
-
-def _line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

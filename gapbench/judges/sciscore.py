@@ -14,8 +14,17 @@ import torch
 from PIL import Image
 
 from gapbench.fetch import hub
-from gapbench.judges.weights import WeightsJudge, batches, cosines, crop, load, scale, tensor
-from gapbench.types import Answer, GapbenchError, Prompt
+from gapbench.judges.weights import (
+    WeightsJudge,
+    batches,
+    clip_tokenizer,
+    cosines,
+    crop,
+    scale,
+    tensor,
+)
+from gapbench.models.checkpoint import load_pretrained
+from gapbench.types import Answer, Prompt
 
 CHECKPOINT: Final = hub.Checkpoint(
     repo="Jialuo21/SciScore",
@@ -73,12 +82,6 @@ class SciScoreJudge(WeightsJudge):
         return answers
 
     def _load(self) -> Loaded:
-        from transformers import CLIPModel, CLIPTokenizer
-
-        folder = self.own or hub.fetch(CHECKPOINT)
-        model = load(CLIPModel, folder, self.device)
-        try:
-            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # transformers raises many kinds
-            raise GapbenchError(f"{folder} holds no CLIP tokenizer: {error}") from error
-        return Loaded(model, tokenizer)
+        folder, who = self.own or hub.fetch(CHECKPOINT), f"judge {self.name}"
+        model = load_pretrained(who, "CLIPModel", folder, "float32", self.device, pickled=True)
+        return Loaded(model, clip_tokenizer(who, folder))

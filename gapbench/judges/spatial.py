@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -26,7 +27,8 @@ from torch.nn import functional
 from gapbench.fetch import hub
 from gapbench.judges import spatial_rules as rules
 from gapbench.judges.parses import FINGERPRINT, OBJECTS, parse
-from gapbench.judges.weights import WeightsJudge, batches, load, share, squash, tensor
+from gapbench.judges.weights import WeightsJudge, batches, clip_tokenizer, share, squash, tensor
+from gapbench.models.checkpoint import load_pretrained
 from gapbench.types import Answer, GapbenchError, Prompt
 
 DETECTOR: Final = hub.Checkpoint(
@@ -187,21 +189,17 @@ class SpatialJudge(WeightsJudge):
         return array
 
     def _load(self) -> Loaded:
-        from transformers import CLIPTokenizer, Owlv2ForObjectDetection
-
         folder = self.own / "detector" if self.own else hub.fetch(DETECTOR)
-        model = load(Owlv2ForObjectDetection, folder, self.device)
-        try:
-            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # transformers raises many kinds
-            raise GapbenchError(f"{folder} holds no CLIP tokenizer: {error}") from error
-        return Loaded(model, tokenizer, [])
+        model = self._part("Owlv2ForObjectDetection", folder)
+        return Loaded(model, clip_tokenizer(f"judge {self.name}", folder), [])
 
     def _load_depth(self) -> Any:
-        from transformers import DPTForDepthEstimation
-
         folder = self.own / "depth" if self.own else hub.fetch(DEPTH)
-        return load(DPTForDepthEstimation, folder, self.device)
+        return self._part("DPTForDepthEstimation", folder)
+
+    def _part(self, kind: str, folder: Path) -> Any:
+        who = f"judge {self.name}"
+        return load_pretrained(who, kind, folder, "float32", self.device, pickled=True)
 
 
 def wanted(prompt: Prompt) -> Want | None:

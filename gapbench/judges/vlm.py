@@ -32,7 +32,7 @@ from gapbench.judges.base import Judge
 from gapbench.models import torchvision_shim
 from gapbench.models.autoregressive.answers import answer_ids, answer_logprobs
 from gapbench.models.base import Batches
-from gapbench.models.checkpoint import refuse_missing
+from gapbench.models.checkpoint import load_pretrained, require_weights
 from gapbench.types import Answer, GapbenchError, Prompt
 from gapbench.verdict import ANSWERS, QUESTION, weigh
 
@@ -78,15 +78,17 @@ class VlmJudge(Judge):
         self._hub: Checkpoint | None = None
         if (Path(given) / "config.json").is_file():
             self.folder = Path(given)
-            origin, short = _digest(self.folder), self.folder.resolve().name
+            require_weights("judge vlm", self.folder)
+            files = sorted({f for kind in (*SETTINGS, WEIGHTS) for f in self.folder.glob(kind)})
+            origin, short = digest("", files), self.folder.resolve().name
         else:
-            found = _HUB.fullmatch(given)
-            if given not in MODELS and not found:
+            matched = _HUB.fullmatch(given)
+            if given not in MODELS and not matched:
                 raise GapbenchError(
                     f"judge vlm: {given!r} is no checkpoint's folder, no hub id (OWNER/NAME or "
                     f"OWNER/NAME@REVISION) and none of {', '.join(MODELS)}"
                 )
-            wanted = MODELS[given] if found is None else Named(found[1], found[2])
+            wanted = MODELS[given] if matched is None else Named(matched[1], matched[2])
             self.folder = fetch_settings("judge vlm", wanted.repo, wanted.revision, SETTINGS)
             # The hub's cache names a snapshot's folder by its commit: from here on it is pinned.
             self._hub = whole(wanted.repo, wanted.license, self.folder, SETTINGS)
@@ -107,29 +109,15 @@ class VlmJudge(Judge):
         """Bring the weights onto the device; nothing if they are there."""
         if self._model is not None:
             return
-        from transformers import AutoModelForImageTextToText
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
         if self._hub:
             fetch(self._hub)
-        try:
-            model, info = AutoModelForImageTextToText.from_pretrained(
-                self.folder,
-                dtype="auto",
-                device_map="auto" if self._spread else None,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-            model = (model if self._spread else model.to(self.device)).eval()
-        except Exception as error:  # safetensors, torch and transformers raise many kinds
-            raise GapbenchError(
-                f"judge {self.name}: cannot load the weights in {self.folder}: {first_line(error)}"
-            ) from error
-        refuse_missing(f"judge {self.name}", self.folder, info["missing_keys"])
-        self._model = model
+        self._model = load_pretrained(
+            f"judge {self.name}",
+            "AutoModelForImageTextToText",
+            self.folder,
+            "auto",
+            None if self._spread else self.device,
+        )
 
     def release(self) -> None:
         self._model = None
@@ -331,14 +319,3 @@ def _processor(folder: Path) -> Any:
     # The parts of a processor are read off the signature of its __init__.
     stills: Any = type(base.__name__, (base,), {"__init__": init})
     return stills.from_pretrained(folder, local_files_only=True)
-
-
-def _digest(folder: Path) -> str:
-    """Of a folder's weights and settings. Raises GapbenchError where no safetensors are there."""
-    files = sorted({f for pattern in (*SETTINGS, WEIGHTS) for f in folder.glob(pattern)})
-    if not any(file.suffix == ".safetensors" for file in files):
-        raise GapbenchError(
-            f"judge vlm: no .safetensors file in {folder}; other weight formats are not loaded, "
-            "save the checkpoint with save_pretrained first"
-        )
-    return digest("", files)

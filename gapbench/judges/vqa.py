@@ -27,7 +27,8 @@ from gapbench.fetch import hub
 from gapbench.fetch.sources import cache_folder
 from gapbench.files import first_line, sha256_of
 from gapbench.judges.parses import FINGERPRINT, parse
-from gapbench.judges.weights import WeightsJudge, batches, load, share, squash, tensor
+from gapbench.judges.weights import WeightsJudge, batches, share, squash, tensor
+from gapbench.models.checkpoint import load_pretrained
 from gapbench.models.torchvision_shim import ensure
 from gapbench.types import Answer, GapbenchError, Prompt
 
@@ -139,10 +140,10 @@ class VqaJudge(WeightsJudge):
         return found
 
     def _load(self) -> Loaded:
-        from transformers import BlipForQuestionAnswering
-
-        folder = self.own or hub.fetch(NATIVE)
-        model = load(BlipForQuestionAnswering, folder, self.device)
+        folder, kind = self.own or hub.fetch(NATIVE), "BlipForQuestionAnswering"
+        model = load_pretrained(
+            f"judge {self.name}", kind, folder, "float32", self.device, pickled=True
+        )
         return Loaded(model, vocabulary(folder))
 
 

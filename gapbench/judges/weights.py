@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from gapbench.fetch import hub
-from gapbench.files import first_line, sha256_of
+from gapbench.files import digest, first_line
 from gapbench.judges.base import Judge
 from gapbench.models.base import Batches
 from gapbench.models.torchvision_shim import ensure
@@ -58,7 +58,10 @@ class WeightsJudge(Judge, ABC):
         """Names of the weights, by content."""
         if self.own is None:
             return [checkpoint.fingerprint for checkpoint in self.checkpoints]
-        return [digest(self.own, self.base)]
+        files = sorted(f for f in self.own.rglob("*") if f.suffix in SUFFIXES and f.is_file())
+        if not any(file.suffix in {".safetensors", ".bin", ".pth"} for file in files):
+            raise GapbenchError(f"judge {self.base}: {self.own} holds no weights")
+        return [digest("", files, self.own)]
 
     @property
     def loaded(self) -> Any:
@@ -78,39 +81,16 @@ class WeightsJudge(Judge, ABC):
             torch.cuda.empty_cache()
 
 
-def digest(folder: Path, name: str) -> str:
-    """sha256 over the names and contents of a checkpoint folder's files."""
-    found = sorted(f for f in folder.rglob("*") if f.suffix in SUFFIXES and f.is_file())
-    if not any(f.suffix in {".safetensors", ".bin", ".pth"} for f in found):
-        raise GapbenchError(f"judge {name}: {folder} holds no weights")
-    total = hashlib.sha256()
-    for file in found:
-        own = sha256_of(file)
-        total.update(f"{file.relative_to(folder)} {own}\n".encode())
-    return total.hexdigest()
+def clip_tokenizer(who: str, folder: Path) -> Any:
+    """transformers' CLIPTokenizer. Raises GapbenchError where the folder has no files of one."""
+    from transformers import CLIPTokenizer
 
-
-def load(kind: Any, folder: Path, device: str) -> Any:
-    """A transformers model of class `kind` in float32, ready to answer.
-
-    Raises GapbenchError where the folder does not hold all of its tensors.
-    """
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
     try:
-        model, info = kind.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
-    except Exception as error:  # safetensors and transformers raise many kinds
-        first = first_line(error)
-        raise GapbenchError(f"{kind.__name__}: cannot load {folder}: {first}") from error
-    if missing := sorted(info["missing_keys"]):  # transformers fills these with random numbers
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers raises many kinds
         raise GapbenchError(
-            f"{kind.__name__}: the weights in {folder} lack {len(missing)} tensors, "
-            f"{missing[0]} among them"
-        )
-    return model.to(device).eval()
+            f"{who}: {folder} holds no CLIP tokenizer: {first_line(error)}"
+        ) from error
 
 
 def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

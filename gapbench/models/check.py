@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from gapbench.files import first_line
 from gapbench.models import is_import, lora
 from gapbench.models.base import CAPABILITIES, IMAGE, Drawing, Model, has_own
 from gapbench.verdict import ANSWERS
@@ -94,8 +95,7 @@ def check(name: str, load: Load) -> Iterator[Finding]:
         except _Skip as skip:
             yield Finding(rule, skipped=str(skip))
         except Exception as error:  # an adapter may raise anything
-            said = (str(error).strip() or "no words").splitlines()[0]
-            yield Finding(rule, failure=f"it raised {type(error).__name__}: {said}")
+            yield Finding(rule, failure=f"it raised {type(error).__name__}: {first_line(error)}")
         else:
             yield Finding(rule)
     model.release()

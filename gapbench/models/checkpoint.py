@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
-
-import torch
 
 from gapbench.files import first_line, read_object
 from gapbench.models import torchvision_shim
@@ -15,8 +13,8 @@ from gapbench.types import GapbenchError
 
 def model_type(folder: Path) -> str | None:
     """What a folder's config.json says it holds."""
-    found = read_object(folder / "config.json").get("model_type")
-    return found if isinstance(found, str) else None
+    kind = read_object(folder / "config.json").get("model_type")
+    return kind if isinstance(kind, str) else None
 
 
 def hub_weights(folder: Path) -> list[Path]:
@@ -48,30 +46,49 @@ def settings_files(folder: Path) -> list[Path]:
     )
 
 
-def load_pretrained(who: str, kind: str, folder: Path, dtype: str, device: str) -> Any:
+def load_pretrained(
+    who: str,
+    kind: str,
+    folder: Path,
+    dtype: str,
+    device: str | None,
+    *,
+    config: Any = None,
+    tensors: Mapping[str, Any] | None = None,
+    needless: tuple[str, ...] = (),
+    pickled: bool = False,
+) -> Any:
     """The class `kind` of transformers with a folder's safetensors, in eval mode on a device.
 
-    Raises GapbenchError where the weights are broken, of another shape, or incomplete.
+    `device` None spreads it over all GPUs, `dtype` "auto" is the checkpoint's own. `tensors` under
+    the class's names, with their `config`, stand for the folder's. Tensors may be missing whose
+    names end in one of `needless`. `pickled` takes PyTorch's .bin where there are no safetensors.
+    Raises GapbenchError where weights are broken, of another shape, or incomplete: transformers
+    would fill what is missing with random numbers.
     """
     torchvision_shim.ensure()  # transformers imports torchvision where it is installed
     import transformers
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    given = {} if config is None else {"config": config}
     try:
         model, info = getattr(transformers, kind).from_pretrained(
-            folder, dtype=getattr(torch, dtype), local_files_only=True, output_loading_info=True
+            folder if tensors is None else None,
+            state_dict=tensors,
+            dtype=dtype,
+            device_map="auto" if device is None else None,
+            use_safetensors=True if tensors is None and not pickled else None,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **given,
         )
-        model = model.to(device).eval()
+        model = (model if device is None else model.to(device)).eval()
     except Exception as error:  # safetensors, torch and transformers raise many kinds
         raise GapbenchError(f"{who}: cannot load {folder}: {first_line(error)}") from error
-    refuse_missing(who, folder, info["missing_keys"])
-    return model
-
-
-def refuse_missing(who: str, folder: Path, missing: Iterable[str]) -> None:
-    """Raises GapbenchError where tensors are missing: they would be filled with random numbers."""
-    if names := sorted(missing):
+    if missing := sorted(name for name in info["missing_keys"] if not name.endswith(needless)):
         raise GapbenchError(
-            f"{who}: the weights in {folder} lack {len(names)} tensors, {names[0]} among them"
+            f"{who}: the weights in {folder} lack {len(missing)} tensors, {missing[0]} among them"
         )
+    return model

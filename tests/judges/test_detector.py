@@ -415,7 +415,7 @@ def test_missing_tensors_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     state = load_file(checkpoint / "model.safetensors")
     del state["class_predictor.bias"]
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    assert "lacks 1 tensors, class_predictor.bias among them" in refusal(folder)
+    assert "lack 1 tensors, class_predictor.bias among them" in refusal(folder)
     (folder / "model.safetensors").write_bytes(b"no")
     assert "cannot load" in refusal(folder)
 
@@ -600,7 +600,7 @@ def expected_state(state: dict[str, torch.Tensor], config: Any) -> dict[str, tor
 def test_every_mmdet_tensor_finds_its_place() -> None:
     config = tiny_config()
     state = mmdet_state(config)
-    model = module.load(None, config=config, state_dict=module.from_mmdet(state))
+    model = module.load(Path(), "cpu", config=config, tensors=module.from_mmdet(state))
     got, expected = model.state_dict(), expected_state(state, config)
     swin = "model.pixel_level_module.encoder.swin.layernorm"  # no feature map comes from it
     needless = {"criterion.empty_weight", f"{swin}.weight", f"{swin}.bias"}
@@ -613,7 +613,7 @@ def test_every_mmdet_tensor_finds_its_place() -> None:
 def test_patch_merging_computes_what_mmdet_does() -> None:
     config = tiny_config()
     state = mmdet_state(config)
-    model = module.load(None, config=config, state_dict=module.from_mmdet(state))
+    model = module.load(Path(), "cpu", config=config, tensors=module.from_mmdet(state))
     merging = model.model.pixel_level_module.encoder.swin.encoder.layers[0].downsample
     x = torch.randn(1, 6 * 4, 8, generator=torch.Generator().manual_seed(2))
     ours = merging(x, (6, 4))
@@ -653,7 +653,7 @@ def test_official_file_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("GAPBENCH_CACHE", str(tmp_path))
     monkeypatch.setattr(module, "OFFICIAL", small)
     monkeypatch.setattr(module, "swin_small", lambda: config)
-    got = module._official().state_dict()
+    got = module._official("cpu").state_dict()
     assert torch.equal(got["class_predictor.bias"], state["panoptic_head.cls_embed.bias"])
 
 

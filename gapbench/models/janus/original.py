@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gapbench.files import first_line, read_object
 from gapbench.models import torchvision_shim
-from gapbench.models.checkpoint import hub_weights, model_type, refuse_missing
+from gapbench.models.checkpoint import hub_weights, load_pretrained, model_type
 from gapbench.types import GapbenchError
 
 MODEL_TYPE: Final = "multi_modality"
@@ -77,10 +77,10 @@ def is_original(folder: Path) -> bool:
 
 def weight_files(folder: Path) -> list[Path]:
     """A folder's weights: safetensors where there are any, else PyTorch's .bin."""
-    found = hub_weights(folder) or sorted(folder.glob("pytorch_model*.bin"))
-    if not found:
+    files = hub_weights(folder) or sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
         raise GapbenchError(f"no .safetensors and no pytorch_model*.bin file in {folder}")
-    return found
+    return files
 
 
 def rename(name: str) -> str:
@@ -99,18 +99,18 @@ def rename(name: str) -> str:
 def convert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors under transformers' names: the fused attention is split, what Janus never uses
     (the vision tower's pooling, a count of used codes) is left out."""
-    found: dict[str, Tensor] = {}
+    converted: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if _DROPPED.match(name):
             continue
         if fused := _QKV.match(name):
             for part, piece in zip("qkv", tensor.chunk(3), strict=True):
-                found[rename(f"{fused[1]}.{part}_proj.{fused[2]}")] = piece
+                converted[rename(f"{fused[1]}.{part}_proj.{fused[2]}")] = piece
         elif name.endswith("pos_embed"):
-            found[rename(name)] = tensor.squeeze(0)
+            converted[rename(name)] = tensor.squeeze(0)
         else:
-            found[rename(name)] = tensor
-    return found
+            converted[rename(name)] = tensor
+    return converted
 
 
 def load(who: str, folder: Path, dtype: str, device: str) -> Any:
@@ -118,33 +118,21 @@ def load(who: str, folder: Path, dtype: str, device: str) -> Any:
 
     Raises GapbenchError where weights are broken, of another architecture, or incomplete.
     """
-    torchvision_shim.ensure()
-    from transformers import JanusForConditionalGeneration
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
     try:
         tensors = convert(_read(weight_files(folder)))
         config = _config(folder, tensors)
-        model, info = JanusForConditionalGeneration.from_pretrained(
-            None,
-            config=config,
-            state_dict=tensors,
-            dtype=getattr(torch, dtype),
-            output_loading_info=True,
-        )
-        model = model.to(device).eval()
-        model.generation_config = _generation(processor(folder).tokenizer)
     except GapbenchError as error:
         raise GapbenchError(f"{who}: {error}") from error
     except Exception as error:  # torch, safetensors and transformers raise many kinds
         raise GapbenchError(f"{who}: cannot load {folder}: {first_line(error)}") from error
-    refuse_missing(who, folder, info["missing_keys"])
-    if left := sorted(info["unexpected_keys"]):
+    kind = "JanusForConditionalGeneration"
+    model = load_pretrained(who, kind, folder, dtype, device, config=config, tensors=tensors)
+    if left := sorted(tensors.keys() - model.state_dict().keys()):
         raise GapbenchError(
             f"{who}: {folder} holds {len(left)} tensors that Janus does not have, {left[0]} among "
             "them; is it another architecture?"
         )
+    model.generation_config = _generation(processor(folder).tokenizer)
     return model
 
 
@@ -204,13 +192,13 @@ def _text(token: Any) -> Any:
 def _read(files: list[Path]) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for file in files:
         if file.suffix == ".safetensors":
-            found |= load_file(file)
+            tensors |= load_file(file)
         else:
-            found |= torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    return found
+            tensors |= torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    return tensors
 
 
 def _config(folder: Path, tensors: Mapping[str, Tensor]) -> Any:
