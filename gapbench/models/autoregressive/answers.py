@@ -111,7 +111,7 @@ def following(
     if _placed(model):
         given["position_ids"] = positions(given["attention_mask"])[:, whole[1] - ids.shape[1] :]
     if cache is not None:
-        given["past_key_values"] = cache
+        given[cache_name(model)] = cache
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         given["logits_to_keep"] = width + 1
     ids = torch.cat([ids, more], 1)
@@ -155,9 +155,15 @@ def _begun(
     first = [member.index(number) for number in range(len(group))]
     more = {} if pixels is None else {"pixel_values": pixels[first]}
     begun = torch.tensor([whole[row][:start] for row in first], device=ids.device)
-    cache = model(input_ids=begun, use_cache=True, logits_to_keep=1, **more).past_key_values
+    output = model(input_ids=begun, use_cache=True, logits_to_keep=1, **more)
+    cache = getattr(output, cache_name(model))
     cache.batch_select_indices(torch.tensor(member, device=ids.device))
     return start, cache
+
+
+def cache_name(model: Any) -> str:
+    """What a model calls its cache of keys and values: transformers 5.24 renamed it."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def positions(mask: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import DynamicCache
 
-from gapbench.models.autoregressive.answers import positions
+from gapbench.models.autoregressive.answers import cache_name, positions
 from gapbench.models.autoregressive.sampling import Recipe, draw, guide, uniforms, warp
 
 SPAN: Final = 128
@@ -42,8 +42,8 @@ class Decoder:
             inputs_embeds=embeds,
             attention_mask=mask,
             position_ids=positions(mask),
-            past_key_values=cache,
             use_cache=True,
+            **{cache_name(core): cache},
         ).last_hidden_state[rows, -1]
         self._core, self._length, self._start = core, ids.shape[1], ids.shape[1]
         self._total = self._start + room
