@@ -146,44 +146,46 @@ def _any(words: str) -> str:
 
 
 _NAME: Final = _any("score scores scored scoring rating rate rated grade verdict answer boxed")
-_GIVE: Final = _any("give gives giving assign award get gets receives earns deserve deserves")
-_LINK: Final = _any("is was be are equals remains becomes : = |")
+_GIVE: Final = _any("give assign get gets receives earns deserves")
+_LINK: Final = _any("is was be equals : = |")
 _FILLER: Final = _any(
-    "a an the as to it this that image picture clearly definitely therefore thus hence simply just"
-    " only exactly still now then equal perfect full -"
+    "a the as to it this image picture clearly definitely therefore thus hence just only exactly"
+    " still now equal perfect -"
 )
 _REASON: Final = _any("because since so therefore thus hence")
-_END: Final = _any(", because since so there and but if not no never cannot can could may might")
+_END: Final = _any(", because since so there and but if not never cannot can could may might")
 _BETWEEN: Final = rf"(?:(?!{_LINK}|{_END}|[0-9])[^ ]+(?<!n't) ){{1,12}}?{_LINK}"
+# What the number is out of: 1 / 1, 1 out of 10, 1 on a scale of 0 to 5
 _TOP: Final = (
     r"(?:points? )?(?:(?:/|(?:out )?of|on (?:a |the )?scale (?:of|from)) (?:a )?(?:possible )?"
     r"(?:[01] (?:to|-) )?(?P<top>[0-9][^ ]*+) )?"
 )
-_STATED: Final = re.compile(  # score of 1, score for this image is 1, gives it a 1
+# "score of 1", "score for this image is 1", "gets a 1"
+_STATED: Final = re.compile(
     rf"(?<= )(?:{_NAME}(?P<link>(?:of )?(?:{_BETWEEN})?(?:{_FILLER}|{_LINK})*+)|{_GIVE}{_FILLER}*?a"
     rf" )(?P<number>[-+]?[0-9][^ ]*+) {_TOP}"
 )
 _ALONE: Final = re.compile(rf"(?P<number>[01](?:\.0+)?) {_TOP}")
 _DIGIT: Final = re.compile(r"([01])(?:\.0+)?")
-# What keeps a score from being stated: a condition before it that no "so" ends, a denial just
-# before it, a second number or a condition just after it.
+# Before a score: a condition that no "so" ends, or a denial just before it.
 _CONDITION: Final = re.compile(
     r"(?:(?<!even )(?<!as )(?<!see )(?<!check )(?<!checked )(?<!determine )\bif |\bunless "
-    rf"|(?:^|, )(?:otherwise|else|had|were) )(?!.*\b{_REASON})"
+    rf"|(?:^|, )(?:otherwise|had|were) )(?!.*\b{_REASON})"
+)
+_NOT: Final = _any("not no never cannot without unable refuse instead than or could might")
+_GIVING: Final = _any(
+    "of that be given receive earn deserve merit warrant think believe say sure true enough for"
 )
 _DENIED: Final = re.compile(
-    r"(?:\bto (?=get |receive |earn |deserve |$)|^for |n't |\b"
-    + _any("not no never cannot without unable refuse instead than or could might")
-    + rf")(?:{_FILLER}|{_GIVE}|"
-    + _any("of be given receive earn merit warrant think believe say sure true enough for")
-    + ")*+$"
+    rf"(?:\bto (?=get |receive |earn |deserve |$)|^for |n't |\b{_NOT})"
+    rf"(?:{_FILLER}|{_GIVE}|{_GIVING})*+$"
 )
+# After a score: another number, a denial, a definition, or a condition within a few words.
 _DEFINES: Final = _any("would means indicates represents requires needs =")
 _WEIGHED: Final = re.compile(
     r"(?:or (?:[^ ]+ ){0,4}?|to |- )?[-+]?[0-9]|, [0-9][^ ]* (?![a-z])"
     rf"|(?:[^ ]+ )?(?:[^ ]+n't |(?:not|cannot) (?![0-9]))|{_DEFINES}"
-    rf"|(?:, )?(?:(?!{_REASON}|as |and |but |even )[^ ,]+ ){{0,6}}?"
-    + _any("if when unless otherwise else")
+    rf"|(?:, )?(?:(?!{_REASON}|as |and |but |even )[^ ,]+ ){{0,6}}?(?:if|when|unless|otherwise) "
 )
 
 
@@ -193,7 +195,7 @@ def _last_score(text: str) -> str | None:
     if sentences and (alone := _ALONE.fullmatch(sentences[-1])):
         return _value(alone)
     for sentence in reversed(sentences):
-        scores = [*_STATED.finditer(f" {sentence}")][-8:]
+        scores = [*_STATED.finditer(f" {sentence}")][-8:]  # a bound on the work
         stated = {_value(score) for score in scores if _is_meant(score)}
         if len(stated) == 1:  # a sentence that states two scores weighs them
             return stated.pop()

@@ -220,6 +220,16 @@ def test_runs_that_differ_are_refused(
             compare(before, [after], intersection=True)
 
 
+def test_own_verdicts_by_older_rules_are_refused(runs: dict[str, Path]) -> None:
+    before, after = runs["janus-mini"], runs["slight"]
+    fingerprint = open_run(after).plan.own_fingerprint
+    for name in ("plan.json", "verdicts.jsonl"):
+        file = after / name
+        file.write_text(file.read_text().replace(fingerprint, fingerprint.replace("-1-", "-0-", 1)))
+    with pytest.raises(GapbenchError, match=r"slight.* older rules of reading; run its .* again"):
+        compare(before, [after])
+
+
 def test_other_seeds_share_no_image(cli: Cli, runs: dict[str, Path], made: Path) -> None:
     gapbench.run(str(made / "slight"), limit=22, samples=2, seed=5, out=made / "others")
     [other] = (made / "others").iterdir()

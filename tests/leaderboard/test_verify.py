@@ -229,6 +229,17 @@ def test_a_card_of_another_model(made: Any, copy: Path) -> None:
         check_images(copy, made.run.path, 24)
 
 
+@pytest.mark.parametrize("rules", [1, 2, 3])
+def test_rules_of_reading_are_those_of_some_version(copy: Path, rules: int) -> None:
+    rows, card = rows_of(copy), read(copy).card
+    other = f"self-{rules}-{card.fingerprint}"
+    for row in rows:
+        if row["role"] in ("own", "mismatched"):
+            row["fingerprint"] = other
+    sign(copy, rows, own_fingerprint=other)
+    assert check(copy) == [] if rules < 3 else "not of the model" in only_fault(copy)
+
+
 def test_two_verdicts_of_one_image(copy: Path) -> None:
     rows = rows_of(copy)
     own = [r for r in rows if r["role"] == "own"]

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from gapbench.client import KEYS
+from gapbench.judges.own import OwnJudge
 from gapbench.models import load_model
 from gapbench.models.base import Unfinished
 from gapbench.models.server import ServerModel
@@ -133,6 +134,12 @@ def test_what_is_sent(server: Server) -> None:
         "presence_penalty": 0, "max_tokens": 64, "seed": 0, "modalities": ["text"],
         "repetition_penalty": 1.0,
     }  # fmt: skip
+
+
+def test_its_own_verdicts_name_the_rules_of_reading_in_both_modes(server: Server) -> None:
+    model = server.model()
+    assert OwnJudge(model, "logits").fingerprint == f"self-2-{model.fingerprint}"
+    assert OwnJudge(model, "text").fingerprint == f"self-text-2-{model.fingerprint}"
 
 
 def test_a_known_model_comes_with_its_recipe(server: Server) -> None:

@@ -166,6 +166,23 @@ def test_text_verdicts_stand_beside_logits(run: Callable[..., Run]) -> None:
     pd.testing.assert_frame_equal(run().frame(), frame, check_dtype=False)
 
 
+def test_words_read_by_older_rules_are_kept_and_asked_for_again(run: Callable[..., Run]) -> None:
+    words = run(verdict="text")
+    frame = words.frame()
+    for name in ("plan.json", "verdicts.jsonl"):
+        file = words.path / name
+        file.write_text(file.read_text().replace("self-text-2-", "self-text-1-"))
+    older = open_run(words.path)
+    assert older.plan.own_fingerprint.startswith("self-text-1-")
+    pd.testing.assert_frame_equal(older.frame(), frame)
+    before = lines(words, "verdicts.jsonl")
+    again = run(verdict="text")
+    added = lines(again, "verdicts.jsonl")[len(before) :].splitlines()
+    assert lines(again, "verdicts.jsonl").startswith(before)
+    assert len(added) == 6
+    assert all(json.loads(line)["fingerprint"].startswith("self-text-2-") for line in added)
+
+
 def test_a_model_by_name_and_as_object_are_the_same_run(run: Callable[..., Run]) -> None:
     named = run(model="janus-mini", limit=1)
     before = lines(named)
