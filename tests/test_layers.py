@@ -57,7 +57,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("command", "heavy"),
     [
-        *((light, HEAVY | {"pandas"}) for light in ("--help", "run --help", "tasks", "models")),
+        ("--help", HEAVY | {"pandas", "pydantic"}),
+        *((light, HEAVY | {"pandas"}) for light in ("run --help", "tasks", "models")),
         *((light, HEAVY) for light in ("show finished", "leaderboard --check", "verify results/*")),
     ],
 )

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from gapbench.cli.options import Judge, RunPath
 from gapbench.fetch.libraries import quiet
 from gapbench.runs.settings import names
 from gapbench.types import GapbenchError
@@ -17,7 +18,7 @@ def compare(
     before: Annotated[Path, typer.Argument(help="A run folder.", metavar="BEFORE")],
     afters: Annotated[list[Path], typer.Argument(help="Run folders of the same prompts and seeds.", metavar="AFTER...")],
     by: Annotated[Literal["category", "tier", "task"] | None, typer.Option(help="Also show the figures of each category, tier or task.")] = None,
-    judge: Annotated[str | None, typer.Option(help="The outside judge to compute against.")] = None,
+    judge: Judge = None,
     model: Annotated[list[str] | None, typer.Option(help="Where AFTER's model is now, if it was moved; may be repeated.")] = None,
     intersection: Annotated[bool, typer.Option("--intersection", help="Compare what the runs share, where they differ.")] = False,
     lm_eval: Annotated[Sequence[str] | None, typer.Option(parser=names, help="Tasks of lm-eval to evaluate both models on, separated by commas; results are kept in the run folders.")] = None,
@@ -43,10 +44,10 @@ def compare(
 
 
 def power(
-    path: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")],
+    path: RunPath,
     detect: Annotated[float, typer.Option(help="The change to detect, in points.")] = 5.0,
     metric: Annotated[str, typer.Option(help="generation, non_unification, false_positive or self_accuracy.")] = "generation",
-    judge: Annotated[str | None, typer.Option(help="The outside judge to compute against.")] = None,
+    judge: Judge = None,
 ) -> None:  # fmt: skip
     """Say how many prompts and samples `compare` needs to detect a change."""
     if not 0 < detect <= 100:

@@ -7,15 +7,16 @@ from typing import Annotated
 
 import typer
 
+from gapbench.cli.options import Results, RunPath
 from gapbench.types import GapbenchError
 
 
 def submit(
-    path: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")],
+    path: RunPath,
     contact: Annotated[str, typer.Option(help="Who to ask about it; it will be public.")] = "",
     checkpoint: Annotated[str | None, typer.Option(help="Where others find weights that were given as a folder.", metavar="OWNER/NAME@COMMIT")] = None,
     allow_test_model: Annotated[bool, typer.Option("--allow-test-model", help="Enter a test model, in a section of its own.")] = False,
-    results: Annotated[Path, typer.Option(help="Folder of submissions.")] = Path("results"),
+    results: Results = Path("results"),
 ) -> None:  # fmt: skip
     """Make a run's submission to the leaderboard: card, verdicts, digests, figures; no images."""
     from gapbench.leaderboard.submit import submit as make
@@ -58,7 +59,7 @@ def verify(
 
 
 def leaderboard(
-    results: Annotated[Path, typer.Option(help="Folder of submissions.")] = Path("results"),
+    results: Results = Path("results"),
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 where leaderboard.md is not what the results give.")] = False,
 ) -> None:  # fmt: skip
     """Write leaderboard.md and leaderboard.html beside the results folder, from it alone."""

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import typer
 
 from gapbench.cli import catalog, compare, explain, fix, leaderboard, lm_eval, report
-from gapbench.cli.options import command
+from gapbench.cli.options import Judge, RunPath, command
 from gapbench.cli.terminal import console
 from gapbench.fetch.libraries import go_offline, quiet
 from gapbench.runs.settings import Offline, RunSettings
@@ -59,9 +59,9 @@ def run(
 
 
 def show(
-    path: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")],
+    path: RunPath,
     form: Annotated[Literal["text", "markdown", "csv", "json"], typer.Option("--format", help="Format of the table.")] = "text",
-    judge: Annotated[str | None, typer.Option(help="The outside judge to compute against.")] = None,
+    judge: Judge = None,
 ) -> None:  # fmt: skip
     """Print a run's table again."""
     from gapbench.report.summary import show_run

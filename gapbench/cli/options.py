@@ -1,4 +1,4 @@
-"""Options of a command: made from the types of a settings record, or of the function itself."""
+"""Typer commands whose options are the fields of a settings record and the function's own."""
 
 from __future__ import annotations
 
@@ -10,46 +10,45 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from typer.models import OptionInfo, ParameterInfo
+import typer
+from typer.models import OptionInfo
 
-from gapbench.runs.settings import SettingError, Settings, checked
+from gapbench.runs.settings import SettingError, checked, option_of
 from gapbench.types import GapbenchError
+
+RunPath = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
+Judge = Annotated[
+    str | None,
+    typer.Option(help="The outside judge to compute against.", show_default="each task's own"),
+]
+Results = Annotated[Path, typer.Option(help="Folder of submissions.")]
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """A typer command of `function`. Where it takes a settings record, the record's fields are its
-    options.
+    """A typer command of a function; the fields of its parameter `settings` are options too.
 
     Values arrive as text and are checked by their types. Those of a `config` file count where an
     option is not given. The command raises GapbenchError, which names the option.
     """
-    records = {
-        name: type_
-        for name, type_ in get_type_hints(function).items()
-        if isinstance(type_, type) and issubclass(type_, Settings)
-    }
-    takers: list[Callable[..., Any]] = [*records.values(), function]
-    options = {of: _options(of) for of in takers}
-    parameters = {p.name: p for each in options.values() for p in each}
-    labels = {name: _label(parameter) for name, parameter in parameters.items()}
-    keys = {_key(label): name for name, label in labels.items() if name != "config"}
+    record = get_type_hints(function).get("settings")
+    fields, own = _options(record) if record else {}, _options(function)
+    options = fields | own
+    labels = {name: _label(name, parameter) for name, parameter in options.items()}
 
     def arguments(values: Mapping[str, Any]) -> dict[str, Any]:
-        mine = {
-            of: {p.name: values[p.name] for p in options[of] if p.name in values} for of in takers
-        }
         try:
-            made = {name: record(**mine[record]) for name, record in records.items()}
-            return made | checked(function, mine[function])
+            taken = checked(function, {name: values[name] for name in own if name in values})
+            if record:
+                taken["settings"] = record(**{n: values[n] for n in fields if n in values})
         except SettingError as error:
-            name = labels[error.name]
-            raise GapbenchError(f"{name} {error.value}: {error.wrong}") from error
+            raise GapbenchError(f"{labels[error.name]} {error.value}: {error.wrong}") from error
+        return taken
 
     @wraps(function)
     def run(**given: Any) -> None:
         given = {name: value for name, value in given.items() if value is not None}
-        if "config" in given:
-            file = Path(given["config"])
+        if file := given.get("config"):
+            keys = {_key(label): name for name, label in labels.items() if name != "config"}
             read = _read(file, keys)
             try:
                 arguments(read)
@@ -58,41 +57,39 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             given = read | given
         function(**arguments(given))
 
-    vars(run)["__signature__"] = Signature(list(parameters.values()))
+    vars(run)["__signature__"] = Signature(list(options.values()))
     return run
 
 
-def _options(of: Callable[..., Any]) -> list[Parameter]:
+def _options(of: Callable[..., Any]) -> dict[str, Parameter]:
+    """The parameters as typer takes them: text or a flag, None where it is not given."""
     hints, types = get_type_hints(of, include_extras=True), get_type_hints(of)
-    return [
-        _option(parameter, hints[name], types[name])
-        for name, parameter in signature(of).parameters.items()
-        if get_origin(hints[name]) is Annotated
-    ]
-
-
-def _option(parameter: Parameter, hint: Any, type_: Any) -> Parameter:
-    """A parameter as typer takes it: text or a flag, None where it is not given."""
-    [info] = (copy(each) for each in hint.__metadata__ if isinstance(each, ParameterInfo))
-    either = get_args(type_) if get_origin(type_) in (Union, UnionType) else (type_,)
-    kinds = [kind for kind in either if kind is not NoneType]
-    text: Any = next((k for k in kinds if k in (bool, Path) or get_origin(k) is list), str)
-    if get_origin(kinds[0]) is Mapping:
-        text = list[str]
-    if text is str and isinstance(info, OptionInfo):
-        info.metavar = info.metavar or "|".join(map(_metavar, kinds))
-    default = parameter.default
-    shown = info.show_default if isinstance(info.show_default, str) else default
-    if shown not in (Parameter.empty, None, "", ()) and shown is not False:
-        shown = ",".join(map(str, shown)) if isinstance(shown, tuple) else shown
-        info.help = f"{info.help}  [default: {shown}]"
-    info.min = info.max = info.parser = None
-    info.show_default = False
-    if default is not Parameter.empty:
-        text, default = text | None, None
-    return Parameter(
-        parameter.name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[text, info]
-    )
+    options = {}
+    for name, parameter in signature(of).parameters.items():
+        if not (info := copy(option_of(hints[name]))):
+            continue
+        union = get_origin(types[name]) in (Union, UnionType)
+        kinds = [
+            k for k in (get_args(types[name]) if union else [types[name]]) if k is not NoneType
+        ]
+        text: Any = next((k for k in kinds if k in (bool, Path) or get_origin(k) is list), str)
+        if get_origin(kinds[0]) is Mapping:
+            text = list[str]
+        elif text is str and isinstance(info, OptionInfo):
+            info.metavar = info.metavar or "|".join(map(_metavar, kinds))
+        default = parameter.default
+        shown = info.show_default if isinstance(info.show_default, str) else default
+        if shown not in (Parameter.empty, None, "", ()) and shown is not False:
+            shown = ",".join(map(str, shown)) if isinstance(shown, tuple) else shown
+            info.help = f"{info.help}  [default: {shown}]"
+        info.show_default, info.min, info.max, info.parser = False, None, None, None
+        if default is not Parameter.empty:
+            text, default = text | None, None
+        annotation = Annotated[text, info]
+        options[name] = Parameter(
+            name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+        )
+    return options
 
 
 def _metavar(kind: Any) -> str:
@@ -101,12 +98,16 @@ def _metavar(kind: Any) -> str:
     return f"{_metavar(get_args(kind)[0])},..." if get_args(kind) else f"<{kind.__name__.lower()}>"
 
 
-def _label(parameter: Parameter) -> str:
+def _label(name: str, parameter: Parameter) -> str:
     """An option or argument as it is typed."""
-    [_, info] = get_args(parameter.annotation)
+    info = option_of(parameter.annotation)
     if not isinstance(info, OptionInfo):
-        return parameter.name.upper()
-    return str(info.default) if info.default is not ... else "--" + parameter.name.replace("_", "-")
+        return name.upper()
+    return info.default if isinstance(info.default, str) else f"--{name.replace('_', '-')}"
+
+
+def _key(label: object) -> str:
+    return str(label).removeprefix("--").replace("-", "_")
 
 
 def _read(file: Path, keys: Mapping[str, str]) -> dict[str, Any]:
@@ -122,11 +123,6 @@ def _read(file: Path, keys: Mapping[str, str]) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise GapbenchError(f"{file}: not a list of `key: value` lines")
     read = {_key(key): value for key, value in raw.items()}
-    for key in read:
-        if key not in keys:
-            raise GapbenchError(f"{file}: unknown key {key!r}; keys are {', '.join(keys)}")
+    if unknown := [key for key in read if key not in keys]:
+        raise GapbenchError(f"{file}: unknown key {unknown[0]!r}; keys are {', '.join(keys)}")
     return {keys[key]: value for key, value in read.items()}
-
-
-def _key(label: object) -> str:
-    return str(label).removeprefix("--").replace("-", "_")

@@ -10,11 +10,13 @@ from typing import Annotated
 
 import typer
 
+from gapbench.cli.options import Judge, RunPath
+
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; of two, the first is before and the second after.", metavar="RUN...")],
     out: Annotated[Path | None, typer.Option(help="The file to write.", show_default="report.html in the run's folder; for several runs, in this folder")] = None,
-    judge: Annotated[str | None, typer.Option(help="The outside judge to compute against.", show_default="each task's own")] = None,
+    judge: Judge = None,
 ) -> None:  # fmt: skip
     """Write runs as one HTML file: figures, plots, and every image to look at."""
     from gapbench.report.page import write_report
@@ -28,7 +30,7 @@ def report(
 
 
 def label(
-    run: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")],
+    run: RunPath,
     rater: Annotated[str, typer.Option(help="Who labels; every rater has labels of their own.")] = "rater",
     port: Annotated[int, typer.Option(help="Port of the page, say for a tunnel; 0 takes a free one.")] = 0,
 ) -> None:  # fmt: skip

@@ -10,16 +10,7 @@ from typing import Annotated, Any, Final, Literal
 
 from typer import Argument, Option
 
-from gapbench.runs.settings import (
-    MODEL,
-    Device,
-    Dtype,
-    Limit,
-    Recipe,
-    SettingError,
-    Settings,
-    names,
-)  # fmt: skip
+from gapbench.runs.settings import MODEL, Device, Dtype, Limit, Recipe, SettingError, checked, names
 
 PAPER_EPOCHS: Final = {"sft": 20, "dpo": 30}
 """As readers report them (paper.md, section 3). The learning rates below are not published."""
@@ -35,7 +26,7 @@ FREE: Final = frozenset(
 
 # fmt: off
 @dataclass(frozen=True, kw_only=True)
-class FixSettings(Settings):
+class FixSettings:
     """The options of `gapbench fix`, by the same names."""
 
     method: Annotated[Literal["sft", "dpo", "c-sft", "c-dpo"], Argument(help="sft or dpo; c-sft and c-dpo also replay the discard pool.")]
@@ -76,7 +67,7 @@ class FixSettings(Settings):
 
     def __post_init__(self) -> None:
         """Check, and fill in what depends on the method."""
-        super().__post_init__()
+        vars(self).update(checked(FixSettings, vars(self)))
         replays = sorted(set(self.replay_at)) if self.method.startswith("c-") else []
         vars(self).update(
             epochs=self.epochs or PAPER_EPOCHS[self.loss],
@@ -85,9 +76,9 @@ class FixSettings(Settings):
             set=self.set or {},
         )
         if not self.margin < 1:
-            raise SettingError("margin", self.margin, "must be less than 1")
+            raise SettingError("margin", f"{self.margin:g}", "must be less than 1")
         if not self.beta > 0:
-            raise SettingError("beta", self.beta, "must be more than 0")
+            raise SettingError("beta", f"{self.beta:g}", "must be more than 0")
         if self.loss == "dpo" and self.samples < 2:
             wrong = f"{self.method} compares two candidates of a prompt; give at least 2"
             raise SettingError("samples", self.samples, wrong)

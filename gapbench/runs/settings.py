@@ -31,10 +31,8 @@ def silent(_stage: str, _there: int, _total: int) -> Callable[[int], None]:
 
 def names(given: str | Sequence[Any]) -> list[Any]:
     """A list, which may be given as text with commas."""
-    if not isinstance(given, str):
-        return list(given)
-    listed = [name.strip() for name in given.split(",")]
-    if not all(listed):
+    listed = [n.strip() for n in given.split(",")] if isinstance(given, str) else list(given)
+    if "" in listed:
         raise ValueError("give names, separated by commas")
     return listed
 
@@ -43,11 +41,10 @@ def pairs(given: Mapping[str, object] | Sequence[str]) -> dict[str, object]:
     """Keys and values, which may be given as texts KEY=VALUE."""
     if isinstance(given, Mapping):
         return dict(given)
-    for each in given:
-        if not all(part.strip() for part in each.partition("=")):
-            raise ValueError("give KEY=VALUE, such as guidance=4")
-    split = [each.split("=", 1) for each in given]
-    return {key.strip(): value.strip() for key, value in split}
+    split = [[part.strip() for part in text.partition("=")] for text in given]
+    if not all(all(parts) for parts in split):
+        raise ValueError("give KEY=VALUE, such as guidance=4")
+    return {key: value for key, _, value in split}
 
 
 def device_name(given: str) -> str:
@@ -65,21 +62,20 @@ class SettingError(GapbenchError):
         self.name, self.value, self.wrong = name, value, wrong
 
 
-def checked(of: Callable[..., object], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of the fields or parameters `of` has, converted to their types.
+def option_of(hint: Any) -> ParameterInfo | None:
+    """What a type says about its option, if it has one."""
+    said = getattr(hint, "__metadata__", ())
+    return next((each for each in said if isinstance(each, ParameterInfo)), None)
 
-    Raises SettingError.
-    """
+
+def checked(of: Callable[..., object], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of the fields or parameters of `of`, as their types. Raises SettingError."""
     from pydantic import TypeAdapter, ValidationError
 
     hints, result = get_type_hints(of, include_extras=True), dict(values)
     for name, given in values.items():
-        infos = [
-            i for i in getattr(hints[name], "__metadata__", ()) if isinstance(i, ParameterInfo)
-        ]
-        if not infos:
+        if not (info := option_of(hints[name])):
             continue
-        [info] = infos
         try:
             value = given if info.parser is None or given is None else info.parser(given)
             value = result[name] = TypeAdapter(hints[name]).validate_python(value)
@@ -97,13 +93,6 @@ def checked(of: Callable[..., object], values: Mapping[str, Any]) -> dict[str, A
     return result
 
 
-class Settings:
-    """A record whose values are checked when it is made; raises SettingError."""
-
-    def __post_init__(self) -> None:
-        vars(self).update(checked(type(self), vars(self)))
-
-
 # fmt: off
 # Options of several commands.
 Recipe = Annotated[Mapping[str, object] | None, Option("--set", parser=pairs, metavar="KEY=VALUE", help="Change a key of the model's recipe, for example guidance=4; may be repeated.")]
@@ -117,7 +106,7 @@ TASKS = "all, easy, medium, hard, a task, task/category, or a folder; several ar
 
 
 @dataclass(frozen=True)
-class RunSettings(Settings):
+class RunSettings:
     """What a run is told. `recipe` and `judges` are `--set` and `--judge` on the command line."""
 
     model: Annotated[str | Model, Option(metavar="NAME", help=MODEL)] = "janus-mini"
@@ -136,3 +125,7 @@ class RunSettings(Settings):
     out: Annotated[str | Path, Option(help="Folder for run folders.")] = "runs"
     only: Collection[str] | None = None
     progress: Progress = silent
+
+    def __post_init__(self) -> None:
+        """Check the values. Raises SettingError."""
+        vars(self).update(checked(RunSettings, vars(self)))

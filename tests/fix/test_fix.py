@@ -362,6 +362,8 @@ def test_what_is_not_finite_stops_the_training(fix: Fix, tiny_janus: Path, tmp_p
         (["sft", "--prompts", "shapes:dev"], "no split 'dev'"),
         (["rlhf"], "METHOD rlhf"),
         (["dpo", "--samples", "1"], "compares two candidates"),
+        (["dpo", "--margin", "1"], "--margin 1: must be less than 1"),
+        (["dpo", "--beta", "0"], "--beta 0: must be more than 0"),
         (["sft", "--accept", "most"], "best:K"),
         (["c-sft", "--replay-at", "20"], "before the last"),
         (["sft", "--model", "images:."], "images"),

@@ -1,0 +1,83 @@
+"""One settings record is the command's options, the config file's keys and Python's keywords."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import gapbench
+from gapbench.cli.main import app
+from gapbench.fix.settings import FixSettings
+from gapbench.runs.settings import RunSettings, SettingError
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def options(command: str) -> set[str]:
+    shown = CliRunner().invoke(app, [command, "--help"]).output
+    return set(re.findall(r"^  --([a-z0-9-]+)", shown, flags=re.M)) - {"help"}
+
+
+def test_options_are_keys_and_keywords(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("tempo: 1\n")
+    keys = cli("run", "--config", "c.yaml").stderr.strip().partition("keys are ")[2].split(", ")
+    assert {key.replace("_", "-") for key in keys} | {"config"} == options("run")
+    keywords = set(inspect.signature(gapbench.run).parameters) - {"only", "progress"}
+    assert keywords - {"recipe", "judges"} == {*keys} - {"set", "judge", "offline", "dry_run"}
+    assert vars(RunSettings()).keys() == {*inspect.signature(gapbench.run).parameters}
+
+
+def test_a_fix_is_told_all_by_options() -> None:
+    made = FixSettings(method="sft", out=Path("x"))
+    fields = {name.replace("_", "-") for name in vars(made)} - {"method"}
+    assert fields | {"offline"} == options("fix")
+
+
+def test_values_are_converted_and_lists_split() -> None:
+    made = RunSettings(tasks="shapes, geneval/colors", batch_size="7", recipe=["a=1", "b = x=2"])  # type: ignore[arg-type]
+    assert made.tasks == ["shapes", "geneval/colors"]
+    assert made.batch_size == 7
+    assert made.recipe == {"a": "1", "b": "x=2"}
+    fix = FixSettings(method="c-sft", out="x", replay_at="4,2,4", epochs="5")  # type: ignore[arg-type]
+    assert (fix.replay_at, fix.epochs, fix.out) == ([2, 4], 5, Path("x"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"samples": 0}, "samples 0: must be at least 1"),
+        ({"batch_size": "many"}, "batch_size many: must be a valid integer"),
+        ({"device": "tpu"}, "device tpu: give auto, cpu, cuda, cuda:1 or mps"),
+        ({"tasks": "shapes,"}, "tasks shapes,: give names"),
+        ({"recipe": ["guidance"]}, "recipe guidance: give KEY=VALUE"),
+        ({"verdict": None}, "verdict None: must be 'logits', 'text' or 'none'"),
+    ],
+)
+def test_a_wrong_value_is_named(wrong: dict[str, object], said: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        gapbench.run(**wrong)  # type: ignore[arg-type]
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("batch-size: 0", "c.yaml: batch-size 0: must be at least 1"),
+        ("offline: perhaps", "c.yaml: offline perhaps: must be a valid boolean"),
+        ("set: {guidance: }", "--set guidance=None"),
+        ("config: d.yaml", "c.yaml: unknown key 'config'"),
+    ],
+)
+def test_a_wrong_value_of_a_file_is_named(cli: Cli, tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    done = cli("run", "--config", "c.yaml", "--tasks", "shapes/colors", "--limit", "1")
+    assert done.returncode == 2
+    assert done.stderr.startswith("gapbench: ")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
