@@ -53,6 +53,21 @@ def read_object(file: Path) -> dict[str, Any]:
     return raw
 
 
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The keys of a YAML file and their values. Raises GapbenchError if it cannot be read."""
+    import yaml
+
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise GapbenchError(f"{file}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise GapbenchError(f"{file}: not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(raw, dict):
+        raise GapbenchError(f"{file}: not a list of `key: value` lines")
+    return raw
+
+
 def append_lines(file: Path, rows: Iterable[Any]) -> None:
     """Add a line of JSON for each row: on disk when this returns."""
     with file.open("ab") as opened:

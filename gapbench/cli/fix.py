@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 from gapbench.cli.terminal import console
 from gapbench.fetch.libraries import go_offline, quiet
 from gapbench.fix.settings import FixSettings
-from gapbench.runs.settings import Offline
+from gapbench.runs.settings import Offline, silent
 
 
 def fix(settings: FixSettings, offline: Offline = False) -> None:
@@ -17,13 +18,9 @@ def fix(settings: FixSettings, offline: Offline = False) -> None:
     from gapbench.cli.progress import bars
     from gapbench.fix.run import fix as run_fix
 
-    screen, first = console(), int(os.environ.get("RANK", "0")) == 0
-
-    def say(line: str) -> None:
-        screen.print(line, soft_wrap=True)
-
+    say, first = partial(console().print, soft_wrap=True), int(os.environ.get("RANK", "0")) == 0
     with bars() as progress:
-        done = run_fix(settings, progress if first else lambda *_: lambda _count: None, say)
+        done = run_fix(settings, progress if first else silent, say)
     if first:
         for line in done.words():
             say(line)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 from typer.models import OptionInfo
 
+from gapbench.files import read_yaml
 from gapbench.runs.settings import SettingError, checked, option_of
 from gapbench.types import GapbenchError
 
@@ -49,7 +50,11 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         given = {name: value for name, value in given.items() if value is not None}
         if file := given.get("config"):
             keys = {_key(label): name for name, label in labels.items() if name != "config"}
-            read = _read(file, keys)
+            read = {_key(key): value for key, value in read_yaml(file).items()}
+            if unknown := [key for key in read if key not in keys]:
+                known = ", ".join(keys)
+                raise GapbenchError(f"{file}: unknown key {unknown[0]!r}; keys are {known}")
+            read = {keys[key]: value for key, value in read.items()}
             try:
                 arguments(read)
             except GapbenchError as error:
@@ -108,21 +113,3 @@ def _label(name: str, parameter: Parameter) -> str:
 
 def _key(label: object) -> str:
     return str(label).removeprefix("--").replace("-", "_")
-
-
-def _read(file: Path, keys: Mapping[str, str]) -> dict[str, Any]:
-    """The values of a YAML file, by the names that its keys stand for."""
-    import yaml
-
-    try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise GapbenchError(f"--config {file}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise GapbenchError(f"{file}: not YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(raw, dict):
-        raise GapbenchError(f"{file}: not a list of `key: value` lines")
-    read = {_key(key): value for key, value in raw.items()}
-    if unknown := [key for key in read if key not in keys]:
-        raise GapbenchError(f"{file}: unknown key {unknown[0]!r}; keys are {', '.join(keys)}")
-    return {keys[key]: value for key, value in read.items()}

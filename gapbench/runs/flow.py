@@ -74,6 +74,7 @@ def _by_keyword(
 
 
 run = _by_keyword(measure, RunSettings)
+"""`measure`, with the fields of RunSettings as keywords."""
 
 
 def _work(made: Prepared, items: list[Item]) -> Run:

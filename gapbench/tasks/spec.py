@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from gapbench.files import read_yaml
 from gapbench.types import GapbenchError, Tier
 from gapbench.verdict import QUESTION
 
@@ -82,14 +82,9 @@ def read_spec(file: Path, variant: str) -> TaskFile:
 
     Raises GapbenchError, naming the file and the first thing that is wrong with it.
     """
-    try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise GapbenchError(f"{file}: cannot be read; a task is a folder with task.yaml") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise GapbenchError(f"{file}: not YAML ({' '.join(str(error).split())})") from error
+    raw = read_yaml(file)
     if variant:
-        variants = raw.get("variants", {}) if isinstance(raw, dict) else {}
+        variants = raw.get("variants", {})
         if variant not in variants:
             raise GapbenchError(
                 f"{file}: no variant {variant!r}; there are {', '.join(variants) or 'none'}"
