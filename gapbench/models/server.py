@@ -108,7 +108,7 @@ class ServerModel(Model):
     # -- drawing ---------------------------------------------------------------------------
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Drawing]:
-        """An image for each (prompt, seed). Raises Unfinished where some could not be had."""
+        """An image for each (prompt, seed). Raises Unfinished where some could not be drawn."""
         pairs = list(zip(prompts, seeds, strict=True))
         kept = [self._drawn.pop(pair, None) for pair in pairs]
         calls = [
