@@ -311,13 +311,13 @@ def _odds(logprobs: Any) -> tuple[float, float] | None:
                 for digit in "01"
             ):
                 continue
-            found: dict[str, list[float]] = {"0": [], "1": []}
+            odds: dict[str, list[float]] = {"0": [], "1": []}
             for likely in places[index]["top_logprobs"]:
                 value = likely["logprob"]
-                if likely["token"].strip() in found and math.isfinite(value):
-                    found[likely["token"].strip()].append(value)
-            if all(found.values()):
-                return _log_sum(found["0"]), _log_sum(found["1"])
+                if likely["token"].strip() in odds and math.isfinite(value):
+                    odds[likely["token"].strip()].append(value)
+            if all(odds.values()):
+                return _log_sum(odds["0"]), _log_sum(odds["1"])
             return None
     except (LookupError, TypeError, AttributeError, ValueError, OverflowError):
         pass  # not of the documented form: then the words decide

@@ -82,17 +82,17 @@ def read_lines(file: Path, record: Callable[[Any], T]) -> list[T]:
     Raises GapbenchError naming the file and the line that is not JSON, or of which `record` raises
     ValueError or TypeError.
     """
-    found = []
+    records = []
     data = file.read_bytes() if file.exists() else b""
     for number, line in enumerate(data.split(b"\n")[:-1], 1):
         try:
-            found.append(record(json.loads(line)))
+            records.append(record(json.loads(line)))
         except (ValueError, TypeError) as error:
             raise GapbenchError(
                 f"{file}:{number}: broken record ({error}); delete the line and run the same "
                 "command again"
             ) from error
-    return found
+    return records
 
 
 def drop_torn_line(file: Path) -> None:

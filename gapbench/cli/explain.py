@@ -41,6 +41,6 @@ def explain(
         )  # fmt: skip
     file = write_page(done)
     screen = console()
-    for line in summary(done.found):
+    for line in summary(done.results):
         screen.print(line, soft_wrap=True)
     screen.print(f"Page: {file} ; every number: {done.folder / 'explain.json'}", soft_wrap=True)

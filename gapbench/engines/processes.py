@@ -128,8 +128,8 @@ class Copies(Model):
         done: dict[int, Any] = {}
         stops: list[Exception] = []
         for copy, rows in parts:
-            found, stop = _received(copy)
-            done |= {rows.start + place: value for place, value in found.items()}
+            values, stop = _received(copy)
+            done |= {rows.start + place: value for place, value in values.items()}
             if stop is not None:
                 stops.append(stop)
         for stop in stops:

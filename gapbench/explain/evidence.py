@@ -102,7 +102,7 @@ def _similarity(
     members: Sequence[Tested], tested: Sequence[Tested], records: Records
 ) -> dict[str, Any]:
     controls = {t.matched: t for t in tested if t.matched is not None}
-    found = {}
+    cells = {}
     for kind in ("prompt", "image"):
 
         def cosine(t: Tested, kind: str = kind) -> float:
@@ -111,12 +111,12 @@ def _similarity(
         paired = [t for t in members if t.key in controls]
         others = [controls[t.key] for t in paired]
         differences = [cosine(t) - cosine(o) for t, o in zip(paired, others, strict=True)]
-        found[kind] = {
+        cells[kind] = {
             "corrected": asdict(mean([cosine(t) for t in members], _texts(members))),
             "control": asdict(mean([cosine(t) for t in others], _texts(others))),
             "difference": asdict(mean(differences, _texts(paired))),
         }
-    return found
+    return cells
 
 
 def _kernel(tested: Sequence[Tested], records: Records, layers: Sequence[str]) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def _kernel(tested: Sequence[Tested], records: Records, layers: Sequence[str]) -
             logs.append(np.log(own / other) if own > 0 and other > 0 else np.nan)
         return mean(logs, texts)
 
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "log_ratio": asdict(ratios([p["norms"] for p in pairs])),
         "own": asdict(mean([p["norms"][0] for p in pairs], texts)),
         "alternatives": asdict(
@@ -155,11 +155,11 @@ def _kernel(tested: Sequence[Tested], records: Records, layers: Sequence[str]) -
         for head, square in (("likelihood", "drawing"), ("verdict", "judging")):
             cosines = [_cosine(p[other][head], p[square], p[other]["square"]) for p in pairs]
             raised = [float(sum(p[other][head]) > 0) for p in pairs]
-            found[f"{other}_{head}"] = {
+            figures[f"{other}_{head}"] = {
                 "cosine": asdict(mean(cosines, texts)),
                 "raised": float(np.mean(raised)) if raised else None,
             }
-    return found
+    return figures
 
 
 def _shift(values: pd.DataFrame, tested: Sequence[Tested]) -> dict[str, Any]:
@@ -194,7 +194,7 @@ def _first_order(tested: Sequence[Tested], records: Records) -> list[dict[str, A
     """For each step length and head: actual over predicted change by least squares through 0 over
     the checked pairs, and the ratio that is farthest from 1."""
     steps = [step for t in tested for step in records.get(f"step/{t.key}", ())]
-    found = []
+    rows = []
     for share in dict.fromkeys(step["share"] for step in steps):
         for head in ("likelihood", "verdict"):
             mine = [s for s in steps if (s["share"], s["head"]) == (share, head)]
@@ -202,7 +202,7 @@ def _first_order(tested: Sequence[Tested], records: Records) -> list[dict[str, A
             actual = np.array([s["actual"] for s in mine])
             each = actual[predicted != 0] / predicted[predicted != 0]
             square = float(predicted @ predicted)
-            found.append(
+            rows.append(
                 {
                     "share": share,
                     "head": head,
@@ -211,7 +211,7 @@ def _first_order(tested: Sequence[Tested], records: Records) -> list[dict[str, A
                     "steps": mine,
                 }
             )
-    return found
+    return rows
 
 
 def _alignment(

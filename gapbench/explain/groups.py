@@ -58,9 +58,9 @@ def choose(frame: pd.DataFrame, prompts: Sequence[Prompt], count: int, seed: int
     group = known[known["group"] == CORRECTED]
     rest = known[known["group"] != CORRECTED]
     used: set[str] = set()
-    found = []
+    chosen = []
     for row in _spread(group, count, stream):
-        found.append(_tested(row, None, prompts, stream))
+        chosen.append(_tested(row, None, prompts, stream))
         pool = rest[
             (rest["task"] == row["task"])
             & (rest["category"] == row["category"])
@@ -70,10 +70,10 @@ def choose(frame: pd.DataFrame, prompts: Sequence[Prompt], count: int, seed: int
         if len(pool):
             control = pool.iloc[int(stream.integers(len(pool)))]
             used.add(control["key"])
-            found.append(_tested(control, row["key"], prompts, stream))
+            chosen.append(_tested(control, row["key"], prompts, stream))
     more = count - min(count, len(group))
     fill = _spread(rest[~rest["key"].isin(used)], more, stream) if more else []
-    return found + [_tested(row, None, prompts, stream) for row in fill]
+    return chosen + [_tested(row, None, prompts, stream) for row in fill]
 
 
 def _spread(frame: pd.DataFrame, count: int, stream: np.random.Generator) -> list[pd.Series]:

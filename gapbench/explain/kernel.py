@@ -97,8 +97,8 @@ class Heads(nn.Module):
 
     def gradient(self, scalar: Tensor) -> Gradient:
         """Of a scalar by the parameters."""
-        found = torch.autograd.grad(scalar, list(self.moved.values()), allow_unused=True)
-        return list(found)
+        gradients = torch.autograd.grad(scalar, list(self.moved.values()), allow_unused=True)
+        return list(gradients)
 
     def of_likelihood(self, prompt: str, tokens: Tokens) -> Gradient:
         """grad log p(image | prompt), tokens (T,)."""
@@ -110,11 +110,11 @@ class Heads(nn.Module):
 
     def inner(self, one: Gradient, two: Gradient) -> NDArray[np.float64]:
         """Inner products by layer, (layers,); their sum is the whole one."""
-        found = np.zeros(len(self.layers))
+        products = np.zeros(len(self.layers))
         for place, a, b in zip(self._places, one, two, strict=True):
             if a is not None and b is not None:
-                found[place] += float((a.double() * b.double()).sum())
-        return found
+                products[place] += float((a.double() * b.double()).sum())
+        return products
 
     # -- logits ----------------------------------------------------------------------------
 
@@ -150,9 +150,9 @@ class Heads(nn.Module):
                     dual = forward_ad.make_dual(parameter.detach(), tangent)  # type: ignore[no-untyped-call]
                     duals[f"network.{name}"] = dual
             made = torch.func.functional_call(self, duals, (prompts, tokens))
-            found: Any = forward_ad.unpack_dual(made)  # type: ignore[no-untyped-call]
-            change = torch.zeros_like(made) if found.tangent is None else found.tangent
-            return found.primal.double(), change.double()
+            unpacked: Any = forward_ad.unpack_dual(made)  # type: ignore[no-untyped-call]
+            change = torch.zeros_like(made) if unpacked.tangent is None else unpacked.tangent
+            return unpacked.primal.double(), change.double()
 
     # -- steps -----------------------------------------------------------------------------
 
@@ -211,25 +211,25 @@ def first_order(
         "likelihood": heads.inner(heads.of_likelihood(prompt, tokens), step).sum(),
         "verdict": heads.inner(heads.of_verdict(image, question), step).sum(),
     }
-    start, found = values(), []
+    start, steps = values(), []
     for share in shares:
         with heads.stepped(step, share) as eta:
             end = values()
-        found += [
+        steps += [
             Step(share, eta, head, float(eta * slope), end[head] - start[head])
             for head, slope in slopes.items()
         ]
-    return found
+    return steps
 
 
 def layer_of(name: str) -> str:
     """The layer that a parameter belongs to, as it is printed."""
-    found = _LAYER.search(name)
-    if found:
-        return f"layer {found[1]}"
+    match = _LAYER.search(name)
+    if match:
+        return f"layer {match[1]}"
     return "embeddings" if "embed" in name else "final norm" if "norm" in name else "other"
 
 
 def _norms(change: Tensor) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = change.flatten(1).norm(dim=1).cpu().numpy()
-    return found
+    norms: NDArray[np.float64] = change.flatten(1).norm(dim=1).cpu().numpy()
+    return norms

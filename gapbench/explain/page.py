@@ -26,12 +26,12 @@ Row = list[Any]
 
 def write_page(explanation: Explanation) -> Path:
     """Write explain.html into the explanation's folder; its path."""
-    found, style = explanation.found, asset("pages/page.css")
+    results, style = explanation.results, asset("pages/page.css")
     file = explanation.folder / "explain.html"
-    fix = found["fix"]
+    fix = results["fix"]
     facts = {
-        "before": found["before"],
-        "after": found["after"],
+        "before": results["before"],
+        "after": results["after"],
         "fix": f"{fix['folder']}: {fix['method']} of {fix['base']}, {fix['trained']}",
         "training set": f"{fix['rows']} rows",
         "kernel over": f"{fix['parameters']:,} parameters",
@@ -40,19 +40,19 @@ def write_page(explanation: Explanation) -> Path:
         else "none: exact",
         "computed in": fix["dtype"],
         "encoder": fix["encoder"],
-        "outside judge": ", ".join(found["judges"]),
-        "tested": f"{found['members']} corrected images, {found['controls']} controls, "
-        f"{found['others']} others",
-        "seed": str(found["seed"]),
+        "outside judge": ", ".join(results["judges"]),
+        "tested": f"{results['members']} corrected images, {results['controls']} controls, "
+        f"{results['others']} others",
+        "seed": str(results["seed"]),
     }
     page = template("explain/page.html").render(
-        title=f"{found['before']} and {found['after']}",
+        title=f"{results['before']} and {results['after']}",
         style=style,
         policy=policy("", style, "img-src data:"),
         facts=facts,
-        summary=summary(found),
-        pieces=_pieces(found),
-        figures=_figures(found),
+        summary=summary(results),
+        pieces=_pieces(results),
+        figures=_figures(results),
         pictures=_pictures(explanation),
     )
     try:
@@ -62,27 +62,27 @@ def write_page(explanation: Explanation) -> Path:
     return file
 
 
-def _pieces(found: Mapping[str, Any]) -> tuple[list[str], list[Row]]:
+def _pieces(results: Mapping[str, Any]) -> tuple[list[str], list[Row]]:
     rows = [
         [piece["says"], piece["verdict"], _p(piece["p_holm"])]
-        for piece in found["evidence"].values()
+        for piece in results["evidence"].values()
     ]
     return ["the theory expects that", "verdict", "Holm p"], rows
 
 
-def _figures(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    images = pd.DataFrame(found["images"])
+def _figures(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    images = pd.DataFrame(results["images"])
     return [
-        _groups(found), _similarity(found), _kernel(found), _entries(found), _first_order(found),
-        _densities(images, "likelihood"), _densities(images, "verdict"), _together(found, images),
-        _alignment(found), _norms(found),
+        _groups(results), _similarity(results), _kernel(results), _entries(results),
+        _first_order(results), _densities(images, "likelihood"), _densities(images, "verdict"),
+        _together(results, images), _alignment(results), _norms(results),
     ]  # fmt: skip
 
 
-def _groups(found: Mapping[str, Any]) -> dict[str, Any]:
+def _groups(results: Mapping[str, Any]) -> dict[str, Any]:
     rows = []
-    for code, count in found["groups"].items():
-        shift = found["shift"]["groups"].get(code)
+    for code, count in results["groups"].items():
+        shift = results["shift"]["groups"].get(code)
         cells = [interval(shift[head]) if shift else "n/a" for head in HEADS]
         rows.append([f"({', '.join(code)})", str(count), *cells])
     return figure(
@@ -96,24 +96,24 @@ def _groups(found: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def _similarity(found: Mapping[str, Any]) -> dict[str, Any]:
+def _similarity(results: Mapping[str, Any]) -> dict[str, Any]:
     rows = [
         [kind, *(interval(cell[name]) for name in ("corrected", "control", "difference")),
          _p(cell["difference"]["p"])]
-        for kind, cell in found["similarity"].items()
+        for kind, cell in results["similarity"].items()
     ]  # fmt: skip
     return figure(
         "similarity",
         "(a) Nearness to the training set",
-        f"Largest cosine with the training set, by {found['fix']['encoder']}; each image's control "
-        "is a random image of another prompt of its category that is not in the group.",
+        f"Largest cosine with the training set, by {results['fix']['encoder']}; each image's "
+        "control is a random image of another prompt of its category that is not in the group.",
         None,
         (["cosine of", "corrected", "controls", "difference", "p"], rows),
     )
 
 
-def _kernel(found: Mapping[str, Any]) -> dict[str, Any]:
-    kernel, names = found["kernel"], found["layers"]
+def _kernel(results: Mapping[str, Any]) -> dict[str, Any]:
+    kernel, names = results["kernel"], results["layers"]
     by_layer = kernel["log_ratio_by_layer"]
     whole = {"all": "log_ratio", "all, of corrected images": "log_ratio_corrected"}
     rows = [[name, interval(kernel[k]), _p(kernel[k]["p"])] for name, k in whole.items()]
@@ -132,8 +132,8 @@ def _kernel(found: Mapping[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _entries(found: Mapping[str, Any]) -> dict[str, Any]:
-    kernel = found["kernel"]
+def _entries(results: Mapping[str, Any]) -> dict[str, Any]:
+    kernel = results["kernel"]
     titles = {"nearest": "the nearest training pair", "random": "a random training pair",
               "mean": "the mean over random training pairs"}  # fmt: skip
     rows = []
@@ -153,12 +153,12 @@ def _entries(found: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def _first_order(found: Mapping[str, Any]) -> dict[str, Any]:
+def _first_order(results: Mapping[str, Any]) -> dict[str, Any]:
     rows = [
         [f"{row['share']:g}", HEADS[row["head"]],
          "n/a" if row["ratio"] is None else f"{row['ratio']:.6f}",
          "n/a" if row["farthest"] is None else f"{row['farthest']:.6f}", str(len(row["steps"]))]
-        for row in found["first_order"]
+        for row in results["first_order"]
     ]  # fmt: skip
     return figure(
         "first-order",
@@ -166,7 +166,11 @@ def _first_order(found: Mapping[str, Any]) -> dict[str, Any]:
         "Single steps of SGD on the nearest training pair, of a length given as a share of the "
         "parameters' norm: actual over predicted change, by least squares through 0 over the "
         "tested pairs, and the pair farthest from 1. As the step shrinks the ratio must tend to 1"
-        + ("." if found["fix"]["dtype"] == "float64" else ", up to rounding, which is large here."),
+        + (
+            "."
+            if results["fix"]["dtype"] == "float64"
+            else ", up to rounding, which is large here."
+        ),
         None,
         (["step", "head", "actual / predicted", "farthest", "pairs"], rows),
     )
@@ -193,7 +197,7 @@ def _densities(images: pd.DataFrame, head: str) -> dict[str, Any]:
     )
 
 
-def _together(found: Mapping[str, Any], images: pd.DataFrame) -> dict[str, Any]:
+def _together(results: Mapping[str, Any], images: pd.DataFrame) -> dict[str, Any]:
     images = images.assign(
         mine=["corrected" if group == CORRECTED else "others" for group in images["group"]]
     )
@@ -203,7 +207,7 @@ def _together(found: Mapping[str, Any], images: pd.DataFrame) -> dict[str, Any]:
         for name in ("others", "corrected")  # the few on top of the many
         if len(mine := each[each["mine"] == name])
     }
-    shift = found["shift"]
+    shift = results["shift"]
     rows = [["all", correlation(shift["correlation"])],
             ["corrected", correlation(shift["correlation_in_corrected"])]]  # fmt: skip
     return figure(
@@ -217,11 +221,11 @@ def _together(found: Mapping[str, Any], images: pd.DataFrame) -> dict[str, Any]:
     )
 
 
-def _alignment(found: Mapping[str, Any]) -> dict[str, Any]:
-    names = found["layers"]
+def _alignment(results: Mapping[str, Any]) -> dict[str, Any]:
+    names = results["layers"]
     series = {
         when: [cells["all"]["cosine"], *(cells["by_layer"][name]["cosine"] for name in names)]
-        for when, cells in found["alignment"].items()
+        for when, cells in results["alignment"].items()
     }
     rows = [
         [name, *(interval(series[when][place]) for when in series)]
@@ -238,13 +242,13 @@ def _alignment(found: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def _norms(found: Mapping[str, Any]) -> dict[str, Any]:
+def _norms(results: Mapping[str, Any]) -> dict[str, Any]:
     heads = {"drawing": "generation", "judging": "verdict"}
-    titles = [f"{name} {when}" for when in found["alignment"] for name in heads.values()]
+    titles = [f"{name} {when}" for when in results["alignment"] for name in heads.values()]
     rows = []
-    for layer in ("all", *found["layers"]):
+    for layer in ("all", *results["layers"]):
         cells = []
-        for sides in found["alignment"].values():
+        for sides in results["alignment"].values():
             part = sides["all"] if layer == "all" else sides["by_layer"][layer]
             cells += [interval(part[head]) for head in heads]
         rows.append([layer, *cells])
@@ -259,7 +263,7 @@ def _norms(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pictures(explanation: Explanation) -> list[dict[str, str]]:
-    members = [t for t in explanation.found["tested"] if t["matched"] is None][:SHOWN]
+    members = [t for t in explanation.results["tested"] if t["matched"] is None][:SHOWN]
     shown = []
     for t in members:
         near = t["similarity"]

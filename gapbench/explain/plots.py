@@ -72,8 +72,8 @@ def layers(
 
     def draw(axes: Axes, theme: str) -> None:
         axes.axhline(0, color=INK[theme], linewidth=0.8, linestyle=":")
-        for index, (name, found) in enumerate(series.items()):
-            known = [(place, m) for place, m in enumerate(found) if m["value"] is not None]
+        for index, (name, means) in enumerate(series.items()):
+            known = [(place, m) for place, m in enumerate(means) if m["value"] is not None]
             values = [m["value"] for _, m in known]
             low, high = (
                 [abs((m["value"] if m[end] is None else m[end]) - m["value"]) for _, m in known]

@@ -51,7 +51,7 @@ class Explanation:
     """
 
     folder: Path
-    found: dict[str, Any]
+    results: dict[str, Any]
     drawn: Callable[[str], bytes]
     trained: Callable[[int], tuple[str, Image.Image]]
 
@@ -134,7 +134,7 @@ def explain(
         side = Side(made, True, device, dtype, rank, seed)
         explaining.after(side)
         side.release()
-    found = {
+    results = {
         "before": str(runs.before.path),
         "after": str(runs.after.path),
         "fix": about,
@@ -142,13 +142,13 @@ def explain(
         "judges": sorted({str(name) for name in runs.old["judge"].dropna()}),
         **evidence.gather(frame, tested, journal.there, about["layers"]),
     }
-    write_json(folder / "explain.json", found)
+    write_json(folder / "explain.json", results)
 
     def trained(number: int) -> tuple[str, Image.Image]:
         row = rows[number]
         return str(row["prompt"]), row["image"].convert("RGB")
 
-    return Explanation(folder, found, runs.before.folder.image_bytes, trained)
+    return Explanation(folder, results, runs.before.folder.image_bytes, trained)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,8 +224,8 @@ class _Explaining:
                 heads.verdicts(pictures, [each.question for each in batch]).tolist(),
             )
 
-        def keep(batch: Sequence[_Shown], found: tuple[list[float], list[float]]) -> None:
-            values = zip(batch, *found, strict=True)
+        def keep(batch: Sequence[_Shown], columns: tuple[list[float], list[float]]) -> None:
+            values = zip(batch, *columns, strict=True)
             self.journal.add({f"{stage}/{each.key}": both for each, *both in values})
 
         work(missing, BATCH, do, keep, advance)
@@ -302,7 +302,7 @@ class _Explaining:
                 "square": heads.inner(other, other).tolist(),
             }
 
-        found = {
+        pair = {
             **_gradients(heads, drawing, judging),
             "similarity": asdict(near),
             "nearest": entries(step),
@@ -314,7 +314,7 @@ class _Explaining:
         del step
         seed = int.from_bytes(hashlib.sha256(t.key.encode()).digest()[:8])
         other = int(np.random.default_rng([self.seed, 2, seed]).integers(len(self.rows)))
-        return {**found, "random": entries(heads.of_likelihood(*self._row(other)))}
+        return {**pair, "random": entries(heads.of_likelihood(*self._row(other)))}
 
     def _step(self, heads: Heads, t: Tested) -> list[dict[str, Any]]:
         row = self.journal.there[f"pair/{t.key}"]["similarity"]["row"]

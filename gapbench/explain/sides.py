@@ -109,8 +109,8 @@ def _place(after: Run, folder: str | None) -> Path:
     wanted = after.folder.meta["identity"]["model"]
     for each in (path, path / "adapter"):
         if (each / "config.json").is_file() or (each / "adapter_config.json").is_file():
-            found = load_model(str(each), dtype=about.get("dtype") or "auto")
-            if found.fingerprint == wanted:
+            model = load_model(str(each), dtype=about.get("dtype") or "auto")
+            if model.fingerprint == wanted:
                 return path
     raise GapbenchError(f"{path} holds other weights than {after.path} was run with; run it again")
 
@@ -129,8 +129,8 @@ def training_rows(fix: Fix) -> Dataset:
     lacks = {"prompt", "tokens", "image"} - set(rows.column_names)
     if lacks or not len(rows):
         raise GapbenchError(f"{fix.folder / 'data'} is empty or lacks {', '.join(sorted(lacks))}")
-    found: Dataset = rows.select_columns(["prompt", "tokens", "image"])
-    return found
+    kept: Dataset = rows.select_columns(["prompt", "tokens", "image"])
+    return kept
 
 
 class Side:

@@ -114,14 +114,14 @@ class TrainingSet:
 
     def nearest(self, prompt: Embeddings, image: Embeddings) -> Nearest:
         """For one tested pair's embeddings, (width,) each."""
-        found = [
+        nearest = [
             rows @ _unit((each - middle)[None])[0]
             for rows, each, middle in zip(self._rows, (prompt, image), self._middles, strict=True)
         ]
-        row = int(np.argmax(found[0] + found[1]))
+        row = int(np.argmax(nearest[0] + nearest[1]))
         return Nearest(
-            float(found[0].max()), float(found[1].max()), row,
-            float(found[0][row]), float(found[1][row]),
+            float(nearest[0].max()), float(nearest[1].max()), row,
+            float(nearest[0][row]), float(nearest[1][row]),
         )  # fmt: skip
 
 
@@ -142,6 +142,6 @@ def _unit(rows: Embeddings) -> Embeddings:
     return rows / np.where(lengths > 0, lengths, 1)
 
 
-def _array(found: torch.Tensor) -> Embeddings:
-    array: Embeddings = found.double().cpu().numpy()
+def _array(tensor: torch.Tensor) -> Embeddings:
+    array: Embeddings = tensor.double().cpu().numpy()
     return array

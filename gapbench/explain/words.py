@@ -13,22 +13,22 @@ EMPTY: Final = (
 )
 
 
-def summary(found: Mapping[str, Any]) -> list[str]:
+def summary(results: Mapping[str, Any]) -> list[str]:
     """At most 13 lines."""
-    fix, evidence, kernel = found["fix"], found["evidence"], found["kernel"]
-    counts = ", ".join(f"{code} {count}" for code, count in found["groups"].items())
+    fix, evidence, kernel = results["fix"], results["evidence"], results["kernel"]
+    counts = ", ".join(f"{code} {count}" for code, count in results["groups"].items())
     how = "exact"
     if fix["projection"]:
         how = f"estimated from gradients projected to rank {fix['projection']}"
-    near, norms = found["similarity"], kernel["log_ratio"]
+    near, norms = results["similarity"], kernel["log_ratio"]
     lines = [
         f"{fix['method']} of {fix['base']} on {fix['rows']} rows ({fix['trained']}; kernel over "
         f"{fix['parameters']:,} parameters, {how}, {fix['dtype']}).",
         f"Images of BEFORE by (outside judge, before, after): {counts}.",
     ]
-    if not found["members"]:
+    if not results["members"]:
         lines.append(EMPTY)
-    for kind in ("prompt", "image") if found["members"] else ():
+    for kind in ("prompt", "image") if results["members"] else ():
         cell = near[kind]
         lines.append(
             f"(a) {kind}s: cosine with the nearest training pair {number(cell['corrected'])}, of "
@@ -41,8 +41,8 @@ def summary(found: Mapping[str, Any]) -> list[str]:
         f"{interval(norms)} (of corrected {interval(kernel['log_ratio_corrected'])}): "
         f"{_said(evidence['kernel'])}"
     )
-    shift = found["shift"]
-    if found["members"]:
+    shift = results["shift"]
+    if results["members"]:
         group = shift["groups"]["010"]["likelihood"]
         lines.append(
             f"(c) change of log p(image | prompt) of corrected images: {interval(group)} nats; "
@@ -53,7 +53,7 @@ def summary(found: Mapping[str, Any]) -> list[str]:
         "Changes of log p and of the verdict logit correlate over prompts: "
         f"{correlation(shift['correlation'])}: {_said(evidence['together'])}"
     )
-    ends = [found["alignment"][when]["all"]["cosine"] for when in ("before", "after")]
+    ends = [results["alignment"][when]["all"]["cosine"] for when in ("before", "after")]
     lines.append(
         f"Cosine of generation and verdict gradients: before {interval(ends[0])}, after "
         f"{interval(ends[1])}{_nearly(ends)}."
@@ -64,13 +64,13 @@ def summary(found: Mapping[str, Any]) -> list[str]:
             f"A step on the nearest training pair raises log p of {100 * moved[0]:.0f} % of the "
             f"tested images and the verdict on {100 * moved[1]:.0f} %."
         )
-    lines.append(_check(found))
-    lines.append(_conclusion(found))
+    lines.append(_check(results))
+    lines.append(_conclusion(results))
     return [line for line in lines if line]
 
 
-def _check(found: Mapping[str, Any]) -> str:
-    rows = found["first_order"]
+def _check(results: Mapping[str, Any]) -> str:
+    rows = results["first_order"]
     if not rows:
         return ""
     share = min(row["share"] for row in rows)
@@ -79,15 +79,19 @@ def _check(found: Mapping[str, Any]) -> str:
         for row in rows
         if row["share"] == share and row["ratio"] is not None
     )
-    note = "" if found["fix"]["dtype"] == "float64" else f" (in {found['fix']['dtype']}, rounded)"
+    note = (
+        "" if results["fix"]["dtype"] == "float64" else f" (in {results['fix']['dtype']}, rounded)"
+    )
     return f"First-order check, actual over predicted change at the smallest step: {ratios}{note}."
 
 
-def _conclusion(found: Mapping[str, Any]) -> str:
+def _conclusion(results: Mapping[str, Any]) -> str:
     names = {"prompts": "(a) prompts", "images": "(a) images", "kernel": "(b)",
              "likelihood": "(c)", "together": "co-movement"}  # fmt: skip
     verdicts = {
-        verdict: [names[n] for n, piece in found["evidence"].items() if piece["verdict"] == verdict]
+        verdict: [
+            names[n] for n, piece in results["evidence"].items() if piece["verdict"] == verdict
+        ]
         for verdict in ("holds", "not shown", "reversed", "n/a")
     }
     said = "; ".join(

@@ -90,8 +90,8 @@ def adopt(sources: Iterable[Source], folder: Path) -> list[Source]:
     for source in sources:
         if have(source):
             continue
-        found = (f for f in by_size.get(source.bytes, ()) if _digest(f) == source.sha256)
-        copy = next(found, None)
+        copies = (f for f in by_size.get(source.bytes, ()) if _digest(f) == source.sha256)
+        copy = next(copies, None)
         if copy is None:
             missing.append(source)
             continue

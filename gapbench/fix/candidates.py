@@ -34,14 +34,14 @@ class Rule:
 
 def parse(text: str) -> Rule:
     """A rule as --accept gives it: all, mixed, best:K or above:P."""
-    found = _RULE.fullmatch(text)
-    if not found:
+    match = _RULE.fullmatch(text)
+    if not match:
         raise GapbenchError(
             f"--accept {text}: there are all, mixed, best:K and above:P (0 <= P < 1)"
         )
-    if found[1]:
-        return Rule("mixed" if found[1] == "mixed" else "all")
-    return Rule("best", int(found[3])) if found[2] else Rule("above", float(found[5]))
+    if match[1]:
+        return Rule("mixed" if match[1] == "mixed" else "all")
+    return Rule("best", int(match[3])) if match[2] else Rule("above", float(match[5]))
 
 
 def accepted(frame: pd.DataFrame, rule: Rule) -> pd.DataFrame:

@@ -41,7 +41,7 @@ class Check:
 
 def check(frame: pd.DataFrame) -> Check:
     """Judge a model's verdicts by a run's frame. Counts are raw: over images, not categories."""
-    found = {
+    figures = {
         rate.metric: rate
         for rate in rates(frame)
         if rate.level == "overall" and rate.metric == "mismatch_acceptance"
@@ -50,7 +50,7 @@ def check(frame: pd.DataFrame) -> Check:
     both = frame.dropna(subset=["own", "outside"])
     taken = both[both["own"] == 1]
     acceptance = float(own.mean()) if len(own) else None
-    other = found.get("mismatch_acceptance")
+    other = figures.get("mismatch_acceptance")
     mismatched = other.numerator / other.denominator if other and other.denominator else None
     base = float((both["outside"] == 1).mean()) if len(both) else None
     precision = float((taken["outside"] == 1).mean()) if len(taken) else None

@@ -59,11 +59,11 @@ def rows_of(chosen: pd.DataFrame, folder: RunFolder, origin: str) -> list[dict[s
 
 def digest(rows: Sequence[Mapping[str, Any]]) -> str:
     """Sha256 over what is trained on, in order; images and tokens by their digests."""
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     for row in rows:
         kept = {key: value for key, value in row.items() if key != "folder"}
-        found.update(json.dumps(kept, sort_keys=True).encode() + b"\n")
-    return found.hexdigest()
+        hasher.update(json.dumps(kept, sort_keys=True).encode() + b"\n")
+    return hasher.hexdigest()
 
 
 def write(rows: Sequence[Mapping[str, Any]], folder: Path, card: str) -> None:
@@ -180,10 +180,10 @@ class Drawn:
             }
         order, dropped = self._orders[epoch]
         index = int(order[offset])
-        found: dict[str, Any] = self.rows[index]
+        row: dict[str, Any] = self.rows[index]
         if self.reference:
-            found["reference"] = self.reference[index]
-        return {**found, "dropped": bool(dropped[index])}
+            row["reference"] = self.reference[index]
+        return {**row, "dropped": bool(dropped[index])}
 
 
 def collate(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -193,13 +193,13 @@ def collate(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     def ids(key: str) -> torch.Tensor:
         return torch.tensor([example[key] for example in examples])
 
-    found: dict[str, Any] = {
+    batch: dict[str, Any] = {
         "prompts": [example["prompt"] for example in examples],
         "dropped": ids("dropped"),
     }
     if "reference" not in examples[0]:
-        return found | {"tokens": ids("tokens")}
-    return found | {
+        return batch | {"tokens": ids("tokens")}
+    return batch | {
         "tokens": ids("tokens_chosen"),
         "rejected": ids("tokens_rejected"),
         "reference": ids("reference"),

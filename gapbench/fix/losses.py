@@ -75,11 +75,11 @@ class ImageLoss(nn.Module):
         away = dropped.nonzero().squeeze(1)
         rows = [*prompts, *prompts, *(prompts[place] for place in away.tolist())]
         stacked = torch.cat([tokens, rejected, tokens[away]])
-        found = self._logprobs(rows, stacked, [False] * 2 * count + [True] * len(away))
-        chosen, other = found[:count], found[count : 2 * count]
+        logprobs = self._logprobs(rows, stacked, [False] * 2 * count + [True] * len(away))
+        chosen, other = logprobs[:count], logprobs[count : 2 * count]
         total = reduced(chosen, self.logprobs), reduced(other, self.logprobs)
         dpo = dpo_loss(*total, reference.to(chosen), self.beta)
-        likelihood = chosen.index_copy(0, away, found[2 * count :])
+        likelihood = chosen.index_copy(0, away, logprobs[2 * count :])
         nll = sft_loss(likelihood)
         margin = (total[0] - reference[:, 0]) - (total[1] - reference[:, 1])
         return {

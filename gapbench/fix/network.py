@@ -90,9 +90,9 @@ def load_trained(network: nn.Module, file: Path) -> None:
 
     try:
         state = {k.removeprefix(PREFIX): v for k, v in load_file(file).items()}
-        found = network.load_state_dict(state, strict=False)
-        if found.unexpected_keys:
-            raise KeyError(found.unexpected_keys[0])
+        loaded = network.load_state_dict(state, strict=False)
+        if loaded.unexpected_keys:
+            raise KeyError(loaded.unexpected_keys[0])
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:
         raise GapbenchError(
             f"{file}: cannot be put into the model ({error}); remove {file.parent.parent} and "

@@ -100,9 +100,9 @@ def fix(settings: FixSettings, progress: Progress, say: Say) -> Fixed:
             ) from error
     state.wait_for_everyone()
     try:
-        found = read_object(file)
-        if found.get("done"):
-            return Fixed(settings.out, found)
+        written = read_object(file)
+        if written.get("done"):
+            return Fixed(settings.out, written)
         if model.pair and state.is_main_process:
             say(
                 f"{model.name} is a pair: only the weights that draw are trained, those that judge "
@@ -141,9 +141,9 @@ class _Fixing:
             self.state.wait_for_everyone()
             done = folder / "phase.json"
             if not done.exists():
-                found = self._train(number, (start, end), folder)
+                curve = self._train(number, (start, end), folder)
                 if main:
-                    write_json(done, {"curve": found})
+                    write_json(done, {"curve": curve})
             self.state.wait_for_everyone()
             curves += [{"phase": number, **point} for point in read_object(done)["curve"]]
             if main:
@@ -256,19 +256,19 @@ class _Fixing:
         if note:
             self.say(note)
         frame = self._draw(samples=1, limit=limit, judges=judges).frame()
-        found = check.check(frame)
+        result = check.check(frame)
         self.say(f"Data check on the first images of {len(frame)} prompts; the model")
-        for line in found.lines:
+        for line in result.lines:
             self.say(f"   {line}")
-        if found.stop and not self.settings.despite_check:
+        if result.stop and not self.settings.despite_check:
             raise GapbenchError(
                 f"the data check stops the fix: of {self.settings.model} as a judge one has to say "
-                f"that {found.stop}. --despite-check trains all the same"
+                f"that {result.stop}. --despite-check trains all the same"
             )
-        if found.stop:
-            self.say(f"   going on, as asked, although {found.stop}")
+        if result.stop:
+            self.say(f"   going on, as asked, although {result.stop}")
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, asdict(found))
+        write_json(file, asdict(result))
 
     def _again(self, number: int) -> Run:
         """The pool, drawn and judged by the weights of the phase before."""

@@ -48,13 +48,13 @@ class FixTrainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Any = None,  # noqa: ARG002 (every batch has as many tokens)
     ) -> Any:
-        found = model(**inputs)
-        loss = found.pop("loss")
+        outputs = model(**inputs)
+        loss = outputs.pop("loss")
         if not torch.isfinite(loss):
             self._stop(f"the loss is {loss.item()}", inputs["prompts"][0])
-        for name, value in found.items():
+        for name, value in outputs.items():
             self._seen.setdefault(name, []).append(value)
-        return (loss, found) if return_outputs else loss
+        return (loss, outputs) if return_outputs else loss
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         norm = super()._clip_grad_norm(model)
@@ -125,8 +125,8 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint of a trainer's folder; those that a crash tore are removed."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    for path in reversed(found):
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    for path in reversed(checkpoints):
         try:
             json.loads((path / STATE).read_text())
             return path

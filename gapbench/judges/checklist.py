@@ -76,7 +76,7 @@ class ChecklistJudge(Judge):
         other = OTHERWISE.get(answer.lower())
         answers = [f" {a}" for a in (other, answer) if a]
         try:
-            found = self._vlm.logprobs(
+            logprobs_of = self._vlm.logprobs(
                 [images[index] for index, _ in rows],
                 [ASK.replace("{question}", question) for _, question in rows],
                 answers,
@@ -84,7 +84,7 @@ class ChecklistJudge(Judge):
         except ValueError as error:
             return [(index, question, str(error)) for index, question in rows]
         chances: list[tuple[int, str, float | str]] = []
-        for (index, question), logprobs in zip(rows, found, strict=True):
+        for (index, question), logprobs in zip(rows, logprobs_of, strict=True):
             # Without an opposite the rest of the probability is every other reply.
             said = weigh(logprobs[0] if other else -float("inf"), logprobs[-1])
             chance = said.p_yes if other else said.mass

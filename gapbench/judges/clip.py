@@ -63,13 +63,13 @@ class ClipJudge(WeightsJudge):
     def similarities(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[float]:
         """The cosine of each image and its text, in order."""
         model, tokenizer, size = self.loaded
-        found: list[float] = []
+        values: list[float] = []
         for part in batches(list(zip(images, texts, strict=True)), IMAGES):
             pixels = torch.stack([tensor(crop(image, size)) for image, _ in part])
             seen = model.encode_image(pixels.to(self.device))
             read = model.encode_text(tokenizer([text for _, text in part]).to(self.device))
-            found += cosines(seen, read).tolist()
-        return found
+            values += cosines(seen, read).tolist()
+        return values
 
     def _load(self) -> Loaded:
         return open_clip_model(self.own or hub.fetch(CHECKPOINT), self.own is None, self.device)

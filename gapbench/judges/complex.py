@@ -62,20 +62,20 @@ class ComplexJudge(Judge):
         self.batches = self.clip.batches
 
     def question(self, prompt: Prompt) -> str:
-        found = _parse(prompt)
+        parsed = _parse(prompt)
         asked = {
-            "attribute": questions(found.chunks),
-            "spatial": [relation_2d(prompt.text), *found.objects],
-            "action": found.without_adjectives,
+            "attribute": questions(parsed.chunks),
+            "spatial": [relation_2d(prompt.text), *parsed.objects],
+            "action": parsed.without_adjectives,
         }
-        return json.dumps({part: asked[part] for part in PARTS[found.kind]}, ensure_ascii=False)
+        return json.dumps({part: asked[part] for part in PARTS[parsed.kind]}, ensure_ascii=False)
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
         parses = [_parse(prompt) for prompt in prompts]
         parts: list[dict[Part, Answer]] = [{} for _ in prompts]
 
         def rows(part: Part) -> list[int]:
-            return [i for i, found in enumerate(parses) if part in PARTS[found.kind]]
+            return [i for i, parsed in enumerate(parses) if part in PARTS[parsed.kind]]
 
         for i, answer in enumerate(self.vqa.judge(images, prompts)):
             parts[i]["attribute"] = answer
@@ -88,7 +88,7 @@ class ComplexJudge(Judge):
         cosines = self.clip.similarities([images[i] for i in at], texts) if at else []
         for i, cosine in zip(at, cosines, strict=True):
             parts[i]["action"] = Answer(verdict=None, score=cosine)
-        return [combine(found.kind, some) for found, some in zip(parses, parts, strict=True)]
+        return [combine(parsed.kind, some) for parsed, some in zip(parses, parts, strict=True)]
 
     def release(self) -> None:
         for part in (self.vqa, self.spatial, self.clip):
@@ -111,8 +111,8 @@ def _parse(prompt: Prompt) -> Parse:
     return parse(prompt.text, "chunks", "kept", "objects")
 
 
-def _want(prompt: Prompt, found: Parse) -> Want | None:
-    if len(found.objects) != 2:
+def _want(prompt: Prompt, parsed: Parse) -> Want | None:
+    if len(parsed.objects) != 2:
         return None
-    first, second = found.objects
+    first, second = parsed.objects
     return Want("2d", ((first, 1), (second, 1)), relation_2d(prompt.text))

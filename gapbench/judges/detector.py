@@ -115,9 +115,9 @@ class DetectorJudge(Judge):
         self._load()
         opened = [self._open(image) for image in images]
         pixels = {i: image for i, image in enumerate(opened) if not isinstance(image, Answer)}
-        found = dict(zip(pixels, self.detect(list(pixels.values())), strict=True))
+        detected = dict(zip(pixels, self.detect(list(pixels.values())), strict=True))
         wanted, crops = [], []
-        for i, objects in found.items():
+        for i, objects in detected.items():
             kept = rule.select(objects.boxes, prompts[i].requirement)
             for name, rows in rule.wanted_colors(kept, prompts[i].requirement).items():
                 wanted += [(i, name, row) for row in rows]
@@ -128,7 +128,7 @@ class DetectorJudge(Judge):
             def color_of(name: str, rows: Sequence[int]) -> list[str]:
                 return [colors[i, name, row] for row in rows]
 
-            correct, miss = rule.decide(found[i].boxes, prompts[i].requirement, color_of)
+            correct, miss = rule.decide(detected[i].boxes, prompts[i].requirement, color_of)
             return Answer(verdict=int(correct), reason=miss)
 
         return [o if isinstance(o, Answer) else decided(i) for i, o in enumerate(opened)]
@@ -153,14 +153,14 @@ class DetectorJudge(Judge):
     def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[rule.Found]:
         """What can matter to the rule in each RGB image (height, width, 3)."""
         self._load()
-        found: dict[int, rule.Found] = {}
+        detected: dict[int, rule.Found] = {}
         for group in _batches([rule.padded(i.shape[1], i.shape[0]) for i in images], self.batch):
             batch = torch.stack([rule.prepare(images[i]) for i in group]).to(self.device)
             out = self._detector(pixel_values=batch)
             pairs = zip(out.class_queries_logits, out.masks_queries_logits, strict=True)
             for i, (logits, masks) in zip(group, pairs, strict=True):
-                found[i] = rule.instances(logits, masks, images[i].shape[:2])
-        return [found[i] for i in range(len(images))]
+                detected[i] = rule.instances(logits, masks, images[i].shape[:2])
+        return [detected[i] for i in range(len(images))]
 
     @torch.inference_mode()
     def colors(self, crops: Sequence[Image.Image], classes: Sequence[str]) -> list[str]:

@@ -130,12 +130,12 @@ def select(
     """
     least = limits.counting if requirement.get("exclude") else limits.score
     kept = {}
-    for name, found in boxes.items():
+    for name, of_class in boxes.items():
         # Ties in the official order: the later row first.
-        order = np.argsort(found[:, 4])[::-1]
-        order = order[found[order, 4] > least][: limits.objects]
+        order = np.argsort(of_class[:, 4])[::-1]
+        order = order[of_class[order, 4] > least][: limits.objects]
         if len(order):
-            kept[name] = _suppress(found, order.tolist(), limits.overlap)
+            kept[name] = _suppress(of_class, order.tolist(), limits.overlap)
     return kept
 
 
@@ -183,9 +183,9 @@ def wanted_colors(
     """Rows whose colour `decide` will ask for, by class."""
     rows: dict[str, list[int]] = {}
     for item in requirement["include"]:
-        found = kept.get(item["class"], [])[: item["count"]]
-        if "color" in item and len(found) == item["count"] > len(rows.get(item["class"], ())):
-            rows[item["class"]] = found
+        taken = kept.get(item["class"], [])[: item["count"]]
+        if "color" in item and len(taken) == item["count"] > len(rows.get(item["class"], ())):
+            rows[item["class"]] = taken
     return rows
 
 
@@ -210,9 +210,9 @@ def decide(
         groups.append(None if miss else boxes[name][rows])
         misses += [miss] if miss else []
     for item in requirement.get("exclude", ()):
-        found = len(kept.get(item["class"], ()))
-        if found >= item["count"]:
-            misses.append(f"{found} {item['class']}, fewer than {item['count']} wanted")
+        count = len(kept.get(item["class"], ()))
+        if count >= item["count"]:
+            misses.append(f"{count} {item['class']}, fewer than {item['count']} wanted")
     return not misses, "; ".join(misses) or None
 
 
@@ -307,7 +307,7 @@ def instances(
         mine = labels == label
         boxes[CLASSES[label]] = np.column_stack([bounds[rows[mine]], scores[mine]])
         shapes[CLASSES[label]] = binary[rows[mine]]
-    kept = [name for name, found in boxes.items() if (found[:, 4] > floor).any()]
+    kept = [name for name, of_class in boxes.items() if (of_class[:, 4] > floor).any()]
     return Found({name: boxes[name] for name in kept}, {name: shapes[name] for name in kept})
 
 

@@ -111,7 +111,7 @@ def _nearest(file: Path) -> Folder:
 
 def _geneval(file: Path, data: bytes, folder: Folder) -> list[tuple[Picture, Answer]]:
     pictures = {picture.path: picture for picture in folder.pictures}
-    found: dict[str, tuple[Picture, Answer]] = {}
+    results: dict[str, tuple[Picture, Answer]] = {}
     for number, line in enumerate(data.split(b"\n"), 1):
         if not line.strip():
             continue
@@ -136,9 +136,9 @@ def _geneval(file: Path, data: bytes, folder: Folder) -> list[tuple[Picture, Ans
                 "here; name the folder that was scored"
             )
         answer = Answer(verdict=int(correct), score=float(correct), reason=reason)
-        if found.setdefault(path, (pictures[path], answer))[1] != answer:
+        if results.setdefault(path, (pictures[path], answer))[1] != answer:
             raise GapbenchError(f"{place}: image {path} already has another result")
-    return list(found.values())
+    return list(results.values())
 
 
 def _compbench(file: Path, data: bytes, folder: Folder) -> list[tuple[Picture, Answer]]:

@@ -66,12 +66,12 @@ class ServerJudge(Judge):
                 for image, prompt in zip(images, prompts, strict=True)
             ]
         )
-        found: list[Answer] = []
+        verdicts: list[Answer] = []
         for answer in answers:
             if isinstance(answer, GapbenchError):
                 raise answer
-            found.append(answer)
-        return found
+            verdicts.append(answer)
+        return verdicts
 
     def release(self) -> None:
         self._client.close()

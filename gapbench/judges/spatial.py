@@ -111,8 +111,8 @@ class SpatialJudge(WeightsJudge):
         pairs = list(zip(images, wants, strict=True))
         for part in batches(pairs, IMAGES):
             asked = [[name for name, _ in want.things] if want else [] for _, want in part]
-            found = self.detect([image for image, _ in part], asked)
-            for (image, want), detections in zip(part, found, strict=True):
+            detected = self.detect([image for image, _ in part], asked)
+            for (image, want), detections in zip(part, detected, strict=True):
                 if want is None:
                     answers.append(
                         Answer(verdict=None, reason="the prompt has no two things to look for")
@@ -122,14 +122,14 @@ class SpatialJudge(WeightsJudge):
                 answers.append(share(self._score(image, want, detections), seen))
         return answers
 
-    def _score(self, image: Image.Image, want: Want, found: list[rules.Detection]) -> float:
+    def _score(self, image: Image.Image, want: Want, detections: list[rules.Detection]) -> float:
         if want.rule == "numeracy":
-            return rules.score_numeracy(found, want.things)
+            return rules.score_numeracy(detections, want.things)
         first, second = want.things[0][0], want.things[-1][0]
         if want.rule == "2d":
-            return rules.score_2d(found, first, second, want.relation)
+            return rules.score_2d(detections, first, second, want.relation)
         depth = self.depth(image)
-        return rules.score_3d(found, first, second, want.relation, depth, transposed=False)
+        return rules.score_3d(detections, first, second, want.relation, depth, transposed=False)
 
     @torch.no_grad()
     def detect(
@@ -154,7 +154,7 @@ class SpatialJudge(WeightsJudge):
         features = grid.flatten(1, 2)
         logits, _ = model.class_predictor(features, queries.expand(len(images), -1, -1))
         boxes = model.box_predictor(features, grid)
-        found = []
+        detected = []
         for image, some, chances, centred in zip(
             images, asked, logits.sigmoid().float().cpu(), boxes.float().cpu(), strict=True
         ):
@@ -168,8 +168,8 @@ class SpatialJudge(WeightsJudge):
                 for name in dict.fromkeys(some)
                 for detection in distinct(name, corners * longest, chances[:, names.index(name)])
             ]
-            found.append(sorted(own, key=lambda d: -d.score)[:MOST])
-        return found
+            detected.append(sorted(own, key=lambda d: -d.score)[:MOST])
+        return detected
 
     @torch.no_grad()
     def depth(self, image: Image.Image) -> NDArray[np.float32]:

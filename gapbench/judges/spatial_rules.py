@@ -182,7 +182,7 @@ def counted(text: str, plurals: Mapping[str, str]) -> list[tuple[str, int]]:
     """
     words = re.findall(r"\w+|[^\w\s]", text)
     singulars = {many: one for one, many in reversed(list(plurals.items()))}
-    found = []
+    things = []
     for i, word in enumerate(words):
         if word not in NUMBERS:
             continue
@@ -190,12 +190,12 @@ def counted(text: str, plurals: Mapping[str, str]) -> list[tuple[str, int]]:
         pair, single = " ".join(words[i + 1 : i + 3]), " ".join(words[i + 1 : i + 2])
         if len(words) > i + 2 and (pair in plurals or pair in singulars):
             many = pair in singulars and number > 1
-            found.append((singulars[pair], number) if many else (pair, 1))
+            things.append((singulars[pair], number) if many else (pair, 1))
         elif single in plurals and number == 1:
-            found.append((single, 1))
+            things.append((single, 1))
         elif single in singulars:
-            found.append((singulars[single], number))
-    return found
+            things.append((singulars[single], number))
+    return things
 
 
 def score_numeracy(detections: Sequence[Detection], wanted: Sequence[tuple[str, int]]) -> float:

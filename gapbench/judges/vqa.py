@@ -89,12 +89,12 @@ class VqaJudge(WeightsJudge):
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
         asked = [questions(parse(prompt.text, "chunks").chunks) for prompt in prompts]
         answers = []
-        for texts, found in zip(asked, self.probabilities(images, asked), strict=True):
+        for texts, chances in zip(asked, self.probabilities(images, asked), strict=True):
             if not texts:
                 answers.append(Answer(verdict=None, reason="the prompt names nothing to ask about"))
                 continue
-            said = "; ".join(f"{t} {p:.4f}" for t, p in zip(texts, found, strict=True))
-            answers.append(share(product(found), said))
+            said = "; ".join(f"{t} {p:.4f}" for t, p in zip(texts, chances, strict=True))
+            answers.append(share(product(chances), said))
         return answers
 
     @torch.no_grad()
@@ -102,17 +102,17 @@ class VqaJudge(WeightsJudge):
         self, images: Sequence[Image.Image], asked: Sequence[Sequence[str]]
     ) -> list[list[float]]:
         """P(yes) / (P(yes) + P(no)) of each question about each image."""
-        found: list[list[float]] = []
+        chances: list[list[float]] = []
         pairs = list(zip(images, asked, strict=True))
         for part in batches(pairs, IMAGES):
             pixels = [tensor(squash(image, SIZE, Image.Resampling.BICUBIC)) for image, _ in part]
-            found += self._answers(torch.stack(pixels), [texts for _, texts in part])
-        return found
+            chances += self._answers(torch.stack(pixels), [texts for _, texts in part])
+        return chances
 
     def _answers(self, pixels: Tensor, asked: Sequence[Sequence[str]]) -> list[list[float]]:
         """Answers about images (n, 3, 480, 480), each with its own list of questions."""
         model, tokenizer = self.loaded
-        found = [[0.0] * len(texts) for texts in asked]
+        probabilities = [[0.0] * len(texts) for texts in asked]
         # transformers drops the mask of the decoder's attention to the question, so that padding
         # would change answers: only questions of one length share a batch, and none is padded.
         groups: dict[int, list[tuple[int, int, list[int]]]] = defaultdict(list)
@@ -121,7 +121,7 @@ class VqaJudge(WeightsJudge):
                 ids = tokenizer(text, truncation=True, max_length=TOKENS).input_ids
                 groups[len(ids)].append((i, j, [ENCODE, *ids[1:]]))
         if not groups:
-            return found
+            return probabilities
         seen = model.vision_model(
             pixel_values=pixels.to(self.device), interpolate_pos_encoding=True
         ).last_hidden_state
@@ -136,8 +136,8 @@ class VqaJudge(WeightsJudge):
             chances = logits[:, 0].softmax(-1)
             yes = chances[:, YES] / (chances[:, YES] + chances[:, NO])
             for i, j, value in zip(rows, columns, yes.tolist(), strict=True):
-                found[i][j] = value
-        return found
+                probabilities[i][j] = value
+        return probabilities
 
     def _load(self) -> Loaded:
         folder, kind = self.own or hub.fetch(NATIVE), "BlipForQuestionAnswering"
@@ -164,10 +164,10 @@ class VqaOfficialJudge(VqaJudge):
 
     def _file(self) -> Path:
         if self.own is not None:
-            found = sorted(self.own.glob("*.pth"))
-            if len(found) != 1:
-                raise GapbenchError(f"judge {self.base}: {self.own} holds {len(found)} .pth files")
-            return found[0]
+            files = sorted(self.own.glob("*.pth"))
+            if len(files) != 1:
+                raise GapbenchError(f"judge {self.base}: {self.own} holds {len(files)} .pth files")
+            return files[0]
         file = cache_folder() / OFFICIAL
         if not file.is_file():
             raise GapbenchError(

@@ -34,7 +34,7 @@ class Wanted(NamedTuple):
 def extra_judges(card: Card) -> dict[str, str]:
     """Judges beside the tasks' own, with their fingerprints; they judged every image."""
     own = {judge for task in card.tasks.values() for judge in task.judges.values()}
-    return {name: found for name, found in card.judges.items() if name not in own}
+    return {name: fingerprint for name, fingerprint in card.judges.items() if name not in own}
 
 
 class Installed:
@@ -91,7 +91,7 @@ class Installed:
     def _rows(self, card: Card, task: Task, samples: int) -> Mapping[Key, Wanted]:
         prompts, partner = choose([(task, task.prompts())], None)
         others = extra_judges(card)
-        found: dict[Key, Wanted] = {}
+        wanted_rows: dict[Key, Wanted] = {}
         for index, prompt in enumerate(prompts):
             judge = self.judge(task, prompt.category)
             other = partner[index]
@@ -112,11 +112,11 @@ class Installed:
                     for name, fingerprint in others.items()
                 ]
                 for role, name, question, fingerprint, asked in rows:
-                    found[task.name, prompt.id, sample, role, name] = Wanted(
+                    wanted_rows[task.name, prompt.id, sample, role, name] = Wanted(
                         *place,
                         None if question is None else sha256(question),
                         fingerprint,
                         prompt,
                         asked,
                     )
-        return found
+        return wanted_rows

@@ -194,8 +194,8 @@ def _rows(run: Run, card: Card) -> Iterator[dict[str, Any]]:
         generation = drawn.get((item.prompt.text, item.seed))
         for role, judge, question, fingerprint in _asked(item, card, others):
             image = generation.image if generation else ""
-            found = verdicts.get((image, question, fingerprint))
-            if generation is None or found is None:
+            verdict = verdicts.get((image, question, fingerprint))
+            if generation is None or verdict is None:
                 what = "image" if generation is None else f"verdict of {judge}"
                 raise GapbenchError(
                     f"{run.path} is not complete: task {item.prompt.task}, prompt "
@@ -214,7 +214,7 @@ def _rows(run: Run, card: Card) -> Iterator[dict[str, Any]]:
                 "judge": judge,
                 "fingerprint": fingerprint,
                 "question": sha256(question),
-                **_said(found),
+                **_said(verdict),
             }
 
 

@@ -34,14 +34,14 @@ def check(folder: Path, name: str | None = None, installed: Installed | None = N
     """
     installed = installed or Installed()
     try:
-        found = read(folder)
+        submission = read(folder)
     except GapbenchError as error:
         return [str(error)]
-    faults = [*_card(found.card, name or folder.resolve().name, installed)]
+    faults = [*_card(submission.card, name or folder.resolve().name, installed)]
     if not faults:  # rows are held against the card
-        faults = [*_rows(found.rows, installed.rows(found.card))]
+        faults = [*_rows(submission.rows, installed.rows(submission.card))]
     if not faults:
-        faults = [*_rates(found)]
+        faults = [*_rates(submission)]
     return [f"{folder}: {fault}" for fault in faults]
 
 
@@ -88,9 +88,9 @@ def _rows(rows: pd.DataFrame, wanted: dict[Key, Wanted]) -> Iterator[str]:
     there = set(keys)
     missing = [key for key in wanted if key not in there]
     unknown = [key for key in dict.fromkeys(keys) if key not in wanted]
-    for what, found in (("given twice", twice), ("missing", missing), ("unknown", unknown)):
-        if found:
-            yield f"{len(found)} verdicts are {what}, {_named(found[0])} first"
+    for what, wrong in (("given twice", twice), ("missing", missing), ("unknown", unknown)):
+        if wrong:
+            yield f"{len(wrong)} verdicts are {what}, {_named(wrong[0])} first"
     if twice or missing or unknown:
         return
     said: dict[tuple[str, str, str], Any] = {}
@@ -180,8 +180,8 @@ def check_images(
     from gapbench.models import load_model
     from gapbench.runs.run import open_run
 
-    found, opened, installed = read(folder), open_run(run), Installed()
-    card = found.card
+    submission, opened, installed = read(folder), open_run(run), Installed()
+    card = submission.card
     made = load_model(model or card.model, dtype=card.dtype or "auto")
     if made.fingerprint != card.fingerprint:
         raise GapbenchError(
@@ -197,10 +197,10 @@ def check_images(
             if not judge.needs and card.judges[judge.name] == judge.fingerprint:
                 judges[judge.name] = judge
     wanted, drawn = installed.rows(card), opened.folder.generations()
-    images = sorted({(r.task, r.prompt, r.sample) for r in found.rows.itertuples()})
+    images = sorted({(r.task, r.prompt, r.sample) for r in submission.rows.itertuples()})
     chosen = set(random.Random(draw).sample(images, min(count, len(images))))  # noqa: S311
     faults = []
-    for row in found.rows.to_dict("records"):
+    for row in submission.rows.to_dict("records"):
         key = (row["task"], row["prompt"], row["sample"], row["role"], row["judge"])
         if key[:3] not in chosen or row["role"] == "other":
             continue

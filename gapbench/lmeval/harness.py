@@ -92,7 +92,7 @@ class GapbenchLM(LM):  # type: ignore[misc]
         return text + " " * (not text[-1:].isspace()) + begun
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        found: dict[int, tuple[float, bool]] = {}
+        answers: dict[int, tuple[float, bool]] = {}
         for places in self._batches(requests, "scored"):
             images, texts, endings = [], [], []
             for place in places:
@@ -101,11 +101,11 @@ class GapbenchLM(LM):  # type: ignore[misc]
                 images.append(_images(requests[place]))
                 texts.append(bare)
                 endings.append(context[len(bare) :] + ending)
-            found |= dict(zip(places, self.model.score(images, texts, endings), strict=True))
-        return [found[place] for place in range(len(requests))]
+            answers |= dict(zip(places, self.model.score(images, texts, endings), strict=True))
+        return [answers[place] for place in range(len(requests))]
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
-        found: dict[int, str] = {}
+        replies: dict[int, str] = {}
         wanted = [_generation(request.args[1]) for request in requests]
         for how in dict.fromkeys(wanted):
             tokens, until = how
@@ -113,10 +113,10 @@ class GapbenchLM(LM):  # type: ignore[misc]
                 texts = [requests[place].args[0].removesuffix(" ") for place in places]
                 images = [_images(requests[place]) for place in places]
                 said = self.model.complete(images, texts, tokens, until)
-                found |= {
+                replies |= {
                     place: text.removeprefix(" ") for place, text in zip(places, said, strict=True)
                 }
-        return [found[place] for place in range(len(requests))]
+        return [replies[place] for place in range(len(requests))]
 
     def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:  # noqa: ARG002
         raise GapbenchError(
@@ -223,7 +223,7 @@ def _load(names: Sequence[str], include: Path | None) -> tuple[Any, list[Any]]:
     manager = TaskManager(include_path=folders, include_defaults=False)
     if any(name not in manager.task_index for name in names):
         manager = TaskManager(include_path=folders)
-    found: list[Any] = []
+    tasks: list[Any] = []
     for name in names:
         if name not in manager.task_index:
             raise GapbenchError(
@@ -243,5 +243,5 @@ def _load(names: Sequence[str], include: Path | None) -> tuple[Any, list[Any]]:
                     f"lm-eval task {leaf} runs code that a model writes, which gapbench does not; "
                     "lm-eval's own command line does"
                 )
-        found += [groups[name]] if name in groups else leaves.values()
-    return manager, found
+        tasks += [groups[name]] if name in groups else leaves.values()
+    return manager, tasks

@@ -51,7 +51,7 @@ def regressions(
     asked different questions.
     """
     old, new = (_sheets(run, tasks, models, limit) for run in (before, after))
-    found: list[Change] = []
+    changes: list[Change] = []
     notes: list[str] = []
     for task, one, two in zip(tasks, old, new, strict=True):
         for name, leaves in _figures(task, one):
@@ -63,8 +63,8 @@ def regressions(
                         "to 1, so it is not compared"
                     )
                 else:
-                    found.append(change)
-    return found, notes
+                    changes.append(change)
+    return changes, notes
 
 
 def _sheets(
@@ -106,14 +106,14 @@ def _read(folder: Path) -> Sheet:
 
 
 def _scores(file: Path) -> dict[str, dict[Question, object]]:
-    found: dict[str, dict[Question, object]] = {}
+    scores: dict[str, dict[Question, object]] = {}
     for line in file.read_text(encoding="utf-8").splitlines():
         sample = json.loads(line)
         asked = json.dumps([sample["doc"], sample["target"]], sort_keys=True)
         question = (int(sample["doc_id"]), hashlib.sha256(asked.encode()).hexdigest())
         for metric in sample["metrics"]:
-            found.setdefault(f"{metric},{sample['filter']}", {})[question] = sample[metric]
-    return found
+            scores.setdefault(f"{metric},{sample['filter']}", {})[question] = sample[metric]
+    return scores
 
 
 def _figures(task: str, sheet: Sheet) -> list[tuple[str, list[str]]]:

@@ -57,9 +57,9 @@ def load_model(
         return _factory("gapbench.models.server:ServerModel", name)(
             name.removeprefix("server:"), recipe=changes, device=device, dtype=dtype
         )
-    for found in entry_points(group="gapbench.models"):
-        if found.name == name:
-            return _third_party(name, found.load(), changes, device, dtype)
+    for entry_point in entry_points(group="gapbench.models"):
+        if entry_point.name == name:
+            return _third_party(name, entry_point.load(), changes, device, dtype)
     folder = Path(name)
     if (folder / "adapter_config.json").is_file():
         from gapbench.models.lora import base_of
@@ -102,9 +102,9 @@ def load_saved(
 ) -> Model:
     """The model called `name`, with the weights that its adapter saved into a folder and a whole
     recipe."""
-    for found in entry_points(group="gapbench.models"):
-        if found.name == name and name not in MODELS:
-            return _third_party(name, found.load(), {}, device, dtype, str(folder))
+    for entry_point in entry_points(group="gapbench.models"):
+        if entry_point.name == name and name not in MODELS:
+            return _third_party(name, entry_point.load(), {}, device, dtype, str(folder))
     if is_import(name):
         return load_model(f"{name.partition('@')[0]}@{folder}", device, dtype)
     return load_model(str(folder), device, dtype, recipe)

@@ -164,12 +164,12 @@ def _company(model: Model) -> None:
 def _state(model: Model) -> None:
     import torch
 
-    found = []
+    images = []
     for state in (1, 2):
         torch.manual_seed(state)
         np.random.seed(state)
-        found.append(_bytes(_draw(model, PROMPTS[:1], SEEDS[:1])))
-    _expect(found[0] == found[1], "its images follow torch's or NumPy's global random state")
+        images.append(_bytes(_draw(model, PROMPTS[:1], SEEDS[:1])))
+    _expect(images[0] == images[1], "its images follow torch's or NumPy's global random state")
 
 
 def _pictures(model: Model) -> list[Image.Image]:

@@ -108,23 +108,23 @@ class ServerModel(Model):
     # -- drawing ---------------------------------------------------------------------------
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Drawing]:
-        """An image for each (prompt, seed). Raises Unfinished where some could not be had."""
+        """An image for each (prompt, seed). Raises Unfinished where some could not be drawn."""
         pairs = list(zip(prompts, seeds, strict=True))
         kept = [self._drawn.pop(pair, None) for pair in pairs]
         calls = [
             partial(self._draw, *pair) for pair, one in zip(pairs, kept, strict=True) if not one
         ]
         fresh = iter(self._client.together(calls))
-        found = [one or next(fresh) for one in kept]
-        done = {place: one for place, one in enumerate(found) if isinstance(one, Drawing)}
-        fatal = next((str(one) for one in found if isinstance(one, GapbenchError)), None)
+        drawings = [one or next(fresh) for one in kept]
+        done = {place: one for place, one in enumerate(drawings) if isinstance(one, Drawing)}
+        fatal = next((str(one) for one in drawings if isinstance(one, GapbenchError)), None)
         if fatal is not None:
             raise Unfinished(fatal, done)
-        if len(done) < len(found):
-            first = next(place for place in range(len(found)) if place not in done)
+        if len(done) < len(drawings):
+            first = next(place for place in range(len(drawings)) if place not in done)
             raise Unfinished(
-                f"model {self.name}: {len(found) - len(done)} of {len(found)} images could not be "
-                f"had, first of {pairs[first][0]!r}: {found[first]}",
+                f"model {self.name}: {len(drawings) - len(done)} of {len(drawings)} images could "
+                f"not be drawn, first of {pairs[first][0]!r}: {drawings[first]}",
                 done,
             )
         return list(done.values())
@@ -164,16 +164,16 @@ class ServerModel(Model):
         not wanted), else by the words. Raises GapbenchError where the server is out of reach."""
         plain: list[dict[str, Any]] = [{**GREEDY, **VLLM}, GREEDY]
         variants = plain if words else [*({**one, **LOGPROBS} for one in plain), *plain]
-        found: list[Answer] = []
+        answers: list[Answer] = []
         calls = [
             partial(self._chat.chat, image, question, variants)
             for image, question in zip(images, questions, strict=True)
         ]
         for answer in self._chat.together(calls):
             if isinstance(answer, GapbenchError):
-                raise Unfinished(str(answer), dict(enumerate(found))) from answer
-            found.append(answer)
-        return found
+                raise Unfinished(str(answer), dict(enumerate(answers))) from answer
+            answers.append(answer)
+        return answers
 
     def judge(
         self,

@@ -122,7 +122,7 @@ def _pictures(
     Verdicts are 1, 0 or null (abstained); `outside` has for each judge null or a list, with -1
     where it was not asked; `judge` is the place of the judge that counts for the image.
     """
-    found: dict[str, Any] = {"folder": _link(run.path / "images", base)}
+    pictures: dict[str, Any] = {"folder": _link(run.path / "images", base)}
     places = _places(frame, order)
     asked = judges.index(judge) if judge is not None else None
     counts = [
@@ -135,8 +135,8 @@ def _pictures(
         ("p", [None if p != p else round(p, 4) for p in frame["p_yes"]]),
         ("judge", counts),
     ):
-        found[name] = _spread(places, values, len(order), None)
-    found |= {"own_reasons": _reasons(places, frame["own_reason"]), "outside": [], "reasons": []}
+        pictures[name] = _spread(places, values, len(order), None)
+    pictures |= {"own_reasons": _reasons(places, frame["own_reason"]), "outside": [], "reasons": []}
     for name in judges:
         mine = run.frame(name) if name in run.judges() else None
         verdicts = reasons = None
@@ -144,9 +144,9 @@ def _pictures(
             theirs = _places(mine, order)
             verdicts = _spread(theirs, _verdicts(mine["outside"]), len(order), -1)
             reasons = _reasons(theirs, mine["outside_reason"])
-        found["outside"].append(verdicts)
-        found["reasons"].append(reasons)
-    return found
+        pictures["outside"].append(verdicts)
+        pictures["reasons"].append(reasons)
+    return pictures
 
 
 def _groups(
@@ -156,7 +156,7 @@ def _groups(
     where AFTER was never asked about them, which `gapbench compare` does."""
     questions = {(p.task, p.id, p.text): p.question for p in runs[1].plan.prompts}
     fingerprint, verdicts = runs[1].plan.own_fingerprint, runs[0].folder.verdicts()
-    found: list[str | None] = [None] * len(order)
+    groups: list[str | None] = [None] * len(order)
     asked = False
     for (task, prompt, text, _), place in order.items():
         image, own, judge = (before[name][place] for name in ("image", "own", "judge"))
@@ -168,8 +168,8 @@ def _groups(
         said = (outside and outside[place], own, crossed and crossed.verdict)
         asked = asked or crossed is not None
         if all(verdict in (0, 1) for verdict in said):
-            found[place] = "".join(map(str, said))
-    return found if asked else None
+            groups[place] = "".join(map(str, said))
+    return groups if asked else None
 
 
 def _places(frame: pd.DataFrame, order: dict[tuple[Hashable, ...], int]) -> list[int]:
@@ -177,10 +177,10 @@ def _places(frame: pd.DataFrame, order: dict[tuple[Hashable, ...], int]) -> list
 
 
 def _spread(places: list[int], values: Sequence[Any], count: int, empty: Any) -> list[Any]:
-    found = [empty] * count
+    spread = [empty] * count
     for place, value in zip(places, values, strict=True):
-        found[place] = value
-    return found
+        spread[place] = value
+    return spread
 
 
 def _verdicts(column: pd.Series[float]) -> list[int | None]:

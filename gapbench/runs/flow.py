@@ -182,10 +182,10 @@ def _draw(
 
     def do(batch: Sequence[Item]) -> tuple[_Done[Drawing], float]:
         start = time.perf_counter()
-        found = _done(
+        drawn = _done(
             lambda: model.generate([i.prompt.text for i in batch], [i.seed for i in batch])
         )
-        return found, (time.perf_counter() - start) / len(batch)
+        return drawn, (time.perf_counter() - start) / len(batch)
 
     def keep(batch: Sequence[Item], made: tuple[_Done[Drawing], float]) -> None:
         (drawings, stop), seconds = made

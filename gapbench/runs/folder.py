@@ -119,8 +119,8 @@ class RunFolder:
 
     def generations(self) -> dict[tuple[str, int], Generation]:
         """(prompt text, seed) -> Generation; only those whose files are there."""
-        found = {(g.prompt, g.seed): g for g in self._read(Generation)}
-        return {k: g for k, g in found.items() if self._complete(g)}
+        generations = {(g.prompt, g.seed): g for g in self._read(Generation)}
+        return {k: g for k, g in generations.items() if self._complete(g)}
 
     def verdicts(self) -> dict[tuple[str, str, str], Verdict]:
         """(image, question, judge fingerprint) -> Verdict."""

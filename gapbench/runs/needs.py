@@ -67,30 +67,30 @@ def needs(
 
     Raises GapbenchError for a name that is none.
     """
-    found: dict[Source | Checkpoint | Copy, str] = {}
+    wanted: dict[Source | Checkpoint | Copy, str] = {}
     for name in models:
         if name not in MODELS:
             raise GapbenchError(f"--model {name}: no model to fetch; there are {', '.join(MODELS)}")
         for checkpoint in MODELS[name].needs.values():
-            found.setdefault(checkpoint, f"model {name}")
+            wanted.setdefault(checkpoint, f"model {name}")
     specs = dict.fromkeys(judges or ())
     for task, categories in selected_tasks(tasks) if tasks else ():
         for source in task.sources():
-            found.setdefault(source, f"task {task.name}")
+            wanted.setdefault(source, f"task {task.name}")
         for copy in task.copies():
-            found.setdefault(copy, f"task {task.name}")
+            wanted.setdefault(copy, f"task {task.name}")
         if judges is None:
             specs |= dict.fromkeys(j for c in categories if (j := task.judge(c)))
     for spec in specs:
         for item in load_judge(spec).needs:
-            found.setdefault(item, f"judge {spec}")
-    return [Need(who, item) for item, who in found.items()]
+            wanted.setdefault(item, f"judge {spec}")
+    return [Need(who, item) for item, who in wanted.items()]
 
 
 def bring(wanted: Iterable[Need], data: Path | None, progress: Progress) -> None:
     """Fetch everything that is not here, first from a folder of one's own copies.
 
-    Raises GapbenchError at the end, naming each thing that could not be had and where to put it.
+    Raises GapbenchError at the end, naming each thing that could not be fetched and where to put it.
     """
     wanted = list(wanted)
     if data is not None:

@@ -112,7 +112,7 @@ def prepare(settings: RunSettings) -> Prepared:
         require(adapter, [NEEDS[verdict]], why)
         own = OwnJudge(adapter, verdict)
     if only is not None:
-        selected = [(task, [p for p in found if p.text in only]) for task, found in selected]
+        selected = [(task, [p for p in of_task if p.text in only]) for task, of_task in selected]
     prompts, partner = choose(selected, settings.limit)
     tasks_by_name = {task.name: task for task, _ in selected}
     loaded: dict[str, Judge] = {}
@@ -152,12 +152,12 @@ def seed_of(run_seed: int, text: str, sample: int) -> int:
 
 def missing_items(items: Iterable[Item], drawn: Mapping[tuple[str, int], Generation]) -> list[Item]:
     """The items whose image is not drawn yet, each (prompt text, seed) once."""
-    found: dict[tuple[str, int], Item] = {}
+    missing: dict[tuple[str, int], Item] = {}
     for item in items:
         key = (item.prompt.text, item.seed)
         if key not in drawn:
-            found.setdefault(key, item)
-    return list(found.values())
+            missing.setdefault(key, item)
+    return list(missing.values())
 
 
 def refuse_prompts(model: Model, prompts: Iterable[Prompt]) -> None:
@@ -176,19 +176,19 @@ def choose(
     """The prompts to run, and for each the index of the next one of its category that asks for
     something else. A limit takes prompts from each category in turn."""
     prompts: list[Prompt] = []
-    for _, found in selected:
+    for _, of_task in selected:
         by_category: dict[str, list[Prompt]] = {}
-        for prompt in found:
+        for prompt in of_task:
             by_category.setdefault(prompt.category, []).append(prompt)
-        if limit is not None and limit < len(found):
+        if limit is not None and limit < len(of_task):
             turns = sorted(
                 (place, order, prompt)
                 for order, group in enumerate(by_category.values())
                 for place, prompt in enumerate(group)
             )[:limit]
             kept = {prompt.id for _, _, prompt in turns}
-            found = [prompt for prompt in found if prompt.id in kept]
-        prompts += found
+            of_task = [prompt for prompt in of_task if prompt.id in kept]
+        prompts += of_task
     places: dict[tuple[str, str], list[int]] = {}
     for index, prompt in enumerate(prompts):
         places.setdefault((prompt.task, prompt.category), []).append(index)

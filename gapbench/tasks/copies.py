@@ -44,8 +44,8 @@ class Copy:
 
     def digest(self) -> str | None:
         """sha256 of the text that is here, None where there is none or it was altered."""
-        found = sorted(self.folder.glob("*.jsonl"))
-        return next((f.stem for f in found if _sha256(f.read_bytes()) == f.stem), None)
+        files = sorted(self.folder.glob("*.jsonl"))
+        return next((f.stem for f in files if _sha256(f.read_bytes()) == f.stem), None)
 
     def records(self, what: str) -> list[dict[str, Any]]:
         """The rows. Raises GapbenchError where they are not here, or not as they came."""

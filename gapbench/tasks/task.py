@@ -257,10 +257,10 @@ def _shipped() -> Path:
 
 def task_folders() -> dict[str, Path]:
     """Name -> folder of every installed task, third parties' (group gapbench.tasks) last."""
-    found = {file.parent.name: file.parent for file in sorted(_shipped().glob("*/task.yaml"))}
+    folders = {file.parent.name: file.parent for file in sorted(_shipped().glob("*/task.yaml"))}
     for entry in entry_points(group="gapbench.tasks"):
-        found.setdefault(entry.name, Path(entry.load()))
-    return found
+        folders.setdefault(entry.name, Path(entry.load()))
+    return folders
 
 
 def load_task(name: str) -> Task:
@@ -329,7 +329,7 @@ def selected_tasks(selections: Iterable[str]) -> list[tuple[Task, set[str]]]:
         else:
             task = load_task(selection)
             add(task, task.tier_of)
-    found = [(task, categories) for task, categories in chosen.values() if categories]
-    if not found:
+    selected = [(task, categories) for task, categories in chosen.values() if categories]
+    if not selected:
         raise GapbenchError("no tasks selected; see `gapbench tasks`")
-    return found
+    return selected

@@ -111,9 +111,9 @@ def unmet(scene: Scene, requirement: Mapping[str, Any]) -> str | None:
                 return f"no {describe(item)} {relation} the other"
         groups.append(cells)
     for item in requirement.get("exclude", ()):
-        found = sum(_fits(sprite, item) for sprite in scene.values())
-        if found >= item["count"]:
-            return f"{found} {describe(item)}, more than {item['count'] - 1}"
+        fitting = sum(_fits(sprite, item) for sprite in scene.values())
+        if fitting >= item["count"]:
+            return f"{fitting} {describe(item)}, more than {item['count'] - 1}"
     return None
 
 

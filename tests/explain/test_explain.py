@@ -135,7 +135,7 @@ def test_the_page_stands_alone(found: Path) -> None:
 def test_what_a_prompt_says_is_text(found: Path, made: Pair, tmp_path: Path) -> None:
     attack = "</style><script>alert(1)</script><img src=x onerror=alert(1)>"
     done = explain(found / made.before.name, found / made.after.name, pairs=3, out=found / "out")
-    for t in done.found["tested"]:
+    for t in done.results["tested"]:
         t["text"] = attack
     text = write_page(replace(done, folder=tmp_path)).read_text("utf-8")
     assert "&lt;script&gt;alert(1)" in text
@@ -164,7 +164,7 @@ def test_a_killed_command_goes_on(found: Path, made: Pair, tmp_path: Path) -> No
     cut.mkdir(parents=True)
     (cut / journal.name).write_text("".join(kept[:-4]) + '["pair/torn')
     done = explain(found / made.before.name, found / made.after.name, pairs=3, out=tmp_path / "out")
-    again, told = done.found, read(found)
+    again, told = done.results, read(found)
     assert json.loads((tmp_path / "out" / "explain.json").read_text()) == again
     for name in ("evidence", "similarity", "shift", "alignment", "groups"):
         assert close(again[name], told[name]), name
@@ -268,7 +268,7 @@ def test_whole_weights_and_dpo_pairs(found: Path, made: Pair, tmp_path: Path) ->
         again = explain(
             found / made.before.name, found / made.after.name, pairs=1, fix=str(folder),
             projection=rank, out=tmp_path / "out",
-        ).found  # fmt: skip
+        ).results  # fmt: skip
         assert again["fix"]["projection"] == rank
         assert again["fix"]["trained"] == "the weights themselves, language-model"
         layers = ["layer 0", "layer 1"]
@@ -307,7 +307,7 @@ def test_more_pairs_keep_those_there_are(found: Path, made: Pair, tmp_path: Path
     told = read(found)
     more = explain(
         found / made.before.name, found / made.after.name, pairs=4, out=tmp_path / "out"
-    ).found
+    ).results
     assert more["members"] == 4
     old = {t["key"]: t for t in told["tested"]}
     assert [t["key"] for t in more["tested"]][: len(old)] == list(old)

@@ -107,20 +107,20 @@ def parse(text: str, *needs: Literal["chunks", "nouns", "kept", "objects"]) -> P
 
     Raises GapbenchError where the prompt is new and spaCy or its model is not installed.
     """
-    found = spans(text)
-    if found is None or any(getattr(found, need) is None for need in needs):
-        found = _by_spacy(text)
+    parsed = spans(text)
+    if parsed is None or any(getattr(parsed, need) is None for need in needs):
+        parsed = _by_spacy(text)
 
     def words(marked: Sequence[rules.Span] | None) -> tuple[str, ...]:
         return tuple(text[a:b] for a, b in marked or ())
 
     return Parse(
-        chunks=words(found.chunks),
-        nouns=words(found.nouns),
-        without_adjectives=" ".join(words(found.kept)),
-        objects=words(found.objects),
+        chunks=words(parsed.chunks),
+        nouns=words(parsed.nouns),
+        without_adjectives=" ".join(words(parsed.kept)),
+        objects=words(parsed.objects),
         # A prompt that is in neither of the official lists is scored on all three parts.
-        kind=found.kind or "spatialaction",
+        kind=parsed.kind or "spatialaction",
     )
 
 
@@ -142,9 +142,9 @@ def _language() -> Any:
 def _by_spacy(text: str) -> Spans:
     document = _language()(text)
     tokens = [rules.Token(token.text, token.pos_, token.idx) for token in document]
-    found = [(chunk.start_char, chunk.end_char) for chunk in document.noun_chunks]
+    noun_chunks = [(chunk.start_char, chunk.end_char) for chunk in document.noun_chunks]
     return Spans(
-        chunks=tuple(rules.chunks(text, found)),
+        chunks=tuple(rules.chunks(text, noun_chunks)),
         nouns=tuple(rules.ends(tokens)),
         kept=tuple(rules.kept(tokens)),
         objects=tuple(rules.objects(text, tokens)),

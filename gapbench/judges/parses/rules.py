@@ -34,9 +34,9 @@ class Token:
         return self.start, self.start + len(self.text)
 
 
-def chunks(text: str, found: Iterable[Span]) -> list[Span]:
+def chunks(text: str, spans: Iterable[Span]) -> list[Span]:
     """Noun chunks without the stop chunks."""
-    return [(a, b) for a, b in found if text[a:b] not in STOP]
+    return [(a, b) for a, b in spans if text[a:b] not in STOP]
 
 
 def ends(tokens: Sequence[Token]) -> list[Span]:
@@ -56,7 +56,7 @@ def objects(text: str, tokens: Sequence[Token]) -> list[Span]:
     Before it: the nearest noun or proper noun. After it: the nearest noun, or else the last token
     of the first run of proper nouns, unless that run ends the prompt.
     """
-    found: list[Span] = []
+    around: list[Span] = []
     for i in range(len(tokens)):
         length = next(
             (n for n in (3, 2, 1) if _joined(text, tokens[i : i + n]) in PREPOSITIONS), None
@@ -64,15 +64,15 @@ def objects(text: str, tokens: Sequence[Token]) -> list[Span]:
         if length is None:
             continue
         before = [t for t in tokens[:i] if t.pos in ("NOUN", "PROPN")]
-        found += [token.span for token in before[-1:]]
+        around += [token.span for token in before[-1:]]
         after = tokens[i + length :]
         nouns = [token.span for token in after if token.pos == "NOUN"]
         if nouns:
-            found.append(nouns[0])
+            around.append(nouns[0])
             continue
         pairs = pairwise(after)
-        found += [a.span for a, b in pairs if a.pos == "PROPN" != b.pos][:1]
-    return found if len(found) == 2 else []
+        around += [a.span for a, b in pairs if a.pos == "PROPN" != b.pos][:1]
+    return around if len(around) == 2 else []
 
 
 def _joined(text: str, tokens: Sequence[Token]) -> str:

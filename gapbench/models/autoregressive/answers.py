@@ -25,7 +25,7 @@ def answer_ids(
     Raises GapbenchError where an answer changes how a text before it is cut, or is itself cut
     differently after different texts: its probability would not be that of its tokens.
     """
-    found: list[tuple[int, ...]] = []
+    ids_of_answers: list[tuple[int, ...]] = []
     for answer in answers:
         tails = set()
         for text in dict.fromkeys(texts):
@@ -43,8 +43,8 @@ def answer_ids(
                 f"{who}: the answer {answer!r} is cut differently after different questions, so "
                 "it cannot be scored"
             )
-        found.append(tails.pop())
-    return found
+        ids_of_answers.append(tails.pop())
+    return ids_of_answers
 
 
 def answer_logprobs(

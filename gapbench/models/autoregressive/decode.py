@@ -67,13 +67,13 @@ class Decoder:
     def step(self, embeds: Tensor) -> Tensor:
         """(R, W) embeddings of one more token a row to (R, W) hidden states."""
         self._length += 1
-        found = None
+        after = None
         if self._graphs is not None:
-            found = self._replayed(embeds, min(self._total, -(-self._length // SPAN) * SPAN))
-        if found is None:
-            found = self._forward(embeds, self._length)
+            after = self._replayed(embeds, min(self._total, -(-self._length // SPAN) * SPAN))
+        if after is None:
+            after = self._forward(embeds, self._length)
         self._at += 1
-        return found
+        return after
 
     def _forward(self, hidden: Tensor, span: int) -> Tensor:
         """A step at place `_at` that looks over the first `span` places."""
@@ -97,8 +97,8 @@ class Decoder:
             )
             hidden = hidden + attention.o_proj(seen.flatten(1))
             hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-        found: Tensor = self._core.norm(hidden)
-        return found
+        last: Tensor = self._core.norm(hidden)
+        return last
 
     def _replayed(self, embeds: Tensor, span: int) -> Tensor | None:
         """`_forward` as a CUDA graph, since launching its kernels one by one takes longer than they

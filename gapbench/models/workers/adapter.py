@@ -193,14 +193,14 @@ class WorkerModel(Model):
         self, images: Sequence[Image.Image], questions: Sequence[str], answers: Sequence[str]
     ) -> NDArray[np.float64]:
         def read(message: dict[str, Any], _folder: Path) -> list[float]:
-            found = message.get("logprobs")
+            logprobs = message.get("logprobs")
             if (
-                not isinstance(found, list)
-                or len(found) != len(answers)
-                or not all(type(value) in (int, float) for value in found)
+                not isinstance(logprobs, list)
+                or len(logprobs) != len(answers)
+                or not all(type(value) in (int, float) for value in logprobs)
             ):
-                raise _Trouble(f"gave {found!r} for log-probabilities of {len(answers)} answers")
-            return [float(value) for value in found]
+                raise _Trouble(f"gave {logprobs!r} for log-probabilities of {len(answers)} answers")
+            return [float(value) for value in logprobs]
 
         with _sent(images, questions) as items:
             return np.array(self._work("judge", items, read, answers=list(answers)), np.float64)

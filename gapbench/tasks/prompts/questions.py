@@ -31,7 +31,7 @@ def questions(kind: Kind, count: int = QUESTIONS) -> list[dict[str, Any]]:
     whose answers are yes, with 0 (no) or 1 (yes).
     """
     rng = np.random.default_rng([20250722, SEEDS[kind]])
-    found = []
+    rows = []
     for number in range(count):
         cells = rng.permutation(GRID * GRID)[: rng.integers(2, MOST + 1)]
         scene = {int(cell): _sprite(rng) for cell in cells}
@@ -64,8 +64,8 @@ def questions(kind: Kind, count: int = QUESTIONS) -> list[dict[str, Any]]:
                 chosen = Sprite(shape, color)
             question = f"is there a {chosen.color} {chosen.shape}?"
         image = Image.fromarray(render(scene))
-        found.append({"image": image, "question": question, "answer": answer})
-    return found
+        rows.append({"image": image, "question": question, "answer": answer})
+    return rows
 
 
 def _sprite(rng: np.random.Generator) -> Sprite:
