@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable
@@ -13,6 +12,7 @@ from typing import Any, Final
 from filelock import FileLock
 from tenacity import Retrying, retry_if_result, stop_after_attempt, wait_exponential
 
+from gapbench.files import sha256_of
 from gapbench.types import GapbenchError
 
 ATTEMPTS: Final = 5
@@ -56,7 +56,9 @@ def place(source: Source) -> Path:
 def have(source: Source) -> bool:
     """Whether the file is in the cache, whole and unaltered."""
     file = place(source)
-    return file.is_file() and file.stat().st_size == source.bytes and _digest(file) == source.sha256
+    return (
+        file.is_file() and file.stat().st_size == source.bytes and sha256_of(file) == source.sha256
+    )
 
 
 def cached(sources: Iterable[Source], what: str) -> list[Path]:
@@ -90,7 +92,7 @@ def adopt(sources: Iterable[Source], folder: Path) -> list[Source]:
     for source in sources:
         if have(source):
             continue
-        copies = (f for f in by_size.get(source.bytes, ()) if _digest(f) == source.sha256)
+        copies = (f for f in by_size.get(source.bytes, ()) if sha256_of(f) == source.sha256)
         copy = next(copies, None)
         if copy is None:
             missing.append(source)
@@ -119,7 +121,7 @@ def download(source: Source, advance: Callable[[int], None] = lambda _count: Non
             trouble = _transfer(source, part, advance)
             if trouble:
                 break
-            digest = _digest(part)
+            digest = sha256_of(part)
             if digest == source.sha256:
                 part.replace(place(source))
                 return place(source)
@@ -182,8 +184,3 @@ class _locked:  # noqa: N801 (used as a function)
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import re
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+from gapbench.files import read_object, sha256_of
 from gapbench.models.base import REQUIRED, Model, require, with_defaults
 from gapbench.models.entry import Entry, changed
 from gapbench.models.registry import FAMILIES, FOLDERS, MODELS
@@ -113,7 +113,6 @@ def load_saved(
 def _refuse_other_base(folder: Path, base: str, device: str) -> None:
     """Raises GapbenchError where `gapbench fix` trained an adapter on other weights than its base
     has now."""
-    from gapbench.files import read_object
     from gapbench.models.checkpoint import FIX_RECORD
 
     if not (folder / FIX_RECORD).is_file():
@@ -196,8 +195,7 @@ def _imported(name: str, module: str, attribute: str) -> Any:
 def _check_weights(name: str, entry: Entry, folder: Path) -> None:
     file = folder / "model.safetensors"
     try:
-        with file.open("rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        digest = sha256_of(file)
     except OSError as error:
         raise GapbenchError(
             f"model {name}: {file} cannot be read; install gapbench again"

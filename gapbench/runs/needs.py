@@ -90,7 +90,7 @@ def needs(
 def bring(wanted: Iterable[Need], data: Path | None, progress: Progress) -> None:
     """Fetch everything that is not here, first from a folder of one's own copies.
 
-    Raises GapbenchError at the end, naming each thing that could not be fetched and where to put it.
+    Raises GapbenchError at the end. It names each thing that is missing and where to put it.
     """
     wanted = list(wanted)
     if data is not None:

@@ -11,13 +11,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from gapbench.fetch.sources import cache_folder
+from gapbench.files import sha256_of
 from gapbench.models.entry import Entry, Upstream, weights
 from gapbench.models.workers.adapter import WorkerModel
 from gapbench.models.workers.rows import SCRIPTS
@@ -44,8 +44,8 @@ def make(
         "dtype": upstream.dtype,
     }
     identity = {
-        "worker": _digest(upstream.script),
-        "protocol": _digest(SCRIPTS / "serve.py"),
+        "worker": sha256_of(upstream.script),
+        "protocol": sha256_of(SCRIPTS / "serve.py"),
         "upstream": upstream.commit,
         "dtype": upstream.dtype,
         # The hub's cache calls a snapshot's folder by its commit.
@@ -157,7 +157,7 @@ def _python(name: str, upstream: Upstream) -> Path:
 def _ready(env: Path, upstream: Upstream) -> bool:
     try:
         noted = json.loads((env / "environment.json").read_text(encoding="utf-8"))
-        return noted["lock"] == _digest(upstream.lock) and Path(noted["python"]).exists()
+        return noted["lock"] == sha256_of(upstream.lock) and Path(noted["python"]).exists()
     except (OSError, ValueError, LookupError, TypeError):
         return False
 
@@ -165,7 +165,7 @@ def _ready(env: Path, upstream: Upstream) -> bool:
 def _note(env: Path, python: Path, upstream: Upstream) -> None:
     env.mkdir(parents=True, exist_ok=True)
     part = env / "environment.json.part"
-    part.write_text(json.dumps({"python": str(python), "lock": _digest(upstream.lock)}))
+    part.write_text(json.dumps({"python": str(python), "lock": sha256_of(upstream.lock)}))
     part.replace(env / "environment.json")
 
 
@@ -223,10 +223,6 @@ def _interpreter(version: str) -> str | None:
 
 def _home() -> Path:
     return cache_folder() / "workers"
-
-
-def _digest(file: Path) -> str:
-    return sha256(file.read_bytes()).hexdigest()
 
 
 def _git(folder: Path, *args: str) -> str:
