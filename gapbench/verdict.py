@@ -44,10 +44,13 @@ def mass_note(masses: Iterable[float | None]) -> str | None:
     known = [mass for mass in masses if mass is not None and not math.isnan(mass)]
     if not known:
         return None
-    note = f"probability of the two answers together (mass): median {median(known):.2g}"
+    note = f"the probability of the two answers together (mass) has a median of {median(known):.2g}"
     if median(known) >= LEAST_MASS:
-        return note
-    return f"WARNING: {note}, less than {LEAST_MASS:g}: the model was not answering the question"
+        return f"Own verdicts: {note}."
+    return (
+        f"WARNING: the model was not answering the question: {note}, which is less than "
+        f"{LEAST_MASS:g}."
+    )
 
 
 def parse(text: str, *, cut: bool = False) -> Answer:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from gapbench.report import tables
+from gapbench.verdict import mass_note
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.console import Console
 
     from gapbench.runs.run import Run
@@ -36,5 +39,33 @@ def show_run(run: Run, judge: str | None, screen: Console) -> None:
         screen.print(f"{first} and {second} {tables.agreement(agreed)}", soft_wrap=True)
     for name in judges:
         tables.show_corrected(run.corrected(name), name or ", ".join(plan.judges), screen)
+    for note in _notes(run, judges):
+        screen.print(note, soft_wrap=True, style="bold red" * note.startswith("WARNING"))
     for name, warning in run.checks().items():
         screen.print(f"WARNING: {name} failed the check: {warning}", style="bold red")
+
+
+def _notes(run: Run, judges: list[str | None]) -> list[str]:
+    """What the own verdicts' probabilities say of them, and which verdicts are mostly missing."""
+    plan = run.plan
+    own = [v for v in run.folder.verdicts().values() if v.fingerprint == plan.own_fingerprint]
+    notes = [note for note in [mass_note(v.mass for v in own)] if note]
+    frame = run.frame()
+    if plan.own:
+        notes += _abstentions("own verdicts", frame, "own")
+    for name in judges:
+        who = f"verdicts of {name or ', '.join(plan.judges)}"
+        notes += _abstentions(who, frame if name is None else run.frame(name), "outside")
+    return notes
+
+
+def _abstentions(who: str, frame: pd.DataFrame, side: str) -> list[str]:
+    """A warning where more than half of the verdicts were abstentions, with the main reason."""
+    reasons = [reason for reason in frame.get(f"{side}_reason", ()) if isinstance(reason, str)]
+    if 2 * len(reasons) <= len(frame):
+        return []
+    reason, count = Counter(reasons).most_common(1)[0]
+    return [
+        f"WARNING: {len(reasons)} of {len(frame)} {who} are abstentions; the commonest reason, "
+        f"{count} times, is: {reason}"
+    ]

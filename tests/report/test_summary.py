@@ -1,0 +1,61 @@
+"""What stands below a run's tables."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import pytest
+from rich.console import Console
+
+from gapbench import Verdict
+from gapbench.report.summary import show_run
+from gapbench.runs.run import Run
+
+Make = Callable[..., Run]
+
+
+def printed(run: Run) -> str:
+    text = io.StringIO()
+    show_run(run, None, Console(file=text, width=200, markup=False, highlight=False))
+    return text.getvalue()
+
+
+def own(run: Run, mass: float | None) -> Run:
+    """The run with the model's own verdicts of a known mass."""
+    run.folder.append(
+        Verdict(
+            image=image, question=question, judge="self", fingerprint="self", verdict=1, p_yes=0.9,
+            mass=mass,
+        )
+        for (image, question, judge) in run.folder.verdicts()
+        if judge == "self"
+    )  # fmt: skip
+    return run
+
+
+@pytest.mark.parametrize(("mass", "start"), [(0.8, "Own verdicts: "), (1e-5, "WARNING: ")])
+def test_the_mass_of_own_verdicts(odd: Make, mass: float, start: str) -> None:
+    [line] = [line for line in printed(own(odd(("a", "b")), mass)).splitlines() if "mass" in line]
+    assert line.startswith(start)
+    assert f"a median of {mass:g}" in line
+    assert ("not answering the question" in line) == (mass < 0.1)
+
+
+def test_without_probabilities_there_is_no_line(odd: Make) -> None:
+    assert "mass" not in printed(own(odd(("a",)), None))
+
+
+def test_a_judge_that_mostly_abstains_is_told_with_its_reason(odd: Make) -> None:
+    """Four of seven images have a verdict of the outside judge that is not an abstention: three
+    have none, which is no majority."""
+    few, many = odd(tuple("abcdefg")), "WARNING: 7 of 7 verdicts of pixel are abstentions"
+    text = printed(few)
+    assert many in text
+    assert "the commonest reason, 7 times, is: <img" in text
+    few.folder.append(
+        Verdict(image=image, question=question, judge="pixel", fingerprint="pixel", verdict=1)
+        for image, question, judge in list(few.folder.verdicts())[:8]
+        if judge == "pixel"
+    )
+    assert "abstentions" not in printed(few)
