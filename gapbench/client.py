@@ -25,14 +25,14 @@ import tenacity
 from PIL import Image
 
 from gapbench.types import Answer, GapbenchError
-from gapbench.verdict import parse, weigh
+from gapbench.verdict import READ, parse, weigh
 
 KEYS: Final = ("GAPBENCH_SERVER_KEY", "OPENAI_API_KEY")
 LOGPROBS: Final = {"logprobs": True, "top_logprobs": 20}
 LARGEST: Final = 10_000_000
 """Bytes of a reply that are read."""
-LONGEST: Final = 2000
-"""Characters of a reply that are kept."""
+CUT: Final = ("length", "max_tokens")
+"""What servers call the end of a reply at the limit of tokens."""
 LONGEST_PAUSE: Final = 60.0
 """Seconds between two attempts, whatever the server asks for."""
 T = TypeVar("T")
@@ -290,8 +290,7 @@ def _read(reply: Reply) -> Answer:
         return Answer(verdict=None, reason="the reply is no chat completion")
     # Half a surrogate pair is JSON, but no text that can be written down.
     text = text.encode("utf-8", "replace").decode()
-    said = parse(text)
-    said = replace(said, text=text[:LONGEST])
+    said = replace(parse(text, cut=str(ended).lower() in CUT), text=text[-READ:])
     odds = None if said.verdict is None else _odds(choice.get("logprobs"))
     weighed = weigh(*odds) if odds else said
     return said if weighed.verdict is None else replace(weighed, text=said.text)
@@ -300,16 +299,16 @@ def _read(reply: Reply) -> Answer:
 def _odds(logprobs: Any) -> tuple[float, float] | None:
     """Log-probabilities of 0 and 1 at the digit that decides; None where either is not told."""
     try:
-        places = logprobs["content"]
+        places = logprobs["content"][-READ:]
         tokens = [place["token"] for place in places]
-        for index in reversed(range(len(tokens))):
-            before = "".join(tokens[:index])
+        digits = [index for index, token in enumerate(tokens) if token.strip() in {"0", "1"}]
+        for index in reversed(digits[-20:]):
             # The digit that decides is where another one would have changed the verdict.
-            if tokens[index].strip() not in {"0", "1"} or any(
-                parse(before + tokens[index].replace(tokens[index].strip(), digit)).verdict
-                != int(digit)
-                for digit in "01"
-            ):
+            token, rest = tokens[index], tokens[index + 1 :]
+            texts = [
+                "".join([*tokens[:index], token.replace(token.strip(), d), *rest]) for d in "01"
+            ]
+            if [parse(text).verdict for text in texts] != [0, 1]:
                 continue
             odds: dict[str, list[float]] = {"0": [], "1": []}
             for likely in places[index]["top_logprobs"]:

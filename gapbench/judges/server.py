@@ -29,9 +29,9 @@ class ServerJudge(Judge):
 
     The verdict comes from the probabilities of 0 and 1 at the digit that decides, where the server
     gives both among the likeliest tokens (`mass` is then their sum at that place), else from the
-    words. A refusal, a time-out, and a reply that is no chat completion are abstentions. What the
-    server runs under a model's name is its own: the fingerprint holds the address and the name.
-    The other arguments are gapbench.client's.
+    words. A refusal, a time-out, a reply that was cut and one that is no chat completion are
+    abstentions. What the server runs under a model's name is its own: the fingerprint holds the
+    address and the name. The other arguments are gapbench.client's.
     """
 
     def __init__(

@@ -17,6 +17,7 @@ from PIL import Image
 from gapbench.client import KEYS
 from gapbench.judges.server import ServerJudge
 from gapbench.types import Answer, GapbenchError, Prompt
+from gapbench.verdict import READ
 
 KEY = "sk-very-secret-0123456789"
 Play = Callable[["Handler", dict[str, Any]], None]
@@ -205,6 +206,36 @@ def test_the_digit_that_decides_is_found_among_others(server: Server) -> None:
     (answer,) = ask(server.judge(), "a")
     assert answer.verdict == 0
     assert answer.p_yes == pytest.approx(1 / (1 + 2.718281828**1.0), rel=1e-6)
+
+
+def test_a_digit_after_the_verdict_decides_nothing(server: Server) -> None:
+    tokens = ["The", " score", " is", " ", "0", ".", " ", "1", " circle", " is", " missing", "."]
+    places = [{"token": t, "logprob": -1.0, "top_logprobs": []} for t in tokens]
+    for place, odds in ((4, 1.0), (7, 9.0)):
+        places[place]["top_logprobs"] = [
+            {"token": "0", "logprob": -10.0}, {"token": "1", "logprob": -10.0 - odds}
+        ]  # fmt: skip
+    server.play = lambda handler, _: handler.say("".join(tokens), {"content": places})
+    (answer,) = ask(server.judge(), "a")
+    assert answer.verdict == 0
+    assert answer.p_yes == pytest.approx(1 / (1 + 2.718281828**1.0), rel=1e-6)
+
+
+@pytest.mark.parametrize("ended", ["length", "MAX_TOKENS"])
+def test_a_reply_that_was_cut_is_an_abstention(server: Server, ended: str) -> None:
+    choice = {"message": {"content": "The score is 1"}, "finish_reason": ended}
+    server.play = lambda handler, _: handler.send(json.dumps({"choices": [choice]}))
+    (answer,) = ask(server.judge(), "a")
+    assert answer == Answer(
+        verdict=None, text="The score is 1", reason="the reply was cut at the limit of tokens"
+    )
+
+
+def test_of_a_long_reply_the_end_is_kept_from_which_it_was_read(server: Server) -> None:
+    said = "The circle is red. " * 500 + "The score is 1."
+    server.play = lambda handler, _: handler.say(said)
+    (answer,) = ask(server.judge(), "a")
+    assert answer == Answer(verdict=1, text=said[-READ:])
 
 
 def test_answers_come_in_order_however_slowly(server: Server) -> None:
