@@ -60,21 +60,21 @@ def load_pretrained(
 ) -> Any:
     """The class `kind` of transformers with a folder's safetensors, in eval mode on a device.
 
-    `device` None spreads it over all GPUs, `dtype` "auto" is the checkpoint's own. `tensors` under
-    the class's names, with their `config`, stand for the folder's. Tensors may be missing whose
-    names end in one of `needless`. `pickled` takes PyTorch's .bin where there are no safetensors.
-    Raises GapbenchError where weights are broken, of another shape, or incomplete: transformers
-    would fill what is missing with random numbers.
+    `device` None spreads it over all GPUs; `dtype` "auto" is the checkpoint's own. `tensors` under
+    the class's names, with their `config`, replace those of the folder. Tensors whose names end in
+    one of `needless` may be missing. `pickled` allows PyTorch's .bin files where there are no
+    safetensors. Raises GapbenchError where weights are broken, incomplete or of another shape:
+    transformers would fill missing tensors with random numbers.
     """
     torchvision_shim.ensure()  # transformers imports torchvision where it is installed
     import transformers
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    given = {} if config is None else {"config": config}
     try:
         model, info = getattr(transformers, kind).from_pretrained(
             folder if tensors is None else None,
+            config=config,
             state_dict=tensors,
             dtype=dtype,
             device_map="auto" if device is None else None,
@@ -82,7 +82,6 @@ def load_pretrained(
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
-            **given,
         )
         model = (model if device is None else model.to(device)).eval()
     except Exception as error:  # safetensors, torch and transformers raise many kinds

@@ -103,11 +103,11 @@ class Emu3Model(AutoregressiveModel):
         return self.side * self.side, self.side * (self.side + 1)
 
     def _heads(
-        self, prompts: Sequence[str], away: Sequence[bool] = ()
+        self, prompts: Sequence[str], unconditional: Sequence[bool] = ()
     ) -> tuple[list[str], Tensor, Tensor]:
         processor = self.processor()
         texts = [prompt + self.recipe["positive"] for prompt in prompts]
-        for place in np.flatnonzero(away):
+        for place in np.flatnonzero(unconditional):
             texts[place] = self.recipe["negative"]
         batch = processor(
             text=texts,

@@ -1,4 +1,7 @@
-"""What adapters share whose models draw an image token by token, in transformers' own classes."""
+"""What the adapters of models that draw an image token by token have in common.
+
+The networks are classes of transformers.
+"""
 
 from __future__ import annotations
 
@@ -34,17 +37,17 @@ Images = Sequence[Sequence[Image.Image]]
 
 SMALL: Final = 100_000_000
 """Bytes of weights under which a CPU computes in float64 by default: it costs little, and a batch's
-make-up can no longer tip a rounding."""
+make-up cannot change a result by rounding."""
 REPLY_TOKENS: Final = 64
 PADDED: Final = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
 """The side is said because a tokenizer_config.json may name the other one."""
 
 
 class AutoregressiveModel(Model, ABC):
-    """Weights, drawing, verdicts and texts of an adapter.
+    """An adapter's weights, drawing, verdicts and texts.
 
-    `folders` hold the weights that draw ("gen") and that judge ("und"), which may be the same;
-    weights are on the device one folder at a time. `files` are the weights that draw.
+    `folders` hold the weights that draw ("gen") and those that judge ("und"), which may be the
+    same; only one folder's weights are loaded at a time. `files` are the weights that draw.
     """
 
     recipe: dict[str, Any]
@@ -162,32 +165,35 @@ class AutoregressiveModel(Model, ABC):
     @property
     @abstractmethod
     def _core(self) -> Any:
-        """The transformer behind text and image tokens."""
+        """The transformer that text and image tokens go through."""
 
     @property
     @abstractmethod
     def _lengths(self) -> tuple[int, int]:
-        """How many tokens an image is drawn as, and how many it is in a row."""
+        """How many tokens of an image are drawn, and how many it has with those that the model's
+        format puts between them."""
 
     @abstractmethod
     def _heads(
-        self, prompts: Sequence[str], away: Sequence[bool] = ()
+        self, prompts: Sequence[str], unconditional: Sequence[bool] = ()
     ) -> tuple[list[str], Tensor, Tensor]:
-        """Effective prompts, and their left-padded ids and mask (B, T) up to an image's first
-        token; where `away`, of the branch that guidance subtracts."""
+        """Effective prompts, and the left-padded ids and mask (B, T) of what comes before an
+        image's first token. `unconditional` marks rows of the branch that guidance subtracts."""
 
     @abstractmethod
     def _classify(self) -> Callable[[Tensor], Tensor]:
-        """What makes logits over the image's codes of hidden states (..., W)."""
+        """A function from hidden states (..., W) to logits over the image's codes (..., V)."""
 
     @abstractmethod
     def _follow(self) -> Callable[[Tensor, int], Iterable[Tensor]]:
-        """What makes of the (B,) tokens drawn at a step the embeddings (B, W) to feed, in order."""
+        """A function from the (B,) tokens drawn at a step, and the step, to the embeddings (B, W)
+        that the core gets next, in order."""
 
     @abstractmethod
     def _row(self, tokens: Tensor) -> tuple[Tensor, Any]:
-        """Embeddings (B, S, W) of an image's (B, T) tokens up to the last one, which is left out,
-        and an index of the S + 1 places: those that a drawn token comes after or from."""
+        """Embeddings (B, S, W) of all that the core gets of an image with (B, T) tokens, which
+        leaves out the last, and an index that picks those of the S + 1 hidden states, from the one
+        before the image on, that a drawn token follows."""
 
     @abstractmethod
     def decode(self, tokens: NDArray[np.int32]) -> Image.Image:
@@ -212,8 +218,8 @@ class AutoregressiveModel(Model, ABC):
         distinct = list(dict.fromkeys(prompts))
         order = [distinct.index(prompt) for prompt in prompts]
         if recipe.guided:
-            away = [False] * len(distinct) + [True] * len(distinct)
-            effective, ids, mask = self._heads(distinct * 2, away)
+            unconditional = [False] * len(distinct) + [True] * len(distinct)
+            effective, ids, mask = self._heads(distinct * 2, unconditional)
             rows = order + [len(distinct) + place for place in order]
         else:
             effective, ids, mask = self._heads(distinct)

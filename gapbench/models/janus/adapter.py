@@ -111,19 +111,18 @@ class JanusModel(AutoregressiveModel):
         return tokens, tokens
 
     def _heads(
-        self, prompts: Sequence[str], away: Sequence[bool] = ()
+        self, prompts: Sequence[str], unconditional: Sequence[bool] = ()
     ) -> tuple[list[str], Tensor, Tensor]:
-        """The branch that guidance subtracts has all but the two start tokens blanked, as Janus was
-        trained."""
+        """Unconditional rows have all but the two start tokens blanked, as in Janus's training."""
         processor = self.processor()
         tokenizer = processor.tokenizer
         chats = [[turn({"type": "text", "text": prompt})] for prompt in prompts]
         texts = [processor.apply_chat_template(chat, add_generation_prompt=True) for chat in chats]
         batch = processor(text=texts, generation_mode="image", **PADDED)
         ids = batch["input_ids"]
-        if any(away):
+        if any(unconditional):
             start = (ids == tokenizer.bos_token_id) | (ids == tokenizer.boi_token_id)
-            blank = torch.tensor(away).unsqueeze(1) & ~start
+            blank = torch.tensor(unconditional).unsqueeze(1) & ~start
             ids = ids.masked_fill(blank, tokenizer.pad_token_id)
         effective = [text + processor.image_start_token for text in texts]
         return effective, ids.to(self.device), batch["attention_mask"].to(self.device)
