@@ -109,7 +109,7 @@ def check_model(
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:  # fmt: skip
-    """Try an adapter's contract: seeds, batches, verdicts, log-probabilities, saving."""
+    """Check whether an adapter follows the contract."""
     from gapbench.models import load_model
     from gapbench.models.check import check
 
@@ -131,12 +131,12 @@ def prepare(
     tasks: Annotated[Sequence[str] | None, typer.Option(parser=names, show_default="all; none if a model is named", help=TASKS)] = None,
     model: Annotated[Sequence[str], typer.Option(parser=names, help="Names of models, separated by commas.")] = (),
     judges: Judges = None,
-    worker_python: Annotated[Path | None, typer.Option(help="The interpreter of an environment of your own for a model that runs as a worker.")] = None,
-    data: Annotated[Path | None, typer.Option(help="A folder of your own copies; names do not matter, digests do.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be fetched and stop.")] = False,
+    worker_python: Annotated[Path | None, typer.Option(help="Python interpreter of your own environment, for a model that runs as a worker.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder with files that you already have; they are found by digest, whatever their names.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be downloaded, with sizes and licenses, and exit.")] = False,
     offline: Offline = False,
 ) -> None:  # fmt: skip
-    """Fetch what tasks, models and judges need: pinned, verified, resumed where it broke off."""
+    """Download what tasks, models and judges need."""
     from rich.table import Table
 
     from gapbench.cli.progress import bars

@@ -17,16 +17,19 @@ from gapbench.types import GapbenchError
 def compare(
     before: Annotated[Path, typer.Argument(help="A run folder.", metavar="BEFORE")],
     afters: Annotated[list[Path], typer.Argument(help="Run folders of the same prompts and seeds.", metavar="AFTER...")],
-    by: Annotated[Literal["category", "tier", "task"] | None, typer.Option(help="Also show the figures of each category, tier or task.")] = None,
+    by: Annotated[Literal["category", "tier", "task"] | None, typer.Option(help="Also print the figures of each category, tier or task.")] = None,
     judge: Judge = None,
-    model: Annotated[list[str] | None, typer.Option(help="Where AFTER's model is now, if it was moved; may be repeated.")] = None,
-    intersection: Annotated[bool, typer.Option("--intersection", help="Compare what the runs share, where they differ.")] = False,
+    model: Annotated[list[str] | None, typer.Option(help="New place of AFTER's model, if you moved it; can be repeated.")] = None,
+    intersection: Annotated[bool, typer.Option("--intersection", help="If the runs differ, compare only what both have.")] = False,
     lm_eval: Annotated[Sequence[str] | None, typer.Option(parser=names, help="Tasks of lm-eval to evaluate both models on, separated by commas; results are kept in the run folders.")] = None,
     lm_eval_limit: Annotated[int | None, typer.Option(help="Questions of each of those tasks.", show_default="all", min=1)] = None,
     form: Annotated[Literal["text", "markdown", "json"], typer.Option("--format", help="Format of the tables.")] = "text",
-    gate: Annotated[bool, typer.Option("--gate", help="Exit with 1 where a figure is significantly worse.")] = False,
+    gate: Annotated[bool, typer.Option("--gate", help="Exit with code 1 if a figure is significantly worse.")] = False,
 ) -> None:  # fmt: skip
-    """Say what changed between runs; missing verdicts of AFTER on BEFORE's images are made."""
+    """Print what changed between runs and if it is significant.
+
+    Verdicts of AFTER's model on the images of BEFORE are added where they are missing.
+    """
     from gapbench.cli.progress import bars
     from gapbench.comparison import compare as comparison
     from gapbench.comparison import words as changes
@@ -49,7 +52,7 @@ def power(
     metric: Annotated[str, typer.Option(help="generation, non_unification, false_positive or self_accuracy.")] = "generation",
     judge: Judge = None,
 ) -> None:  # fmt: skip
-    """Say how many prompts and samples `compare` needs to detect a change."""
+    """Print how many prompts `compare` needs to detect a change."""
     if not 0 < detect <= 100:
         raise GapbenchError(f"--detect {detect}: give points, above 0 and up to 100")
     from gapbench.comparison import words as changes

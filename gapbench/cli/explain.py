@@ -25,7 +25,7 @@ def explain(
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:  # fmt: skip
-    """Say by the model's own gradients why understanding moved with generation, if it did."""
+    """Explain with gradients why understanding changed after a fix."""
     if out is not None and out.is_file():
         raise GapbenchError(f"--out {out} is a file; give a folder")
     quiet()

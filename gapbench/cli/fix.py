@@ -12,7 +12,10 @@ from gapbench.runs.settings import Offline, silent
 
 
 def fix(settings: FixSettings, offline: Offline = False) -> None:
-    """Post-train a model on the candidates that it accepts itself; the same command again goes on."""
+    """Train a model on the images that it accepts itself.
+
+    To continue an interrupted fix, give the same command again.
+    """
     go_offline(offline)
     quiet()
     from gapbench.cli.progress import bars

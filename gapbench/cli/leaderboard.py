@@ -14,11 +14,11 @@ from gapbench.types import GapbenchError
 def submit(
     path: RunPath,
     contact: Annotated[str, typer.Option(help="Who to ask about it; it will be public.")] = "",
-    checkpoint: Annotated[str | None, typer.Option(help="Where others find weights that were given as a folder.", metavar="OWNER/NAME@COMMIT")] = None,
-    allow_test_model: Annotated[bool, typer.Option("--allow-test-model", help="Enter a test model, in a section of its own.")] = False,
+    checkpoint: Annotated[str | None, typer.Option(help="Where others can download the weights, if the model was a folder.", metavar="OWNER/NAME@COMMIT")] = None,
+    allow_test_model: Annotated[bool, typer.Option("--allow-test-model", help="Submit a test model, which has its own section.")] = False,
     results: Results = Path("results"),
 ) -> None:  # fmt: skip
-    """Make a run's submission to the leaderboard: card, verdicts, digests, figures; no images."""
+    """Create a run's submission to the leaderboard."""
     from gapbench.leaderboard.submit import submit as make
     from gapbench.runs.run import open_run
 
@@ -31,11 +31,11 @@ def submit(
 def verify(
     folders: Annotated[list[Path], typer.Argument(help="Submissions, results/<model>.", metavar="SUBMISSION...")],
     run: Annotated[Path | None, typer.Option(help="The run folder, with the images.")] = None,
-    rejudge: Annotated[int, typer.Option(help="Images of the run to ask for verdicts again.", min=0)] = 0,
-    model: Annotated[str | None, typer.Option(help="The model to ask, where the card names only a checkpoint.")] = None,
+    rejudge: Annotated[int, typer.Option(help="Number of images of the run whose verdicts are computed again.", min=0)] = 0,
+    model: Annotated[str | None, typer.Option(help="The model, if the card names only a checkpoint.")] = None,
     draw: Annotated[int, typer.Option(help="Seed of the choice of images.")] = 0,
 ) -> None:  # fmt: skip
-    """Recompute a submission's figures and hold its rows against the tasks; exit 1 on a fault."""
+    """Recompute the figures of submissions and check their rows."""
     from gapbench.leaderboard.expected import Installed
     from gapbench.leaderboard.verify import check, check_images
 
@@ -60,9 +60,9 @@ def verify(
 
 def leaderboard(
     results: Results = Path("results"),
-    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 where leaderboard.md is not what the results give.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit with code 1 if leaderboard.md is out of date.")] = False,
 ) -> None:  # fmt: skip
-    """Write leaderboard.md and leaderboard.html beside the results folder, from it alone."""
+    """Write leaderboard.md and leaderboard.html from results."""
     from gapbench.leaderboard.board import is_current, write
     from gapbench.leaderboard.submission import submissions
 
@@ -80,9 +80,9 @@ def leaderboard(
 def push(
     folder: Annotated[Path, typer.Argument(help="A run folder, or a checkpoint's.", metavar="FOLDER")],
     repo: Annotated[str, typer.Option(help="The repository on the hub.", metavar="OWNER/NAME")],
-    yes: Annotated[bool, typer.Option("--yes", help="Send it; without this, only say what would be sent.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Upload it; without this, only print what would be uploaded.")] = False,
 ) -> None:  # fmt: skip
-    """Send a run (as a data set) or a checkpoint (as a model) to the hub; a dry run first."""
+    """Upload a run or a checkpoint to the Hugging Face Hub."""
     from gapbench.leaderboard import push as pushing
 
     planned = pushing.plan(folder, repo)

@@ -16,7 +16,7 @@ def lm_eval(
     model: Annotated[str, typer.Argument(help=MODEL)],
     tasks: Annotated[Sequence[str], typer.Option(parser=names, help="Tasks and groups of lm-eval, separated by commas; gapbench_shapes comes with gapbench.")],
     limit: Annotated[int | None, typer.Option(help="Questions of each task.", show_default="all", min=1)] = None,
-    batch_size: Annotated[int, typer.Option(help="Texts at a time; never changes an answer.", min=1)] = 8,
+    batch_size: Annotated[int, typer.Option(help="Texts per batch. Does not change answers.", min=1)] = 8,
     out: Annotated[Path, typer.Option(help="Folder for lm-eval's results and logs.")] = Path("lm-eval"),
     include_path: Annotated[Path | None, typer.Option(help="A folder of further lm-eval tasks.")] = None,
     recipe: Recipe = None,
@@ -24,7 +24,7 @@ def lm_eval(
     dtype: Dtype = "auto",
     offline: Offline = False,
 ) -> None:  # fmt: skip
-    """Evaluate a model with lm-eval's own tasks and evaluator."""
+    """Run lm-eval's tasks on a model."""
     go_offline(offline)
     quiet()
     from gapbench.lmeval import harness

@@ -19,7 +19,7 @@ from gapbench.runs.settings import Offline, RunSettings
 from gapbench.types import GapbenchError
 
 app = typer.Typer(
-    help="Measure the gap between what a unified model can draw and what it can recognise.",
+    help="Measure the gap between what a unified multimodal model can generate and what it understands.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -30,10 +30,13 @@ app = typer.Typer(
 def run(
     settings: RunSettings,
     offline: Offline = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is left to do, how long and how big, and stop.")] = False,
-    config: Annotated[Path | None, typer.Option(help="A YAML file of these options; options given here win.")] = None,  # noqa: ARG001
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the remaining work, with time and disk space, and exit.")] = False,
+    config: Annotated[Path | None, typer.Option(help="YAML file with these options. Options on the command line override it.")] = None,  # noqa: ARG001
 ) -> None:  # fmt: skip
-    """Draw, judge, and print the table; the same command again goes on where it stopped."""
+    """Measure a model: generate images, judge them, print a table.
+
+    To continue an interrupted run, give the same command again.
+    """
     go_offline(offline)
     quiet()
     if dry_run:
@@ -63,7 +66,7 @@ def show(
     form: Annotated[Literal["text", "markdown", "csv", "json"], typer.Option("--format", help="Format of the table.")] = "text",
     judge: Judge = None,
 ) -> None:  # fmt: skip
-    """Print a run's table again."""
+    """Print the table of a stored run."""
     from gapbench.report.summary import show_run
     from gapbench.report.tables import render
     from gapbench.runs.run import open_run

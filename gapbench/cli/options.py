@@ -20,7 +20,7 @@ from gapbench.types import GapbenchError
 RunPath = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
 Judge = Annotated[
     str | None,
-    typer.Option(help="The outside judge to compute against.", show_default="each task's own"),
+    typer.Option(help="The outside judge to compute against.", show_default="set by each task"),
 ]
 Results = Annotated[Path, typer.Option(help="Folder of submissions.")]
 

@@ -18,7 +18,7 @@ def report(
     out: Annotated[Path | None, typer.Option(help="The file to write.", show_default="report.html in the run's folder; for several runs, in this folder")] = None,
     judge: Judge = None,
 ) -> None:  # fmt: skip
-    """Write runs as one HTML file: figures, plots, and every image to look at."""
+    """Write runs as one HTML page: figures, plots and all images."""
     from gapbench.report.page import write_report
     from gapbench.runs.run import open_run
 
@@ -34,7 +34,7 @@ def label(
     rater: Annotated[str, typer.Option(help="Who labels; every rater has labels of their own.")] = "rater",
     port: Annotated[int, typer.Option(help="Port of the page, say for a tunnel; 0 takes a free one.")] = 0,
 ) -> None:  # fmt: skip
-    """Open a page on which a person says whether images show their prompts, blind to verdicts."""
+    """Open a local page where a person judges the images of a run."""
     import webbrowser
 
     from gapbench.report.label import Labels, serve

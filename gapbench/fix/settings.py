@@ -30,39 +30,39 @@ class FixSettings:
     """The options of `gapbench fix`, by the same names."""
 
     method: Annotated[Literal["sft", "dpo", "c-sft", "c-dpo"], Argument(help="sft or dpo; c-sft and c-dpo also replay the discard pool.")]
-    out: Annotated[Path, Option(help="Folder for the fixed model, its training set and its record.")]
+    out: Annotated[Path, Option(help="Folder for the trained model, its training set and fix.json.")]
     model: Annotated[str, Option(metavar="NAME", help=MODEL)] = "janus-mini"
     set: Recipe = None
-    prompts: Annotated[Sequence[str], Option(parser=names, help="TASK:SPLIT, TASK:SPLIT/CATEGORY, or a folder; several are separated by commas.")] = "shapes:train"
+    prompts: Annotated[Sequence[str], Option(parser=names, help="Training prompts: TASK:SPLIT, TASK:SPLIT/CATEGORY or a task folder; separate several with commas.")] = "shapes:train"
     limit: Limit = None
     samples: Annotated[int, Option(min=1, help="Candidates per prompt.")] = 10
-    draw_seed: Annotated[int, Option(min=0, help="Seed of the candidates.")] = 0
-    accept: Annotated[str, Option(help="Which accepted candidates to train on: all, mixed (of prompts with both verdicts), best:K (per prompt), or above:P (by probability).")] = "all"
-    margin: Annotated[float, Option(min=0, help="DPO: the smallest difference in probability between the two images of a pair.")] = 0.1
-    judge: Annotated[Sequence[str] | None, Option(parser=names, show_default="each task's own, if at hand", help="Outside judges for the data check, separated by commas, or none.")] = None
-    check: Annotated[int, Option(min=1, help="Prompts that the data check looks at.")] = 200
-    despite_check: Annotated[bool, Option("--despite-check", help="Train even if the data check says stop.")] = False
+    draw_seed: Annotated[int, Option(min=0, help="Seed for generating the candidates.")] = 0
+    accept: Annotated[str, Option(help="Which candidates are accepted: all (verdict 1), mixed (only of prompts that have both verdicts), best:K (K per prompt), above:P (by probability).")] = "all"
+    margin: Annotated[float, Option(min=0, help="DPO: minimum difference in probability between the two images of a pair.")] = 0.1
+    judge: Annotated[Sequence[str] | None, Option(parser=names, show_default="set by each task, if available", help="Outside judges for the data check, separated by commas, or none.")] = None
+    check: Annotated[int, Option(min=1, help="Number of prompts in the data check.")] = 200
+    despite_check: Annotated[bool, Option("--despite-check", help="Train even if the data check fails.")] = False
     epochs: Annotated[int, Option(min=0, show_default="20, DPO 30", help="Epochs of training.")] = 0
-    replay_at: Annotated[Sequence[int], Option(parser=names, help="Epochs after which the discard pool is drawn again, separated by commas.")] = (10,)
+    replay_at: Annotated[Sequence[int], Option(parser=names, help="Epochs after which the discard pool is generated and judged again, separated by commas.")] = (10,)
     learning_rate: Annotated[float, Option(min=0, show_default="1e-4, DPO 1e-5", help="Learning rate.")] = 0.0
-    batch_size: Annotated[int, Option(min=1, help="Images (or pairs) per step, over all processes.")] = 32
-    micro_batch: Annotated[int | None, Option(min=1, show_default="all", help="How many of these a process takes at a time.")] = None
-    lora: Annotated[int, Option(min=0, help="Rank of the LoRA adapters; 0 trains the weights themselves.")] = 32
-    train: Annotated[Literal["language-model", "generation"], Option(help="Which weights to train; generation means all that drawing runs through.")] = "language-model"
-    prompt_dropout: Annotated[float, Option(min=0, max=1, help="Share of images trained without their prompt, for guidance.")] = 0.1
-    beta: Annotated[float, Option(min=0, help="DPO: weight of the log-ratios.")] = 0.1
-    logprobs: Annotated[Literal["sum", "mean"], Option(help="DPO: sum over an image's tokens, or their mean.")] = "sum"
-    nll_weight: Annotated[float, Option(min=0, help="DPO: weight of the chosen images' cross-entropy.")] = 1.0
+    batch_size: Annotated[int, Option(min=1, help="Images (DPO: pairs) per step, over all processes.")] = 32
+    micro_batch: Annotated[int | None, Option(min=1, show_default="all", help="Images (DPO: pairs) per forward pass in one process.")] = None
+    lora: Annotated[int, Option(min=0, help="Rank of the LoRA adapter; 0 trains the weights themselves.")] = 32
+    train: Annotated[Literal["language-model", "generation"], Option(help="Which weights to train: language-model, or generation (everything that generation uses).")] = "language-model"
+    prompt_dropout: Annotated[float, Option(min=0, max=1, help="Share of images that are trained without their prompt; guidance needs this.")] = 0.1
+    beta: Annotated[float, Option(min=0, help="DPO: beta, the weight of the log-ratios.")] = 0.1
+    logprobs: Annotated[Literal["sum", "mean"], Option(help="DPO: use the sum or the mean over an image's tokens.")] = "sum"
+    nll_weight: Annotated[float, Option(min=0, help="DPO: weight of the cross-entropy of the chosen images.")] = 1.0
     bf16: Annotated[bool | None, Option(show_default="on a GPU", help="Compute in bfloat16.")] = None
     gradient_checkpointing: Annotated[bool, Option("--gradient-checkpointing", help="Use less memory and more time.")] = False
-    fsdp: Annotated[bool, Option("--fsdp", help="Under torchrun, shard the weights instead of copying them.")] = False
-    save_steps: Annotated[int | None, Option(min=1, show_default="an epoch", help="Steps between checkpoints to resume from.")] = None
-    report_to: Annotated[Sequence[str], Option(parser=names, show_default="none", help="tensorboard, trackio, wandb, ..., handed to Trainer.")] = ()
+    fsdp: Annotated[bool, Option("--fsdp", help="With torchrun: shard the weights over the GPUs instead of copying them.")] = False
+    save_steps: Annotated[int | None, Option(min=1, show_default="an epoch", help="Steps between checkpoints.")] = None
+    report_to: Annotated[Sequence[str], Option(parser=names, show_default="none", help="Where Trainer reports: tensorboard, trackio, wandb, ...")] = ()
     seed: Annotated[int, Option(min=0, help="Seed of the training.")] = 0
-    draw_batch: Annotated[int, Option(min=1, help="Candidates drawn at a time. Never changes a result.")] = 64
+    draw_batch: Annotated[int, Option(min=1, help="Candidates per batch. Does not change results.")] = 64
     device: Device = "auto"
     dtype: Dtype = "auto"
-    candidates: Annotated[Path, Option(help="Folder for the candidates' run folders, which fixes share.")] = Path("candidates")
+    candidates: Annotated[Path, Option(help="Folder for the run folders of the candidates; several fixes can share it.")] = Path("candidates")
     # fmt: on
 
     def __post_init__(self) -> None:

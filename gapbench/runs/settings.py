@@ -95,14 +95,14 @@ def checked(of: Callable[..., object], values: Mapping[str, Any]) -> dict[str, A
 
 # fmt: off
 # Options of several commands.
-Recipe = Annotated[Mapping[str, object] | None, Option("--set", parser=pairs, metavar="KEY=VALUE", help="Change a key of the model's recipe, for example guidance=4; may be repeated.")]
-Judges = Annotated[Sequence[str] | None, Option("--judge", parser=names, show_default="each task's own", help="Outside judges, separated by commas.")]
-Device = Annotated[str, Option(parser=device_name, help="auto, cpu, cuda, cuda:1 or mps.")]
-Dtype = Annotated[Literal["auto", "float64", "float32", "bfloat16", "float16"], Option(help="Type of the model's weights.")]
-Limit = Annotated[int | None, Option(min=1, show_default="all", help="Prompts of each task, taken from its categories in turn.")]
+Recipe = Annotated[Mapping[str, object] | None, Option("--set", parser=pairs, metavar="KEY=VALUE", help="Change one sampling parameter of the model, such as guidance=4. Can be repeated. Starts a separate run.")]
+Judges = Annotated[Sequence[str] | None, Option("--judge", parser=names, show_default="set by each task", help="Outside judges, separated by commas.")]
+Device = Annotated[str, Option(parser=device_name, help="Where the model runs: auto, cpu, cuda, cuda:1 or mps.")]
+Dtype = Annotated[Literal["auto", "float64", "float32", "bfloat16", "float16"], Option(help="Data type of the model's weights and computation.")]
+Limit = Annotated[int | None, Option(min=1, show_default="all", help="Use at most this many prompts of each task, spread evenly over its categories.")]
 Offline = Annotated[bool, Option("--offline", help="Do not use the network.")]
-MODEL = "A model's name, a checkpoint's folder, or my_package.module:Class."
-TASKS = "all, easy, medium, hard, a task, task/category, or a folder; several are separated by commas."
+MODEL = "The model: a name (see `gapbench models`), a checkpoint folder, or my_package.module:Class."
+TASKS = "What to measure: all, a tier (easy, medium, hard), a task, task/category, or a task folder; separate several with commas."
 
 
 @dataclass(frozen=True)
@@ -113,16 +113,16 @@ class RunSettings:
     tasks: Annotated[Sequence[str], Option(parser=names, help=TASKS)] = "shapes"
     _: KW_ONLY
     recipe: Recipe = None
-    samples: Annotated[int | None, Option(min=1, show_default="each task's own", help="Images per prompt.")] = None
+    samples: Annotated[int | None, Option(min=1, show_default="set by each task", help="Images per prompt.")] = None
     limit: Limit = None
     judges: Judges = None
-    verdict: Annotated[Literal["logits", "text", "none"], Option(help="How the model judges its own images: by the probabilities of the two answers (logits), in words (text), or not at all (none).")] = "logits"
-    batch_size: Annotated[int | Literal["auto"], Option(min=1, help="Images at a time; auto takes more while a batch fits and takes under ten seconds. Never changes a result.")] = "auto"
-    workers: Annotated[int, Option(min=1, help="Processes that draw and judge, each with a copy of the model, on the GPUs in turn. Never changes a result.")] = 1
-    seed: Annotated[int, Option(min=0, help="Seed of the run; another seed is another run.")] = 0
+    verdict: Annotated[Literal["logits", "text", "none"], Option(help="How the model judges its own images: logits (probabilities of the two answers), text (the text that it writes), or none.")] = "logits"
+    batch_size: Annotated[int | Literal["auto"], Option(min=1, help="Images per batch; auto increases it while a batch fits into memory and takes under ten seconds. Does not change results.")] = "auto"
+    workers: Annotated[int, Option(min=1, help="Number of processes, each with its own copy of the model, distributed over the GPUs. Does not change results.")] = 1
+    seed: Annotated[int, Option(min=0, help="Seed of the run. Another seed starts a separate run.")] = 0
     device: Device = "auto"
     dtype: Dtype = "auto"
-    out: Annotated[str | Path, Option(help="Folder for run folders.")] = "runs"
+    out: Annotated[str | Path, Option(help="Folder in which run folders are created.")] = "runs"
     only: Collection[str] | None = None
     progress: Progress = silent
 
