@@ -17,6 +17,10 @@ class GapbenchError(Exception):
     """A mistake a person can mend: what was wrong, where, and what to do, in one line."""
 
 
+class Interrupted(Exception):  # noqa: N818 (no error)
+    """Ctrl-C came; the batch in hand was finished and kept."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
     """What to draw.

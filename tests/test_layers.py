@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("command", "heavy"),
     [
-        ("--help", HEAVY | {"pandas", "pydantic"}),
+        ("--help", HEAVY | {"numpy", "pandas", "pydantic"}),
         *((light, HEAVY | {"pandas"}) for light in ("run --help", "tasks", "models")),
         *((light, HEAVY) for light in ("show finished", "leaderboard --check", "verify results/*")),
     ],

@@ -16,7 +16,7 @@ from gapbench.cli.options import Judge, RunPath, command
 from gapbench.cli.terminal import console
 from gapbench.fetch.libraries import go_offline, quiet
 from gapbench.runs.settings import Offline, RunSettings
-from gapbench.types import GapbenchError
+from gapbench.types import GapbenchError, Interrupted
 
 app = typer.Typer(
     help="Measure the gap between what a unified multimodal model can generate and what it understands.",
@@ -89,8 +89,6 @@ for function in COMMANDS:
 
 def main() -> None:
     """Entry point: errors for people are one line on stderr and exit code 2."""
-    from gapbench.engines.local import Interrupted
-
     try:
         app()
     except GapbenchError as error:

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Final, Literal, TypeVar
 
 from gapbench.models.base import Batches, Model
+from gapbench.types import Interrupted
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -22,10 +23,6 @@ PATIENCE: Final = 10.0
 """Seconds that a batch may take: nothing is shown or stored meanwhile, and Ctrl-C has to wait."""
 CHEAPER: Final = 0.75
 """Share of an item's seconds in a smaller batch under which a larger batch is worth its time."""
-
-
-class Interrupted(Exception):  # noqa: N818 (no error)
-    """Ctrl-C came; the batch in hand was finished and kept."""
 
 
 def work(

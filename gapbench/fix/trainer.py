@@ -15,11 +15,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from gapbench.engines.local import Interrupted, held_back
+from gapbench.engines.local import held_back
 from gapbench.fix.data import Drawn, collate
 from gapbench.fix.losses import ImageLoss
 from gapbench.fix.settings import FixSettings
-from gapbench.types import GapbenchError
+from gapbench.types import GapbenchError, Interrupted
 
 WARMUP: Final = 0.03
 """Share of all epochs over which the rate rises; then it falls to 0 along a cosine."""

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 import gapbench
 from gapbench import GapbenchError, load_model
 from gapbench.engines import local
-from gapbench.engines.local import BatchSize, Interrupted, work
+from gapbench.engines.local import BatchSize, work
 from gapbench.models.base import Batches, Drawing, Model
 from gapbench.models.janus.adapter import JanusModel
+from gapbench.types import Interrupted
 
 
 def sizes_of(
