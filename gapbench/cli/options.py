@@ -80,6 +80,8 @@ def _options(of: Callable[..., Any]) -> dict[str, Parameter]:
         text: Any = next((k for k in kinds if k in (bool, Path) or get_origin(k) is list), str)
         if get_origin(kinds[0]) is Mapping:
             text = list[str]
+        elif get_origin(text) is list and isinstance(info, OptionInfo):
+            info.metavar = info.metavar or _metavar(get_args(text)[0])
         elif text is str and isinstance(info, OptionInfo):
             info.metavar = info.metavar or "|".join(map(_metavar, kinds))
         default = parameter.default

@@ -26,7 +26,7 @@ from gapbench.files import first_line, sha256_of
 from gapbench.judges import geneval_rule as rule
 from gapbench.judges.base import Judge
 from gapbench.models.base import Batches
-from gapbench.models.checkpoint import load_pretrained
+from gapbench.models.checkpoint import device_here, load_pretrained
 from gapbench.models.torchvision_shim import ensure
 from gapbench.tasks.prompts.geneval import CLASSES, COLORS
 from gapbench.types import Answer, GapbenchError, Prompt
@@ -69,7 +69,7 @@ class DetectorJudge(Judge):
     """
 
     def __init__(self, argument: str | None = None, device: str = "auto") -> None:
-        self.device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = device_here("judge detector", device)
         self.batches = Batches.on(self.device, small=False)
         self.batch = 8 if self.device.startswith("cuda") else 1
         self._folder: Path | None = None

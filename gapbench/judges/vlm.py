@@ -32,7 +32,7 @@ from gapbench.judges.base import Judge
 from gapbench.models import torchvision_shim
 from gapbench.models.autoregressive.answers import answer_ids, answer_logprobs
 from gapbench.models.base import Batches
-from gapbench.models.checkpoint import load_pretrained, require_weights
+from gapbench.models.checkpoint import device_here, load_pretrained, require_weights
 from gapbench.types import Answer, GapbenchError, Prompt
 from gapbench.verdict import ANSWERS, QUESTION, weigh
 
@@ -97,8 +97,7 @@ class VlmJudge(Judge):
         self.name = f"vlm-{short}"
         self.fingerprint = hashlib.sha256(f"{ADAPTER} {origin}".encode()).hexdigest()
         self.room = _check(self.folder, self.name)
-        gpu = torch.cuda.is_available()
-        self.device = device if device != "auto" else "cuda" if gpu else "cpu"
+        self.device = device_here(f"judge {self.name}", device)
         self.batches = Batches.on(self.device, small=False)
         self._spread = device == "auto" and torch.cuda.device_count() > 1
         self._model: Any = None

@@ -18,6 +18,7 @@ from gapbench.fetch import hub
 from gapbench.files import digest, first_line
 from gapbench.judges.base import Judge
 from gapbench.models.base import Batches
+from gapbench.models.checkpoint import device_here
 from gapbench.models.torchvision_shim import ensure
 from gapbench.types import Answer, GapbenchError
 
@@ -49,7 +50,7 @@ class WeightsJudge(Judge, ABC):
         self.name = self.base if self.own is None else f"{self.base}-{self.own.resolve().name}"
         parts = [self.arithmetic, *self._weights()]
         self.fingerprint = hashlib.sha256(" ".join(parts).encode()).hexdigest()
-        self.device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = device_here(f"judge {self.name}", device)
         self.batches = Batches.on(self.device, small=False)
         self.needs = self.checkpoints if self.own is None else ()
         self._loaded: Any = None

@@ -1,6 +1,6 @@
 """The table of figures: what each figure says, its formula, and where it is shown.
 
-A new figure is one entry of METRICS and its definition in docs/concepts.md.
+A new figure is one entry of _METRICS and its definition in docs/concepts.md.
 """
 
 from __future__ import annotations

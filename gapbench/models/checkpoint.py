@@ -11,6 +11,25 @@ from gapbench.models import torchvision_shim
 from gapbench.types import GapbenchError
 
 
+def device_here(who: str, device: str) -> str:
+    """A device as torch names it, where `auto` is a GPU if there is one, else the CPU.
+
+    Raises GapbenchError where torch does not see it on this machine.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if device == "auto":
+        return "cuda" if gpus else "cpu"
+    kind, _, number = device.partition(":")
+    seen = {"cuda": gpus, "mps": int(torch.backends.mps.is_available())}
+    if int(number or 0) >= seen.get(kind, 1):
+        raise GapbenchError(
+            f"{who}: --device {device}: torch does not see it on this machine; use --device cpu"
+        )
+    return device
+
+
 def model_type(folder: Path) -> str | None:
     """What a folder's config.json says it holds."""
     kind = read_object(folder / "config.json").get("model_type")

@@ -61,11 +61,13 @@ def _notes(run: Run, judges: list[str | None]) -> list[str]:
 
 def _abstentions(who: str, frame: pd.DataFrame, side: str) -> list[str]:
     """A warning where more than half of the verdicts were abstentions, with the main reason."""
-    reasons = [reason for reason in frame.get(f"{side}_reason", ()) if isinstance(reason, str)]
-    if 2 * len(reasons) <= len(frame):
+    if not len(frame):
         return []
-    reason, count = Counter(reasons).most_common(1)[0]
+    reasons = Counter(frame.loc[frame[side].isna(), f"{side}_reason"].dropna())
+    if 2 * reasons.total() <= len(frame):
+        return []
+    [(reason, count)] = reasons.most_common(1)
     return [
-        f"WARNING: {len(reasons)} of {len(frame)} {who} are abstentions; the commonest reason, "
+        f"WARNING: {reasons.total()} of {len(frame)} {who} are abstentions; the commonest reason, "
         f"{count} times, is: {reason}"
     ]

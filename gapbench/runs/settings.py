@@ -98,11 +98,11 @@ def checked(of: Callable[..., object], values: Mapping[str, Any]) -> dict[str, A
 Recipe = Annotated[Mapping[str, object] | None, Option("--set", parser=pairs, metavar="KEY=VALUE", help="Change one sampling parameter of the model, such as guidance=4. Can be repeated. Starts a separate run.")]
 Judges = Annotated[Sequence[str] | None, Option("--judge", parser=names, show_default="set by each task", help="Outside judges, separated by commas.")]
 Device = Annotated[str, Option(parser=device_name, help="Where the model runs: auto, cpu, cuda, cuda:1 or mps.")]
-Dtype = Annotated[Literal["auto", "float64", "float32", "bfloat16", "float16"], Option(help="Data type of the model's weights and computation.")]
+Dtype = Annotated[Literal["auto", "float64", "float32", "bfloat16", "float16"], Option(help="Data type of the model's weights and computation. Another one starts a separate run.")]
 Limit = Annotated[int | None, Option(min=1, show_default="all", help="Use at most this many prompts of each task, spread evenly over its categories.")]
 Offline = Annotated[bool, Option("--offline", help="Do not use the network.")]
-MODEL = "The model: a name (see `gapbench models`), a checkpoint folder, or my_package.module:Class."
-TASKS = "What to measure: all, a tier (easy, medium, hard), a task, task/category, or a task folder; separate several with commas."
+MODEL = "The model: a name (see `gapbench models`), a checkpoint folder, images:FOLDER, server:URL#MODEL, or my_package.module:Class."
+TASKS = "What to measure: all, a tier of every task (easy, medium, hard), a task, task/category, or a task folder; separate several with commas."
 
 
 @dataclass(frozen=True)

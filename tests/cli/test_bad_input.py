@@ -144,6 +144,14 @@ def garbage() -> Iterator[str]:
     server.server_close()
 
 
+@pytest.mark.parametrize(
+    "command", [("run", "--limit", "1"), ("run", "--dry-run"), ("fix", "sft", "--out", "fixed")]
+)
+def test_a_device_that_is_not_here_is_one_line(cli: Cli, command: tuple[str, ...]) -> None:
+    done = cli(*command, "--device", "cuda:99")
+    refused(done, "--device cuda:99: torch does not see it on this machine; use --device cpu")
+
+
 def test_a_server_of_garbage_costs_its_own_verdicts_alone(
     cli: Cli, tmp_path: Path, user_task: Callable[..., Path], garbage: str
 ) -> None:

@@ -54,7 +54,14 @@ def test_a_judge_that_mostly_abstains_is_told_with_its_reason(odd: Make) -> None
     assert many in text
     assert "the commonest reason, 7 times, is: <img" in text
     few.folder.append(
-        Verdict(image=image, question=question, judge="pixel", fingerprint="pixel", verdict=1)
+        Verdict(
+            image=image,
+            question=question,
+            judge="pixel",
+            fingerprint="pixel",
+            verdict=0,
+            reason="a 0 may have a reason too",
+        )
         for image, question, judge in list(few.folder.verdicts())[:8]
         if judge == "pixel"
     )

@@ -30,6 +30,7 @@ from gapbench.models.autoregressive.continuations import greedy
 from gapbench.models.autoregressive.decode import Decoder, draw_tokens
 from gapbench.models.autoregressive.sampling import Recipe, logprobs_of
 from gapbench.models.base import IMAGE, Batches, Drawing, Model, require_shared
+from gapbench.models.checkpoint import device_here
 from gapbench.types import GapbenchError
 
 Role = Literal["gen", "und"]
@@ -68,7 +69,7 @@ class AutoregressiveModel(Model, ABC):
         self.name, self.folders = name, folders
         self.pair = folders["gen"] != folders["und"]
         self._sampling = sampling
-        self.device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = device_here(f"model {name}", device)
         small = sum(file.stat().st_size for file in files) < SMALL
         self.batches = Batches.on(self.device, small)
         auto = "bfloat16" if self.device != "cpu" else "float64" if small else "float32"
