@@ -151,7 +151,7 @@ def test_a_file_of_another_digest_is_told_and_not_kept(
     cli: Cli, server: Server, task: Callable[..., Path], tmp_path: Path
 ) -> None:
     said = refusal(cli("prepare", "--tasks", str(task("0" * 64))))
-    assert f"{server.address}plums.txt cannot be had" in said
+    assert f"{server.address}plums.txt cannot be downloaded" in said
     assert f"its sha256 is {SHA256}, expected {'0' * 64}" in said
     assert not list((tmp_path / "cache").rglob("plums.txt"))
 
