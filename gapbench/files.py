@@ -41,7 +41,7 @@ def as_json(value: Any) -> bytes:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """A JSON object. Raises GapbenchError where the file is none or cannot be read."""
+    """A JSON object. Raises GapbenchError where the file is not one or cannot be read."""
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

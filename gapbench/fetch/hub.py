@@ -72,8 +72,8 @@ def fetch(checkpoint: Checkpoint) -> Path:
 
     What is here is used as it is, so that a branch is followed once and no further.
 
-    Raises GapbenchError where a file cannot be had or is not the one named, naming the files and
-    the folder that they belong in; HF_HUB_OFFLINE=1 keeps it off the network.
+    Raises GapbenchError where a file cannot be downloaded or is not the one named. It names the
+    files and the folder that they belong in. HF_HUB_OFFLINE=1 keeps it off the network.
     """
     from huggingface_hub import constants
 
@@ -86,7 +86,7 @@ def fetch(checkpoint: Checkpoint) -> Path:
         )
         place = Path(constants.HF_HUB_CACHE) / f"models--{checkpoint.repo.replace('/', '--')}"
         raise GapbenchError(
-            f"{checkpoint.repo} at {checkpoint.revision} cannot be had "
+            f"{checkpoint.repo} at {checkpoint.revision} cannot be downloaded "
             f"({first_line(error)}); it is {files}; run `gapbench prepare` where "
             f"there is a network, and copy {place} from there"
         ) from error
@@ -132,7 +132,7 @@ def verify(folder: Path, files: Mapping[str, str | None], name: str) -> None:
 def fetch_settings(who: str, repo: str, revision: str | None, patterns: Sequence[str]) -> Path:
     """The snapshot folder of a hub checkpoint with its small files, cached or fetched.
 
-    Raises GapbenchError, for `who`, where they cannot be had.
+    Raises GapbenchError, for `who`, where they cannot be downloaded.
     """
     from huggingface_hub import snapshot_download
 
@@ -146,13 +146,13 @@ def fetch_settings(who: str, repo: str, revision: str | None, patterns: Sequence
         at = f" at {revision}" if revision else ""
         why = first_line(error)
         raise GapbenchError(
-            f"{who}: {repo}{at} cannot be had ({why}); with a network, run `gapbench prepare`, or "
-            "give a folder"
+            f"{who}: {repo}{at} cannot be downloaded ({why}); with a network, run `gapbench "
+            "prepare`, or give a folder"
         ) from error
 
 
 def whole(repo: str, license: str, folder: Path, patterns: Sequence[str]) -> Checkpoint:
-    """What is to be had of a hub checkpoint: its settings, and the weights that these name."""
+    """What a hub checkpoint has: its settings, and the weights that these name."""
     settings = {file.name for pattern in patterns for file in folder.glob(pattern)}
     shards, size = _index(folder / "model.safetensors.index.json")
     files = dict.fromkeys(sorted({*settings, *(shards or ["model.safetensors"])}))

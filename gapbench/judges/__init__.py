@@ -37,7 +37,7 @@ def judge_names() -> list[str]:
 def load_judge(spec: str, device: str = "auto") -> Judge:
     """A judge by NAME or NAME:ARGUMENT, such as human:labels.csv; weights come in at first use.
 
-    Raises GapbenchError where there is none of that name, or it does not take the argument.
+    Raises GapbenchError where no judge has that name, or it does not take the argument.
     """
     name, colon, argument = spec.partition(":")
     factory: Any = None

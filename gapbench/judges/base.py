@@ -60,4 +60,4 @@ class Judge:
         return None
 
     def release(self) -> None:
-        """Free weights and device memory; nothing where there are none."""
+        """Free weights and device memory, if it has any."""

@@ -93,7 +93,7 @@ def trouble(requirement: Mapping[str, Any]) -> str | None:
         if not isinstance(item.get("count"), int) or item["count"] < 1:
             return f"no count of at least 1 in {item!r}"
         if "color" in item and item["color"] not in COLORS:
-            return f"{item['color']!r} is none of the ten colours"
+            return f"{item['color']!r} is not one of the ten colours"
         if "position" in item:
             match item["position"]:
                 case [str(relation), int(target)]:

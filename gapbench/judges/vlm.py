@@ -69,7 +69,7 @@ class VlmJudge(Judge):
 
     `device` is `auto` (all GPUs there are, else the CPU) or one device of torch. Settings files are
     read at once, weights at the first verdict; code that comes with a checkpoint is never run.
-    Raises GapbenchError where the checkpoint cannot be had or is of another kind.
+    Raises GapbenchError where the checkpoint is not available or is of another kind.
     """
 
     def __init__(self, argument: str | None = None, device: str = "auto") -> None:

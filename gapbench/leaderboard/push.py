@@ -40,7 +40,7 @@ def plan(folder: Path, repo: str) -> Push:
     """What pushing a folder to a repository OWNER/NAME would send; touches no network.
 
     Raises GapbenchError for a folder that is neither a run nor a checkpoint, for a link in it, and
-    for a name that is none.
+    for another form of name.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII):
         raise GapbenchError(f"--repo {repo}: give OWNER/NAME")

@@ -136,7 +136,7 @@ def _said_in(prompt: Prompt) -> str:
 
 
 def _origins(run: Run, checkpoint: str | None, test_model: bool) -> list[Origin]:
-    """Where the run's weights are to be had, pinned."""
+    """Where others can download the run's weights, pinned."""
     name, meta = str(run.folder.meta["model"]), run.folder.meta
     fingerprint = meta["identity"]["model"]
     if checkpoint is not None:

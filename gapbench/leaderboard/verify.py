@@ -173,8 +173,8 @@ def check_images(
     its model and of those of its tasks' judges that are here whole; `run` is a run folder with the
     images.
 
-    `model` is what --model takes where the card's is none; `draw` seeds the choice. Raises
-    GapbenchError where the submission's files or the weights are not the ones.
+    `model` is what --model takes where the card names no model that can be loaded; `draw` seeds the
+    choice. Raises GapbenchError where the submission's files or the weights are other ones.
     """
     from gapbench.judges.own import OwnJudge
     from gapbench.models import load_model

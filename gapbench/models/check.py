@@ -114,7 +114,7 @@ def _describes(model: Model) -> None:
     _expect(bool(model.name), "its name is empty")
     _expect(isinstance(model.fingerprint, str) and len(model.fingerprint) >= 8, "no fingerprint")
     for unknown in sorted(set(model.capabilities) - set(CAPABILITIES)):
-        raise Broken(f"capability {unknown!r} is none of {', '.join(CAPABILITIES)}")
+        raise Broken(f"capability {unknown!r} is not one of {', '.join(CAPABILITIES)}")
     for name in model.capabilities:
         for method in CAPABILITIES[name].methods:
             _expect(has_own(model, method), f"it says {name} and has no {method}")

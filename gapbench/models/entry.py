@@ -62,7 +62,7 @@ class Entry:
     capabilities: frozenset[str]
     recipe: Mapping[str, Any]
     source: str
-    convention: str = "uncond + guidance * (cond - uncond); 1 is none"
+    convention: str = "uncond + guidance * (cond - uncond); 1 is no guidance"
     needs: Mapping[str, Checkpoint] = field(default_factory=dict)
     pair: bool = False
     folder: Path | None = None

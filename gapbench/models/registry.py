@@ -122,7 +122,7 @@ MODELS: Final[dict[str, Entry]] = {
             "negative": EMU3_NEGATIVE,
         },
         source="baaivision/Emu3 f6ea9aa, image_generation.py; image_area from processing_emu3.py",
-        convention="uncond + guidance * (cond - uncond), uncond reading `negative`; 1 is none",
+        convention="uncond + guidance * (cond - uncond), uncond reads `negative`; 1 is no guidance",
         needs={
             "gen": hub("BAAI/Emu3-Gen-hf", "Apache-2.0", 17.5),
             "und": hub("BAAI/Emu3-Chat-hf", "Apache-2.0", 17.5),

@@ -63,8 +63,8 @@ class ServerModel(Model):
     `recipe` are fields of the image request; --set adds any that the server knows, and texts are
     read as JSON where they are. Each request asks for one image with a seed of its own. What the
     server runs under a model's name is its own: the fingerprint holds the address and the name.
-    The other arguments are gapbench.client's. Raises GapbenchError for an address that is none, or
-    a field that is gapbench's to set.
+    The other arguments are gapbench.client's. Raises GapbenchError for something that is not an
+    address, or a field that is gapbench's to set.
     """
 
     reads_words = True
@@ -132,7 +132,7 @@ class ServerModel(Model):
     def check_seeds(self, prompt: str, seed: int) -> str | None:
         """What is wrong with the server's seeds, or None: it draws one image twice.
 
-        A first image that cannot be had says nothing here; drawing will.
+        If the first image cannot be drawn, it says nothing here; drawing will.
         """
         pair = [partial(self._draw, prompt, seed)] * 2
         first, second = self._client.together(pair)

@@ -32,7 +32,7 @@ def figure(
 
 
 def thumbnail(data: bytes, sha256: str) -> str:
-    """A small picture as a data address. Raises GapbenchError where it is none."""
+    """A small picture as a data address. Raises GapbenchError where the bytes are not a picture."""
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
             if max(picture.size) <= SIDE and len(data) <= LARGEST:

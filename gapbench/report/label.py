@@ -92,7 +92,7 @@ class Labels:
 def serve(labels: Labels, port: int = 0) -> Iterator[tuple[str, Callable[[], None]]]:
     """Gives the page's address and what serves it until a signal. `port` 0 takes a free one.
 
-    Raises GapbenchError where the port cannot be had.
+    Raises GapbenchError where the port cannot be opened.
     """
     token = secrets.token_urlsafe(24)
     script, style = asset("report/label.js"), asset("report/label.css")
@@ -107,7 +107,7 @@ def serve(labels: Labels, port: int = 0) -> Iterator[tuple[str, Callable[[], Non
     try:
         server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     except (OSError, OverflowError) as error:
-        raise GapbenchError(f"--port {port} cannot be had ({error}); try another") from error
+        raise GapbenchError(f"--port {port} cannot be opened ({error}); try another") from error
     with server:
         yield f"http://127.0.0.1:{server.server_port}/{token}/", server.serve_forever
 
@@ -160,7 +160,7 @@ class _Handler(BaseHTTPRequestHandler):
             if type(item) is not int or not 0 <= item < len(self.served.items):
                 raise ValueError(f"there is no item {item!r}")
             if label not in WORDS:
-                raise ValueError(f"label {label!r} is none of {', '.join(WORDS)}")
+                raise ValueError(f"label {label!r} is not one of {', '.join(WORDS)}")
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             self._json(400, {"error": f"not a label: {error}"})
             return

@@ -83,7 +83,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
-        """An existing run. Raises GapbenchError where it is none, or of another format."""
+        """An existing run. Raises GapbenchError where there is no run, or one of another format."""
         file = path / "run.json"
         if not file.exists():
             raise GapbenchError(f"{file}: cannot be read; is {path} a run folder?")

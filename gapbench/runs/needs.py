@@ -65,7 +65,7 @@ def needs(
     """What the named models and tasks, and the tasks' own judges or the named ones, need; each
     thing once.
 
-    Raises GapbenchError for a name that is none.
+    Raises GapbenchError for an unknown name.
     """
     wanted: dict[Source | Checkpoint | Copy, str] = {}
     for name in models:

@@ -130,7 +130,7 @@ def malformed(requirement: Mapping[str, Any]) -> str | None:
             return f"{item!r} has no count"
         for key, values in known.items():
             if key in item and item[key] not in values:
-                return f"{key} {item[key]!r} is none of {', '.join(values)}"
+                return f"{key} {item[key]!r} is not one of {', '.join(values)}"
         match item.get("position", "anywhere"):
             case "anywhere":
                 pass

@@ -355,7 +355,7 @@ def test_hub_checkpoints_come_from_the_cache_at_their_commit(
     assert lines[0] == "vlm-tiny-vl True", done.stderr
     names = sorted(file.name for file in tiny_qwen.iterdir())
     assert lines[1] == f"{names} unknown"
-    assert f"{MODELS['72b'].repo} at {MODELS['72b'].revision} cannot be had" in lines[2]
+    assert f"{MODELS['72b'].repo} at {MODELS['72b'].revision} cannot be downloaded" in lines[2]
     assert f"{MODELS['7b'].repo} at" in lines[3]
-    assert lines[4].startswith("judge vlm: some/other cannot be had")
+    assert lines[4].startswith("judge vlm: some/other cannot be downloaded")
     assert len(lines) == 5

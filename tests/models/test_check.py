@@ -303,7 +303,7 @@ def test_a_whole_toy_keeps_every_rule(toys: Path) -> None:
         ("Generous", "sum to one", "over all 8 tokens the probabilities sum to"),
         ("Forgetful", "a saved model is the same", "the saved model draws other images"),
         ("Feverish", "at temperature 0", "at temperature 0 two seeds gave two images"),
-        ("Boastful", "describes itself", "capability 'fly' is none of generate"),
+        ("Boastful", "describes itself", "capability 'fly' is not one of generate"),
         ("Boastful", "tokens and images", "it says image_tokens, and a drawing has none"),
         ("Steep", "have gradients", "logits or answers have no gradient"),
         ("Otherwise", "have gradients", "answer_logprobs is not what judge gives"),

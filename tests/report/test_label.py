@@ -248,8 +248,8 @@ def test_mistakes_are_one_line(
     port = open_page(run).port
     for args, why in (
         (("label", "nowhere"), "is nowhere a run folder"),
-        (("label", str(run), "--port", str(port)), f"--port {port} cannot be had"),
-        (("label", str(run), "--port", "70000"), "--port 70000 cannot be had"),
+        (("label", str(run), "--port", str(port)), f"--port {port} cannot be opened"),
+        (("label", str(run), "--port", "70000"), "--port 70000 cannot be opened"),
         (("label", str(run), "--rater", "a\nb"), "--rater"),
     ):
         done = cli(*args)

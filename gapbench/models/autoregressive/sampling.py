@@ -19,7 +19,7 @@ from gapbench.types import GapbenchError
 class Recipe:
     """Sampling parameters of an autoregressive image model.
 
-    `guidance` follows the Janus convention, uncond + guidance * (cond - uncond), so 1 is none;
+    `guidance` follows the Janus convention, uncond + guidance * (cond - uncond): 1 means none.
     `top_k` 0 and `top_p` 1 keep every token; `temperature` 0 takes the likeliest token.
     """
 

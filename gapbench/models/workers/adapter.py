@@ -1,7 +1,7 @@
 """A model that runs as a process in an environment of its own (see scripts/serve.py).
 
 What a worker has answered is kept whatever happens to it next. A crash, a hang, a lack of memory or
-an answer that is none ends the process; a new one gets what is left, half as much at a time.
+an answer of another form ends the process; a new one gets what is left, half as much at a time.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def _show_o(summary: str, license: str, repo: str, source: str, url: str, commit
         memory="8 GB",
         recipe={"guidance": 5.0, "mask_noise": 1.0, "steps": 50, "size": 512},
         source=source,
-        convention="(1 + guidance) * cond - guidance * uncond; 0 is none, 5 is Janus's 6",
+        convention="(1 + guidance) * cond - guidance * uncond; 0 is no guidance, 5 is Janus's 6",
         needs={
             "model": hub(repo, license, 5.9, "*"),
             "vq": hub("showlab/magvitv2", "Apache-2.0", 0.8, "*"),
@@ -92,7 +92,7 @@ WORKERS: Final[dict[str, Entry]] = {
         memory="18 GB",
         recipe={"guidance": 3.0},
         source="mit-han-lab/vila-u 096623c, generate_image_content's default cfg",
-        convention="uncond + guidance * (cond - uncond); 1 is none",
+        convention="uncond + guidance * (cond - uncond); 1 is no guidance",
         needs={
             "model": hub("mit-han-lab/vila-u-7b-256", "not checked", 14.5, "*"),
             "siglip": hub("google/siglip-large-patch16-256", "Apache-2.0", 0.01, "config.json"),
@@ -120,7 +120,7 @@ WORKERS: Final[dict[str, Entry]] = {
         },
         source="ByteDance-Seed/Bagel 056b5fd, inference.ipynb, text-to-image (the defaults of "
         "inferencer.py are another set)",
-        convention="one scale for the text branch, one for the image branch; 1 is none",
+        convention="one scale for the text branch, one for the image branch; 1 is no guidance",
         needs={"model": hub("ByteDance-Seed/BAGEL-7B-MoT", "Apache-2.0", 29.2, "*")},
         url="https://github.com/ByteDance-Seed/Bagel",
         commit="056b5fd51a88c1eb4547318609e25d40080fcf87",
@@ -135,7 +135,7 @@ WORKERS: Final[dict[str, Entry]] = {
         memory="40 GB",
         recipe={"guidance": 3.0, "steps": 30},
         source="JiuhaiChen/BLIP3o 4689ec3, inference.py; steps from sample_images()",
-        convention="of the diffusion decoder; 1 is none",
+        convention="of the diffusion decoder; 1 is no guidance",
         needs={
             "model": hub("BLIP3o/BLIP3o-Model-8B", "Apache-2.0", 35.0, "*"),
             "processor": hub(
