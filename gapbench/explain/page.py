@@ -267,14 +267,14 @@ def _pictures(explanation: Explanation) -> list[dict[str, str]]:
     shown = []
     for t in members:
         near = t["similarity"]
-        text, picture = explanation.trained(near["row"])
-        buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
+        row, buffer = explanation.rows[near["row"]], io.BytesIO()
+        row["image"].convert("RGB").save(buffer, "PNG")
+        drawn = explanation.before.folder.image_bytes(t["image"])
         shown.append(
             {
                 "text": t["text"],
-                "image": thumbnail(explanation.drawn(t["image"]), t["image"]),
-                "near_text": text,
+                "image": thumbnail(drawn, t["image"]),
+                "near_text": row["prompt"],
                 "near_image": thumbnail(
                     buffer.getvalue(), f"row {near['row']} of the training set"
                 ),

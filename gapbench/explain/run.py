@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
-from PIL import Image
 
 from gapbench.comparison.compare import cross, pair_runs
 from gapbench.engines.local import work
@@ -32,6 +31,7 @@ from gapbench.runs.settings import Progress, silent
 from gapbench.types import GapbenchError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from datasets import Dataset
 
 FORMAT: Final = 1
@@ -44,16 +44,13 @@ BATCH: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What was found, as explain.json holds it, and the folder that it lies in.
-
-    `drawn` gives the file of an image of BEFORE by its digest, `trained` the prompt and the picture
-    of a row of the training set.
-    """
+    """What was found, as explain.json holds it, the folder that it lies in, the run of BEFORE and
+    the training set."""
 
     folder: Path
     results: dict[str, Any]
-    drawn: Callable[[str], bytes]
-    trained: Callable[[int], tuple[str, Image.Image]]
+    before: Run
+    rows: Dataset
 
 
 def explain(
@@ -96,20 +93,11 @@ def explain(
         raise GapbenchError(
             f"{runs.before.path} lacks own or outside verdicts; gapbench explain starts from both"
         )
-    frame = coded(runs.old.assign(tokens=tokens), crossed)
     prompts = runs.before.plan.prompts
-    tested = choose(frame, prompts, pairs, seed)
     questions = {(p.task, p.id): p.question for p in prompts}
-    images = [
-        _Shown(
-            key=r["key"],
-            text=r["text"],
-            question=questions[r["task"], r["prompt"]],
-            image=r["image"],
-            tokens=r["tokens"],
-        )
-        for r in frame.to_dict("records")
-    ]
+    question = [questions[key] for key in zip(runs.old["task"], runs.old["prompt"], strict=True)]
+    frame = coded(runs.old.assign(tokens=tokens, question=question), crossed)
+    tested = choose(frame, prompts, pairs, seed)
     folder = Path(out) if out else runs.after.path / "explain"
     if folder.exists() and not folder.is_dir():
         raise GapbenchError(f"--out {folder} is a file; give a folder")
@@ -121,7 +109,7 @@ def explain(
     }
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     journal = Journal(folder / "work" / f"{name}.jsonl")
-    explaining = _Explaining(runs.before, images, tested, rows, journal, seed, progress)
+    explaining = _Explaining(runs.before, frame, tested, rows, journal, seed, progress)
     about = journal.there.get("about")
     if about is None or explaining.left("before"):
         side = Side(made, False, device, dtype, rank, seed)
@@ -143,23 +131,7 @@ def explain(
         **evidence.gather(frame, tested, journal.there, about["layers"]),
     }
     write_json(folder / "explain.json", results)
-
-    def trained(number: int) -> tuple[str, Image.Image]:
-        row = rows[number]
-        return str(row["prompt"]), row["image"].convert("RGB")
-
-    return Explanation(folder, results, runs.before.folder.image_bytes, trained)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Shown:
-    """An image of BEFORE with its prompt and question."""
-
-    key: str
-    text: str
-    question: str
-    image: str
-    tokens: str
+    return Explanation(folder, results, runs.before, rows)
 
 
 class _Explaining:
@@ -168,10 +140,11 @@ class _Explaining:
     check, align/KEY its gradients after."""
 
     def __init__(
-        self, run: Run, images: Sequence[_Shown], tested: Sequence[Tested], rows: Dataset,
+        self, run: Run, frame: pd.DataFrame, tested: Sequence[Tested], rows: Dataset,
         journal: Journal, seed: int, progress: Progress,
     ) -> None:  # fmt: skip
-        self.folder, self.images, self.tested, self.rows = run.folder, images, tested, rows
+        self.folder, self.tested, self.rows = run.folder, tested, rows
+        self.images = list(frame.itertuples())
         self.journal, self.seed, self.progress = journal, seed, progress
         self._plain = rows.select_columns(["prompt", "tokens"])
 
@@ -216,7 +189,7 @@ class _Explaining:
         )  # fmt: skip
 
         @torch.no_grad()
-        def do(batch: Sequence[_Shown]) -> tuple[list[float], list[float]]:
+        def do(batch: Sequence[Any]) -> tuple[list[float], list[float]]:
             tokens = np.stack([self.folder.tokens(each.tokens) for each in batch])
             pictures = [self.folder.image(each.image) for each in batch]
             return (
@@ -224,7 +197,7 @@ class _Explaining:
                 heads.verdicts(pictures, [each.question for each in batch]).tolist(),
             )
 
-        def keep(batch: Sequence[_Shown], columns: tuple[list[float], list[float]]) -> None:
+        def keep(batch: Sequence[Any], columns: tuple[list[float], list[float]]) -> None:
             values = zip(batch, *columns, strict=True)
             self.journal.add({f"{stage}/{each.key}": both for each, *both in values})
 
