@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from gapbench.files import write_atomic
-from gapbench.leaderboard.submission import Submission
+from gapbench.leaderboard.submission import Submission, frame
 from gapbench.metrics import rates
 from gapbench.metrics.metric import METRICS, shown_in
 from gapbench.metrics.ranking import Standing, standings
@@ -22,7 +22,10 @@ from gapbench.types import TIERS, GapbenchError, Rates
 if TYPE_CHECKING:
     import pandas as pd
 
-PAPER: Final = "Han et al., arXiv 2507.16663"
+REPORTED: Final = (
+    "Percent, as Han et al., arXiv 2507.16663 reports them (means over a benchmark's categories); "
+    "neither measured nor ranked here."
+)
 ABOUT: Final = (
     "Percent, with 95 % intervals over prompts and the counts behind each figure. Ranked by "
     "`unified`: images that the model draws right by the outside judge and accepts itself, minus "
@@ -108,8 +111,9 @@ def _units(submission: Submission) -> dict[str, Unit]:
 
 def _boards(chosen: frozenset[Unit], members: Mapping[str, Submission], test: bool) -> list[Board]:
     tasks = sorted(unit[0] for unit in chosen)
-    frames = {name: entry.frame() for name, entry in members.items()}
-    frames = {name: frame[frame["task"].isin(tasks)] for name, frame in frames.items()}
+    frames = {
+        name: frame(entry.rows[entry.rows["task"].isin(tasks)]) for name, entry in members.items()
+    }
     whole = ", ".join(f"{unit[0]} {unit[1]}" for unit in sorted(chosen))
     # The same judge with other weights or rules is another board, so its fingerprint is told.
     judges = sorted(
@@ -118,7 +122,7 @@ def _boards(chosen: frozenset[Unit], members: Mapping[str, Submission], test: bo
     )
     own = {"self": "probabilities", "self-text": "words"}[next(iter(chosen))[3]]
     title = f"{whole}; outside judge {', '.join(judges)}; own verdicts by {own}"
-    tiers = [t for t in TIERS if any((frame["tier"] == t).any() for frame in frames.values())]
+    tiers = [t for t in TIERS if any((images["tier"] == t).any() for images in frames.values())]
     levels = ["overall", *(tiers if len(tiers) > 1 else [])]
     figures = {name: rates(frame) for name, frame in frames.items()}
     return [
@@ -241,15 +245,8 @@ def markdown(entries: Sequence[Submission]) -> str:
             parts += [f"### {board.title}", _pipe(titles(), [row.cells for row in board.rows])]
     if any(s.card.pair for s in entries):
         parts.append(f"\\* {PAIR}")
-    parts += ["## Reported elsewhere", _reported(), _pipe(*published())]
+    parts += ["## Reported elsewhere", REPORTED, _pipe(*published())]
     return "\n\n".join(parts) + "\n"
-
-
-def _reported() -> str:
-    return (
-        f"Percent, as {PAPER} reports them (means over a benchmark's categories); neither measured "
-        "nor ranked here."
-    )
 
 
 def _pipe(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -264,6 +261,6 @@ def page(entries: Sequence[Submission]) -> str:
     heads, rows = published()
     return template("leaderboard/board.html").render(
         about=ABOUT.replace("`", ""), boards=boards(entries), titles=titles(), submissions=entries,
-        reported=_reported(), published_titles=heads, published=rows, script=script, style=style,
+        reported=REPORTED, published_titles=heads, published=rows, script=script, style=style,
         policy=policy(script, style), pair=PAIR if any(s.card.pair for s in entries) else "",
     )  # fmt: skip
