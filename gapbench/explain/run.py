@@ -21,10 +21,9 @@ from gapbench.comparison.compare import cross, pair_runs
 from gapbench.engines.local import work
 from gapbench.explain import evidence, similarity
 from gapbench.explain.groups import Tested, choose, coded
-from gapbench.explain.journal import Journal
 from gapbench.explain.kernel import Gradient, Heads, Tokens, first_order
 from gapbench.explain.sides import Side, find_fix, rank_for, summary, training_rows
-from gapbench.files import write_json
+from gapbench.files import Journal, write_json
 from gapbench.models.base import require
 from gapbench.runs.run import Run, open_run
 from gapbench.runs.settings import Progress, silent
@@ -111,14 +110,14 @@ def explain(
     journal = Journal(folder / "work" / f"{name}.jsonl")
     explaining = _Explaining(runs.before, frame, tested, rows, journal, seed, progress)
     about = journal.there.get("about")
-    if about is None or explaining.left("before"):
+    if about is None or explaining.left("value-before", "pair", "step"):
         side = Side(made, False, device, dtype, rank, seed)
         about = {**summary(made, side.heads, rank), "dtype": side.dtype}
         about["encoder"] = explaining.before(side, encoder)
         about["layers"] = side.heads.layers
         journal.add({"about": about})
         side.release()
-    if explaining.left("after"):
+    if explaining.left("value-after", "align"):
         side = Side(made, True, device, dtype, rank, seed)
         explaining.after(side)
         side.release()
@@ -143,25 +142,29 @@ class _Explaining:
         self, run: Run, frame: pd.DataFrame, tested: Sequence[Tested], rows: Dataset,
         journal: Journal, seed: int, progress: Progress,
     ) -> None:  # fmt: skip
-        self.folder, self.tested, self.rows = run.folder, tested, rows
-        self.images = list(frame.itertuples())
-        self.journal, self.seed, self.progress = journal, seed, progress
+        self.folder, self.rows, self.journal = run.folder, rows, journal
+        self.seed, self.progress = seed, progress
+        images = list(frame.itertuples())
+        self.stages: dict[str, Sequence[Any]] = {
+            "value-before": images, "pair": tested, "step": tested[:CHECKED],
+            "value-after": images, "align": tested,
+        }  # fmt: skip
         self._plain = rows.select_columns(["prompt", "tokens"])
 
-    def left(self, when: str) -> bool:
-        """Whether something of a side is still to be computed."""
-        stages = {"before": ("pair", "step"), "after": ("align",)}[when]
-        return bool(
-            self._missing(f"value-{when}", self.images)
-            or any(self._missing(stage, self._of(stage)) for stage in stages)
-        )
+    def left(self, *stages: str) -> list[Any]:
+        """What is still to be computed of some stages: images or tested pairs."""
+        return [
+            each
+            for stage in stages
+            for each in self.stages[stage]
+            if f"{stage}/{each.key}" not in self.journal.there
+        ]
 
     def before(self, side: Side, asked: str | None) -> str:
         """All that is computed under the weights before; gives the encoder's name."""
         self._values("value-before", side.heads)
         encoder = similarity.encoder(asked, side.model)
-        pairs = self._missing("pair", self.tested)
-        if pairs:
+        if pairs := self.left("pair"):
             near = self._nearest(encoder, pairs)
             mean = self._mean_gradient(side.heads)
             self._each("pair", "kernel", lambda t: self._pair(side.heads, t, near[t.key], mean))
@@ -175,18 +178,10 @@ class _Explaining:
 
     # -- stages ----------------------------------------------------------------------------
 
-    def _of(self, stage: str) -> Sequence[Tested]:
-        return self.tested[:CHECKED] if stage == "step" else self.tested
-
-    def _missing(self, stage: str, of: Sequence[Any]) -> list[Any]:
-        return [each for each in of if f"{stage}/{each.key}" not in self.journal.there]
-
     def _values(self, stage: str, heads: Heads) -> None:
-        missing = self._missing(stage, self.images)
-        advance = self.progress(
-            stage.replace("value-", "likelihoods "), len(self.images) - len(missing),
-            len(self.images),
-        )  # fmt: skip
+        missing, total = self.left(stage), len(self.stages[stage])
+        title = stage.replace("value-", "likelihoods ")
+        advance = self.progress(title, total - len(missing), total)
 
         @torch.no_grad()
         def do(batch: Sequence[Any]) -> tuple[list[float], list[float]]:
@@ -204,16 +199,14 @@ class _Explaining:
         work(missing, BATCH, do, keep, advance)
 
     def _each(self, stage: str, title: str, make: Callable[[Tested], Any]) -> None:
-        of = self._of(stage)
-        missing = self._missing(stage, of)
+        missing, total = self.left(stage), len(self.stages[stage])
         if missing:
-            advance = self.progress(title, len(of) - len(missing), len(of))
             work(
                 missing,
                 1,
                 lambda batch: make(batch[0]),
                 lambda batch, value: self.journal.add({f"{stage}/{batch[0].key}": value}),
-                advance,
+                self.progress(title, total - len(missing), total),
             )
 
     def _nearest(

@@ -30,6 +30,11 @@ class Wanted(NamedTuple):
     fingerprint: str
 
 
+def said_in(prompt: Prompt) -> str:
+    """All that a prompt says; as JSON, since a plan is read from it."""
+    return json.dumps(asdict(prompt), sort_keys=True)
+
+
 def extra_judges(card: Card) -> dict[str, str]:
     """Judges beside the tasks' own, with their fingerprints; they judged every image."""
     own = {judge for task in card.tasks.values() for judge in task.judges.values()}
@@ -70,7 +75,7 @@ class Installed:
         """A task's part of a card, as installed."""
         task = self.task(name)
         prompts = task.prompts()
-        lines = "".join(json.dumps(asdict(prompt), sort_keys=True) + "\n" for prompt in prompts)
+        lines = "".join(said_in(prompt) + "\n" for prompt in prompts)
         categories = dict.fromkeys(prompt.category for prompt in prompts)
         return TaskCard(
             version=task.version,

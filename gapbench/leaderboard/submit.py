@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import ValidationError
 
 from gapbench.files import write_atomic
-from gapbench.leaderboard.expected import Installed
+from gapbench.leaderboard.expected import Installed, said_in
 from gapbench.leaderboard.submission import SEED, Card, Origin, contents, name_of, sha256
 from gapbench.leaderboard.verify import TEST_MODELS, check
 from gapbench.models import load_model
 from gapbench.models.registry import MODELS
 from gapbench.runs.run import Run
 from gapbench.tasks.spec import explain
-from gapbench.types import GapbenchError, Prompt
+from gapbench.types import GapbenchError
 
 _CHECKPOINT: Final = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})", re.ASCII)
 
@@ -112,8 +110,8 @@ def _check_tasks(run: Run, installed: Installed) -> None:
             raise GapbenchError(
                 f"{run.path} ran task {name} {version}, installed is {task.version}; run it again"
             )
-        planned = {p.id: _said_in(p) for p in run.plan.prompts if p.task == name}
-        prompts = {p.id: _said_in(p) for p in task.prompts()}
+        planned = {p.id: said_in(p) for p in run.plan.prompts if p.task == name}
+        prompts = {p.id: said_in(p) for p in task.prompts()}
         missing = len(prompts.keys() - planned.keys())
         if missing:
             raise GapbenchError(
@@ -127,11 +125,6 @@ def _check_tasks(run: Run, installed: Installed) -> None:
                 f"{run.path} is not complete: {run.plan.samples[name]} images a prompt, task "
                 f"{name} has {task.samples}; run without --samples"
             )
-
-
-def _said_in(prompt: Prompt) -> str:
-    """All that a prompt says; as JSON, since a plan was read from it."""
-    return json.dumps(asdict(prompt), sort_keys=True)
 
 
 def _origins(run: Run, checkpoint: str | None, test_model: bool) -> list[Origin]:

@@ -13,7 +13,7 @@ from gapbench import GapbenchError, Prompt
 from gapbench.explain import similarity
 from gapbench.explain.figures import correlation, mean, word
 from gapbench.explain.groups import ALTERNATIVES, choose, coded
-from gapbench.explain.journal import Journal
+from gapbench.files import Journal
 
 
 def prompt(number: int, category: str) -> Prompt:
