@@ -315,7 +315,7 @@ def _odds(logprobs: Any) -> tuple[float, float] | None:
             for likely in places[index]["top_logprobs"]:
                 value = likely["logprob"]
                 if likely["token"].strip() in odds and math.isfinite(value):
-                    odds[likely["token"].strip()].append(value)
+                    odds[likely["token"].strip()].append(float(value))
             if all(odds.values()):
                 no, yes = (float(np.logaddexp.reduce(odds[digit])) for digit in "01")
                 return no, yes

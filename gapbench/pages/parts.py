@@ -13,11 +13,10 @@ from gapbench.types import GapbenchError
 SIDE: Final = 160
 LARGEST: Final = 7000
 """Bytes a thumbnail takes at most: 2,000 of them in base64 are 18.7 MB."""
-Table = tuple[list[str], list[list[str]]]
 
 
 def figure(
-    name: str, title: str, about: str, plot: Plot | None, table: Table | tuple[list[str], list[Any]]
+    name: str, title: str, about: str, plot: Plot | None, table: tuple[list[str], list[Any]]
 ) -> dict[str, Any]:
     """A section of a page, as the template's macro takes it."""
     return {"name": name, "title": title, "about": about, "plot": plot, "table": table}

@@ -99,8 +99,8 @@ def estimate(prepared: Prepared) -> Estimate:
             costs.append(f"{judge.name}: {cost}")
         elif count:
             seconds += count * _each(partial(judge.judge, images, prompts), len(sample))
-    size = sum(_bytes(drawing) for drawing in drawings) / len(drawings)
-    size = round(len(missing) * size + verdicts * 900)
+    image = sum(_bytes(drawing) for drawing in drawings) / len(drawings)
+    size = round(len(missing) * image + verdicts * 900)
     return Estimate(len(missing), own, verdicts - own, seconds, size, tuple(costs))
 
 
