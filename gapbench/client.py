@@ -21,6 +21,7 @@ from io import BytesIO
 from typing import Any, Final, Literal, TypeVar
 
 import httpx
+import numpy as np
 import tenacity
 from PIL import Image
 
@@ -314,16 +315,11 @@ def _odds(logprobs: Any) -> tuple[float, float] | None:
             for likely in places[index]["top_logprobs"]:
                 value = likely["logprob"]
                 if likely["token"].strip() in odds and math.isfinite(value):
-                    odds[likely["token"].strip()].append(value)
+                    odds[likely["token"].strip()].append(float(value))
             if all(odds.values()):
-                return _log_sum(odds["0"]), _log_sum(odds["1"])
+                no, yes = (float(np.logaddexp.reduce(odds[digit])) for digit in "01")
+                return no, yes
             return None
     except (LookupError, TypeError, AttributeError, ValueError, OverflowError):
         pass  # not of the documented form: then the words decide
     return None
-
-
-def _log_sum(logprobs: Sequence[float]) -> float:
-    """Log of the summed probabilities; servers write very small ones as -9999."""
-    largest = max(logprobs)
-    return largest + math.log(sum(math.exp(value - largest) for value in logprobs))

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -105,6 +105,41 @@ def drop_torn_line(file: Path) -> None:
         if end and opened.read(1) != b"\n":
             opened.seek(0)
             opened.truncate(opened.read().rfind(b"\n") + 1)
+
+
+class Journal:
+    """Values by key in an append-only file, a JSON line each: what a stopped command goes on from.
+
+    `there` holds what is known; a last line that a crash tore is dropped. Raises GapbenchError
+    where the file cannot be read or written.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            drop_torn_line(file)
+            self.there: dict[str, Any] = dict(read_lines(file, _pair))
+        except OSError as error:
+            raise GapbenchError(
+                f"{file}: cannot be read or made ({error}); remove it and run the same command "
+                "again"
+            ) from error
+
+    def add(self, records: Mapping[str, Any]) -> None:
+        """Keep values: on disk when this returns."""
+        self.there |= records
+        try:
+            append_lines(self._file, records.items())
+        except OSError as error:
+            raise GapbenchError(
+                f"{self._file}: {error}; make room or mend it, then run the same command again"
+            ) from error
+
+
+def _pair(row: Any) -> tuple[str, Any]:
+    key, value = row
+    return key, value
 
 
 def digest(header: str, files: Iterable[Path], root: Path | None = None) -> str:

@@ -215,7 +215,9 @@ def cross(pair: Pair, models: Sequence[str], progress: Progress) -> list[float] 
                 f"{pair.after.path}: its verdicts in words follow older rules of reading; run its "
                 "`gapbench run` command again, so that they follow today's"
             )
-        judge_images("verdicts of AFTER", judge, pair.before.folder, asked, progress)
+        folder = pair.before.folder
+        with folder.lock():
+            judge_images("verdicts of AFTER", judge, folder, asked, "auto", progress)
         judge.release()
         there = pair.before.folder.verdicts()
     verdicts = [there[key].verdict for key in keys]

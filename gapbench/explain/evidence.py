@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from gapbench.explain.figures import Correlation, Mean, correlation, mean, plain, word
+from gapbench.explain.figures import Correlation, Mean, correlation, mean, word
 from gapbench.explain.groups import CORRECTED, Tested
 from gapbench.metrics.paired import holm
 
@@ -24,6 +24,7 @@ PIECES: Final = {
     "likelihood": "corrected images became less likely",
     "together": "likelihood and verdict moved together",
 }
+HEADS: Final = ("likelihood", "verdict")
 Records = Mapping[str, Any]
 
 
@@ -50,14 +51,11 @@ def gather(
     }
     ps = holm([figure["p"] if figure else None for figure in raw.values()])
     adjusted = dict(zip(raw, ps, strict=True))
-    evidence = {
-        name: {
-            "says": PIECES[name],
-            "verdict": word(_middle(figure), adjusted[name]),
-            "p_holm": adjusted[name],
-        }
-        for name, figure in raw.items()
-    }
+    evidence = {}
+    for name, figure in raw.items():
+        value = figure and figure["rho" if "rho" in figure else "value"]
+        verdict = word(value, adjusted[name])
+        evidence[name] = {"says": PIECES[name], "verdict": verdict, "p_holm": adjusted[name]}
     return {
         "layers": list(layers),
         "groups": {
@@ -81,65 +79,60 @@ def gather(
 
 
 def _values(frame: pd.DataFrame, records: Records) -> pd.DataFrame:
-    """A row an image: key, text, group, and both values before and after in nats."""
-    rows = []
-    for key, text, category, group in zip(
-        frame["key"], frame["text"], frame["category"], frame["group"], strict=True
-    ):
-        old, new = records[f"value-before/{key}"], records[f"value-after/{key}"]
-        rows.append(
-            {
-                "key": key, "text": text, "category": category, "group": group,
-                "likelihood_before": old[0], "likelihood_after": new[0],
-                "verdict_before": old[1], "verdict_after": new[1],
-                "likelihood": new[0] - old[0], "verdict": new[1] - old[1],
-            }
-        )  # fmt: skip
-    return pd.DataFrame(rows)
+    """A row an image: key, text, category, group, and both values before, after and their change,
+    in nats."""
+    values = frame[["key", "text", "category", "group"]].reset_index(drop=True)
+    for when in ("before", "after"):
+        known = np.array([records[f"value-{when}/{key}"] for key in values["key"]], dtype=float)
+        values[[f"{head}_{when}" for head in HEADS]] = known.reshape(-1, 2)
+    for head in HEADS:
+        values[head] = values[f"{head}_after"] - values[f"{head}_before"]
+    return values
+
+
+def _mean(values: Sequence[float], tested: Sequence[Tested]) -> Mean:
+    """Of a value for each tested pair, over their prompts."""
+    return mean(values, [t.text for t in tested])
 
 
 def _similarity(
     members: Sequence[Tested], tested: Sequence[Tested], records: Records
 ) -> dict[str, Any]:
     controls = {t.matched: t for t in tested if t.matched is not None}
+    paired = [t for t in members if t.key in controls]
+    others = [controls[t.key] for t in paired]
     cells = {}
     for kind in ("prompt", "image"):
-
-        def cosine(t: Tested, kind: str = kind) -> float:
-            return float(records[f"pair/{t.key}"]["similarity"][kind])
-
-        paired = [t for t in members if t.key in controls]
-        others = [controls[t.key] for t in paired]
-        differences = [cosine(t) - cosine(o) for t, o in zip(paired, others, strict=True)]
+        cosine = {t.key: float(records[f"pair/{t.key}"]["similarity"][kind]) for t in tested}
+        differences = [cosine[t.key] - cosine[controls[t.key].key] for t in paired]
         cells[kind] = {
-            "corrected": asdict(mean([cosine(t) for t in members], _texts(members))),
-            "control": asdict(mean([cosine(t) for t in others], _texts(others))),
-            "difference": asdict(mean(differences, _texts(paired))),
+            "corrected": _mean([cosine[t.key] for t in members], members),
+            "control": _mean([cosine[t.key] for t in others], others),
+            "difference": _mean(differences, paired),
         }
     return cells
 
 
 def _kernel(tested: Sequence[Tested], records: Records, layers: Sequence[str]) -> dict[str, Any]:
     """Of tested pairs, each with its nearest training pair: norms, entries and their signs."""
-    texts = _texts(tested)
     pairs = [records[f"pair/{t.key}"] for t in tested]
+
+    def others(norms: Sequence[float]) -> float:
+        """Mean of the alternatives'."""
+        return float(np.mean(norms[1:])) if norms[1:] else float("nan")
 
     def ratios(norms: Sequence[Sequence[float]]) -> Mean:
         """Of log(own / mean of the alternatives')."""
-        logs = []
-        for own, *others in norms:
-            other = float(np.mean(others)) if others else 0.0
-            logs.append(np.log(own / other) if own > 0 and other > 0 else np.nan)
-        return mean(logs, texts)
+        known = [(each[0], others(each)) for each in norms]
+        logs = [np.log(own / other) if own > 0 and other > 0 else np.nan for own, other in known]
+        return _mean(logs, tested)
 
     figures: dict[str, Any] = {
-        "log_ratio": asdict(ratios([p["norms"] for p in pairs])),
-        "own": asdict(mean([p["norms"][0] for p in pairs], texts)),
-        "alternatives": asdict(
-            mean([np.mean(p["norms"][1:]) if p["norms"][1:] else np.nan for p in pairs], texts)
-        ),
+        "log_ratio": ratios([p["norms"] for p in pairs]),
+        "own": _mean([p["norms"][0] for p in pairs], tested),
+        "alternatives": _mean([others(p["norms"]) for p in pairs], tested),
         "log_ratio_by_layer": {
-            layer: asdict(ratios([[row[place] for row in p["norms_by_layer"]] for p in pairs]))
+            layer: ratios([[row[place] for row in p["norms_by_layer"]] for p in pairs])
             for place, layer in enumerate(layers)
         },
         "forward_against_backward": max(
@@ -154,9 +147,9 @@ def _kernel(tested: Sequence[Tested], records: Records, layers: Sequence[str]) -
     for other in ("nearest", "random", "mean"):
         for head, square in (("likelihood", "drawing"), ("verdict", "judging")):
             cosines = [_cosine(p[other][head], p[square], p[other]["square"]) for p in pairs]
-            raised = [float(sum(p[other][head]) > 0) for p in pairs]
+            raised = [sum(p[other][head]) > 0 for p in pairs]
             figures[f"{other}_{head}"] = {
-                "cosine": asdict(mean(cosines, texts)),
+                "cosine": _mean(cosines, tested),
                 "raised": float(np.mean(raised)) if raised else None,
             }
     return figures
@@ -164,10 +157,7 @@ def _kernel(tested: Sequence[Tested], records: Records, layers: Sequence[str]) -
 
 def _shift(values: pd.DataFrame, tested: Sequence[Tested]) -> dict[str, Any]:
     groups = {
-        group: {
-            head: asdict(mean(rows[head].tolist(), rows["text"].tolist()))
-            for head in ("likelihood", "verdict")
-        }
+        group: {head: mean(rows[head], rows["text"]) for head in HEADS}
         for group, rows in values[values["group"].notna()].groupby("group")
     }
     corrected = values[values["group"] == CORRECTED]
@@ -177,17 +167,15 @@ def _shift(values: pd.DataFrame, tested: Sequence[Tested]) -> dict[str, Any]:
     by_text = dict(zip(values["key"], values["text"], strict=True))
     return {
         "groups": groups,
-        "fall": asdict(mean((-corrected["likelihood"]).tolist(), corrected["text"].tolist())),
-        "fall_below_control": asdict(mean(apart, [by_text[member] for _, member in pairs])),
-        "correlation": plain(_together(values)),
-        "correlation_in_corrected": plain(_together(corrected)),
+        "fall": mean(-corrected["likelihood"], corrected["text"]),
+        "fall_below_control": mean(apart, [by_text[member] for _, member in pairs]),
+        "correlation": _together(values),
+        "correlation_in_corrected": _together(corrected),
     }
 
 
 def _together(values: pd.DataFrame) -> Correlation | None:
-    return correlation(
-        values["likelihood"].tolist(), values["verdict"].tolist(), values["text"].tolist()
-    )
+    return correlation(values["likelihood"], values["verdict"], values["text"])
 
 
 def _first_order(tested: Sequence[Tested], records: Records) -> list[dict[str, Any]]:
@@ -196,7 +184,7 @@ def _first_order(tested: Sequence[Tested], records: Records) -> list[dict[str, A
     steps = [step for t in tested for step in records.get(f"step/{t.key}", ())]
     rows = []
     for share in dict.fromkeys(step["share"] for step in steps):
-        for head in ("likelihood", "verdict"):
+        for head in HEADS:
             mine = [s for s in steps if (s["share"], s["head"]) == (share, head)]
             predicted = np.array([s["predicted"] for s in mine])
             actual = np.array([s["actual"] for s in mine])
@@ -218,37 +206,20 @@ def _alignment(
     tested: Sequence[Tested], stage: str, records: Records, layers: Sequence[str]
 ) -> dict[str, Any]:
     """Cosine of a pair's generation and verdict gradients, and their norms, by layer and in all."""
-    rows, texts = [records[f"{stage}/{t.key}"] for t in tested], _texts(tested)
+    rows = [records[f"{stage}/{t.key}"] for t in tested]
 
-    def part(place: int | None) -> dict[str, Any]:
-        cut = [{k: r[k] if place is None else [r[k][place]] for k in _KINDS} for r in rows]
-        cosines = [_cosine(r["both"], r["drawing"], r["judging"]) for r in cut]
-        return {
-            "cosine": asdict(mean(cosines, texts)),
-            "drawing": asdict(mean([sum(r["drawing"]) ** 0.5 for r in cut], texts)),
-            "judging": asdict(mean([sum(r["judging"]) ** 0.5 for r in cut], texts)),
+    def part(cut: slice) -> dict[str, Any]:
+        cosines = [_cosine(r["both"][cut], r["drawing"][cut], r["judging"][cut]) for r in rows]
+        norms = {
+            head: _mean([sum(r[head][cut]) ** 0.5 for r in rows], tested)
+            for head in ("drawing", "judging")
         }
+        return {"cosine": _mean(cosines, tested), **norms}
 
-    return {
-        "all": part(None),
-        "by_layer": {layer: part(place) for place, layer in enumerate(layers)},
-    }
-
-
-_KINDS: Final = ("both", "drawing", "judging")
+    by_layer = {layer: part(slice(place, place + 1)) for place, layer in enumerate(layers)}
+    return {"all": part(slice(None)), "by_layer": by_layer}
 
 
 def _cosine(both: Sequence[float], one: Sequence[float], two: Sequence[float]) -> float:
     length = (sum(one) * sum(two)) ** 0.5
     return sum(both) / length if length > 0 else float("nan")
-
-
-def _texts(tested: Sequence[Tested]) -> list[str]:
-    return [t.text for t in tested]
-
-
-def _middle(figure: Mapping[str, Any] | None) -> float | None:
-    if figure is None:
-        return None
-    value = figure["value"] if "value" in figure else figure["rho"]
-    return None if value is None else float(value)

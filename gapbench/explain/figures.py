@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from collections.abc import Iterable, Sequence
+from typing import Final, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -12,10 +11,10 @@ import pandas as pd
 ALPHA: Final = 0.05
 FEWEST: Final = 4
 """Prompts that a correlation takes."""
+Series = Sequence[float] | pd.Series
 
 
-@dataclass(frozen=True, slots=True)
-class Mean:
+class Mean(TypedDict):
     """A mean over prompts of each prompt's mean, with Student's 95 % interval and the p of his test
     against 0; interval and p are None for fewer than two prompts, or where they do not vary."""
 
@@ -27,8 +26,7 @@ class Mean:
     prompts: int
 
 
-@dataclass(frozen=True, slots=True)
-class Correlation:
+class Correlation(TypedDict):
     """Pearson's rho over prompts with Fisher's 95 % interval and p, and Spearman's."""
 
     rho: float
@@ -39,7 +37,7 @@ class Correlation:
     prompts: int
 
 
-def mean(values: Sequence[float], prompts: Sequence[str]) -> Mean:
+def mean(values: Series, prompts: Iterable[str]) -> Mean:
     """The prompt is the unit. NaN and infinite values are left out."""
     from scipy import stats
 
@@ -52,12 +50,10 @@ def mean(values: Sequence[float], prompts: Sequence[str]) -> Mean:
         tested = stats.ttest_1samp(each, 0.0)
         low, high = map(float, tested.confidence_interval(0.95))
         p = float(tested.pvalue)
-    return Mean(value, low, high, p, len(frame), len(each))
+    return Mean(value=value, low=low, high=high, p=p, images=len(frame), prompts=len(each))
 
 
-def correlation(
-    one: Sequence[float], two: Sequence[float], prompts: Sequence[str]
-) -> Correlation | None:
+def correlation(one: Series, two: Series, prompts: Iterable[str]) -> Correlation | None:
     """Of prompts' means; None for fewer than four prompts, or where one does not vary."""
     from scipy import stats
 
@@ -68,11 +64,11 @@ def correlation(
     if len(each) < FEWEST or min(np.ptp(each, axis=0)) < 1e-12:
         return None
     pearson = stats.pearsonr(each[:, 0], each[:, 1])
-    low, high = pearson.confidence_interval(0.95)
-    rank = stats.spearmanr(each[:, 0], each[:, 1]).statistic
+    low, high = map(float, pearson.confidence_interval(0.95))
+    rank = float(stats.spearmanr(each[:, 0], each[:, 1]).statistic)
     return Correlation(
-        float(pearson.statistic), float(low), float(high), float(pearson.pvalue), float(rank),
-        len(each),
+        rho=float(pearson.statistic), low=low, high=high, p=float(pearson.pvalue), rank=rank,
+        prompts=len(each),
     )  # fmt: skip
 
 
@@ -83,8 +79,3 @@ def word(value: float | None, p: float | None) -> str:
     if p >= ALPHA:
         return "not shown"
     return "holds" if value > 0 else "reversed"
-
-
-def plain(value: Any) -> Any:
-    """A figure as JSON takes it."""
-    return None if value is None else asdict(value)

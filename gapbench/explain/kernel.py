@@ -97,8 +97,7 @@ class Heads(nn.Module):
 
     def gradient(self, scalar: Tensor) -> Gradient:
         """Of a scalar by the parameters."""
-        gradients = torch.autograd.grad(scalar, list(self.moved.values()), allow_unused=True)
-        return list(gradients)
+        return list(torch.autograd.grad(scalar, list(self.moved.values()), allow_unused=True))
 
     def of_likelihood(self, prompt: str, tokens: Tokens) -> Gradient:
         """grad log p(image | prompt), tokens (T,)."""

@@ -16,22 +16,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
-from PIL import Image
 
 from gapbench.comparison.compare import cross, pair_runs
 from gapbench.engines.local import work
 from gapbench.explain import evidence, similarity
 from gapbench.explain.groups import Tested, choose, coded
-from gapbench.explain.journal import Journal
 from gapbench.explain.kernel import Gradient, Heads, Tokens, first_order
 from gapbench.explain.sides import Side, find_fix, rank_for, summary, training_rows
-from gapbench.files import write_json
+from gapbench.files import Journal, write_json
 from gapbench.models.base import require
 from gapbench.runs.run import Run, open_run
 from gapbench.runs.settings import Progress, silent
 from gapbench.types import GapbenchError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from datasets import Dataset
 
 FORMAT: Final = 1
@@ -44,16 +43,13 @@ BATCH: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What was found, as explain.json holds it, and the folder that it lies in.
-
-    `drawn` gives the file of an image of BEFORE by its digest, `trained` the prompt and the picture
-    of a row of the training set.
-    """
+    """What was found, as explain.json holds it, the folder that it lies in, the run of BEFORE and
+    the training set."""
 
     folder: Path
     results: dict[str, Any]
-    drawn: Callable[[str], bytes]
-    trained: Callable[[int], tuple[str, Image.Image]]
+    before: Run
+    rows: Dataset
 
 
 def explain(
@@ -96,20 +92,11 @@ def explain(
         raise GapbenchError(
             f"{runs.before.path} lacks own or outside verdicts; gapbench explain starts from both"
         )
-    frame = coded(runs.old.assign(tokens=tokens), crossed)
     prompts = runs.before.plan.prompts
-    tested = choose(frame, prompts, pairs, seed)
     questions = {(p.task, p.id): p.question for p in prompts}
-    images = [
-        _Shown(
-            key=r["key"],
-            text=r["text"],
-            question=questions[r["task"], r["prompt"]],
-            image=r["image"],
-            tokens=r["tokens"],
-        )
-        for r in frame.to_dict("records")
-    ]
+    question = [questions[key] for key in zip(runs.old["task"], runs.old["prompt"], strict=True)]
+    frame = coded(runs.old.assign(tokens=tokens, question=question), crossed)
+    tested = choose(frame, prompts, pairs, seed)
     folder = Path(out) if out else runs.after.path / "explain"
     if folder.exists() and not folder.is_dir():
         raise GapbenchError(f"--out {folder} is a file; give a folder")
@@ -121,16 +108,16 @@ def explain(
     }
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     journal = Journal(folder / "work" / f"{name}.jsonl")
-    explaining = _Explaining(runs.before, images, tested, rows, journal, seed, progress)
+    explaining = _Explaining(runs.before, frame, tested, rows, journal, seed, progress)
     about = journal.there.get("about")
-    if about is None or explaining.left("before"):
+    if about is None or explaining.left("value-before", "pair", "step"):
         side = Side(made, False, device, dtype, rank, seed)
         about = {**summary(made, side.heads, rank), "dtype": side.dtype}
         about["encoder"] = explaining.before(side, encoder)
         about["layers"] = side.heads.layers
         journal.add({"about": about})
         side.release()
-    if explaining.left("after"):
+    if explaining.left("value-after", "align"):
         side = Side(made, True, device, dtype, rank, seed)
         explaining.after(side)
         side.release()
@@ -143,23 +130,7 @@ def explain(
         **evidence.gather(frame, tested, journal.there, about["layers"]),
     }
     write_json(folder / "explain.json", results)
-
-    def trained(number: int) -> tuple[str, Image.Image]:
-        row = rows[number]
-        return str(row["prompt"]), row["image"].convert("RGB")
-
-    return Explanation(folder, results, runs.before.folder.image_bytes, trained)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Shown:
-    """An image of BEFORE with its prompt and question."""
-
-    key: str
-    text: str
-    question: str
-    image: str
-    tokens: str
+    return Explanation(folder, results, runs.before, rows)
 
 
 class _Explaining:
@@ -168,27 +139,32 @@ class _Explaining:
     check, align/KEY its gradients after."""
 
     def __init__(
-        self, run: Run, images: Sequence[_Shown], tested: Sequence[Tested], rows: Dataset,
+        self, run: Run, frame: pd.DataFrame, tested: Sequence[Tested], rows: Dataset,
         journal: Journal, seed: int, progress: Progress,
     ) -> None:  # fmt: skip
-        self.folder, self.images, self.tested, self.rows = run.folder, images, tested, rows
-        self.journal, self.seed, self.progress = journal, seed, progress
+        self.folder, self.rows, self.journal = run.folder, rows, journal
+        self.seed, self.progress = seed, progress
+        images = list(frame.itertuples())
+        self.stages: dict[str, Sequence[Any]] = {
+            "value-before": images, "pair": tested, "step": tested[:CHECKED],
+            "value-after": images, "align": tested,
+        }  # fmt: skip
         self._plain = rows.select_columns(["prompt", "tokens"])
 
-    def left(self, when: str) -> bool:
-        """Whether something of a side is still to be computed."""
-        stages = {"before": ("pair", "step"), "after": ("align",)}[when]
-        return bool(
-            self._missing(f"value-{when}", self.images)
-            or any(self._missing(stage, self._of(stage)) for stage in stages)
-        )
+    def left(self, *stages: str) -> list[Any]:
+        """What is still to be computed of some stages: images or tested pairs."""
+        return [
+            each
+            for stage in stages
+            for each in self.stages[stage]
+            if f"{stage}/{each.key}" not in self.journal.there
+        ]
 
     def before(self, side: Side, asked: str | None) -> str:
         """All that is computed under the weights before; gives the encoder's name."""
         self._values("value-before", side.heads)
         encoder = similarity.encoder(asked, side.model)
-        pairs = self._missing("pair", self.tested)
-        if pairs:
+        if pairs := self.left("pair"):
             near = self._nearest(encoder, pairs)
             mean = self._mean_gradient(side.heads)
             self._each("pair", "kernel", lambda t: self._pair(side.heads, t, near[t.key], mean))
@@ -202,21 +178,13 @@ class _Explaining:
 
     # -- stages ----------------------------------------------------------------------------
 
-    def _of(self, stage: str) -> Sequence[Tested]:
-        return self.tested[:CHECKED] if stage == "step" else self.tested
-
-    def _missing(self, stage: str, of: Sequence[Any]) -> list[Any]:
-        return [each for each in of if f"{stage}/{each.key}" not in self.journal.there]
-
     def _values(self, stage: str, heads: Heads) -> None:
-        missing = self._missing(stage, self.images)
-        advance = self.progress(
-            stage.replace("value-", "likelihoods "), len(self.images) - len(missing),
-            len(self.images),
-        )  # fmt: skip
+        missing, total = self.left(stage), len(self.stages[stage])
+        title = stage.replace("value-", "likelihoods ")
+        advance = self.progress(title, total - len(missing), total)
 
         @torch.no_grad()
-        def do(batch: Sequence[_Shown]) -> tuple[list[float], list[float]]:
+        def do(batch: Sequence[Any]) -> tuple[list[float], list[float]]:
             tokens = np.stack([self.folder.tokens(each.tokens) for each in batch])
             pictures = [self.folder.image(each.image) for each in batch]
             return (
@@ -224,23 +192,21 @@ class _Explaining:
                 heads.verdicts(pictures, [each.question for each in batch]).tolist(),
             )
 
-        def keep(batch: Sequence[_Shown], columns: tuple[list[float], list[float]]) -> None:
+        def keep(batch: Sequence[Any], columns: tuple[list[float], list[float]]) -> None:
             values = zip(batch, *columns, strict=True)
             self.journal.add({f"{stage}/{each.key}": both for each, *both in values})
 
         work(missing, BATCH, do, keep, advance)
 
     def _each(self, stage: str, title: str, make: Callable[[Tested], Any]) -> None:
-        of = self._of(stage)
-        missing = self._missing(stage, of)
+        missing, total = self.left(stage), len(self.stages[stage])
         if missing:
-            advance = self.progress(title, len(of) - len(missing), len(of))
             work(
                 missing,
                 1,
                 lambda batch: make(batch[0]),
                 lambda batch, value: self.journal.add({f"{stage}/{batch[0].key}": value}),
-                advance,
+                self.progress(title, total - len(missing), total),
             )
 
     def _nearest(

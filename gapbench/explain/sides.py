@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MethodType
@@ -30,7 +29,6 @@ WHY: Final = "gapbench explain needs the gradients of both heads"
 LARGE: Final = 200_000_000
 """Trained weights from which the kernel is estimated from projected gradients by default."""
 RANK: Final = 64
-_LORA: Final = re.compile(r"\.(lora_[AB])\.weight$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +172,7 @@ def heads_of(
         settings = replace(settings, lora=rank)
     prepared = network.prepare(model, settings)
     if adapter:
-        _adapt(prepared, adapter)
+        network.load_trained(prepared, adapter / "adapter_model.safetensors", "fix it anew")
     if rank:
         _project(prepared, rank, seed)
     keep_precision(prepared.eval())
@@ -197,21 +195,6 @@ def rank_for(fix: Fix, asked: int | None) -> int:
 
     size = sum(file.stat().st_size for file in hub_weights(fix.folder)) / 4
     return RANK if size > LARGE else 0
-
-
-def _adapt(prepared: nn.Module, folder: Path) -> None:
-    """Put a trained adapter (peft's layout) on a network that is prepared for LoRA."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        state = load_file(folder / "adapter_model.safetensors")
-        named = {_LORA.sub(r".\1.default.weight", name): value for name, value in state.items()}
-        unknown = prepared.load_state_dict(named, strict=False).unexpected_keys
-        if unknown:
-            raise KeyError(unknown[0])
-    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-        raise GapbenchError(f"{folder}: does not fit the model ({error}); fix it anew") from error
 
 
 def _project(prepared: nn.Module, rank: int, seed: int) -> None:

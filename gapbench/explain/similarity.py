@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,53 +18,21 @@ from PIL import Image
 
 from gapbench.fetch import hub
 from gapbench.judges.clip import CHECKPOINT, open_clip_model
-from gapbench.judges.weights import crop, tensor
+from gapbench.judges.weights import batches, crop, tensor
 from gapbench.models.base import Model
 from gapbench.types import GapbenchError
 
 Embeddings = NDArray[np.float64]
 
 
-class Encoder(Protocol):
-    """Texts and images to vectors."""
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """N texts or images to vectors (N, width); `centred` says whether these are centred first."""
 
     name: str
     centred: bool
-
-    def texts(self, texts: Sequence[str]) -> Embeddings:
-        """(N, width)."""
-
-    def images(self, images: Sequence[Image.Image]) -> Embeddings:
-        """(N, width)."""
-
-
-class _Towers:
-    """The model's own towers, as it was before the fix."""
-
-    name, centred = "the model's own towers, centred", True
-
-    def __init__(self, model: Model) -> None:
-        self.texts, self.images = model.embed_texts, model.embed_images
-
-
-class _Clip:
-    """An open_clip checkpoint."""
-
-    centred = False
-
-    def __init__(self, folder: Path, openai: bool, device: str) -> None:
-        self.name = f"CLIP, {CHECKPOINT.repo if openai else folder}"
-        self._device = device
-        self._model, self._tokenizer, self._size = open_clip_model(folder, openai, device)
-
-    @torch.inference_mode()
-    def texts(self, texts: Sequence[str]) -> Embeddings:
-        return _array(self._model.encode_text(self._tokenizer(list(texts)).to(self._device)))
-
-    @torch.inference_mode()
-    def images(self, images: Sequence[Image.Image]) -> Embeddings:
-        pixels = torch.stack([tensor(crop(image, self._size)) for image in images])
-        return _array(self._model.encode_image(pixels.to(self._device)))
+    texts: Callable[[Sequence[str]], Embeddings]
+    images: Callable[[Sequence[Image.Image]], Embeddings]
 
 
 def check(asked: str | None) -> None:
@@ -86,11 +54,23 @@ def encoder(asked: str | None, model: Model) -> Encoder:
     """`model`, `clip`, `clip:FOLDER`, or for None CLIP where its weights are here and else the
     model's own towers (capability embeddings)."""
     if own_towers(asked):
-        return _Towers(model)
+        name = "the model's own towers, centred"
+        return Encoder(name, True, model.embed_texts, model.embed_images)
     folder, device = (asked or "").partition(":")[2], model.device or "cpu"
-    if folder:
-        return _Clip(Path(folder), False, device)
-    return _Clip(hub.fetch(CHECKPOINT), True, device)
+    clip, tokenizer, size = open_clip_model(
+        Path(folder) if folder else hub.fetch(CHECKPOINT), not folder, device
+    )
+
+    @torch.inference_mode()
+    def texts(some: Sequence[str]) -> Embeddings:
+        return _array(clip.encode_text(tokenizer(list(some)).to(device)))
+
+    @torch.inference_mode()
+    def images(some: Sequence[Image.Image]) -> Embeddings:
+        pixels = torch.stack([tensor(crop(image, size)) for image in some])
+        return _array(clip.encode_image(pixels.to(device)))
+
+    return Encoder(f"CLIP, {folder or CHECKPOINT.repo}", False, texts, images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +110,7 @@ def batched(
 ) -> Embeddings:
     """Embeddings of many, 32 at a time."""
     parts = []
-    for start in range(0, len(items), 32):
-        part = items[start : start + 32]
+    for part in batches(items, 32):
         parts.append(encode(part))
         advance(len(part))
     return np.concatenate(parts)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import pandas as pd
 
 from gapbench.types import GapbenchError
 
-_RULE: Final = re.compile(r"(all|mixed)|(best):([1-9]\d*)|(above):(0?\.\d+|0)")
+_RULE: Final = re.compile(r"all|mixed|best:[1-9]\d*|above:(0?\.\d+|0)")
 SHOWN: Final = ("all", "mixed", "best:1", "best:2", "best:4", "above:0.9", "above:0.99")
 """The rules whose counts are shown before training, beside the one that is asked for."""
 
@@ -28,20 +28,18 @@ class Rule:
     probability is above `value`.
     """
 
-    kind: Literal["all", "mixed", "best", "above"]
-    value: float = 0.0
+    kind: str
+    value: float
 
 
 def parse(text: str) -> Rule:
     """A rule as --accept gives it: all, mixed, best:K or above:P."""
-    match = _RULE.fullmatch(text)
-    if not match:
+    if not _RULE.fullmatch(text):
         raise GapbenchError(
             f"--accept {text}: there are all, mixed, best:K and above:P (0 <= P < 1)"
         )
-    if match[1]:
-        return Rule("mixed" if match[1] == "mixed" else "all")
-    return Rule("best", int(match[3])) if match[2] else Rule("above", float(match[5]))
+    kind, _, value = text.partition(":")
+    return Rule(kind, float(value or 0))
 
 
 def accepted(frame: pd.DataFrame, rule: Rule) -> pd.DataFrame:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import pandas as pd
+from numpy.typing import NDArray
 
 from gapbench.fix.settings import FixSettings
-from gapbench.metrics.rates import rates
 from gapbench.runs.needs import needs
-from gapbench.types import GapbenchError, Rates
+from gapbench.types import GapbenchError
 
 MOST: Final = 0.98
 LEAST: Final = 0.02
@@ -41,34 +41,27 @@ class Check:
 
 def check(frame: pd.DataFrame) -> Check:
     """Judge a model's verdicts by a run's frame. Counts are raw: over images, not categories."""
-    figures = {
-        rate.metric: rate
-        for rate in rates(frame)
-        if rate.level == "overall" and rate.metric == "mismatch_acceptance"
-    }
-    own = frame["own"].dropna()
+    own, crossed = (frame[name].dropna().to_numpy(float) for name in ("own", "mismatched"))
     both = frame.dropna(subset=["own", "outside"])
-    taken = both[both["own"] == 1]
-    acceptance = float(own.mean()) if len(own) else None
-    other = figures.get("mismatch_acceptance")
-    mismatched = other.numerator / other.denominator if other and other.denominator else None
-    base = float((both["outside"] == 1).mean()) if len(both) else None
-    precision = float((taken["outside"] == 1).mean()) if len(taken) else None
-    lines = [f"accepts {_share(own.sum(), len(own))} of its own images"]
-    lines.append(f"accepts {_of(other)} of its images held against another prompt")
-    judge = next(iter(frame["judge"].dropna()), None) if len(frame) else None
+    right = (both["outside"] == 1).to_numpy()
+    taken = right[both["own"] == 1]
+    acceptance, mismatched, precision, base = (
+        float(verdicts.mean()) if len(verdicts) else None
+        for verdicts in (own, crossed, taken, right)
+    )
+    lines = [
+        f"accepts {_share(own)} of its own images",
+        f"accepts {_share(crossed)} of its images held against another prompt",
+    ]
+    judge = next(iter(frame["judge"].dropna()), None)
     if judge is None:
         lines.append("precision of its verdicts: not known, no outside judge is at hand")
     else:
         lines.append(
-            f"precision of its verdicts by judge {judge}: "
-            f"{_share((taken['outside'] == 1).sum(), len(taken))} of what it accepts, against "
-            f"{_share((both['outside'] == 1).sum(), len(both))} of all images"
+            f"precision of its verdicts by judge {judge}: {_share(taken)} of what it accepts, "
+            f"against {_share(right)} of all images"
         )
-    error = 0.0
-    if acceptance is not None and other and mismatched is not None:
-        spread = [(acceptance, len(own)), (mismatched, other.denominator)]
-        error = sum(share * (1 - share) / count for share, count in spread) ** 0.5
+    error = sum(float(v.var()) / len(v) for v in (own, crossed) if len(v)) ** 0.5
     stop = _stop(acceptance, mismatched, error, precision, base)
     return Check(acceptance, mismatched, precision, base, lines, stop)
 
@@ -122,9 +115,7 @@ def _stop(
     return None
 
 
-def _share(part: float, whole: int) -> str:
-    return f"{100 * part / whole:.1f} % ({part:.0f}/{whole})" if whole else "n/a (0/0)"
-
-
-def _of(rate: Rates | None) -> str:
-    return _share(rate.numerator, int(rate.denominator)) if rate else "n/a (0/0)"
+def _share(verdicts: NDArray[Any]) -> str:
+    if not len(verdicts):
+        return "n/a (0/0)"
+    return f"{100 * verdicts.mean():.1f} % ({verdicts.sum():.0f}/{len(verdicts)})"

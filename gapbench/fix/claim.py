@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gapbench.files import read_object, write_atomic
+from gapbench.files import read_object, write_json
 from gapbench.fix.settings import FixSettings
 from gapbench.tasks.task import selected_tasks
 from gapbench.types import GapbenchError
@@ -46,8 +44,3 @@ def claim(file: Path, record: dict[str, Any]) -> None:
             f"--out {file.parent} holds a fix of other weights than {record['base']['name']} has; "
             "give another --out"
         )
-
-
-def write_json(file: Path, value: Mapping[str, Any]) -> None:
-    """Replace a JSON file whole."""
-    write_atomic(file, (json.dumps(value, indent=1) + "\n").encode())

@@ -152,7 +152,7 @@ class Drawn:
     def __init__(
         self,
         rows: Dataset,
-        reference: Sequence[tuple[float, float]],
+        reference: Sequence[Sequence[float]],
         epochs: tuple[int, int],
         batch: int,
         dropout: float,

@@ -18,6 +18,8 @@ from gapbench.types import GapbenchError
 NEEDS: Final = ("generate", "judge_logits", "image_tokens", "image_logprobs", "train")
 PREFIX: Final = "network."
 """Of names in ImageLoss."""
+_STORED: Final = re.compile(r"\.(lora_[AB])\.weight$")
+"""Of names in a file of peft's, which leaves out the adapter's."""
 
 
 def base_model(settings: FixSettings, device: str, dtype: str) -> Model:
@@ -83,21 +85,21 @@ def prepare(model: Model, settings: FixSettings) -> nn.Module:
     return adapted
 
 
-def load_trained(network: nn.Module, file: Path) -> None:
-    """Put what a phase trained into a prepared network. Raises GapbenchError if it does not fit."""
+def load_trained(network: nn.Module, file: Path, mend: str = "") -> None:
+    """Put what a phase trained, or peft stored, into a prepared network. Raises GapbenchError if it
+    does not fit; it says to `mend`, or to train the phase again."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        state = {k.removeprefix(PREFIX): v for k, v in load_file(file).items()}
+        named = {name.removeprefix(PREFIX): value for name, value in load_file(file).items()}
+        state = {_STORED.sub(r".\1.default.weight", name): value for name, value in named.items()}
         loaded = network.load_state_dict(state, strict=False)
         if loaded.unexpected_keys:
             raise KeyError(loaded.unexpected_keys[0])
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-        raise GapbenchError(
-            f"{file}: cannot be put into the model ({error}); remove {file.parent.parent} and "
-            "run the same command again"
-        ) from error
+        mend = mend or f"remove {file.parent.parent} and run the same command again"
+        raise GapbenchError(f"{file}: cannot be put into the model ({error}); {mend}") from error
 
 
 def export(settings: FixSettings, trained: Path, folder: Path, device: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from gapbench.engines.local import work
-from gapbench.files import append_lines, drop_torn_line, read_lines
+from gapbench.files import Journal
 from gapbench.fix.losses import Reduce, reduced
 from gapbench.models.base import Model
 
@@ -27,16 +27,13 @@ def reference(
     how: Reduce,
     batch: int,
     progress: Callable[[str, int, int], Callable[[int], None]],
-) -> list[tuple[float, float]]:
-    """(chosen, rejected) log-probabilities in nats of each row, summed or averaged over tokens.
+) -> list[list[float]]:
+    """[chosen, rejected] log-probabilities in nats of each row, summed or averaged over tokens.
 
-    Computed once and kept in `file`, a JSON line a pair; a torn last line is made anew. The model
-    must still be as it was loaded.
+    Computed once and kept in the journal `file`. The model must still be as it was loaded.
     """
-    keys = [_key(row) for row in rows]
-    drop_torn_line(file)
-    known = {key: (chosen, rejected) for key, chosen, rejected in read_lines(file, tuple)}
-    missing = [index for index, key in enumerate(keys) if key not in known]
+    keys, journal = [_key(row) for row in rows], Journal(file)
+    missing = [index for index, key in enumerate(keys) if key not in journal.there]
     if missing:
         advance = progress("reference", len(rows) - len(missing), len(rows))
 
@@ -50,12 +47,10 @@ def reference(
             ]
 
         def keep(indices: Sequence[int], ends: list[list[float]]) -> None:
-            new = [(keys[i], *pair) for i, *pair in zip(indices, *ends, strict=True)]
-            append_lines(file, new)
-            known.update((key, (chosen, rejected)) for key, chosen, rejected in new)
+            journal.add({keys[i]: pair for i, *pair in zip(indices, *ends, strict=True)})
 
         work(missing, batch, do, keep, advance)
-    return [known[key] for key in keys]
+    return [journal.there[key] for key in keys]
 
 
 def _ids(rows: Sequence[dict[str, Any]], key: str) -> Any:

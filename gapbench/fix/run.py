@@ -294,10 +294,10 @@ class _Fixing:
         ends = ("_chosen", "_rejected") if paired else ("",)
         rows = rows.select_columns(["prompt", *(f"tokens{end}" for end in ends)])
         model = network.base_model(settings, device, network.train_dtype(settings))
-        known: list[tuple[float, float]] = []
+        known: list[list[float]] = []
         if paired:
             batch = settings.micro_batch or settings.batch_size
-            file = self.work / "reference.jsonl"
+            file = self.work / "references.jsonl"
             if self.state.is_main_process:
                 reference(model, rows, file, settings.logprobs, batch, self.progress)
             self.state.wait_for_everyone()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -149,8 +150,6 @@ def train_phase(
 
     Raises GapbenchError where loss or gradient is not finite, Interrupted after Ctrl-C.
     """
-    import os
-
     world = int(os.environ.get("WORLD_SIZE", "1"))
     share, left = divmod(settings.batch_size, world)
     if left:
@@ -187,11 +186,8 @@ def train_phase(
         disable_tqdm=True,
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=device != "cpu",
-        **(
-            {"fsdp": True, "fsdp_config": {"transformer_layer_cls_to_wrap": sorted(layers)}}
-            if settings.fsdp
-            else {}
-        ),
+        fsdp=settings.fsdp or None,
+        fsdp_config={"transformer_layer_cls_to_wrap": sorted(layers)} if settings.fsdp else None,
     )
     done = last_checkpoint(folder)
     there = int(done.name.split("-")[1]) if done else 0

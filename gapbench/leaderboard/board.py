@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
+
+import pandas as pd
 
 from gapbench.files import write_atomic
-from gapbench.leaderboard.submission import Submission
+from gapbench.leaderboard.submission import Submission, frame
 from gapbench.metrics import rates
 from gapbench.metrics.metric import METRICS, shown_in
-from gapbench.metrics.ranking import Standing, standings
+from gapbench.metrics.ranking import standings
 from gapbench.models.base import PAIR
 from gapbench.pages.assets import asset, policy, template
 from gapbench.report.tables import cell
 from gapbench.types import TIERS, GapbenchError, Rates
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-PAPER: Final = "Han et al., arXiv 2507.16663"
+REPORTED: Final = (
+    "Percent, as Han et al., arXiv 2507.16663 reports them (means over a benchmark's categories); "
+    "neither measured nor ranked here."
+)
 ABOUT: Final = (
     "Percent, with 95 % intervals over prompts and the counts behind each figure. Ranked by "
     "`unified`: images that the model draws right by the outside judge and accepts itself, minus "
@@ -108,8 +111,9 @@ def _units(submission: Submission) -> dict[str, Unit]:
 
 def _boards(chosen: frozenset[Unit], members: Mapping[str, Submission], test: bool) -> list[Board]:
     tasks = sorted(unit[0] for unit in chosen)
-    frames = {name: entry.frame() for name, entry in members.items()}
-    frames = {name: frame[frame["task"].isin(tasks)] for name, frame in frames.items()}
+    frames = {
+        name: frame(entry.rows[entry.rows["task"].isin(tasks)]) for name, entry in members.items()
+    }
     whole = ", ".join(f"{unit[0]} {unit[1]}" for unit in sorted(chosen))
     # The same judge with other weights or rules is another board, so its fingerprint is told.
     judges = sorted(
@@ -118,7 +122,7 @@ def _boards(chosen: frozenset[Unit], members: Mapping[str, Submission], test: bo
     )
     own = {"self": "probabilities", "self-text": "words"}[next(iter(chosen))[3]]
     title = f"{whole}; outside judge {', '.join(judges)}; own verdicts by {own}"
-    tiers = [t for t in TIERS if any((frame["tier"] == t).any() for frame in frames.values())]
+    tiers = [t for t in TIERS if any((images["tier"] == t).any() for images in frames.values())]
     levels = ["overall", *(tiers if len(tiers) > 1 else [])]
     figures = {name: rates(frame) for name, frame in frames.items()}
     return [
@@ -142,66 +146,43 @@ def _ranked(
     )
     standing = standings({**frames, **null}, unranked=list(null))
     figures = {**figures, **{name: rates(frame) for name, frame in null.items()}}
+    places = Counter(each.place for each in standing.values())
     rows = []
     for name in [*standing, *(name for name in frames if name not in standing)]:
+        kind: Kind = "baseline" if name in null else "model"
+        rank, unified = "baseline" if name in null else "n/a", "n/a"
+        if mine := standing.get(name):
+            low, value, high = (100 * v for v in (mine.low, mine.value, mine.high))
+            unified = f"{value:.1f} [{low:.1f}, {high:.1f}]"
+        if mine and mine.place:
+            tie = "=" * (places[mine.place] > 1)
+            rank = f"{mine.place}{tie} [{mine.best}, {mine.worst}]"
         there = [r for r in figures[name] if r.name == level and r.level in ("tier", "overall")]
         by_metric = {rate.metric: rate for rate in there}
-        if name in null:
-            rows.append(_row("baseline", name, standing[name], by_metric, False))
-            continue
-        star = "*" * members[name].card.pair
-        mine = standing.get(name)
-        shared = [n for n, s in standing.items() if s.place and s.place == _place(mine)]
-        rows.append(_row("model", name + star, mine, by_metric, len(shared) > 1))
+        shown = [by_metric[metric.name] for metric in shown_in("board")]
+        star = "*" * (name in members and members[name].card.pair)
+        texts = [rank, name + star, unified, *(" ".join(cell(rate)) for rate in shown)]
+        by = [mine.place, None, mine.value] if mine else [None, None, None]
+        rows.append(Row(kind, texts, [*by, *(rate.value for rate in shown)]))
     return rows
-
-
-def _place(standing: Standing | None) -> int | None:
-    return standing.place if standing else None
-
-
-def _row(
-    kind: Kind, name: str, standing: Standing | None, figures: Mapping[str, Rates], tied: bool
-) -> Row:
-    place = _place(standing)
-    rank: str = "baseline" if kind == "baseline" else "n/a"
-    if standing and place:
-        rank = f"{place}{'=' * tied} [{standing.best}, {standing.worst}]"
-    unified = "n/a"
-    if standing:
-        low, value, high = (100 * v for v in (standing.low, standing.value, standing.high))
-        unified = f"{value:.1f} [{low:.1f}, {high:.1f}]"
-    shown = [figures[metric.name] for metric in shown_in("board")]
-    return Row(
-        kind,
-        [rank, name, unified, *(" ".join(cell(rate)) for rate in shown)],
-        [
-            None if place is None else float(place),
-            None,
-            standing.value if standing else None,
-            *(rate.value for rate in shown),
-        ],
-    )
 
 
 def baselines(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """A model's rows under verdicts that look at nothing; the coin falls by the image's digest."""
 
-    def coin(what: str) -> Callable[[str], float]:
-        return lambda image: float(hashlib.sha256(f"{what} {image}".encode()).digest()[0] & 1)
+    def coin(what: str) -> pd.Series[float]:
+        digests = [hashlib.sha256(f"{what} {image}".encode()).digest() for image in frame["image"]]
+        return pd.Series([float(digest[0] & 1) for digest in digests], frame.index)
 
-    asked = frame["mismatched_asked"].astype(bool)
-
-    def saying(own: pd.Series[float] | float, crossed: pd.Series[float] | float) -> pd.DataFrame:
+    def saying(own: float | pd.Series[float], crossed: float | pd.Series[float]) -> pd.DataFrame:
         made = frame.assign(own=own, mismatched=crossed)
-        made["mismatched"] = made["mismatched"].where(asked)
+        made["mismatched"] = made["mismatched"].where(made["mismatched_asked"].astype(bool))
         return made
 
-    tossed = (frame["image"].map(coin(what)).astype(float) for what in ("own", "mismatched"))
     return {
         "accepts everything": saying(1.0, 1.0),
         "rejects everything": saying(0.0, 0.0),
-        "tosses a coin": saying(*tossed),
+        "tosses a coin": saying(coin("own"), coin("mismatched")),
     }
 
 
@@ -209,8 +190,6 @@ def baselines(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def published() -> tuple[list[str], list[list[str]]]:
     """The paper's figures as it reports them, in percent: titles, and a row a model and variant.
     Those of a benchmark are plain means over its categories, as the paper's are."""
-    import pandas as pd
-
     raw = pd.read_csv(Path(__file__).with_name("published.csv"), comment="#")
     metrics = ["generation", "non_unification"]
     means = raw.groupby(["model", "variant", "benchmark"], sort=False)[metrics].mean().unstack()
@@ -241,15 +220,8 @@ def markdown(entries: Sequence[Submission]) -> str:
             parts += [f"### {board.title}", _pipe(titles(), [row.cells for row in board.rows])]
     if any(s.card.pair for s in entries):
         parts.append(f"\\* {PAIR}")
-    parts += ["## Reported elsewhere", _reported(), _pipe(*published())]
+    parts += ["## Reported elsewhere", REPORTED, _pipe(*published())]
     return "\n\n".join(parts) + "\n"
-
-
-def _reported() -> str:
-    return (
-        f"Percent, as {PAPER} reports them (means over a benchmark's categories); neither measured "
-        "nor ranked here."
-    )
 
 
 def _pipe(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -264,6 +236,6 @@ def page(entries: Sequence[Submission]) -> str:
     heads, rows = published()
     return template("leaderboard/board.html").render(
         about=ABOUT.replace("`", ""), boards=boards(entries), titles=titles(), submissions=entries,
-        reported=_reported(), published_titles=heads, published=rows, script=script, style=style,
+        reported=REPORTED, published_titles=heads, published=rows, script=script, style=style,
         policy=policy(script, style), pair=PAIR if any(s.card.pair for s in entries) else "",
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import NamedTuple
 
@@ -16,19 +16,23 @@ from gapbench.types import GapbenchError, Prompt
 
 Key = tuple[str, str, int, Role, str]
 """Task, prompt's id, sample, role and judge's name of a verdict."""
+_Verdicts = dict[tuple[Role, str], tuple[Prompt, str | None, str]]
 
 
 class Wanted(NamedTuple):
-    """What a verdict row must say; `question` is its sha256, None where only its judge's settings
-    would tell it. `prompt` is the one that the image was drawn for."""
+    """What a verdict row must say: the image was drawn for `prompt` and is judged against `asked`;
+    `question` is a sha256, None where only its judge's settings would tell it."""
 
-    category: str
-    tier: str
+    prompt: Prompt
     seed: int
+    asked: Prompt
     question: str | None
     fingerprint: str
-    prompt: Prompt
-    asked: Prompt
+
+
+def said_in(prompt: Prompt) -> str:
+    """All that a prompt says; as JSON, since a plan is read from it."""
+    return json.dumps(asdict(prompt), sort_keys=True)
 
 
 def extra_judges(card: Card) -> dict[str, str]:
@@ -71,7 +75,7 @@ class Installed:
         """A task's part of a card, as installed."""
         task = self.task(name)
         prompts = task.prompts()
-        lines = "".join(json.dumps(asdict(prompt), sort_keys=True) + "\n" for prompt in prompts)
+        lines = "".join(said_in(prompt) + "\n" for prompt in prompts)
         categories = dict.fromkeys(prompt.category for prompt in prompts)
         return TaskCard(
             version=task.version,
@@ -81,42 +85,31 @@ class Installed:
         )
 
     def rows(self, card: Card) -> dict[Key, Wanted]:
-        """Every verdict that a submission with this card must have, and no other."""
+        """Every verdict that a submission with this card must have, and no other, in order."""
         return {
-            key: wanted
+            (name, prompt.id, sample, *who): Wanted(
+                prompt, seed_of(SEED, prompt.text, sample), *what
+            )
             for name, part in card.tasks.items()
-            for key, wanted in self._rows(card, self.task(name), part.samples).items()
+            for prompt, verdicts in self._verdicts(card, self.task(name))
+            for sample in range(part.samples)
+            for who, what in verdicts.items()
+            if sample == 0 or who[0] != "mismatched"
         }
 
-    def _rows(self, card: Card, task: Task, samples: int) -> Mapping[Key, Wanted]:
-        prompts, partner = choose([(task, task.prompts())], None)
-        others = extra_judges(card)
-        wanted_rows: dict[Key, Wanted] = {}
-        for index, prompt in enumerate(prompts):
+    def _verdicts(self, card: Card, task: Task) -> Iterator[tuple[Prompt, _Verdicts]]:
+        """Each prompt with the verdicts on its first image."""
+        prompts, partners = choose([(task, task.prompts())], None)
+        for prompt, place in zip(prompts, partners, strict=True):
+            said = sha256(prompt.question)
+            verdicts: _Verdicts = {("own", card.own): (prompt, said, card.own_fingerprint)}
+            if place is not None:
+                partner = prompts[place]
+                said = sha256(partner.question)
+                verdicts["mismatched", card.own] = (partner, said, card.own_fingerprint)
             judge = self.judge(task, prompt.category)
-            other = partner[index]
-            for sample in range(samples):
-                place = (prompt.category, prompt.tier, seed_of(SEED, prompt.text, sample))
-                rows: list[tuple[Role, str, str | None, str, Prompt]] = [
-                    ("own", card.own, prompt.question, card.own_fingerprint, prompt),
-                    ("outside", judge.name, judge.question(prompt),
-                     card.judges.get(judge.name, ""), prompt),
-                ]  # fmt: skip
-                if other is not None and sample == 0:
-                    asked = prompts[other]
-                    rows.append(
-                        ("mismatched", card.own, asked.question, card.own_fingerprint, asked)
-                    )
-                rows += [
-                    ("other", name, None, fingerprint, prompt)
-                    for name, fingerprint in others.items()
-                ]
-                for role, name, question, fingerprint, asked in rows:
-                    wanted_rows[task.name, prompt.id, sample, role, name] = Wanted(
-                        *place,
-                        None if question is None else sha256(question),
-                        fingerprint,
-                        prompt,
-                        asked,
-                    )
-        return wanted_rows
+            said, fingerprint = sha256(judge.question(prompt)), card.judges.get(judge.name, "")
+            verdicts["outside", judge.name] = (prompt, said, fingerprint)
+            for name, fingerprint in extra_judges(card).items():
+                verdicts["other", name] = (prompt, None, fingerprint)
+            yield prompt, verdicts

@@ -98,11 +98,6 @@ class Submission:
     rows: pd.DataFrame
     rates: dict[str, Any]
 
-    def frame(self, judge: str | None = None) -> pd.DataFrame:
-        """One row an image, as `gapbench.metrics.rates` takes it, with `image` beside; against the
-        tasks' own judges or another one of the submission's."""
-        return frame(self.rows, judge)
-
 
 def schema() -> pa.Schema:
     """The columns of verdicts.parquet; seeds have up to 63 bits."""
@@ -166,7 +161,11 @@ def figures(rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def frame(rows: pd.DataFrame, judge: str | None = None) -> pd.DataFrame:
-    """See Submission.frame. Raises GapbenchError where an image has two verdicts of one judge."""
+    """A submission's rows as one an image, as `gapbench.metrics.rates` takes it, with `image`
+    beside; against the tasks' own judges or another one of the submission's.
+
+    Raises GapbenchError where an image has two verdicts of one judge.
+    """
 
     def of(role: Role, name: str | None = None) -> pd.DataFrame:
         mine = rows[rows["role"] == role]

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import ValidationError
 
 from gapbench.files import write_atomic
-from gapbench.leaderboard.expected import Installed, extra_judges
-from gapbench.leaderboard.submission import SEED, Card, Origin, Role, contents, name_of, sha256
+from gapbench.leaderboard.expected import Installed, said_in
+from gapbench.leaderboard.submission import SEED, Card, Origin, contents, name_of, sha256
 from gapbench.leaderboard.verify import TEST_MODELS, check
 from gapbench.models import load_model
 from gapbench.models.registry import MODELS
-from gapbench.runs.plan import Item
 from gapbench.runs.run import Run
 from gapbench.tasks.spec import explain
-from gapbench.types import GapbenchError, Prompt, Verdict
+from gapbench.types import GapbenchError
 
 _CHECKPOINT: Final = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})", re.ASCII)
 
@@ -88,7 +85,7 @@ def submit(
         )
     except ValidationError as error:
         raise GapbenchError(f"{run.path} makes no card: {explain(error)}") from error
-    files = contents(card.model_dump(exclude={"files"}), list(_rows(run, card)))
+    files = contents(card.model_dump(exclude={"files"}), list(_rows(run, card, installed)))
     part = results / f".{name}.{os.getpid()}.part"
     try:
         part.mkdir(parents=True)
@@ -113,8 +110,8 @@ def _check_tasks(run: Run, installed: Installed) -> None:
             raise GapbenchError(
                 f"{run.path} ran task {name} {version}, installed is {task.version}; run it again"
             )
-        planned = {p.id: _said_in(p) for p in run.plan.prompts if p.task == name}
-        prompts = {p.id: _said_in(p) for p in task.prompts()}
+        planned = {p.id: said_in(p) for p in run.plan.prompts if p.task == name}
+        prompts = {p.id: said_in(p) for p in task.prompts()}
         missing = len(prompts.keys() - planned.keys())
         if missing:
             raise GapbenchError(
@@ -128,11 +125,6 @@ def _check_tasks(run: Run, installed: Installed) -> None:
                 f"{run.path} is not complete: {run.plan.samples[name]} images a prompt, task "
                 f"{name} has {task.samples}; run without --samples"
             )
-
-
-def _said_in(prompt: Prompt) -> str:
-    """All that a prompt says; as JSON, since a plan was read from it."""
-    return json.dumps(asdict(prompt), sort_keys=True)
 
 
 def _origins(run: Run, checkpoint: str | None, test_model: bool) -> list[Origin]:
@@ -186,55 +178,38 @@ def _commit(name: str, role: str) -> Origin:
     return Origin(role=role, repo=need.repo, revision=revision)
 
 
-def _rows(run: Run, card: Card) -> Iterator[dict[str, Any]]:
+def _rows(run: Run, card: Card, installed: Installed) -> Iterator[dict[str, Any]]:
     """A row for every planned verdict. Raises GapbenchError where one is missing."""
-    drawn, verdicts = run.folder.generations(), run.folder.verdicts()
-    others = extra_judges(card)
-    for item in run.plan.items():
-        generation = drawn.get((item.prompt.text, item.seed))
-        for role, judge, question, fingerprint in _asked(item, card, others):
-            image = generation.image if generation else ""
-            verdict = verdicts.get((image, question, fingerprint))
-            if generation is None or verdict is None:
-                what = "image" if generation is None else f"verdict of {judge}"
-                raise GapbenchError(
-                    f"{run.path} is not complete: task {item.prompt.task}, prompt "
-                    f"{item.prompt.id}, sample {item.sample} has no {what}; run the same command "
-                    "again"
-                )
-            yield {
-                "task": item.prompt.task,
-                "category": item.prompt.category,
-                "tier": item.prompt.tier,
-                "prompt": item.prompt.id,
-                "sample": item.sample,
-                "seed": item.seed,
-                "image": generation.image,
-                "role": role,
-                "judge": judge,
-                "fingerprint": fingerprint,
-                "question": sha256(question),
-                **_said(verdict),
-            }
-
-
-def _asked(item: Item, card: Card, others: dict[str, str]) -> Iterator[tuple[Role, str, str, str]]:
-    """(role, judge, question, fingerprint) of each verdict on a planned image."""
-    yield "own", card.own, item.prompt.question, card.own_fingerprint
-    if item.partner is not None:
-        yield "mismatched", card.own, item.partner.question, card.own_fingerprint
-    judge = card.tasks[item.prompt.task].judges[item.prompt.category]
-    yield "outside", judge, item.asks[judge], card.judges[judge]
-    for name, fingerprint in others.items():
-        yield "other", name, item.asks[name], fingerprint
-
-
-def _said(verdict: Verdict) -> dict[str, Any]:
-    return {
-        "verdict": verdict.verdict,
-        "p_yes": verdict.p_yes,
-        "mass": verdict.mass,
-        "score": verdict.score,
-        "reply": verdict.text,
-        "reason": verdict.reason,
-    }
+    plan, drawn, verdicts = run.plan, run.folder.generations(), run.folder.verdicts()
+    asks = {(p.task, p.id): asked for p, asked in zip(plan.prompts, plan.asks, strict=True)}
+    for (task, prompt, sample, role, judge), wanted in installed.rows(card).items():
+        own = role in ("own", "mismatched")
+        question = wanted.asked.question if own else asks[task, prompt][judge]
+        generation = drawn.get((wanted.prompt.text, wanted.seed))
+        image = generation.image if generation else ""
+        verdict = verdicts.get((image, question, wanted.fingerprint))
+        if verdict is None:
+            what = f"verdict of {judge}" if generation else "image"
+            raise GapbenchError(
+                f"{run.path} is not complete: task {task}, prompt {prompt}, sample {sample} has no "
+                f"{what}; run the same command again"
+            )
+        yield {
+            "task": task,
+            "category": wanted.prompt.category,
+            "tier": wanted.prompt.tier,
+            "prompt": prompt,
+            "sample": sample,
+            "seed": wanted.seed,
+            "image": image,
+            "role": role,
+            "judge": judge,
+            "fingerprint": wanted.fingerprint,
+            "question": sha256(question),
+            "verdict": verdict.verdict,
+            "p_yes": verdict.p_yes,
+            "mass": verdict.mass,
+            "score": verdict.score,
+            "reply": verdict.text,
+            "reason": verdict.reason,
+        }

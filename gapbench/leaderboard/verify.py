@@ -112,7 +112,7 @@ def _rows(rows: pd.DataFrame, wanted: dict[Key, Wanted]) -> Iterator[str]:
 
 def _row(row: dict[Any, Any], wanted: Wanted) -> Iterator[str]:
     for field in ("category", "tier", "seed", "question", "fingerprint"):
-        expected = getattr(wanted, field)
+        expected = getattr(wanted.prompt if field in ("category", "tier") else wanted, field)
         if expected is not None and row[field] != expected:
             yield f"{field} is {row[field]!r}, not {expected!r}"
     if len(row["image"]) != 64 or not set(row["image"]) <= set("0123456789abcdef"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import warnings
 from collections.abc import Callable
@@ -22,12 +23,17 @@ _SETTINGS: Final[dict[Any, Any]] = {
 }
 
 
+def data_address(kind: str, data: bytes) -> str:
+    """A picture's file ("png", ...) as the address of an image in a page."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """One drawing in two colourings; width and height in CSS pixels."""
+    """One drawing in two colourings, as data addresses; width and height in CSS pixels."""
 
-    light: bytes
-    dark: bytes
+    light: str
+    dark: str
     width: int
     height: int
 
@@ -44,7 +50,7 @@ def drawn(draw: Callable[[Any, str], None], wide: float, tall: float) -> Plot:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    made: dict[str, bytes] = {}
+    made: dict[str, str] = {}
     for theme in ("light", "dark"):
         with rc_context(_SETTINGS), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing from")  # drawn as a box
@@ -57,5 +63,5 @@ def drawn(draw: Callable[[Any, str], None], wide: float, tall: float) -> Plot:
             draw(axes, theme)
             buffer = io.BytesIO()
             figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-            made[theme] = buffer.getvalue()
+            made[theme] = data_address("svg+xml", buffer.getvalue())
     return Plot(made["light"], made["dark"], round(96 * wide), round(96 * tall))

@@ -63,14 +63,16 @@ def estimate(prepared: Prepared) -> Estimate:
                 wanted.add((item.prompt.text, item.seed, question))
         return len(wanted)
 
-    asked = [(item.prompt, item) for item in items]
-    crossed = [(item.partner, item) for item in items if item.partner]
-    own = unjudged(prepared.own, asked + crossed) if prepared.own else 0
-    outside = {
-        judge.name: unjudged(judge, [(i.prompt, i) for i in items if judge.name in i.asks])
-        for judge in prepared.judges
-    }
-    if not missing and not own and not any(outside.values()):
+    asked: list[tuple[Judge, int]] = []
+    if prepared.own:
+        pairs = [(p, i) for i in items for p in (i.prompt, i.partner) if p is not None]
+        asked.append((prepared.own, unjudged(prepared.own, pairs)))
+    own = sum(count for _, count in asked)
+    for judge in prepared.judges:
+        pairs = [(i.prompt, i) for i in items if judge.name in i.asks]
+        asked.append((judge, unjudged(judge, pairs)))
+    verdicts = sum(count for _, count in asked)
+    if not missing and not verdicts:
         return Estimate(0, 0, 0, None, None)
 
     left = missing or items
@@ -90,26 +92,16 @@ def estimate(prepared: Prepared) -> Estimate:
 
     seconds += len(missing) * _each(draw, len(sample))
     images = [drawing.image for drawing in drawings]
-    if prepared.own:
-        seconds += own * _each(partial(prepared.own.judge, images, prompts), len(sample))
     costs = []
-    for judge in prepared.judges:
-        asks = outside[judge.name]
-        cost = judge.estimate_cost(asks)
-        if asks and cost:
+    for judge, count in asked:
+        cost = judge.estimate_cost(count)
+        if count and cost:
             costs.append(f"{judge.name}: {cost}")
-        elif asks:
-            seconds += asks * _each(partial(judge.judge, images, prompts), len(sample))
-    size = sum(_bytes(drawing) for drawing in drawings) / len(drawings)
-    verdicts = own + sum(outside.values())
-    return Estimate(
-        len(missing),
-        own,
-        sum(outside.values()),
-        seconds,
-        round(len(missing) * size + verdicts * 900),
-        tuple(costs),
-    )
+        elif count:
+            seconds += count * _each(partial(judge.judge, images, prompts), len(sample))
+    image = sum(_bytes(drawing) for drawing in drawings) / len(drawings)
+    size = round(len(missing) * image + verdicts * 900)
+    return Estimate(len(missing), own, verdicts - own, seconds, size, tuple(costs))
 
 
 def _each(do: Callable[[], object], count: int) -> float:

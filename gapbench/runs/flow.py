@@ -89,7 +89,7 @@ def _work(made: Prepared, items: list[Item]) -> Run:
         asked = [(i.prompt, drawn[i.prompt.text, i.seed].image) for i in items]
         crossed = [(i.partner, drawn[i.prompt.text, i.seed].image) for i in items if i.partner]
         if made.own:
-            _judge("own verdicts", made.own, folder, asked + crossed, batch_size, progress)
+            judge_images("own verdicts", made.own, folder, asked + crossed, batch_size, progress)
         made.model.release()
         for judge in made.judges:
             mine = [
@@ -97,7 +97,7 @@ def _work(made: Prepared, items: list[Item]) -> Run:
                 for i in items
                 if judge.name in i.asks
             ]
-            _judge(f"verdicts of {judge.name}", judge, folder, mine, batch_size, progress)
+            judge_images(f"verdicts of {judge.name}", judge, folder, mine, batch_size, progress)
             judge.release()
         finished = Run(folder, made.plan)
         names: list[str | None] = [*(made.plan.judges or [None])]
@@ -151,19 +151,6 @@ def model_of(run: Run, models: Sequence[str], task: str) -> Model:
     )
 
 
-def judge_images(
-    stage: str,
-    judge: Judge,
-    folder: RunFolder,
-    asked: Iterable[tuple[Prompt, str]],
-    progress: Progress,
-) -> None:
-    """Let a judge judge images (by sha256) of a run folder, each against its prompt, and keep the
-    verdicts there; those that it has are not made again."""
-    with folder.lock():
-        _judge(stage, judge, folder, asked, "auto", progress)
-
-
 def _place(given: str | Model) -> str:
     """What finds a model again from any folder, as load_model takes it."""
     if not isinstance(given, str):
@@ -210,7 +197,7 @@ def _draw(
     work(missing, batch_size, do, keep, advance, model.batches)
 
 
-def _judge(
+def judge_images(
     stage: str,
     judge: Judge,
     folder: RunFolder,
@@ -218,6 +205,8 @@ def _judge(
     batch_size: BatchSize,
     progress: Progress,
 ) -> None:
+    """Let a judge judge images (by sha256) of a run folder that is locked, each against its prompt,
+    and keep the verdicts there; those that it has are not made again."""
     wanted = {(image, judge.question(p), judge.fingerprint): (p, image) for p, image in asked}
     there = folder.verdicts()
     missing = [pair for key, pair in wanted.items() if key not in there]

@@ -29,34 +29,22 @@ class Need:
     @property
     def name(self) -> str:
         """As a person would look for it."""
-        match self.item:
-            case Source():
-                return self.item.name
-            case Copy():
-                return self.item.dataset
-            case _:
-                return self.item.repo
+        if isinstance(self.item, Source):
+            return self.item.name
+        return self.item.dataset if isinstance(self.item, Copy) else self.item.repo
 
     @property
     def pin(self) -> str | None:
         """What says which bytes it is, None where nothing does before it is here."""
-        match self.item:
-            case Source():
-                return f"sha256 {self.item.sha256[:12]}"
-            case Copy():
-                return "your copy"
-            case _:
-                return f"commit {self.item.revision[:12]}" if self.item.pinned else None
+        if isinstance(self.item, Checkpoint):
+            return f"commit {self.item.revision[:12]}" if self.item.pinned else None
+        return "your copy" if isinstance(self.item, Copy) else f"sha256 {self.item.sha256[:12]}"
 
     def ready(self) -> bool:
         """Whether it is here, whole and unaltered."""
-        match self.item:
-            case Source():
-                return have(self.item)
-            case Copy():
-                return self.item.digest() is not None
-            case _:
-                return present(self.item)
+        if isinstance(self.item, Copy):
+            return self.item.digest() is not None
+        return have(self.item) if isinstance(self.item, Source) else present(self.item)
 
 
 def needs(

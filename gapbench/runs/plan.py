@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -180,27 +181,20 @@ def choose(
         by_category: dict[str, list[Prompt]] = {}
         for prompt in of_task:
             by_category.setdefault(prompt.category, []).append(prompt)
-        if limit is not None and limit < len(of_task):
-            turns = sorted(
-                (place, order, prompt)
-                for order, group in enumerate(by_category.values())
-                for place, prompt in enumerate(group)
-            )[:limit]
-            kept = {prompt.id for _, _, prompt in turns}
+        if limit is not None:
+            turns = chain.from_iterable(zip_longest(*by_category.values()))
+            kept = {prompt.id for prompt in islice(filter(None, turns), limit)}
             of_task = [prompt for prompt in of_task if prompt.id in kept]
         prompts += of_task
-    places: dict[tuple[str, str], list[int]] = {}
+    groups: dict[tuple[str, str], list[int]] = {}
     for index, prompt in enumerate(prompts):
-        places.setdefault((prompt.task, prompt.category), []).append(index)
+        groups.setdefault((prompt.task, prompt.category), []).append(index)
+    wants = [_wants(prompt) for prompt in prompts]
     partner: list[int | None] = [None] * len(prompts)
-    for group in places.values():
-        wants = [_wants(prompts[index]) for index in group]
+    for group in groups.values():
         for place, index in enumerate(group):
-            others = range(place + 1, place + len(group))
-            partner[index] = next(
-                (group[o % len(group)] for o in others if wants[o % len(group)] != wants[place]),
-                None,
-            )
+            following = chain(group[place + 1 :], group[:place])
+            partner[index] = next((o for o in following if wants[o] != wants[index]), None)
     return prompts, partner
 
 

@@ -13,7 +13,7 @@ from gapbench import GapbenchError, Prompt
 from gapbench.explain import similarity
 from gapbench.explain.figures import correlation, mean, word
 from gapbench.explain.groups import ALTERNATIVES, choose, coded
-from gapbench.explain.journal import Journal
+from gapbench.files import Journal
 
 
 def prompt(number: int, category: str) -> Prompt:
@@ -56,19 +56,19 @@ def test_means_are_over_prompts() -> None:
     values, prompts = [1.0, 3.0, 5.0, 7.0, float("nan")], ["a", "a", "b", "c", "c"]
     found = mean(values, prompts)
     each = np.array([2.0, 5.0, 7.0])
-    assert found.value == pytest.approx(each.mean())
+    assert found["value"] == pytest.approx(each.mean())
     low, high = stats.t.interval(0.95, 2, each.mean(), stats.sem(each))
-    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
-    assert found.p == pytest.approx(stats.ttest_1samp(each, 0).pvalue)
-    assert (found.images, found.prompts) == (4, 3)
+    assert (found["low"], found["high"]) == (pytest.approx(low), pytest.approx(high))
+    assert found["p"] == pytest.approx(stats.ttest_1samp(each, 0).pvalue)
+    assert (found["images"], found["prompts"]) == (4, 3)
     alone = mean([1.0], ["a"])
-    assert (alone.value, alone.low, alone.p) == (1.0, None, None)
-    assert mean([], []).value is None
+    assert (alone["value"], alone["low"], alone["p"]) == (1.0, None, None)
+    assert mean([], [])["value"] is None
 
 
 def test_the_test_keeps_its_level() -> None:
     stream = np.random.default_rng(0)
-    found = [mean(stream.normal(size=12), [str(n) for n in range(12)]).p for _ in range(60)]
+    found = [mean(stream.normal(size=12), [str(n) for n in range(12)])["p"] for _ in range(60)]
     assert 0 <= np.mean(np.array(found) < 0.05) < 0.15
 
 
@@ -80,9 +80,9 @@ def test_correlations_are_over_prompts() -> None:
     found = correlation(one.tolist(), two.tolist(), prompts)
     assert found is not None
     wanted = stats.pearsonr(one.reshape(-1, 2).mean(1), two.reshape(-1, 2).mean(1))
-    assert found.rho == pytest.approx(wanted.statistic)
-    assert found.prompts == 20
-    assert found.low < found.rho < found.high
+    assert found["rho"] == pytest.approx(wanted.statistic)
+    assert found["prompts"] == 20
+    assert found["low"] < found["rho"] < found["high"]
     assert correlation([1, 2, 3], [1, 2, 3], ["a", "b", "c"]) is None
     assert correlation([1, 1, 1, 1], [1, 2, 3, 4], ["a", "b", "c", "d"]) is None
 
