@@ -29,6 +29,7 @@ from torch import Tensor
 from gapbench.fetch.hub import Checkpoint, fetch, fetch_settings, whole
 from gapbench.files import digest, first_line
 from gapbench.judges.base import Judge
+from gapbench.judges.weights import free_memory
 from gapbench.models import torchvision_shim
 from gapbench.models.autoregressive.answers import answer_ids, answer_logprobs
 from gapbench.models.base import Batches
@@ -120,8 +121,7 @@ class VlmJudge(Judge):
 
     def release(self) -> None:
         self._model = None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
     @cached_property
     def processor(self) -> Any:

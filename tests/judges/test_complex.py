@@ -112,15 +112,16 @@ def test_the_judge_is_the_mean_of_its_parts(tiny_complex: Path) -> None:
     images = [Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)) for _ in range(3)]
     asked = [prompt(text) for text in (SPATIAL, ACTION, BOTH)]
     spatial, action, both = judge.judge(images, asked)
+    vqa, boxes, clip = judge.parts
     want = Want("2d", (("mug", 1), ("jar", 1)), "near")
     expected: list[list[float | None]] = [
         [
-            judge.vqa.judge(images[:1], asked[:1])[0].score,
-            judge.spatial.answers(images[:1], [want])[0].score,
+            vqa.judge(images[:1], asked[:1])[0].score,
+            boxes.answers(images[:1], [want])[0].score,
         ],
         [
-            judge.vqa.judge(images[1:2], asked[1:2])[0].score,
-            judge.clip.similarities(images[1:2], ["an cat naps"])[0],
+            vqa.judge(images[1:2], asked[1:2])[0].score,
+            clip.similarities(images[1:2], ["an cat naps"])[0],
         ],
     ]
     for answer, parts in zip((spatial, action), expected, strict=True):

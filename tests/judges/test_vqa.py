@@ -245,5 +245,5 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(GapbenchError, match="not BLIP"):
         vqa.original({"a": torch.zeros(1)})
     (tmp_path / "x.pth").write_bytes(b"no checkpoint")
-    with pytest.raises(GapbenchError, match="no BLIP checkpoint"):
+    with pytest.raises(GapbenchError, match=r"x\.pth cannot be read"):
         _ = VqaOfficialJudge(str(tmp_path)).loaded
