@@ -15,7 +15,7 @@ from typing import Final, Literal
 from PIL import Image
 
 from gapbench.judges.clip import ClipJudge
-from gapbench.judges.parses import Kind, Parse, parse
+from gapbench.judges.parses.parses import Kind, Parse, parse
 from gapbench.judges.spatial import SpatialJudge, Want
 from gapbench.judges.spatial_rules import relation_2d
 from gapbench.judges.vqa import VqaJudge, questions

@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from gapbench.fetch import hub
 from gapbench.judges import spatial_rules as rules
-from gapbench.judges.parses import FINGERPRINT, OBJECTS, parse
+from gapbench.judges.parses.parses import FINGERPRINT, OBJECTS, parse
 from gapbench.judges.weights import WeightsJudge, batches, share, tensor
 from gapbench.types import Answer, GapbenchError, Prompt
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from gapbench.fetch import hub
 from gapbench.fetch.sources import cache_folder
 from gapbench.files import sha256_of
-from gapbench.judges.parses import FINGERPRINT, parse
+from gapbench.judges.parses.parses import FINGERPRINT, parse
 from gapbench.judges.weights import WeightsJudge, batches, share, tensor, unpickled
 from gapbench.models.torchvision_shim import ensure
 from gapbench.types import Answer, GapbenchError, Prompt
@@ -169,56 +169,21 @@ class VqaOfficialJudge(VqaJudge):
 
     @cached_property
     def loaded(self) -> tuple[Any, Any]:
-        model = original(unpickled(f"judge {self.name}", self._file(), "model"))
-        return model.to(self.device).eval(), vocabulary(self.own or hub.fetch(VOCABULARY))
+        file = self._file()
+        tensors = rename(unpickled(f"judge {self.name}", file, "model"))
+        model = self._model("BlipForQuestionAnswering", file, config=blip_base(), tensors=tensors)
+        return model, vocabulary(self.own or hub.fetch(VOCABULARY))
 
 
-def original(weights: Mapping[str, Tensor]) -> Any:
-    """A BlipForQuestionAnswering at 480 pixels around the authors' tensors.
-
-    Sizes are read from the tensors; heads are 64 wide, as in all of the authors' models. Raises
-    GapbenchError where a tensor is missing or has another shape.
-    """
+def blip_base() -> Any:
+    """The configuration of the authors' model."""
     ensure()
-    from transformers import BlipConfig, BlipForQuestionAnswering
+    from transformers import BlipConfig
 
-    renamed = rename(weights)
-    try:
-        words = renamed["text_encoder.embeddings.word_embeddings.weight"].shape
-        config = BlipConfig(
-            vision_config={
-                **_stack(renamed, "vision_model.encoder.layers", "mlp.fc1.weight"),
-                "image_size": SIZE,
-                "layer_norm_eps": 1e-6,
-            },
-            text_config={
-                **_stack(renamed, "text_encoder.encoder.layer", "intermediate.dense.weight"),
-                "vocab_size": words[0],
-                "layer_norm_eps": 1e-12,
-            },
-        )
-        model = BlipForQuestionAnswering(config)
-        missing, unexpected = model.load_state_dict(renamed, strict=False)
-    except (KeyError, RuntimeError) as error:
-        raise GapbenchError(f"the weights are not BLIP-VQA's: {error}") from error
-    if missing or unexpected:
-        raise GapbenchError(
-            f"the weights are not BLIP-VQA's: {len(missing)} tensors missing, {len(unexpected)} "
-            f"unknown, {[*missing, *unexpected][0]} among them"
-        )
-    return model
-
-
-def _stack(weights: Mapping[str, Tensor], layers: str, wide: str) -> dict[str, int]:
-    """Sizes of a transformer from its tensors' names and shapes."""
-    intermediate, hidden = weights[f"{layers}.0.{wide}"].shape
-    depth = {name.removeprefix(f"{layers}.").split(".")[0] for name in weights if layers in name}
-    return {
-        "hidden_size": hidden,
-        "intermediate_size": intermediate,
-        "num_hidden_layers": len(depth),
-        "num_attention_heads": hidden // 64,
-    }
+    return BlipConfig(
+        vision_config={"image_size": SIZE, "layer_norm_eps": 1e-6},
+        text_config={"num_attention_heads": 12},
+    )
 
 
 _RENAMES: Final = (

@@ -63,10 +63,10 @@ class WeightsJudge(Judge):
             raise GapbenchError(f"judge {self.base}: {self.own} holds no weights")
         return [digest("", files, self.own)]
 
-    def _model(self, kind: str, folder: Path) -> Any:
+    def _model(self, kind: str, folder: Path, **more: Any) -> Any:
         """The class `kind` of transformers with a checkpoint's weights, on `device`."""
         who = f"judge {self.name}"
-        return load_pretrained(who, kind, folder, "float32", self.device, pickled=True)
+        return load_pretrained(who, kind, folder, "float32", self.device, pickled=True, **more)
 
     def _clip_tokenizer(self, folder: Path, length: int) -> Callable[[list[str]], Any]:
         """transformers' CLIPTokenizer, padding to `length` tokens.

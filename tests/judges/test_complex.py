@@ -12,7 +12,7 @@ from PIL import Image
 
 from gapbench.judges import complex as module
 from gapbench.judges.complex import ComplexJudge, combine
-from gapbench.judges.parses import Kind, parses
+from gapbench.judges.parses import parses
 from gapbench.judges.spatial import Want
 from gapbench.types import Answer, GapbenchError, Prompt
 
@@ -36,7 +36,7 @@ PARTS: dict[module.Part, Answer] = {
         ("spatialaction", 0.55, 1),
     ],
 )
-def test_the_parts_that_apply_weigh_the_same(kind: Kind, score: float, verdict: int) -> None:
+def test_the_parts_that_apply_weigh_the_same(kind: parses.Kind, score: float, verdict: int) -> None:
     answer = combine(kind, PARTS)
     assert answer.score == pytest.approx(score)
     assert answer.verdict == verdict
@@ -63,7 +63,7 @@ def prompt(text: str) -> Prompt:
     )
 
 
-def entry(text: str, kind: Kind, chunks: list[str], kept: str, objects: list[str]) -> Any:
+def entry(text: str, kind: parses.Kind, chunks: list[str], kept: str, objects: list[str]) -> Any:
     """A line of the parse file for a prompt of our own."""
 
     def at(words: list[str]) -> list[int]:
