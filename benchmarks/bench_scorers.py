@@ -50,7 +50,7 @@ def blip(device: str) -> tuple[Scorer, Scorer, str]:
     config = BlipConfig(vision_config={"image_size": 384}, text_config={"num_attention_heads": 12})
     judge = vqa.VqaJudge(device=device)
     model = BlipForQuestionAnswering(config).to(device).eval()
-    judge._loaded = vqa.Loaded(model, Words(101, 102))
+    judge.loaded = model, Words(101, 102)
     asked = ["a red dog?", "a blue cup?"]
 
     def official(images: Sequence[Image.Image]) -> None:
@@ -90,7 +90,7 @@ def open_clip_b32(device: str) -> tuple[Scorer, Scorer, str]:
 
     judge = clip.ClipJudge(device=device)
     model = open_clip.create_model("ViT-B-32-quickgelu").to(device).eval()
-    judge._loaded = clip.Loaded(model, open_clip.get_tokenizer("ViT-B-32"), 224)
+    judge.loaded = model, open_clip.get_tokenizer("ViT-B-32"), 224
     return pairs(judge)
 
 
@@ -119,7 +119,7 @@ def clip_h14(device: str) -> tuple[Scorer, Scorer, str]:
     )
     judge = sciscore.SciScoreJudge(device=device)
     model = CLIPModel(config).to(device).eval()
-    judge._loaded = sciscore.Loaded(model, Words(49406, 49407, 77))
+    judge.loaded = model, Words(49406, 49407, 77)
     return pairs(judge)
 
 

@@ -41,7 +41,7 @@ def key(line: str) -> str:
 
 
 def entry(record: dict[str, Any], kinds: dict[str, parses.Kind]) -> dict[str, Any]:
-    """One prompt's spans under one letter each (parses.unpack)."""
+    """One prompt's spans under one letter each (parses.LETTERS)."""
     text, made = record["prompt"], dict[str, Any]()
     if "noun_chunks" in record:
         made["c"] = locate(text, record["noun_chunks"])

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -28,11 +28,8 @@ class Checkpoint:
     repo: str
     revision: str
     license: str
-    files: Mapping[str, str | None]
+    files: Mapping[str, str | None] = field(hash=False)
     bytes: int = 0
-
-    def __hash__(self) -> int:
-        return hash((self.repo, self.revision))
 
     @property
     def pinned(self) -> bool:

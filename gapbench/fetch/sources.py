@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -170,17 +171,10 @@ def _transfer(source: Source, part: Path, advance: Callable[[int], None]) -> str
     return "" if size == source.bytes else f"only {size:,} of {source.bytes:,} bytes came"
 
 
-class _locked:  # noqa: N801 (used as a function)
+@contextmanager
+def _locked(source: Source) -> Iterator[Path]:
     """Keep other processes off a file while it is fetched; gives the path to write it to."""
-
-    def __init__(self, source: Source) -> None:
-        self._file = place(source)
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self._file.with_name(self._file.name + ".lock"))
-
-    def __enter__(self) -> Path:
-        self._lock.acquire()
-        return self._file.with_name(self._file.name + ".part")
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
+    file = place(source)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_name(file.name + ".lock")):
+        yield file.with_name(file.name + ".part")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.metadata import entry_points
-from typing import Any, Final
+from importlib.metadata import EntryPoint, entry_points
+from typing import Final
 
 from gapbench.judges.base import REQUIRED, Judge
 from gapbench.models.base import with_defaults
@@ -27,27 +26,16 @@ BUILT_IN: Final = {
 }
 
 
-def judge_names() -> list[str]:
-    """Names of the installed judges, third parties' (group gapbench.judges) last."""
-    return list(
-        dict.fromkeys([*BUILT_IN, *(e.name for e in entry_points(group="gapbench.judges"))])
-    )
-
-
 def load_judge(spec: str, device: str = "auto") -> Judge:
     """A judge by NAME or NAME:ARGUMENT, such as human:labels.csv; weights come in at first use.
 
     Raises GapbenchError where no judge has that name, or it does not take the argument.
     """
     name, colon, argument = spec.partition(":")
-    factory: Any = None
-    if name in BUILT_IN:
-        module, _, attribute = BUILT_IN[name].partition(":")
-        factory = getattr(import_module(module), attribute)
+    factories = {own: EntryPoint(own, path, "") for own, path in BUILT_IN.items()}
     for entry in entry_points(group="gapbench.judges"):
-        if factory is None and entry.name == name:
-            factory = entry.load()
-    if factory is None:
-        raise GapbenchError(f"no judge {name!r}; installed: {', '.join(judge_names())}")
-    made = factory(argument if colon else None, device=device)
+        factories.setdefault(entry.name, entry)
+    if name not in factories:
+        raise GapbenchError(f"no judge {name!r}; installed: {', '.join(factories)}")
+    made = factories[name].load()(argument if colon else None, device=device)
     return with_defaults(made, Judge, REQUIRED, f"judge {spec}")

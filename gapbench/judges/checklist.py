@@ -15,6 +15,7 @@ from PIL import Image
 
 from gapbench.judges.base import Judge
 from gapbench.judges.vlm import VlmJudge
+from gapbench.judges.weights import batches
 from gapbench.types import Answer, GapbenchError, Prompt
 from gapbench.verdict import weigh
 
@@ -47,49 +48,37 @@ class ChecklistJudge(Judge):
         return json.dumps(asked)
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
+        listed = [_listed(prompt.requirement) for prompt in prompts]
         by_answer: dict[str, list[tuple[int, str]]] = {}
-        for index, prompt in enumerate(prompts):
-            for question, answer in _listed(prompt.requirement):
+        for index, pairs in enumerate(listed):
+            for question, answer in pairs:
                 by_answer.setdefault(answer, []).append((index, question))
-        right: dict[tuple[int, str], float] = {}
-        broken: dict[int, str] = {}
+        chances: dict[tuple[int, str], float | str] = {}
         for answer, rows in by_answer.items():
-            for start in range(0, len(rows), max(1, len(images))):
-                for index, question, chance in self._chances(
-                    images, rows[start : start + max(1, len(images))], answer
-                ):
-                    if isinstance(chance, str):
-                        broken[index] = f"{question} {chance}"
-                    else:
-                        right[index, question] = chance
+            for part in batches(rows, max(1, len(images))):
+                asked = [question for _, question in part]
+                said = self._chances([images[index] for index, _ in part], asked, answer)
+                chances |= zip(part, said, strict=True)
         return [
-            Answer(verdict=None, reason=broken[index])
-            if index in broken
-            else _sum([(q, right[index, q]) for q, _ in _listed(prompt.requirement)])
-            for index, prompt in enumerate(prompts)
+            _sum([(question, chances[index, question]) for question, _ in pairs])
+            for index, pairs in enumerate(listed)
         ]
 
     def _chances(
-        self, images: Sequence[Image.Image], rows: Sequence[tuple[int, str]], answer: str
-    ) -> list[tuple[int, str, float | str]]:
-        """(index, question, probability of `answer` or what went wrong) for each row."""
+        self, images: Sequence[Image.Image], questions: Sequence[str], answer: str
+    ) -> list[float | str]:
+        """For each question the probability of `answer`, or what went wrong."""
         other = OTHERWISE.get(answer.lower())
         answers = [f" {a}" for a in (other, answer) if a]
+        texts = [ASK.replace("{question}", question) for question in questions]
         try:
-            logprobs_of = self._vlm.logprobs(
-                [images[index] for index, _ in rows],
-                [ASK.replace("{question}", question) for _, question in rows],
-                answers,
-            ).tolist()
+            logprobs = self._vlm.logprobs(images, texts, answers).tolist()
         except ValueError as error:
-            return [(index, question, str(error)) for index, question in rows]
-        chances: list[tuple[int, str, float | str]] = []
-        for (index, question), logprobs in zip(rows, logprobs_of, strict=True):
-            # Without an opposite the rest of the probability is every other reply.
-            said = weigh(logprobs[0] if other else -float("inf"), logprobs[-1])
-            chance = said.p_yes if other else said.mass
-            chances.append((index, question, said.reason or "" if chance is None else chance))
-        return chances
+            return [str(error)] * len(questions)
+        # Without an opposite the rest of the probability is every other reply.
+        said = [weigh(row[0] if other else -float("inf"), row[-1]) for row in logprobs]
+        chances = [(one.p_yes if other else one.mass, one.reason or "") for one in said]
+        return [reason if chance is None else chance for chance, reason in chances]
 
     def release(self) -> None:
         self._vlm.release()
@@ -102,10 +91,15 @@ def _listed(requirement: Any) -> list[tuple[str, str]]:
     return [(str(question), str(answer)) for question, answer in requirement.get("vqa_list", ())]
 
 
-def _sum(right: Sequence[tuple[str, float]]) -> Answer:
-    missed = [question for question, chance in right if chance < ENOUGH]
+def _sum(right: Sequence[tuple[str, float | str]]) -> Answer:
+    chances: list[float] = []
+    for question, chance in right:
+        if isinstance(chance, str):
+            return Answer(verdict=None, reason=f"{question} {chance}")
+        chances.append(chance)
+    missed = [question for (question, _), c in zip(right, chances, strict=True) if c < ENOUGH]
     return Answer(
         verdict=int(not missed),
-        score=sum(chance for _, chance in right) / len(right),
+        score=sum(chances) / len(chances),
         reason="; ".join(missed) or None,
     )

@@ -8,8 +8,9 @@ prompt over 77 tokens is cut; the official script stops there with an error.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import torch
 from PIL import Image
@@ -17,6 +18,7 @@ from PIL import Image
 from gapbench.fetch import hub
 from gapbench.files import first_line
 from gapbench.judges.weights import WeightsJudge, batches, cosines, crop, scale, tensor
+from gapbench.models.torchvision_shim import ensure
 from gapbench.types import Answer, GapbenchError, Prompt
 
 CHECKPOINT: Final = hub.Checkpoint(
@@ -33,14 +35,6 @@ CHECKPOINT: Final = hub.Checkpoint(
 )
 IMAGES: Final = 64
 """Images encoded at once."""
-
-
-class Loaded(NamedTuple):
-    """An open_clip model, its tokenizer and the pixels of its images' sides."""
-
-    model: Any
-    tokenizer: Any
-    size: int
 
 
 class ClipJudge(WeightsJudge):
@@ -71,15 +65,18 @@ class ClipJudge(WeightsJudge):
             values += cosines(seen, read).tolist()
         return values
 
-    def _load(self) -> Loaded:
+    @cached_property
+    def loaded(self) -> tuple[Any, Any, int]:
         return open_clip_model(self.own or hub.fetch(CHECKPOINT), self.own is None, self.device)
 
 
-def open_clip_model(folder: Path, openai: bool, device: str) -> Loaded:
-    """An open_clip checkpoint; OpenAI's own need the activation that they were trained with.
+def open_clip_model(folder: Path, openai: bool, device: str) -> tuple[Any, Any, int]:
+    """An open_clip model, its tokenizer and the pixels of its images' sides; OpenAI's checkpoints
+    need the activation that they were trained with.
 
     Raises GapbenchError where the folder does not hold its tensors.
     """
+    ensure()  # open_clip imports torchvision
     import open_clip
 
     try:
@@ -90,4 +87,4 @@ def open_clip_model(folder: Path, openai: bool, device: str) -> Loaded:
     except Exception as error:  # open_clip and safetensors raise many kinds
         raise GapbenchError(f"open_clip: cannot load {folder}: {first_line(error)}") from error
     size = model.visual.image_size
-    return Loaded(model.to(device).eval(), tokenizer, size if isinstance(size, int) else size[0])
+    return model.to(device).eval(), tokenizer, size if isinstance(size, int) else size[0]

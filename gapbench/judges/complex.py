@@ -7,22 +7,20 @@ without its adjectives). The spatial part is our detector's, not UniDet's, hence
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import cached_property
 from typing import Final, Literal
 
 from PIL import Image
 
-from gapbench.judges.base import Judge
 from gapbench.judges.clip import ClipJudge
-from gapbench.judges.parses import Kind, Parse, parse
+from gapbench.judges.parses.parses import Kind, Parse, parse
 from gapbench.judges.spatial import SpatialJudge, Want
 from gapbench.judges.spatial_rules import relation_2d
 from gapbench.judges.vqa import VqaJudge, questions
-from gapbench.judges.weights import share
-from gapbench.types import Answer, GapbenchError, Prompt
+from gapbench.judges.weights import WeightsJudge, share
+from gapbench.types import Answer, Prompt
 
 Part = Literal["attribute", "spatial", "action"]
 PARTS: Final[dict[Kind, tuple[Part, ...]]] = {
@@ -32,34 +30,29 @@ PARTS: Final[dict[Kind, tuple[Part, ...]]] = {
 }
 
 
-class ComplexJudge(Judge):
+class ComplexJudge(WeightsJudge):
     """score: the mean of the parts, 0..1 in practice; verdict 1 from 0.5 on.
 
     Abstains where a part does. An own folder holds the parts' folders `vqa`, `spatial` and `clip`.
     """
 
     base = "complex-native"
+    arithmetic = "complex-native-1"
+    checkpoints = (*VqaJudge.checkpoints, *SpatialJudge.checkpoints, *ClipJudge.checkpoints)
 
-    def __init__(self, argument: str | None = None, device: str = "auto") -> None:
-        if argument is not None and not Path(argument).is_dir():
-            raise GapbenchError(f"judge {self.base}: {argument} is no folder with checkpoints")
-
+    @cached_property
+    def parts(self) -> tuple[VqaJudge, SpatialJudge, ClipJudge]:
         def own(part: str) -> str | None:
-            return None if argument is None else str(Path(argument) / part)
+            return None if self.own is None else str(self.own / part)
 
-        self.vqa = VqaJudge(own("vqa"), device)
-        self.spatial = SpatialJudge(own("spatial"), device)
-        self.clip = ClipJudge(own("clip"), device)
-        self.name = (
-            self.base if argument is None else f"{self.base}-{Path(argument).resolve().name}"
+        return (
+            VqaJudge(own("vqa"), self.device),
+            SpatialJudge(own("spatial"), self.device),
+            ClipJudge(own("clip"), self.device),
         )
-        made = [part.fingerprint for part in (self.vqa, self.spatial, self.clip)]
-        self.fingerprint = hashlib.sha256(
-            " ".join(["complex-native-1", *made]).encode()
-        ).hexdigest()
-        parts = (self.vqa, self.spatial, self.clip)
-        self.needs = [checkpoint for part in parts for checkpoint in part.needs]
-        self.batches = self.clip.batches
+
+    def _weights(self) -> list[str]:
+        return [part.fingerprint for part in self.parts]
 
     def question(self, prompt: Prompt) -> str:
         parsed = _parse(prompt)
@@ -71,27 +64,28 @@ class ComplexJudge(Judge):
         return json.dumps({part: asked[part] for part in PARTS[parsed.kind]}, ensure_ascii=False)
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
+        vqa, spatial, clip = self.parts
         parses = [_parse(prompt) for prompt in prompts]
         parts: list[dict[Part, Answer]] = [{} for _ in prompts]
 
         def rows(part: Part) -> list[int]:
             return [i for i, parsed in enumerate(parses) if part in PARTS[parsed.kind]]
 
-        for i, answer in enumerate(self.vqa.judge(images, prompts)):
+        for i, answer in enumerate(vqa.judge(images, prompts)):
             parts[i]["attribute"] = answer
         at = rows("spatial")
         wants = [_want(prompts[i], parses[i]) for i in at]
-        for i, answer in zip(at, self.spatial.answers([images[i] for i in at], wants), strict=True):
+        for i, answer in zip(at, spatial.answers([images[i] for i in at], wants), strict=True):
             parts[i]["spatial"] = answer
         at = rows("action")
         texts = [parses[i].without_adjectives for i in at]
-        cosines = self.clip.similarities([images[i] for i in at], texts) if at else []
+        cosines = clip.similarities([images[i] for i in at], texts) if at else []
         for i, cosine in zip(at, cosines, strict=True):
             parts[i]["action"] = Answer(verdict=None, score=cosine)
         return [combine(parsed.kind, some) for parsed, some in zip(parses, parts, strict=True)]
 
     def release(self) -> None:
-        for part in (self.vqa, self.spatial, self.clip):
+        for part in self.parts:
             part.release()
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -25,6 +25,7 @@ from gapbench.fetch.sources import Source, cache_folder, place
 from gapbench.files import first_line, sha256_of
 from gapbench.judges import geneval_rule as rule
 from gapbench.judges.base import Judge
+from gapbench.judges.weights import free_memory, unpickled
 from gapbench.models.base import Batches
 from gapbench.models.checkpoint import device_here, load_pretrained
 from gapbench.models.torchvision_shim import ensure
@@ -91,7 +92,7 @@ class DetectorJudge(Judge):
             if (folder / "clip").is_dir():
                 self._own_clip = folder / "clip"
                 clip = _digest(self._own_clip)
-        named = f"{VERSION} {self.name} {weights} {clip} {rule.fingerprint()}"
+        named = f"{VERSION} {self.name} {weights} {clip} {rule.FINGERPRINT}"
         self.fingerprint = hashlib.sha256(named.encode()).hexdigest()
         weights_needed = OFFICIAL if self._official else NATIVE
         self.needs = [
@@ -113,8 +114,8 @@ class DetectorJudge(Judge):
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
         self._load()
-        opened = [self._open(image) for image in images]
-        pixels = {i: image for i, image in enumerate(opened) if not isinstance(image, Answer)}
+        thin = {i for i, image in enumerate(images) if not min(rule.resized(*image.size))}
+        pixels = {i: np.asarray(image) for i, image in enumerate(images) if i not in thin}
         detected = dict(zip(pixels, self.detect(list(pixels.values())), strict=True))
         wanted, crops = [], []
         for i, objects in detected.items():
@@ -125,13 +126,17 @@ class DetectorJudge(Judge):
         colors = dict(zip(wanted, self.colors(crops, [w[1] for w in wanted]), strict=True))
 
         def decided(i: int) -> Answer:
+            if i in thin:
+                size = f"{images[i].width} x {images[i].height}"
+                return Answer(verdict=None, reason=f"the image, {size}, is too thin")
+
             def color_of(name: str, rows: Sequence[int]) -> list[str]:
                 return [colors[i, name, row] for row in rows]
 
             correct, miss = rule.decide(detected[i].boxes, prompts[i].requirement, color_of)
             return Answer(verdict=int(correct), reason=miss)
 
-        return [o if isinstance(o, Answer) else decided(i) for i, o in enumerate(opened)]
+        return [decided(i) for i in range(len(images))]
 
     def check_picture(self) -> str | None:
         """A warning where nothing is found in two discs, or their red and blue are mixed up."""
@@ -146,8 +151,7 @@ class DetectorJudge(Judge):
     def release(self) -> None:
         self._detector = self._clip = self._preprocess = None
         self._vectors.clear()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
     @torch.inference_mode()
     def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[rule.Found]:
@@ -183,16 +187,6 @@ class DetectorJudge(Judge):
             means = vectors.reshape(len(COLORS), -1, vectors.shape[-1]).mean(1)
             self._vectors[name] = normalize(means, dim=-1)
         return self._vectors[name]
-
-    def _open(self, image: Image.Image) -> NDArray[np.uint8] | Answer:
-        try:
-            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        except Exception as error:  # Pillow's decoders raise many kinds
-            return Answer(verdict=None, reason=f"the image cannot be decoded: {first_line(error)}")
-        height, width = pixels.shape[:2]
-        if not min(rule.resized(width, height)):
-            return Answer(verdict=None, reason=f"the image, {width} x {height}, is too thin")
-        return pixels
 
     def _load(self) -> None:
         if self._detector is not None:
@@ -265,10 +259,7 @@ def _official(device: str) -> Any:
             f"{OFFICIAL.sha256}); put it into {cache_folder()}"
         )
     hub.verify(file.parent, {file.name: OFFICIAL.sha256}, "judge detector-official")
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
-    except Exception as error:  # torch's unpickler raises many kinds
-        raise GapbenchError(f"judge detector-official: {file}: {first_line(error)}") from error
+    state = unpickled("judge detector-official", file, "state_dict")
     return load(file, device, config=swin_small(), tensors=from_mmdet(state))
 
 

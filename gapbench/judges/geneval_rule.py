@@ -8,7 +8,7 @@ official script, because thresholds are compared strictly.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -20,7 +20,15 @@ from torch.nn.functional import interpolate, pad
 
 from gapbench.tasks.prompts.geneval import CLASSES, COLORS, RELATIONS
 
-VERSION: Final = "geneval-1"
+SCORE: Final = 0.3
+COUNTING: Final = 0.9
+OBJECTS: Final = 16
+MARGIN: Final = 0.1
+"""The official options' defaults. Overlapping boxes are kept: the official IoU limit is 1."""
+FINGERPRINT: Final = (
+    f"geneval-1 score={SCORE} counting={COUNTING} objects={OBJECTS} overlap=1.0 margin={MARGIN}"
+)
+"""The rule's version and thresholds in one line."""
 LONG: Final = 1333
 SHORT: Final = 800
 """Pixels that an image's longer and shorter side are scaled into."""
@@ -59,25 +67,6 @@ class Found:
         left, top, right, bottom = (round(float(side)) for side in self.boxes[name][row, :4])
         alone = np.where(self.masks[name][row][..., None], image, np.uint8(GREY))
         return Image.fromarray(alone[top:bottom, left:right])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Thresholds:
-    """The official options' defaults. `overlap` is an IoU; 1.0 suppresses nothing."""
-
-    score: float = 0.3
-    counting: float = 0.9
-    objects: int = 16
-    overlap: float = 1.0
-    margin: float = 0.1
-
-
-DEFAULT: Final = Thresholds()
-
-
-def fingerprint(thresholds: Thresholds = DEFAULT) -> str:
-    """The rule's version and thresholds in one line."""
-    return " ".join([VERSION, *(f"{name}={value}" for name, value in asdict(thresholds).items())])
 
 
 def trouble(requirement: Mapping[str, Any]) -> str | None:
@@ -120,56 +109,30 @@ def color_texts(name: str) -> list[str]:
     return [template.format(color, name) for color in COLORS for template in TEMPLATES]
 
 
-def select(
-    boxes: Mapping[str, Boxes], requirement: Mapping[str, Any], limits: Thresholds = DEFAULT
-) -> dict[str, list[int]]:
+def select(boxes: Mapping[str, Boxes], requirement: Mapping[str, Any]) -> dict[str, list[int]]:
     """Rows of the boxes that count, best first, of each class that has any.
 
     The counting threshold goes with `exclude`: in the benchmark exactly the counting prompts have
     one, and so a requirement alone decides.
     """
-    least = limits.counting if requirement.get("exclude") else limits.score
+    least = COUNTING if requirement.get("exclude") else SCORE
     kept = {}
     for name, of_class in boxes.items():
         # Ties in the official order: the later row first.
         order = np.argsort(of_class[:, 4])[::-1]
-        order = order[of_class[order, 4] > least][: limits.objects]
-        if len(order):
-            kept[name] = _suppress(of_class, order.tolist(), limits.overlap)
+        if rows := order[of_class[order, 4] > least][:OBJECTS].tolist():
+            kept[name] = rows
     return kept
 
 
-def _suppress(boxes: Boxes, order: list[int], overlap: float) -> list[int]:
-    if overlap >= 1:
-        return order
-    kept = []
-    while order:
-        best, *rest = order
-        kept.append(best)
-        order = [row for row in rest if _iou(boxes[best], boxes[row]) < overlap]
-    return kept
-
-
-def _iou(a: Boxes, b: Boxes) -> float:
-    """Intersection over union with sides one pixel longer, as the official helper has it."""
-
-    def area(left_top: Boxes, right_bottom: Boxes) -> np.float32:
-        sides = np.maximum(right_bottom - left_top + 1, 0)
-        return np.float32(sides[0] * sides[1])
-
-    both = area(np.maximum(a[:2], b[:2]), np.minimum(a[2:4], b[2:4]))
-    either = area(a[:2], a[2:4]) + area(b[:2], b[2:4]) - both
-    return float(both / either) if either else 0.0
-
-
-def relations(a: Boxes, b: Boxes, margin: float = DEFAULT.margin) -> set[str]:
+def relations(a: Boxes, b: Boxes) -> set[str]:
     """Where box `a` lies seen from box `b`; none, one or two of RELATIONS.
 
-    An axis counts as far as the centres' distance exceeds `margin` times the summed sides.
+    An axis counts as far as the centres' distance exceeds MARGIN times the summed sides.
     """
     offset = (a[:2] + a[2:4]) / 2 - (b[:2] + b[2:4]) / 2
     sides = np.abs(a[2:4] - a[:2]) + np.abs(b[2:4] - b[:2])
-    revised = np.maximum(np.abs(offset) - margin * sides, 0) * np.sign(offset)
+    revised = np.maximum(np.abs(offset) - MARGIN * sides, 0) * np.sign(offset)
     if np.all(np.abs(revised) < 1e-3):
         return set()
     dx, dy = revised / np.linalg.norm(offset)  # the norm of the unrevised offset
@@ -190,23 +153,20 @@ def wanted_colors(
 
 
 def decide(
-    boxes: Mapping[str, Boxes],
-    requirement: Mapping[str, Any],
-    color_of: ColorOf,
-    limits: Thresholds = DEFAULT,
+    boxes: Mapping[str, Boxes], requirement: Mapping[str, Any], color_of: ColorOf
 ) -> tuple[bool, str | None]:
     """Whether detections meet a requirement, and every miss in words (None where there is none).
 
     Only the classes that the requirement names matter. An item takes its class's best boxes, as
     many as it counts; `position` refers to the boxes that an earlier item took.
     """
-    kept = select(boxes, requirement, limits)
+    kept = select(boxes, requirement)
     misses: list[str] = []
     groups: list[Boxes | None] = []
     for item in requirement["include"]:
         name = item["class"]
         rows = kept.get(name, [])[: item["count"]]
-        miss = _miss(item, boxes, rows, groups, color_of, limits.margin)
+        miss = _miss(item, boxes, rows, groups, color_of)
         groups.append(None if miss else boxes[name][rows])
         misses += [miss] if miss else []
     for item in requirement.get("exclude", ()):
@@ -222,7 +182,6 @@ def _miss(
     rows: list[int],
     groups: list[Boxes | None],
     color_of: ColorOf,
-    margin: float,
 ) -> str | None:
     name, count = item["class"], item["count"]
     if len(rows) < count:
@@ -238,7 +197,7 @@ def _miss(
             return f"nothing there for {name} to be {relation}"
         for box in boxes[name][rows]:
             for other in others:
-                held = relations(box, other, margin)
+                held = relations(box, other)
                 if relation not in held:
                     where = " and ".join(r for r in RELATIONS if r in held) or "level"
                     return f"{name} is {where}, {relation} wanted"
@@ -275,13 +234,11 @@ def prepare(image: NDArray[np.uint8]) -> Tensor:
     return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
-def instances(
-    logits: Tensor, masks: Tensor, size: tuple[int, int], floor: float = DEFAULT.score
-) -> Found:
+def instances(logits: Tensor, masks: Tensor, size: tuple[int, int]) -> Found:
     """Objects from class logits (queries, 81) and mask logits (queries, h, w), for `size` pixels.
 
     Of the best 100 pairs of a query and a class. A score is the class's probability times the
-    mask's mean, at most 1; pairs whose probability is not above `floor` are dropped before their
+    mask's mean, at most 1; pairs whose probability is not above SCORE are dropped before their
     masks are enlarged.
     """
     height, width = size
@@ -289,7 +246,7 @@ def instances(
     full_w, full_h = padded(width, height)
     chances = logits.float().softmax(-1)[:, :-1]
     best, at = chances.flatten().topk(min(CANDIDATES, chances.numel()))
-    best, at = best[best > floor], at[best > floor]
+    best, at = best[best > SCORE], at[best > SCORE]
     if not len(best):
         return Found({}, {})
     queries, of = torch.unique(at // chances.shape[1], return_inverse=True)
@@ -307,7 +264,7 @@ def instances(
         mine = labels == label
         boxes[CLASSES[label]] = np.column_stack([bounds[rows[mine]], scores[mine]])
         shapes[CLASSES[label]] = binary[rows[mine]]
-    kept = [name for name, of_class in boxes.items() if (of_class[:, 4] > floor).any()]
+    kept = [name for name, of_class in boxes.items() if (of_class[:, 4] > SCORE).any()]
     return Found({name: boxes[name] for name in kept}, {name: shapes[name] for name in kept})
 
 

@@ -8,22 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from functools import cached_property
+from typing import Any, Final
 
 import torch
 from PIL import Image
 
 from gapbench.fetch import hub
-from gapbench.judges.weights import (
-    WeightsJudge,
-    batches,
-    clip_tokenizer,
-    cosines,
-    crop,
-    scale,
-    tensor,
-)
-from gapbench.models.checkpoint import load_pretrained
+from gapbench.judges.weights import WeightsJudge, batches, cosines, crop, scale, tensor
 from gapbench.types import Answer, Prompt
 
 CHECKPOINT: Final = hub.Checkpoint(
@@ -44,13 +36,6 @@ IMAGES: Final = 32
 """Images encoded at once."""
 
 
-class Loaded(NamedTuple):
-    """A CLIPModel and its tokenizer."""
-
-    model: Any
-    tokenizer: Any
-
-
 class SciScoreJudge(WeightsJudge):
     """score: exp(logit_scale) times the cosine, about 15..40; no verdict, for no threshold."""
 
@@ -69,19 +54,13 @@ class SciScoreJudge(WeightsJudge):
         answers: list[Answer] = []
         for part in batches(list(zip(images, prompts, strict=True)), IMAGES):
             pixels = torch.stack([tensor(crop(image, size, math.floor)) for image, _ in part])
-            read = tokenizer(
-                [self.question(prompt) for _, prompt in part],
-                padding="max_length",
-                truncation=True,
-                max_length=TOKENS,
-                return_tensors="pt",
-            ).to(self.device)
+            read = tokenizer([self.question(prompt) for _, prompt in part]).to(self.device)
             seen = model.get_image_features(pixel_values=pixels.to(self.device)).pooler_output
             text = model.get_text_features(**read).pooler_output
             answers += [scale(value) for value in (factor * cosines(seen, text)).tolist()]
         return answers
 
-    def _load(self) -> Loaded:
-        folder, who = self.own or hub.fetch(CHECKPOINT), f"judge {self.name}"
-        model = load_pretrained(who, "CLIPModel", folder, "float32", self.device, pickled=True)
-        return Loaded(model, clip_tokenizer(who, folder))
+    @cached_property
+    def loaded(self) -> tuple[Any, Any]:
+        folder = self.own or hub.fetch(CHECKPOINT)
+        return self._model("CLIPModel", folder), self._clip_tokenizer(folder, TOKENS)

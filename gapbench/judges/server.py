@@ -76,9 +76,8 @@ class ServerJudge(Judge):
     def release(self) -> None:
         self._client.close()
 
-    def estimate_cost(self, images: int, pixels: int = 512 * 512) -> str:
-        """What judging that many images of that size asks of the server, in words."""
-        tokens = images * (150 + math.ceil(pixels / PATCH))
+    def estimate_cost(self, images: int) -> str:
+        tokens = images * (150 + math.ceil(512 * 512 / PATCH))
         return (
             f"{images:,} requests to {self.url}, roughly {tokens:,} input tokens and at most "
             f"{images * SETTINGS['max_tokens']:,} output tokens"

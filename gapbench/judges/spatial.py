@@ -14,8 +14,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from functools import cached_property
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -26,9 +26,8 @@ from torch.nn import functional
 
 from gapbench.fetch import hub
 from gapbench.judges import spatial_rules as rules
-from gapbench.judges.parses import FINGERPRINT, OBJECTS, parse
-from gapbench.judges.weights import WeightsJudge, batches, clip_tokenizer, share, squash, tensor
-from gapbench.models.checkpoint import load_pretrained
+from gapbench.judges.parses.parses import FINGERPRINT, OBJECTS, parse
+from gapbench.judges.weights import WeightsJudge, batches, share, tensor
 from gapbench.types import Answer, GapbenchError, Prompt
 
 DETECTOR: Final = hub.Checkpoint(
@@ -72,14 +71,6 @@ class Want:
     rule: Rule
     things: tuple[tuple[str, int], ...]
     relation: str | None = None
-
-
-class Loaded(NamedTuple):
-    """An Owlv2ForObjectDetection with its tokenizer, and a DPTForDepthEstimation once needed."""
-
-    detector: Any
-    tokenizer: Any
-    depth: list[Any]
 
 
 class SpatialJudge(WeightsJudge):
@@ -128,8 +119,7 @@ class SpatialJudge(WeightsJudge):
         first, second = want.things[0][0], want.things[-1][0]
         if want.rule == "2d":
             return rules.score_2d(detections, first, second, want.relation)
-        depth = self.depth(image)
-        return rules.score_3d(detections, first, second, want.relation, depth, transposed=False)
+        return rules.score_3d(detections, first, second, want.relation, self.depth(image))
 
     @torch.no_grad()
     def detect(
@@ -139,16 +129,10 @@ class SpatialJudge(WeightsJudge):
         names = sorted({name for some in asked for name in some})
         if not names:
             return [[] for _ in images]
-        model, tokenizer, _ = self.loaded
+        model, tokenizer = self.loaded
         size = model.config.vision_config.image_size
         pixels = torch.stack([tensor(_padded(image, size)) for image in images]).to(self.device)
-        text = tokenizer(
-            [f"a photo of a {name}" for name in names],
-            padding="max_length",
-            truncation=True,
-            max_length=TOKENS,
-            return_tensors="pt",
-        ).to(self.device)
+        text = tokenizer([f"a photo of a {name}" for name in names]).to(self.device)
         queries = model.owlv2.get_text_features(**text).pooler_output
         grid, _ = model.image_embedder(pixels)
         features = grid.flatten(1, 2)
@@ -174,11 +158,9 @@ class SpatialJudge(WeightsJudge):
     @torch.no_grad()
     def depth(self, image: Image.Image) -> NDArray[np.float32]:
         """(H, W) depth on the rules' scale, 0 the farthest and 1 the nearest of the image."""
-        loaded: Loaded = self.loaded
-        if not loaded.depth:
-            loaded.depth.append(self._load_depth())
-        pixels = tensor(squash(image, DEPTH_SIZE, Image.Resampling.BILINEAR), HALF, HALF)
-        near = loaded.depth[0](pixel_values=pixels[None].to(self.device)).predicted_depth[0]
+        square = image.resize((DEPTH_SIZE, DEPTH_SIZE), Image.Resampling.BILINEAR)
+        pixels = tensor(square, HALF, HALF)[None].to(self.device)
+        near = self._depth_model(pixel_values=pixels).predicted_depth[0]
         near = (near - near.min()) / (near.max() - near.min()).clamp_min(1e-12)
         factor = rules.rule_scale(*image.size)
         size = [max(1, round(side * factor)) for side in (image.height, image.width)]
@@ -188,18 +170,20 @@ class SpatialJudge(WeightsJudge):
         array: NDArray[np.float32] = resized[0, 0].cpu().numpy()
         return array
 
-    def _load(self) -> Loaded:
+    @cached_property
+    def loaded(self) -> tuple[Any, Any]:
         folder = self.own / "detector" if self.own else hub.fetch(DETECTOR)
-        model = self._part("Owlv2ForObjectDetection", folder)
-        return Loaded(model, clip_tokenizer(f"judge {self.name}", folder), [])
+        model = self._model("Owlv2ForObjectDetection", folder)
+        return model, self._clip_tokenizer(folder, TOKENS)
 
-    def _load_depth(self) -> Any:
+    @cached_property
+    def _depth_model(self) -> Any:
         folder = self.own / "depth" if self.own else hub.fetch(DEPTH)
-        return self._part("DPTForDepthEstimation", folder)
+        return self._model("DPTForDepthEstimation", folder)
 
-    def _part(self, kind: str, folder: Path) -> Any:
-        who = f"judge {self.name}"
-        return load_pretrained(who, kind, folder, "float32", self.device, pickled=True)
+    def release(self) -> None:
+        vars(self).pop("_depth_model", None)
+        super().release()
 
 
 def wanted(prompt: Prompt) -> Want | None:

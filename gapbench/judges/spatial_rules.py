@@ -91,17 +91,15 @@ def position_2d(relation: str | None, a: Box, b: Box) -> float:
     return 1.0 if overlap < OVERLAP_2D else OVERLAP_2D / overlap
 
 
-def position_3d(
-    relation: str | None, a: Box, b: Box, depth: NDArray[np.float32], *, transposed: bool
-) -> float:
+def position_3d(relation: str | None, a: Box, b: Box, depth: NDArray[np.float32]) -> float:
     """0..1: how well `a` stands before or behind `b`.
 
-    `depth` is (H, W), larger is nearer. The official scripts index it as (W, H), that is,
-    `transposed`; what then lies outside has no mean and scores 0.
+    `depth` is (H, W), larger is nearer; what lies outside of it has no mean and scores 0. The
+    official scripts crop the transposed map, `depth.T`.
     """
     if relation not in RELATIONS_3D:
         return 0.0
-    difference = _mean(depth, a, transposed) - _mean(depth, b, transposed)
+    difference = _mean(depth, a) - _mean(depth, b)
     holds = difference > 0 if relation == "in front of" else difference < 0
     overlap = iou(a, b)
     if not holds or overlap == OVERLAP_3D:
@@ -109,10 +107,9 @@ def position_3d(
     return 1.0 if overlap > OVERLAP_3D else overlap / OVERLAP_3D
 
 
-def _mean(depth: NDArray[np.float32], box: Box, transposed: bool) -> float:
+def _mean(depth: NDArray[np.float32], box: Box) -> float:
     left, top, right, bottom = map(int, box)
-    rows, columns = slice(top, bottom), slice(left, right)
-    part = depth[columns, rows] if transposed else depth[rows, columns]
+    part = depth[top:bottom, left:right]
     return float(part.mean()) if part.size else float("nan")
 
 
@@ -134,8 +131,6 @@ def score_3d(
     second: str,
     relation: str | None,
     depth: NDArray[np.float32],
-    *,
-    transposed: bool,
 ) -> float:
     """0..1; a thing's label contains its name, and both are known when the scan stops.
 
@@ -153,7 +148,7 @@ def score_3d(
             break
     assert a is not None
     assert b is not None
-    position = position_3d(relation, a.box, b.box, depth, transposed=transposed)
+    position = position_3d(relation, a.box, b.box, depth)
     return 0.25 * a.score + 0.25 * b.score + position / 2
 
 

@@ -15,7 +15,6 @@ batched forward pass, as the model under test judges itself (`gapbench.judges.ow
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from functools import cached_property
@@ -29,10 +28,16 @@ from torch import Tensor
 from gapbench.fetch.hub import Checkpoint, fetch, fetch_settings, whole
 from gapbench.files import digest, first_line
 from gapbench.judges.base import Judge
+from gapbench.judges.weights import free_memory
 from gapbench.models import torchvision_shim
 from gapbench.models.autoregressive.answers import answer_ids, answer_logprobs
 from gapbench.models.base import Batches
-from gapbench.models.checkpoint import device_here, load_pretrained, require_weights
+from gapbench.models.checkpoint import (
+    device_here,
+    load_pretrained,
+    model_type,
+    require_weights,
+)
 from gapbench.types import Answer, GapbenchError, Prompt
 from gapbench.verdict import ANSWERS, QUESTION, weigh
 
@@ -120,14 +125,17 @@ class VlmJudge(Judge):
 
     def release(self) -> None:
         self._model = None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
     @cached_property
     def processor(self) -> Any:
         """The tokenizer and image processor; needs no weights."""
+        from transformers import AutoProcessor
+
         try:
-            processor = _processor(self.folder)
+            processor = AutoProcessor.from_pretrained(
+                self.folder, local_files_only=True, trust_remote_code=False
+            )
         except Exception as error:  # as above
             raise GapbenchError(
                 f"judge {self.name}: cannot load the processor in {self.folder}: "
@@ -265,12 +273,7 @@ def _check(folder: Path, name: str) -> int:
     from transformers import __version__ as version
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise GapbenchError(
-            f"judge {name}: {folder / 'config.json'} is no JSON object ({error})"
-        ) from error
+    kind = model_type(folder)
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise GapbenchError(
             f"judge {name}: the checkpoint is of type {kind!r}, which transformers {version} does "
@@ -289,32 +292,3 @@ def _check(folder: Path, name: str) -> int:
             f"judge {name}: an encoder-decoder ({kind!r}) is not supported; choose a chat model"
         )
     return int(getattr(text, "max_position_embeddings", None) or 1_000_000_000)
-
-
-def _processor(folder: Path) -> Any:
-    """The checkpoint's processor; where torchvision is missing, without its video part.
-
-    transformers' video processors need torchvision, the image processors do not, and only images
-    are judged.
-    """
-    import transformers
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
-    from transformers.utils import is_torchvision_available
-
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    base: Any = getattr(transformers, PROCESSOR_MAPPING_NAMES.get(kind) or "AutoProcessor")
-    if (
-        is_torchvision_available()
-        or "video_processor" not in getattr(base, "get_attributes", list)()
-    ):
-        base = transformers.AutoProcessor
-        return base.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-
-    def init(
-        self: Any, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None
-    ) -> None:
-        base.__init__(self, image_processor, tokenizer, chat_template=chat_template)
-
-    # The parts of a processor are read off the signature of its __init__.
-    stills: Any = type(base.__name__, (base,), {"__init__": init})
-    return stills.from_pretrained(folder, local_files_only=True)

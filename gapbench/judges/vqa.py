@@ -15,8 +15,9 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -25,10 +26,9 @@ from torch import Tensor
 
 from gapbench.fetch import hub
 from gapbench.fetch.sources import cache_folder
-from gapbench.files import first_line, sha256_of
-from gapbench.judges.parses import FINGERPRINT, parse
-from gapbench.judges.weights import WeightsJudge, batches, share, squash, tensor
-from gapbench.models.checkpoint import load_pretrained
+from gapbench.files import sha256_of
+from gapbench.judges.parses.parses import FINGERPRINT, parse
+from gapbench.judges.weights import WeightsJudge, batches, share, tensor, unpickled
 from gapbench.models.torchvision_shim import ensure
 from gapbench.types import Answer, GapbenchError, Prompt
 
@@ -61,13 +61,6 @@ DECODE, ENCODE = 30522, 30523
 YES, NO = 2748, 2053
 IMAGES: Final = 16
 """Images encoded at once; their questions go together."""
-
-
-class Loaded(NamedTuple):
-    """A BlipForQuestionAnswering and its tokenizer."""
-
-    model: Any
-    tokenizer: Any
 
 
 class VqaJudge(WeightsJudge):
@@ -105,7 +98,8 @@ class VqaJudge(WeightsJudge):
         chances: list[list[float]] = []
         pairs = list(zip(images, asked, strict=True))
         for part in batches(pairs, IMAGES):
-            pixels = [tensor(squash(image, SIZE, Image.Resampling.BICUBIC)) for image, _ in part]
+            squares = [i.resize((SIZE, SIZE), Image.Resampling.BICUBIC) for i, _ in part]
+            pixels = [tensor(square) for square in squares]
             chances += self._answers(torch.stack(pixels), [texts for _, texts in part])
         return chances
 
@@ -139,12 +133,10 @@ class VqaJudge(WeightsJudge):
                 probabilities[i][j] = value
         return probabilities
 
-    def _load(self) -> Loaded:
-        folder, kind = self.own or hub.fetch(NATIVE), "BlipForQuestionAnswering"
-        model = load_pretrained(
-            f"judge {self.name}", kind, folder, "float32", self.device, pickled=True
-        )
-        return Loaded(model, vocabulary(folder))
+    @cached_property
+    def loaded(self) -> tuple[Any, Any]:
+        folder = self.own or hub.fetch(NATIVE)
+        return self._model("BlipForQuestionAnswering", folder), vocabulary(folder)
 
 
 class VqaOfficialJudge(VqaJudge):
@@ -175,63 +167,23 @@ class VqaOfficialJudge(VqaJudge):
             )
         return file
 
-    def _load(self) -> Loaded:
+    @cached_property
+    def loaded(self) -> tuple[Any, Any]:
         file = self._file()
-        try:
-            weights = torch.load(file, map_location="cpu", weights_only=True)["model"]
-        except Exception as error:  # pickle and torch raise many kinds
-            first = first_line(error)
-            raise GapbenchError(f"{file}: no BLIP checkpoint ({first})") from error
-        model = original(weights)
-        return Loaded(model.to(self.device).eval(), vocabulary(self.own or hub.fetch(VOCABULARY)))
+        tensors = rename(unpickled(f"judge {self.name}", file, "model"))
+        model = self._model("BlipForQuestionAnswering", file, config=blip_base(), tensors=tensors)
+        return model, vocabulary(self.own or hub.fetch(VOCABULARY))
 
 
-def original(weights: Mapping[str, Tensor]) -> Any:
-    """A BlipForQuestionAnswering at 480 pixels around the authors' tensors.
-
-    Sizes are read from the tensors; heads are 64 wide, as in all of the authors' models. Raises
-    GapbenchError where a tensor is missing or has another shape.
-    """
+def blip_base() -> Any:
+    """The configuration of the authors' model."""
     ensure()
-    from transformers import BlipConfig, BlipForQuestionAnswering
+    from transformers import BlipConfig
 
-    renamed = rename(weights)
-    try:
-        words = renamed["text_encoder.embeddings.word_embeddings.weight"].shape
-        config = BlipConfig(
-            vision_config={
-                **_stack(renamed, "vision_model.encoder.layers", "mlp.fc1.weight"),
-                "image_size": SIZE,
-                "layer_norm_eps": 1e-6,
-            },
-            text_config={
-                **_stack(renamed, "text_encoder.encoder.layer", "intermediate.dense.weight"),
-                "vocab_size": words[0],
-                "layer_norm_eps": 1e-12,
-            },
-        )
-        model = BlipForQuestionAnswering(config)
-        missing, unexpected = model.load_state_dict(renamed, strict=False)
-    except (KeyError, RuntimeError) as error:
-        raise GapbenchError(f"the weights are not BLIP-VQA's: {error}") from error
-    if missing or unexpected:
-        raise GapbenchError(
-            f"the weights are not BLIP-VQA's: {len(missing)} tensors missing, {len(unexpected)} "
-            f"unknown, {[*missing, *unexpected][0]} among them"
-        )
-    return model
-
-
-def _stack(weights: Mapping[str, Tensor], layers: str, wide: str) -> dict[str, int]:
-    """Sizes of a transformer from its tensors' names and shapes."""
-    intermediate, hidden = weights[f"{layers}.0.{wide}"].shape
-    depth = {name.removeprefix(f"{layers}.").split(".")[0] for name in weights if layers in name}
-    return {
-        "hidden_size": hidden,
-        "intermediate_size": intermediate,
-        "num_hidden_layers": len(depth),
-        "num_attention_heads": hidden // 64,
-    }
+    return BlipConfig(
+        vision_config={"image_size": SIZE, "layer_norm_eps": 1e-6},
+        text_config={"num_attention_heads": 12},
+    )
 
 
 _RENAMES: Final = (
@@ -256,9 +208,7 @@ def rename(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if name.endswith("position_ids"):
             continue
         for pattern, replacement in _RENAMES:
-            name, hits = re.subn(pattern, replacement, name)
-            if hits:
-                break
+            name = re.sub(pattern, replacement, name)
         renamed[name] = weight
     return renamed
 
@@ -276,12 +226,8 @@ def vocabulary(folder: Path) -> Any:
 
 def questions(chunks: Sequence[str]) -> list[str]:
     """What is asked of the first eight noun chunks."""
-    return [_question(chunk) for chunk in chunks[:CHUNKS]]
-
-
-def _question(chunk: str) -> str:
-    text = re.sub(r"[.!\"()*#:;~]", "", f"{chunk}?".lower()).rstrip(" ")
-    return " ".join(text.split(" ")[:WORDS])
+    cleaned = (re.sub(r"[.!\"()*#:;~]", "", f"{c}?".lower()).rstrip(" ") for c in chunks[:CHUNKS])
+    return [" ".join(text.split(" ")[:WORDS]) for text in cleaned]
 
 
 def product(probabilities: Sequence[float]) -> float:

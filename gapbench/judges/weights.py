@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -18,8 +18,7 @@ from gapbench.fetch import hub
 from gapbench.files import digest, first_line
 from gapbench.judges.base import Judge
 from gapbench.models.base import Batches
-from gapbench.models.checkpoint import device_here
-from gapbench.models.torchvision_shim import ensure
+from gapbench.models.checkpoint import device_here, load_pretrained
 from gapbench.types import Answer, GapbenchError
 
 CLIP_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
@@ -32,10 +31,11 @@ THRESHOLD: Final = 0.5
 T = TypeVar("T")
 
 
-class WeightsJudge(Judge, ABC):
+class WeightsJudge(Judge):
     """A judge around one checkpoint: the pinned one, or the user's own in a folder.
 
-    An own checkpoint's judge is named `<base>-<folder name>`, never the pinned one's name.
+    An own checkpoint's judge is named `<base>-<folder name>`, never the pinned one's name. A
+    subclass has what it loads as the cached property `loaded`.
     """
 
     base: ClassVar[str]
@@ -48,12 +48,11 @@ class WeightsJudge(Judge, ABC):
         if self.own is not None and not self.own.is_dir():
             raise GapbenchError(f"judge {self.base}: {argument} is no folder with a checkpoint")
         self.name = self.base if self.own is None else f"{self.base}-{self.own.resolve().name}"
+        self.device = device_here(f"judge {self.name}", device)
         parts = [self.arithmetic, *self._weights()]
         self.fingerprint = hashlib.sha256(" ".join(parts).encode()).hexdigest()
-        self.device = device_here(f"judge {self.name}", device)
         self.batches = Batches.on(self.device, small=False)
         self.needs = self.checkpoints if self.own is None else ()
-        self._loaded: Any = None
 
     def _weights(self) -> list[str]:
         """Names of the weights, by content."""
@@ -64,34 +63,47 @@ class WeightsJudge(Judge, ABC):
             raise GapbenchError(f"judge {self.base}: {self.own} holds no weights")
         return [digest("", files, self.own)]
 
-    @property
-    def loaded(self) -> Any:
-        """What `_load` made, at first use."""
-        if self._loaded is None:
-            ensure()  # open_clip and transformers import torchvision where it is installed
-            self._loaded = self._load()
-        return self._loaded
+    def _model(self, kind: str, folder: Path, **more: Any) -> Any:
+        """The class `kind` of transformers with a checkpoint's weights, on `device`."""
+        who = f"judge {self.name}"
+        return load_pretrained(who, kind, folder, "float32", self.device, pickled=True, **more)
 
-    @abstractmethod
-    def _load(self) -> Any:
-        """The model, and what belongs to it, on `device`."""
+    def _clip_tokenizer(self, folder: Path, length: int) -> Callable[[list[str]], Any]:
+        """transformers' CLIPTokenizer, padding to `length` tokens.
+
+        Raises GapbenchError where the folder has no files of one.
+        """
+        from transformers import CLIPTokenizer
+
+        try:
+            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # transformers raises many kinds
+            raise GapbenchError(
+                f"judge {self.name}: {folder} holds no CLIP tokenizer: {first_line(error)}"
+            ) from error
+        how = {"padding": "max_length", "truncation": True, "max_length": length}
+        return partial(tokenizer, return_tensors="pt", **how)
 
     def release(self) -> None:
-        self._loaded = None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        vars(self).pop("loaded", None)
+        free_memory()
 
 
-def clip_tokenizer(who: str, folder: Path) -> Any:
-    """transformers' CLIPTokenizer. Raises GapbenchError where the folder has no files of one."""
-    from transformers import CLIPTokenizer
+def free_memory() -> None:
+    """Give the device the memory back that nothing holds any more."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
+
+def unpickled(who: str, file: Path, key: str) -> Any:
+    """What a file of torch's own format holds under a key.
+
+    Raises GapbenchError, for `who`, where it cannot be read.
+    """
     try:
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # transformers raises many kinds
-        raise GapbenchError(
-            f"{who}: {folder} holds no CLIP tokenizer: {first_line(error)}"
-        ) from error
+        return torch.load(file, map_location="cpu", weights_only=True)[key]
+    except Exception as error:  # pickle and torch raise many kinds
+        raise GapbenchError(f"{who}: {file} cannot be read: {first_line(error)}") from error
 
 
 def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
@@ -108,11 +120,6 @@ def tensor(
     """(3, H, W) float32: channels in 0..1, less the mean, by the deviation."""
     array = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
     return (array - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
-
-
-def squash(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
-    """The whole image as size x size, its shape lost."""
-    return image.convert("RGB").resize((size, size), resample)
 
 
 def crop(image: Image.Image, size: int, middle: Callable[[float], int] = round) -> Image.Image:

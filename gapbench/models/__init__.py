@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
-from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Final
 
 from gapbench.files import read_object, sha256_of
@@ -45,7 +45,7 @@ def load_model(
             _check_weights(name, entry, entry.folder)
             return _from_folder(name, entry.folder, changes, device, dtype)
         whole = changed(name, entry.recipe, changes)
-        return _factory(FAMILIES[entry.family], name)(
+        return _factory(FAMILIES[entry.family])(
             name, entry, recipe=whole, device=device, dtype=dtype
         )
     if name.startswith("images:"):
@@ -54,7 +54,7 @@ def load_model(
         changed(name, {}, changes)
         return ImagesModel(Path(name.removeprefix("images:")), device=device, dtype=dtype)
     if name.startswith("server:"):
-        return _factory("gapbench.models.server:ServerModel", name)(
+        return _factory("gapbench.models.server:ServerModel")(
             name.removeprefix("server:"), recipe=changes, device=device, dtype=dtype
         )
     for entry_point in entry_points(group="gapbench.models"):
@@ -141,18 +141,12 @@ def _from_folder(
             f"{folder} holds a {kind!r} checkpoint; gapbench drives folders of type "
             f"{', '.join(map(repr, FOLDERS))}"
         )
-    return _factory(FOLDERS[kind], name)(name, folder, recipe=changes, device=device, dtype=dtype)
+    return _factory(FOLDERS[kind])(name, folder, recipe=changes, device=device, dtype=dtype)
 
 
-def _factory(path: str, name: str) -> Callable[..., Model]:
+def _factory(path: str) -> Callable[..., Model]:
     """What makes a family's adapters. Its module is imported only when one is asked for."""
-    module, _, attribute = path.partition(":")
-    if find_spec(module) is None:
-        raise GapbenchError(
-            f"model {name} runs outside this process, through {module}, which this gapbench does "
-            "not have; install a newer gapbench"
-        )
-    made: Callable[..., Model] = getattr(import_module(module), attribute)
+    made: Callable[..., Model] = resolve_name(path)
     return made
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -12,16 +13,12 @@ from gapbench.fetch.hub import Checkpoint, cached
 from gapbench.models.base import CAPABILITIES
 from gapbench.types import GapbenchError
 
-Family = Literal["janus", "emu3", "worker", "server"]
-Runs = Literal["native", "worker", "server"]
+Family = Literal["janus", "emu3", "worker"]
 NATIVE: Final = frozenset(CAPABILITIES)
 SETTINGS: Final = "*.[jt]*"
 """Files in JSON, Jinja and plain text."""
 EITHER: Final = "*model*.[bs]*"
 """Weights in safetensors or PyTorch's .bin: of some checkpoints it is not on record which."""
-UNPINNED: Final = "main"
-"""The revision of a checkpoint of which no commit is on record; what was fetched is recorded by its
-commit in the run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,16 +69,17 @@ class Entry:
     """Of a worker."""
 
     @property
-    def runs(self) -> Runs:
-        """In this process, in a process with an environment of its own, or behind a server."""
-        return self.family if self.family in ("worker", "server") else "native"
+    def runs(self) -> Literal["native", "worker"]:
+        """In this process, or in a process with an environment of its own."""
+        return "worker" if self.family == "worker" else "native"
 
 
 def hub(repo: str, license: str, gigabytes: float, *files: str) -> Checkpoint:
-    """A hub checkpoint, unpinned: the named files, or its settings and safetensors."""
+    """A hub checkpoint of which no commit is on record: the named files, or its settings and
+    safetensors. The run records the commit that was fetched."""
     return Checkpoint(
         repo=repo,
-        revision=UNPINNED,
+        revision="main",
         license=license,
         files=dict.fromkeys(files or (SETTINGS, "*.safetensors")),
         bytes=int(gigabytes * 1e9),
@@ -105,10 +103,8 @@ def changed(name: str, recipe: Mapping[str, Any], changes: Mapping[str, object])
 def _like(old: object, value: object, where: str) -> object:
     new = value
     if isinstance(value, str) and not isinstance(old, str):
-        try:
+        with suppress(ValueError):
             new = json.loads(value)
-        except ValueError:
-            new = value
     if isinstance(old, float) and isinstance(new, int) and not isinstance(new, bool):
         new = float(new)
     if type(new) is not type(old):

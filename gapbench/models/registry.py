@@ -1,7 +1,7 @@
 """The models that can be named, and which code drives each.
 
-A model that needs an environment of its own ("worker") or a server ("server") is a row like any
-other: `FAMILIES` says which function makes a family's adapters from their rows.
+A model that needs an environment of its own ("worker") is a row like any other: `FAMILIES` says
+which function makes a family's adapters from their rows.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from gapbench.models.entry import NATIVE, SETTINGS, Entry, Family, hub
+from gapbench.models.entry import EITHER, NATIVE, SETTINGS, Entry, Family, hub
 from gapbench.models.workers.rows import WORKERS
 
 FAMILIES: Final[dict[Family, str]] = {
     "janus": "gapbench.models.janus.make:make",
     "emu3": "gapbench.models.emu3:make",
     "worker": "gapbench.models.workers.environment:make",
-    "server": "gapbench.models.server:make",
 }
 """Family -> "module:function", called as make(name, entry, recipe=..., device=..., dtype=...) with
 the whole recipe as changed by --set; it returns a Model and raises GapbenchError in one line where
@@ -32,8 +31,6 @@ BUNDLED: Final = Path(__file__).parent / "bundled"
 JANUS_RECIPE: Final = {"guidance": 5.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 JANUS_SOURCE: Final = "deepseek-ai/Janus 1daa72f, generation_inference.py, defaults of generate()"
 DEEPSEEK: Final = "DeepSeek Model License"
-EITHER: Final = "*model*.[bs]*"
-"""Weights in safetensors or PyTorch's .bin: of some checkpoints it is not on record which."""
 EMU3_POSITIVE: Final = " masterpiece, film grained, best quality."
 EMU3_NEGATIVE: Final = (
     "lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, "

@@ -14,6 +14,7 @@ import json
 import math
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -82,14 +83,11 @@ class ServerModel(Model):
         attempts: int = 5,
         pause: float = 1.0,
     ) -> None:
-        self._client = Client(
-            "model", argument, concurrency=concurrency, timeout=timeout, attempts=attempts,
-            pause=pause, largest=LARGEST,
-        )  # fmt: skip
-        self._chat = Client(
-            "model", argument, concurrency=concurrency, timeout=timeout, attempts=attempts,
+        client = partial(
+            Client, "model", argument, concurrency=concurrency, timeout=timeout, attempts=attempts,
             pause=pause,
         )  # fmt: skip
+        self._client, self._chat = client(largest=LARGEST), client()
         self.name = self._client.name
         self.batches = Batches(concurrency, 64)
         self.recipe: dict[str, Any] = dict(RECIPES.get(self._client.model, RECIPE))
@@ -197,12 +195,9 @@ class ServerModel(Model):
         return [said.text or "" for said in self.answers(images, questions, words=True)]
 
 
-def _value(given: object) -> object:
-    if isinstance(given, str):
-        try:
-            return json.loads(given)
-        except ValueError:
-            pass
+def _value(given: Any) -> object:
+    with suppress(ValueError, TypeError):
+        return json.loads(given)
     return given
 
 

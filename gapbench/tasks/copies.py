@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gapbench.fetch.sources import cache_folder
+from gapbench.files import sha256_of, write_atomic
 from gapbench.tasks.records import read
 from gapbench.types import GapbenchError
 
@@ -45,7 +45,7 @@ class Copy:
     def digest(self) -> str | None:
         """sha256 of the text that is here, None where there is none or it was altered."""
         files = sorted(self.folder.glob("*.jsonl"))
-        return next((f.stem for f in files if _sha256(f.read_bytes()) == f.stem), None)
+        return next((f.stem for f in files if sha256_of(f) == f.stem), None)
 
     def records(self, what: str) -> list[dict[str, Any]]:
         """The rows. Raises GapbenchError where they are not here, or not as they came."""
@@ -97,18 +97,12 @@ class Copy:
         text = "".join(
             json.dumps({c: row[c] for c in self.columns}) + "\n" for row in rows
         ).encode()
-        digest, held = _sha256(text), self.digest()
+        digest, held = hashlib.sha256(text).hexdigest(), self.digest()
         if held not in {None, digest}:
             raise GapbenchError(
                 f"{self.dataset}: {files[0].parent} holds other text (sha256 {digest}) than the "
                 f"cache; delete {self.folder / f'{held}.jsonl'} to use it"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        part = self.folder / f"{digest}.{os.getpid()}.part"
-        part.write_bytes(text)
-        part.replace(self.folder / f"{digest}.jsonl")
+        write_atomic(self.folder / f"{digest}.jsonl", text)
         return True
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -12,7 +12,7 @@ from PIL import Image
 
 from gapbench.judges import complex as module
 from gapbench.judges.complex import ComplexJudge, combine
-from gapbench.judges.parses import Kind, parses
+from gapbench.judges.parses import parses
 from gapbench.judges.spatial import Want
 from gapbench.types import Answer, GapbenchError, Prompt
 
@@ -36,7 +36,7 @@ PARTS: dict[module.Part, Answer] = {
         ("spatialaction", 0.55, 1),
     ],
 )
-def test_the_parts_that_apply_weigh_the_same(kind: Kind, score: float, verdict: int) -> None:
+def test_the_parts_that_apply_weigh_the_same(kind: parses.Kind, score: float, verdict: int) -> None:
     answer = combine(kind, PARTS)
     assert answer.score == pytest.approx(score)
     assert answer.verdict == verdict
@@ -63,7 +63,7 @@ def prompt(text: str) -> Prompt:
     )
 
 
-def entry(text: str, kind: Kind, chunks: list[str], kept: str, objects: list[str]) -> Any:
+def entry(text: str, kind: parses.Kind, chunks: list[str], kept: str, objects: list[str]) -> Any:
     """A line of the parse file for a prompt of our own."""
 
     def at(words: list[str]) -> list[int]:
@@ -112,15 +112,16 @@ def test_the_judge_is_the_mean_of_its_parts(tiny_complex: Path) -> None:
     images = [Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)) for _ in range(3)]
     asked = [prompt(text) for text in (SPATIAL, ACTION, BOTH)]
     spatial, action, both = judge.judge(images, asked)
+    vqa, boxes, clip = judge.parts
     want = Want("2d", (("mug", 1), ("jar", 1)), "near")
     expected: list[list[float | None]] = [
         [
-            judge.vqa.judge(images[:1], asked[:1])[0].score,
-            judge.spatial.answers(images[:1], [want])[0].score,
+            vqa.judge(images[:1], asked[:1])[0].score,
+            boxes.answers(images[:1], [want])[0].score,
         ],
         [
-            judge.vqa.judge(images[1:2], asked[1:2])[0].score,
-            judge.clip.similarities(images[1:2], ["an cat naps"])[0],
+            vqa.judge(images[1:2], asked[1:2])[0].score,
+            clip.similarities(images[1:2], ["an cat naps"])[0],
         ],
     ]
     for answer, parts in zip((spatial, action), expected, strict=True):

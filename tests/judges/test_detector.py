@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 import shutil
@@ -325,15 +324,10 @@ def test_an_image_is_judged_alike_in_any_company(judge: DetectorJudge) -> None:
 
 
 def test_what_cannot_be_judged_is_no_zero(judge: DetectorJudge) -> None:
-    stream = io.BytesIO()
-    picture().save(stream, "PNG")
-    broken = Image.open(io.BytesIO(stream.getvalue()[:400]))
     ball = prompt({"class": rule.BALL, "count": 1})
-    answers = judge.judge([broken, Image.new("RGB", (3000, 1)), picture(0)], [ball] * 3)
-    assert [a.verdict for a in answers] == [None, None, 1]
-    assert answers[0].reason is not None
-    assert answers[0].reason.startswith("the image cannot be decoded: ")
-    assert answers[1].reason == "the image, 3000 x 1, is too thin"
+    answers = judge.judge([Image.new("RGB", (3000, 1)), picture(0)], [ball] * 2)
+    assert [a.verdict for a in answers] == [None, 1]
+    assert answers[0].reason == "the image, 3000 x 1, is too thin"
     assert judge.judge([], []) == []
 
 

@@ -143,19 +143,6 @@ def test_best_sixteen_are_kept_best_first() -> None:
     assert kept == {"apple": list(range(19, 3, -1))}
 
 
-def test_overlap_suppresses_below_one_alone() -> None:
-    # Sides 10 + 1; shifted by 1: both 10 * 11, either 2 * 121 - 110, IoU 110 / 132 = 0.833.
-    found = {"cup": boxes((0, 0, 10, 10, 0.5), (1, 0, 11, 10, 0.6), (50, 0, 60, 10, 0.4))}
-    wanted = {"include": [one("cup")]}
-
-    def kept(overlap: float) -> list[int]:
-        return rule.select(found, wanted, rule.Thresholds(overlap=overlap))["cup"]
-
-    assert kept(1.0) == [1, 0, 2]
-    assert kept(0.84) == [1, 0, 2]
-    assert kept(0.83) == [1, 2]
-
-
 def test_colors_of_the_best_boxes() -> None:
     found = {"car": scored(0.5, 0.8, 0.6)}
     asked = []
@@ -238,15 +225,8 @@ def test_requirements_of_others_are_refused(requirement: dict[str, Any]) -> None
 
 
 def test_fingerprint_names_every_threshold() -> None:
-    limits = [
-        rule.DEFAULT,
-        rule.Thresholds(score=0.2),
-        rule.Thresholds(counting=0.8),
-        rule.Thresholds(objects=9),
-        rule.Thresholds(overlap=0.5),
-        rule.Thresholds(margin=0.0),
-    ]
-    assert len({rule.fingerprint(limit) for limit in limits}) == len(limits)
+    stated = "geneval-1 score=0.3 counting=0.9 objects=16 overlap=1.0 margin=0.1"
+    assert stated == rule.FINGERPRINT
 
 
 coordinates = st.integers(0, 500).map(float)

@@ -110,17 +110,17 @@ DEPTH = np.tile(np.linspace(1, 0, 40, dtype=np.float32), (30, 1))
     ],
 )
 def test_position_in_depth(relation: str | None, a: Box, b: Box, score: float) -> None:
-    found = rules.position_3d(relation, a, b, DEPTH, transposed=False)
+    found = rules.position_3d(relation, a, b, DEPTH)
     assert found == pytest.approx(score)
 
 
 def test_the_official_crop_is_transposed_and_empty_beyond_the_map() -> None:
     a, b = (0.0, 0.0, 10.0, 10.0), (1.0, 0.0, 11.0, 10.0)
     # Columns become rows, along which this depth does not change: no difference, no score.
-    assert rules.position_3d("in front of", a, b, DEPTH, transposed=True) == 0
+    assert rules.position_3d("in front of", a, b, DEPTH.T) == 0
     wide = np.zeros((5, 40), np.float32)
     far = (20.0, 0.0, 30.0, 4.0)
-    assert rules.position_3d("behind", far, far, wide, transposed=True) == 0
+    assert rules.position_3d("behind", far, far, wide.T) == 0
 
 
 def test_total_in_depth_keeps_the_last_hit_until_both_are_found() -> None:
@@ -129,11 +129,11 @@ def test_total_in_depth_keeps_the_last_hit_until_both_are_found() -> None:
         Detection("hot dog", (1, 0, 11, 10), 0.5),
         Detection("rug", (2, 0, 12, 10), 0.3),
     ]
-    score = rules.score_3d(found, "dog", "rug", "in front of", DEPTH, transposed=False)
+    score = rules.score_3d(found, "dog", "rug", "in front of", DEPTH)
     assert score == pytest.approx(0.25 * 0.5 + 0.25 * 0.3 + 0.5)
-    alone = rules.score_3d(found[:2], "dog", "rug", "behind", DEPTH, transposed=False)
+    alone = rules.score_3d(found[:2], "dog", "rug", "behind", DEPTH)
     assert alone == pytest.approx(0.25 * 0.9)  # no cut, and the first hit
-    assert rules.score_3d([], "dog", "rug", "behind", DEPTH, transposed=False) == 0
+    assert rules.score_3d([], "dog", "rug", "behind", DEPTH) == 0
 
 
 def test_merged_drops_repeats_of_a_label() -> None:

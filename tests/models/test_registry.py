@@ -44,7 +44,7 @@ def test_every_model_of_the_paper_describes_itself(cli: Cli) -> None:
     for name in PAPER:
         entry = MODELS[name]
         assert entry.family in FAMILIES
-        assert entry.runs in ("native", "worker", "server")
+        assert entry.runs in ("native", "worker")
         assert entry.recipe
         assert entry.source
         assert entry.needs

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -28,26 +27,15 @@ FINGERPRINT: Final = f"parses-{SHA256[:16]}"
 
 Kind = Literal["spatial", "action", "spatialaction"]
 """Which parts of the 3-in-1 score a complex prompt has (section 2.7)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spans:
-    """Character spans of one prompt; None where the file has no such parse of it.
-
-    `chunks` are noun chunks, `nouns` the first and the last noun, `kept` the tokens that are no
-    adjectives, `objects` the two objects of a complex prompt (empty where there are not two).
-    """
-
-    chunks: tuple[rules.Span, ...] | None = None
-    nouns: tuple[rules.Span, ...] | None = None
-    kept: tuple[rules.Span, ...] | None = None
-    objects: tuple[rules.Span, ...] | None = None
-    kind: Kind | None = None
+Need = Literal["chunks", "nouns", "kept", "objects"]
+LETTERS: Final[dict[Need, str]] = {"chunks": "c", "nouns": "n", "kept": "k", "objects": "o"}
+"""Keys of the file; each has a list of start, length, start, length ... of spans of the prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parse:
-    """The words that a prompt's spans mark, as the scorers use them."""
+    """Words of a prompt as the scorers use them: its noun chunks, its first and its last noun, all
+    but its adjectives, and the two objects of a complex prompt (empty where there are not two)."""
 
     chunks: tuple[str, ...]
     nouns: tuple[str, ...]
@@ -76,51 +64,26 @@ def OBJECTS() -> dict[str, str]:  # noqa: N802 - a constant, read at first use
     return dict(_file()["objects"])
 
 
-def spans(text: str) -> Spans | None:
-    """What the file says of a prompt; None where it is not in it."""
-    entry = _file()["prompts"].get(hashlib.sha256(text.encode()).hexdigest())
-    return None if entry is None else unpack(entry)
-
-
-def unpack(entry: dict[str, Any]) -> Spans:
-    """An entry of the file: lists of start, length, start, length ... under one letter each."""
-
-    def pairs(letter: str) -> tuple[rules.Span, ...] | None:
-        flat: list[int] | None = entry.get(letter)
-        if flat is None:
-            return None
-        return tuple(
-            (start, start + length) for start, length in zip(flat[::2], flat[1::2], strict=True)
-        )
-
-    return Spans(
-        chunks=pairs("c"),
-        nouns=pairs("n"),
-        kept=pairs("k"),
-        objects=pairs("o"),
-        kind=entry.get("kind"),
-    )
-
-
-def parse(text: str, *needs: Literal["chunks", "nouns", "kept", "objects"]) -> Parse:
+def parse(text: str, *needs: Need) -> Parse:
     """A prompt's parse: from the file where it has what is needed, else by spaCy.
 
     Raises GapbenchError where the prompt is new and spaCy or its model is not installed.
     """
-    parsed = spans(text)
-    if parsed is None or any(getattr(parsed, need) is None for need in needs):
-        parsed = _by_spacy(text)
+    entry = _file()["prompts"].get(hashlib.sha256(text.encode()).hexdigest())
+    if entry is None or any(LETTERS[need] not in entry for need in needs):
+        entry = _by_spacy(text)
 
-    def words(marked: Sequence[rules.Span] | None) -> tuple[str, ...]:
-        return tuple(text[a:b] for a, b in marked or ())
+    def words(need: Need) -> tuple[str, ...]:
+        flat = entry.get(LETTERS[need], ())
+        return tuple(text[a : a + n] for a, n in zip(flat[::2], flat[1::2], strict=True))
 
     return Parse(
-        chunks=words(parsed.chunks),
-        nouns=words(parsed.nouns),
-        without_adjectives=" ".join(words(parsed.kept)),
-        objects=words(parsed.objects),
+        chunks=words("chunks"),
+        nouns=words("nouns"),
+        without_adjectives=" ".join(words("kept")),
+        objects=words("objects"),
         # A prompt that is in neither of the official lists is scored on all three parts.
-        kind=parsed.kind or "spatialaction",
+        kind=entry.get("kind", "spatialaction"),
     )
 
 
@@ -139,13 +102,15 @@ def _language() -> Any:
     return language
 
 
-def _by_spacy(text: str) -> Spans:
+def _by_spacy(text: str) -> dict[str, Any]:
+    """An entry as the file has it."""
     document = _language()(text)
     tokens = [rules.Token(token.text, token.pos_, token.idx) for token in document]
     noun_chunks = [(chunk.start_char, chunk.end_char) for chunk in document.noun_chunks]
-    return Spans(
-        chunks=tuple(rules.chunks(text, noun_chunks)),
-        nouns=tuple(rules.ends(tokens)),
-        kept=tuple(rules.kept(tokens)),
-        objects=tuple(rules.objects(text, tokens)),
-    )
+    spans: dict[Need, list[rules.Span]] = {
+        "chunks": rules.chunks(text, noun_chunks),
+        "nouns": rules.ends(tokens),
+        "kept": rules.kept(tokens),
+        "objects": rules.objects(text, tokens),
+    }
+    return {LETTERS[need]: [n for a, b in some for n in (a, b - a)] for need, some in spans.items()}

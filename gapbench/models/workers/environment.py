@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock
 
 from gapbench.fetch.sources import cache_folder
-from gapbench.files import sha256_of
+from gapbench.files import sha256_of, write_json
 from gapbench.models.entry import Entry, Upstream, weights
 from gapbench.models.workers.adapter import WorkerModel
 from gapbench.models.workers.rows import SCRIPTS
@@ -164,9 +164,8 @@ def _ready(env: Path, upstream: Upstream) -> bool:
 
 def _note(env: Path, python: Path, upstream: Upstream) -> None:
     env.mkdir(parents=True, exist_ok=True)
-    part = env / "environment.json.part"
-    part.write_text(json.dumps({"python": str(python), "lock": sha256_of(upstream.lock)}))
-    part.replace(env / "environment.json")
+    noted = {"python": str(python), "lock": sha256_of(upstream.lock)}
+    write_json(env / "environment.json", noted)
 
 
 def _fetch(name: str, upstream: Upstream, source: Path) -> None:

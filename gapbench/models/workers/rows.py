@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from gapbench.fetch.hub import Checkpoint
 from gapbench.models.entry import Entry, Upstream, hub
 
 SCRIPTS: Final = Path(__file__).parent / "scripts"
@@ -14,40 +13,27 @@ SCRIPTS: Final = Path(__file__).parent / "scripts"
 
 
 def _worker(
-    summary: str, license: str, parameters: str, memory: str, recipe: Mapping[str, Any],
-    source: str, convention: str, needs: Mapping[str, Checkpoint], url: str, commit: str,
-    script: str, dtype: str, pythons: Sequence[str] = ("3.10",), last: Sequence[str] = (),
-    replaces: tuple[str, str] | None = None, tokens: bool = False,
+    script: str, url: str, commit: str, dtype: str, pythons: Sequence[str] = ("3.10",),
+    last: Sequence[str] = (), replaces: tuple[str, str] | None = None, tokens: bool = False,
+    **entry: Any,
 ) -> Entry:  # fmt: skip
+    """A row of the table: what `Upstream` holds, and the other fields of `Entry`."""
+    drawn = {"image_tokens"} if tokens else set()
+    code = SCRIPTS / script
     return Entry(
-        summary=summary,
         family="worker",
-        license=license,
-        parameters=parameters,
-        memory=memory,
-        capabilities=frozenset(
-            {"generate", "judge_logits", "judge_text"} | ({"image_tokens"} if tokens else set())
-        ),
-        recipe=recipe,
-        source=source,
-        convention=convention,
-        needs=needs,
+        capabilities=frozenset({"generate", "judge_logits", "judge_text"} | drawn),
         upstream=Upstream(
-            url=url,
-            commit=commit,
-            script=SCRIPTS / f"{script}.py",
-            lock=SCRIPTS / f"{script}.lock",
-            pythons=pythons,
-            dtype=dtype,
-            last=last,
-            replaces=replaces,
+            url=url, commit=commit, script=code.with_suffix(".py"), lock=code.with_suffix(".lock"),
+            pythons=pythons, dtype=dtype, last=last, replaces=replaces,
         ),
-    )
+        **entry,
+    )  # fmt: skip
 
 
 def _show_o(summary: str, license: str, repo: str, source: str, url: str, commit: str) -> Entry:
     return _worker(
-        summary,
+        summary=summary,
         license=license,
         parameters="1.5 B",
         memory="8 GB",
@@ -86,7 +72,7 @@ WORKERS: Final[dict[str, Entry]] = {
         commit="d6cf91ad5a2e947652f5ac7217ffa9edd6bce88c",
     ),
     "vila-u": _worker(
-        "autoregressive over residual-quantised codes; 256 x 256 pixels",
+        summary="autoregressive over residual-quantised codes; 256 x 256 pixels",
         license="MIT (weights not checked)",
         parameters="7 B",
         memory="18 GB",
@@ -104,7 +90,7 @@ WORKERS: Final[dict[str, Entry]] = {
         replaces=("vila_u/train/transformers_replace", "transformers"),
     ),
     "bagel": _worker(
-        "mixture of transformers with a flow decoder; 1024 x 1024 pixels",
+        summary="mixture of transformers with a flow decoder; 1024 x 1024 pixels",
         license="Apache-2.0",
         parameters="14 B (7 B active)",
         memory="32 GB",
@@ -129,7 +115,7 @@ WORKERS: Final[dict[str, Entry]] = {
         last=("flash_attn==2.5.8",),
     ),
     "blip3-o": _worker(
-        "Qwen2.5-VL with a flow transformer over CLIP features; 1024 x 1024 pixels",
+        summary="Qwen2.5-VL with a flow transformer over CLIP features; 1024 x 1024 pixels",
         license="Apache-2.0 (code: none stated)",
         parameters="8 B",
         memory="40 GB",
