@@ -44,6 +44,13 @@ PADDED: Final = {"padding": True, "padding_side": "left", "return_tensors": "pt"
 """The side is said because a tokenizer_config.json may name the other one."""
 
 
+def as_image(brightness: Tensor) -> Image.Image:
+    """An image of (H, W, 3) values from 0 to 1; what lies between two of the 256 levels becomes the
+    lower one, as in Janus's, Emu3's and transformers' own code."""
+    levels = (brightness.clamp(0, 1) * 255).to(torch.uint8)
+    return Image.fromarray(levels.cpu().numpy())
+
+
 class AutoregressiveModel(Model, ABC):
     """An adapter's weights, drawing, verdicts and texts.
 

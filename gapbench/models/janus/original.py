@@ -30,9 +30,9 @@ SPECIAL: Final = {
 TEMPLATE: Final = (
     "{% for message in messages %}"
     "{{ '<|User|>: ' if message.role == 'user' else '<|Assistant|>: ' }}"
-    "{% for part in message.content %}"
-    "{{ '<image_placeholder>\n' if part.type == 'image' else part.text | trim }}"
-    "{% endfor %}"
+    "{% set content %}{% for part in message.content %}"
+    "{{ '<image_placeholder>\n' if part.type == 'image' else part.text }}"
+    "{% endfor %}{% endset %}{{ content | trim }}"
     "{{ '\n\n' if message.role == 'user' else '<｜end▁of▁sentence｜>' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|Assistant|>:' }}{% endif %}"

@@ -463,7 +463,7 @@ def test_pitfall_15_padding_is_on_the_left_whatever_the_tokenizer_says(
 
 
 @pytest.mark.parametrize("gain", [0.5, 30])
-def test_pitfalls_16_to_18_decoding_gives_rounded_clipped_pixels_and_keeps_no_graph(
+def test_pitfalls_16_to_18_decoding_gives_upstreams_pixels_and_keeps_no_graph(
     copy: Copy, gain: float
 ) -> None:
     folder = copy()
@@ -486,9 +486,35 @@ def test_pitfalls_16_to_18_decoding_gives_rounded_clipped_pixels_and_keeps_no_gr
         codes = torch.from_numpy(tokens).long()[None]
         levels = model.network.model.vqmodel.decode(codes)[0].permute(1, 2, 0).numpy()
     assert (np.abs(levels).max() > 1) == (gain > 1)
-    expected = np.clip(np.round((levels.astype(np.float32) + 1) * np.float32(127.5)), 0, 255)
-    np.testing.assert_array_equal(np.asarray(image), expected.astype(np.uint8))
+    # generation_inference.py: what lies between two levels becomes the lower one.
+    expected = np.clip((levels.astype(np.float32) + 1) / 2 * 255, 0, 255).astype(np.uint8)
+    np.testing.assert_array_equal(np.asarray(image), expected)
     assert expected.std() > 1
+
+
+def upstreams_pixels(image: Image.Image, side: int, least: int) -> NDArray[np.float64]:
+    """(3, side, side) by the rules of VLMImageProcessor (deepseek-ai/Janus 1daa72f), with means
+    and deviations of 0.5."""
+    width, height = image.size
+    size = [max(int(edge / max(image.size) * side), least) for edge in (width, height)]
+    scaled = np.asarray(image.resize((size[0], size[1]), Image.Resampling.BICUBIC))
+    square = np.full((side, side, 3), 127, np.uint8)
+    top, left = (side - size[1]) // 2, (side - size[0]) // 2
+    square[top : top + size[1], left : left + size[0]] = scaled
+    return (square.transpose(2, 0, 1) * (1 / 255) - 0.5) / 0.5
+
+
+def test_pictures_of_any_shape_reach_the_model_as_upstream_scales_them(
+    model: JanusModel,
+) -> None:
+    stream = np.random.default_rng(0)
+    sizes = [tuple(stream.integers(5, 120, 2).tolist()) for _ in range(200)]
+    pictures = [Image.fromarray(stream.integers(0, 256, (h, w, 3), np.uint8)) for w, h in sizes]
+    text = model._chat("q?")
+    given = model._asked([[picture] for picture in pictures], [text] * len(pictures))
+    expected = np.stack([upstreams_pixels(picture, 32, 8) for picture in pictures])
+    np.testing.assert_allclose(given["pixel_values"].numpy(), expected, rtol=0, atol=1e-6)
+    assert sum(w != h for w, h in sizes) > 190
 
 
 def test_a_drawings_image_is_the_decoding_of_its_tokens(model: JanusModel) -> None:
