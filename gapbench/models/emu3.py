@@ -8,6 +8,7 @@ so they are fed and never drawn. Source: baaivision/Emu3 f6ea9aa, image_generati
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -66,6 +67,7 @@ class Emu3Model(AutoregressiveModel):
         sampling = Recipe(
             **{key: self.recipe[key] for key in ("guidance", "temperature", "top_k", "top_p")}
         )
+        self.recipe |= asdict(sampling)
         if self.recipe["image_area"] < DOWN * DOWN:
             raise GapbenchError(
                 f"recipe: image_area is {self.recipe['image_area']}, must be at least 64"

@@ -41,6 +41,8 @@ class Recipe:
             fits = isinstance(value, kind) and not isinstance(value, bool) and 0 <= value <= most
             if not fits or (name == "top_p" and value == 0):
                 raise GapbenchError(f"recipe: {name} is {value!r}, must be {range_}")
+            if kind is not int:  # 5 and 5.0 are one recipe, so they are one run
+                object.__setattr__(self, name, float(value))
 
     @property
     def guided(self) -> bool:

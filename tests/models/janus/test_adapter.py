@@ -10,6 +10,8 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import asdict
+from logging import WARNING, Handler, LogRecord
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.utils import logging
 
+from gapbench import load_model
 from gapbench.models.autoregressive.answers import positions
 from gapbench.models.autoregressive.decode import Decoder
 from gapbench.models.autoregressive.sampling import Recipe, draw, uniforms, warp
 from gapbench.models.base import CAPABILITIES
 from gapbench.models.janus.adapter import JanusModel
+from gapbench.models.janus.t2i_r1 import Reasoning
 from gapbench.types import GapbenchError
 from gapbench.verdict import ANSWERS
 
@@ -352,6 +357,16 @@ def test_the_checkpoints_own_recipe_is_used_where_none_is_given(copy: Copy) -> N
     assert JanusModel("m", folder, Recipe(guidance=2)).recipe["top_k"] == 0
 
 
+def test_a_number_is_one_recipe_however_it_is_written(copy: Copy) -> None:
+    folder = copy()
+    edit(folder / "generation_config.json", guidance_scale=5, temperature=1)
+    written = [
+        load_model(str(folder), recipe=recipe).recipe for recipe in ({}, {"guidance": "5.0"})
+    ]
+    assert len({json.dumps(recipe) for recipe in written}) == 1
+    assert json.dumps(asdict(Reasoning(reasoning_temperature=1))) == json.dumps(asdict(Reasoning()))
+
+
 # -- prompts -----------------------------------------------------------------------------------
 
 
@@ -617,6 +632,24 @@ def test_pitfall_19_judging_does_not_depend_on_torchvision(
     assert saved["image_processor"]["image_processor_type"] == "JanusImageProcessor"
     assert isinstance(model.processor().image_processor, JanusImageProcessorPil)
     assert np.isfinite(model.judge(images, QUESTIONS, ANSWERS)).all()
+
+
+def test_replies_bring_no_warnings_of_transformers(
+    model: JanusModel, images: list[Image.Image]
+) -> None:
+    said: list[LogRecord] = []
+    handler = Handler()
+    handler.emit = said.append  # type: ignore[method-assign]
+    before = logging.get_verbosity()
+    logging.set_verbosity_warning()
+    logging.add_handler(handler)
+    try:
+        model.reply(images, QUESTIONS)
+        assert logging.get_verbosity() == WARNING
+    finally:
+        logging.remove_handler(handler)
+        logging.set_verbosity(before)
+    assert [record.getMessage() for record in said] == []
 
 
 @torch.no_grad()
