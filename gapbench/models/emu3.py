@@ -25,7 +25,6 @@ from gapbench.models.autoregressive.model import (
     AutoregressiveModel,
     Images,
     Role,
-    as_image,
 )
 from gapbench.models.autoregressive.sampling import Recipe
 from gapbench.models.base import IMAGE
@@ -162,7 +161,7 @@ class Emu3Model(AutoregressiveModel):
         pixels = self.network.model.vqmodel.decode(grid)[0].float().permute(1, 2, 0)
         how = self.processor().image_processor
         mean, std = (pixels.new_tensor(value) for value in (how.image_mean, how.image_std))
-        return as_image(pixels * std + mean)
+        return self._image(pixels * std + mean)
 
     # -- judging and texts -----------------------------------------------------------------
 
@@ -171,6 +170,10 @@ class Emu3Model(AutoregressiveModel):
         texts with a full stop; the template in a checkpoint's folder may say something else."""
         said = "".join(TURNS[turn["role"]].format(turn["content"]) for turn in turns)
         return f"{SYSTEM}{said}".replace(IMAGE, self.processor("und").image_token)
+
+    @property
+    def _features(self) -> Any:
+        return self.module("und").model.vqmodel.quant_conv
 
     def _chat(self, question: str) -> str:
         return self.chat([{"role": "user", "content": f"{IMAGE}{question}"}])

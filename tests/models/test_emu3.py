@@ -13,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gapbench import GapbenchError, load_model
@@ -258,6 +259,17 @@ def test_saving_and_loading_keeps_both_halves(
     np.testing.assert_array_equal(
         again.judge(images, ["q?"] * 3, ANSWERS), model.judge(images, ["q?"] * 3, ANSWERS)
     )
+
+
+def test_nan_in_the_eye_is_no_verdict(
+    tiny_emu3: Path, images: list[Image.Image], tmp_path: Path
+) -> None:
+    file = Path(shutil.copytree(tiny_emu3, tmp_path / "copy")) / "und" / "model.safetensors"
+    weights = load_file(file)
+    name = "vqmodel.encoder.conv_in.weight"
+    save_file(weights | {name: weights[name] * torch.nan}, file, metadata={"format": "pt"})
+    with pytest.raises(GapbenchError, match="model copy: its vision tower gives NaN"):
+        made(tmp_path / "copy").judge(images[:1], ["q?"], ANSWERS)
 
 
 def test_prompts_that_cannot_be_drawn_are_refused(model: Emu3Model, tiny_emu3: Path) -> None:

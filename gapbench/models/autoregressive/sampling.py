@@ -106,7 +106,9 @@ def draw(logprobs: Tensor, uniform: Tensor) -> Tensor:
     point = uniform.to(cumulative.device).unsqueeze(-1) * total
     token = torch.searchsorted(cumulative, point, right=True)
     # Rounding may leave the point on the last edge: the last token that can be drawn is meant.
-    return torch.minimum(token, torch.searchsorted(cumulative, total)).squeeze(-1)
+    token = torch.minimum(token, torch.searchsorted(cumulative, total)).squeeze(-1)
+    # Among NaN there is no place to find; a drawing's log-probability tells of them.
+    return token.clamp(max=logprobs.shape[-1] - 1)
 
 
 def logprobs_of(logits: Tensor, tokens: Tensor) -> Tensor:

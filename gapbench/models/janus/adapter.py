@@ -20,7 +20,7 @@ from torch import Tensor
 from gapbench.files import digest
 from gapbench.models.autoregressive.answers import positions
 from gapbench.models.autoregressive.continuations import parts
-from gapbench.models.autoregressive.model import PADDED, AutoregressiveModel, Images, as_image
+from gapbench.models.autoregressive.model import PADDED, AutoregressiveModel, Images
 from gapbench.models.autoregressive.sampling import Recipe, recipe_of
 from gapbench.models.base import CAPABILITIES
 from gapbench.models.checkpoint import load_pretrained, require_weights, settings_files
@@ -51,11 +51,8 @@ class JanusModel(AutoregressiveModel):
         origin: str | None = None,
     ) -> None:
         self._original = original.is_original(folder)
-        files = (
-            original.weight_files(folder)
-            if self._original
-            else require_weights(f"model {name}", folder)
-        )
+        files_of = original.weight_files if self._original else require_weights
+        files = files_of(f"model {name}", folder)
         sampling = recipe or recipe_of(folder)
         super().__init__(name, {"gen": folder, "und": folder}, files, sampling, device, dtype)
         self.recipe = asdict(sampling)
@@ -143,7 +140,7 @@ class JanusModel(AutoregressiveModel):
     def decode(self, tokens: NDArray[np.int32]) -> Image.Image:
         row = torch.from_numpy(tokens).long().unsqueeze(0).to(self.device)
         pixels = self.network.decode_image_tokens(row)[0].float()
-        return as_image((pixels + 1) / 2)
+        return self._image((pixels + 1) / 2)
 
     # -- embedding -------------------------------------------------------------------------
 
@@ -166,6 +163,10 @@ class JanusModel(AutoregressiveModel):
         return means
 
     # -- judging and texts -----------------------------------------------------------------
+
+    @property
+    def _features(self) -> Any:
+        return self.network.model.aligner
 
     def _chat(self, question: str) -> str:
         processor = self.processor()  # first: it makes the import below possible beside torchvision

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+import subprocess
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ SYSTEM = "You are a helpful language and vision assistant."
 STEPS, CODES = 16, 128
 Call = Callable[[], object]
 Copy = Callable[[], Path]
+Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
@@ -892,6 +894,52 @@ def test_tensors_that_are_missing_are_refused_and_not_filled_at_random(copy: Cop
     message = refusal(model.load, folder)
     assert f"lack {whole - len(kept)} tensors, model.generation_head." in message
     assert model._loaded is None
+
+
+SPOILT = {
+    "model.vqmodel.decoder.conv_in.weight": ("picture decoder", ["generate"]),
+    "model.language_model.layers.0.mlp.up_proj.weight": (
+        "language model", ["generate", "judge", "reply", "score"],
+    ),
+    "model.vision_model.encoder.layers.0.mlp.fc2.weight": (
+        "vision tower", ["judge", "reply", "complete", "score"],
+    ),
+}  # fmt: skip
+
+
+def spoilt(folder: Path, name: str) -> Path:
+    """A checkpoint with NaN in one of its tensors."""
+    weights = load_file(folder / "model.safetensors")
+    weights[name] = torch.full_like(weights[name], torch.nan)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_nan_is_neither_drawn_nor_an_abstention(
+    copy: Copy, images: list[Image.Image], name: str
+) -> None:
+    folder, image, (part, calls) = copy(), images[0], SPOILT[name]
+    model = JanusModel("m", spoilt(folder, name))
+    text = model.chat([{"role": "user", "content": "<image>q?"}])
+    does: dict[str, Call] = {
+        "generate": lambda: model.generate(["a"], [1]),
+        "judge": lambda: model.judge([image], ["q?"], ANSWERS),
+        "reply": lambda: model.reply([image], ["q?"]),
+        "complete": lambda: model.complete([[image]], [text], 3),
+        "score": lambda: model.score([[image]], [text], [" 1"]),
+    }
+    for call in calls:
+        with pytest.raises(GapbenchError, match=f"^model m: its {part} gives NaN .*; try another"):
+            does[call]()
+
+
+def test_a_run_stops_at_nan_with_one_line(cli: Cli, copy: Copy) -> None:
+    folder = spoilt(copy(), list(SPOILT)[-1])
+    done = cli("run", "--model", str(folder), "--limit", "1", "--samples", "1")
+    assert done.returncode == 2
+    assert "gapbench: model copy: its vision tower gives NaN" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_tensors_of_another_shape_are_refused(copy: Copy) -> None:
