@@ -239,17 +239,7 @@ def _emu3(folder: Path, seed: int) -> None:
         eos_token="<|eos|>",
         extra_special_tokens=marks,
     )
-    template = (
-        "{% for message in messages %}{% if message.role == 'user' %}USER: {% endif %}"
-        "{% for part in message.content %}{{ '<image>' if part.type == 'image' else part.text }}"
-        "{% endfor %}{{ '. ' if message.role == 'user' else ' ' }}{% endfor %}"
-        "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
-    )
-    processor = Emu3Processor(
-        Emu3ImageProcessor(min_pixels=32 * 32, max_pixels=64 * 64),
-        tokenizer,
-        chat_template=template,
-    )
+    processor = Emu3Processor(Emu3ImageProcessor(min_pixels=32 * 32, max_pixels=64 * 64), tokenizer)
     torch.manual_seed(seed)
     model = Emu3ForConditionalGeneration(
         Emu3Config(

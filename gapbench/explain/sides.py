@@ -191,9 +191,10 @@ def rank_for(fix: Fix, asked: int | None) -> int:
         return 0
     if asked is not None:
         return asked
-    from gapbench.models.checkpoint import hub_weights
+    from gapbench.models.checkpoint import require_weights
 
-    size = sum(file.stat().st_size for file in hub_weights(fix.folder)) / 4
+    files = require_weights("gapbench explain", fix.folder)
+    size = sum(file.stat().st_size for file in files) / 4
     return RANK if size > LARGE else 0
 
 

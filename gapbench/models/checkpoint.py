@@ -36,14 +36,33 @@ def model_type(folder: Path) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
-def hub_weights(folder: Path) -> list[Path]:
-    """A folder's safetensors files."""
-    return sorted(folder.glob("*.safetensors"))
+def weights_in(who: str, folder: Path, whole: str) -> list[Path]:
+    """A folder's weights as transformers looks for them: the file `whole`, else those that its
+    index names. Others beside them, say of an earlier download, are not read.
+
+    Without both, all files whose names begin so. Raises GapbenchError where the index is broken, or
+    names a file that is missing.
+    """
+    file, index = folder / whole, folder / f"{whole}.index.json"
+    if file.is_file():
+        return [file]
+    if not index.is_file():
+        return sorted(folder.glob(f"{file.stem}*{file.suffix}"))
+    named = read_object(index).get("weight_map")
+    if not isinstance(named, dict) or not named:
+        raise GapbenchError(f"{who}: {index} has no weight_map; download it again")
+    files = sorted({folder / str(name) for name in named.values()})
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise GapbenchError(
+            f"{who}: {folder} lacks {len(missing)} of the {len(files)} files that {index.name} "
+            f"names, {missing[0]} among them; download or save the checkpoint again"
+        )
+    return files
 
 
 def require_weights(who: str, folder: Path) -> list[Path]:
-    """`hub_weights`. Raises GapbenchError where there are none."""
-    files = hub_weights(folder)
+    """A folder's safetensors files (`weights_in`). Raises GapbenchError also where it has none."""
+    files = weights_in(who, folder, "model.safetensors")
     if not files:
         raise GapbenchError(
             f"{who}: no .safetensors file in {folder}; other weight formats are not loaded, save "
@@ -56,13 +75,17 @@ FIX_RECORD: Final = "fix.json"
 """How `gapbench fix` made a checkpoint: beside the weights, and no part of the model."""
 
 
+SETTINGS: Final = (
+    "added_tokens.json", "chat_template.jinja", "chat_template.json", "config.json",
+    "generation_config.json", "merges.txt", "preprocessor_config.json", "processor_config.json",
+    "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.json",
+)  # fmt: skip
+"""What transformers reads beside the weights; training leaves other JSON there, such as logs."""
+
+
 def settings_files(folder: Path) -> list[Path]:
     """A folder's settings: what is not weights and changes what a model does."""
-    return sorted(
-        file
-        for file in folder.iterdir()
-        if file.suffix in {".json", ".jinja"} and file.is_file() and file.name != FIX_RECORD
-    )
+    return [folder / name for name in SETTINGS if (folder / name).is_file()]
 
 
 def load_pretrained(

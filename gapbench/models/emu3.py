@@ -8,6 +8,7 @@ so they are fed and never drawn. Source: baaivision/Emu3 f6ea9aa, image_generati
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,8 +20,12 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from gapbench.files import digest
-from gapbench.models.autoregressive.continuations import parts
-from gapbench.models.autoregressive.model import PADDED, AutoregressiveModel, Images, Role
+from gapbench.models.autoregressive.model import (
+    PADDED,
+    AutoregressiveModel,
+    Images,
+    Role,
+)
 from gapbench.models.autoregressive.sampling import Recipe
 from gapbench.models.base import IMAGE
 from gapbench.models.checkpoint import load_pretrained, require_weights, settings_files
@@ -28,8 +33,9 @@ from gapbench.models.entry import Entry, changed, pick_device, weights
 from gapbench.models.registry import MODELS
 from gapbench.types import GapbenchError
 
-ADAPTER: Final = "emu3-1"
+ADAPTER: Final = "emu3-2"
 SYSTEM: Final = "You are a helpful assistant."
+TURNS: Final = {"user": " USER: {}. ASSISTANT:", "assistant": " {}"}
 DOWN: Final = 8
 """Pixels of an image's side for each code (Emu3Processor.downsample_ratio)."""
 
@@ -60,6 +66,7 @@ class Emu3Model(AutoregressiveModel):
         sampling = Recipe(
             **{key: self.recipe[key] for key in ("guidance", "temperature", "top_k", "top_p")}
         )
+        self.recipe |= asdict(sampling)
         if self.recipe["image_area"] < DOWN * DOWN:
             raise GapbenchError(
                 f"recipe: image_area is {self.recipe['image_area']}, must be at least 64"
@@ -83,10 +90,7 @@ class Emu3Model(AutoregressiveModel):
     def _load_processor(self, folder: Path) -> Any:
         from transformers import Emu3Processor
 
-        processor = Emu3Processor.from_pretrained(folder, local_files_only=True)
-        if not processor.chat_template:
-            raise ValueError("it has no chat template")
-        return processor
+        return Emu3Processor.from_pretrained(folder, local_files_only=True)
 
     @property
     def codes(self) -> int:
@@ -157,17 +161,19 @@ class Emu3Model(AutoregressiveModel):
         pixels = self.network.model.vqmodel.decode(grid)[0].float().permute(1, 2, 0)
         how = self.processor().image_processor
         mean, std = (pixels.new_tensor(value) for value in (how.image_mean, how.image_std))
-        levels = ((pixels * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
-        return Image.fromarray(levels.cpu().numpy())
+        return self._image(pixels * std + mean)
 
     # -- judging and texts -----------------------------------------------------------------
 
     def chat(self, turns: Sequence[Mapping[str, str]]) -> str:
-        chat = [
-            {"role": "system", "content": [{"type": "text", "text": SYSTEM}]},
-            *({"role": t["role"], "content": parts(t["content"])} for t in turns),
-        ]
-        return str(self.processor("und").apply_chat_template(chat, add_generation_prompt=True))
+        """In upstream's words (processing_emu3.py, chat_template), which end each of the user's
+        texts with a full stop; the template in a checkpoint's folder may say something else."""
+        said = "".join(TURNS[turn["role"]].format(turn["content"]) for turn in turns)
+        return f"{SYSTEM}{said}".replace(IMAGE, self.processor("und").image_token)
+
+    @property
+    def _features(self) -> Any:
+        return self.module("und").model.vqmodel.quant_conv
 
     def _chat(self, question: str) -> str:
         return self.chat([{"role": "user", "content": f"{IMAGE}{question}"}])

@@ -268,6 +268,26 @@ def test_runs_without_own_verdicts_compare_what_they_have(made: Path) -> None:
     assert "understanding was not measured" in render([found], "text")
 
 
+@pytest.mark.parametrize("own", ["logits", "none"])
+@pytest.mark.parametrize("side", [0, 1])
+def test_an_outside_judge_that_abstained_everywhere_gives_no_verdict(
+    made: Path, tmp_path: Path, own: str, side: int
+) -> None:
+    for model in ("janus-mini", str(made / "slight")):
+        gapbench.run(model, limit=2, samples=1, verdict=own, out=tmp_path / own)
+    before, [after] = _sides(tmp_path / own)
+    file = (before, after)[side] / "verdicts.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows:
+        row["verdict"] = None if row["judge"] == "pixel" else row["verdict"]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    [said] = compare(before, [after])
+    if own == "logits" and side == 1:  # BEFORE's images have outside verdicts for understanding
+        assert said.verdict.endswith(" (generation was not measured)")
+    else:
+        assert said.verdict.startswith("none: the outside judge abstained on every image")
+
+
 def _sides(folder: Path) -> tuple[Path, list[Path]]:
     before, *afters = sorted(folder.iterdir())
     return before, list(afters)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gapbench import GapbenchError, load_model
@@ -162,7 +163,7 @@ def plain_score(model: Emu3Model, image: Image.Image, question: str, answer: str
     def given(text: str) -> Any:
         return processor(text=[text], images=[image], return_tensors="pt")
 
-    asked = model._chat(question)
+    asked = f"You are a helpful assistant. USER: <image>{question}. ASSISTANT:"
     whole, start = given(asked + answer), given(asked)["input_ids"].shape[1]
     ids = whole["input_ids"]
     logits = module(
@@ -186,6 +187,50 @@ def test_judging_equals_a_plain_forward_whatever_the_pictures_sizes(
     together = model.reply(pictures, questions)
     alone = [model.reply([p], [q])[0] for p, q in zip(pictures, questions, strict=True)]
     assert together == alone
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["You are a helpful assistant. USER: {image_prompt}{text_prompt}. ASSISTANT:", "{{ broken"],
+)
+def test_the_question_is_upstreams_whatever_template_the_folder_has(
+    model: Emu3Model, images: list[Image.Image], tiny_emu3: Path, tmp_path: Path, template: str
+) -> None:
+    copy = Path(shutil.copytree(tiny_emu3, tmp_path / "copy"))
+    for role in ("gen", "und"):
+        (copy / role / "chat_template.jinja").write_text(template)
+    other = made(copy)
+    assert other.generate(["a"], [1])[0].image == model.generate(["a"], [1])[0].image
+    np.testing.assert_array_equal(
+        other.judge(images, ["q?"] * 3, ANSWERS), model.judge(images, ["q?"] * 3, ANSWERS)
+    )
+
+
+def test_a_chat_goes_on_as_its_first_question_does(model: Emu3Model) -> None:
+    turns = [
+        {"role": "user", "content": "<image>how many?"},
+        {"role": "assistant", "content": "two {}"},
+        {"role": "user", "content": "sure?"},
+    ]
+    assert model.chat(turns) == (
+        "You are a helpful assistant. USER: <image>how many?. ASSISTANT: two {} USER: sure?. "
+        "ASSISTANT:"
+    )
+
+
+@torch.no_grad()
+def test_pixels_between_two_levels_become_the_lower_one(model: Emu3Model) -> None:
+    """Upstream's postprocess: undo the processor's normalisation, times 255, clip, cut."""
+    tokens = tokens_of(model, PROMPTS, [1, 2, 3])
+    how = model.processor().image_processor
+    for row in tokens:
+        grid = torch.from_numpy(row).long().reshape(1, SIDE, SIDE)
+        values = model.network.model.vqmodel.decode(grid)[0].float().permute(1, 2, 0).numpy()
+        mean, std = np.float32(how.image_mean), np.float32(how.image_std)
+        levels = (values * std + mean) * np.float32(255)
+        np.testing.assert_array_equal(
+            np.asarray(model.decode(row)), levels.clip(0, 255).astype(np.uint8)
+        )
 
 
 def test_a_pair_is_told_and_shares_no_parameters(
@@ -214,6 +259,17 @@ def test_saving_and_loading_keeps_both_halves(
     np.testing.assert_array_equal(
         again.judge(images, ["q?"] * 3, ANSWERS), model.judge(images, ["q?"] * 3, ANSWERS)
     )
+
+
+def test_nan_in_the_eye_is_no_verdict(
+    tiny_emu3: Path, images: list[Image.Image], tmp_path: Path
+) -> None:
+    file = Path(shutil.copytree(tiny_emu3, tmp_path / "copy")) / "und" / "model.safetensors"
+    weights = load_file(file)
+    name = "vqmodel.encoder.conv_in.weight"
+    save_file(weights | {name: weights[name] * torch.nan}, file, metadata={"format": "pt"})
+    with pytest.raises(GapbenchError, match="model copy: its vision tower gives NaN"):
+        made(tmp_path / "copy").judge(images[:1], ["q?"], ANSWERS)
 
 
 def test_prompts_that_cannot_be_drawn_are_refused(model: Emu3Model, tiny_emu3: Path) -> None:

@@ -17,6 +17,7 @@ def greedy(
 ) -> list[str]:
     """How each row goes on: up to its end, so many tokens, or the first of the words in `until`."""
     from transformers import StoppingCriteriaList
+    from transformers.utils import logging
 
     start, words = batch["input_ids"].shape[1], [word for word in until if word]
 
@@ -27,13 +28,18 @@ def greedy(
         ended = [any(word in text for word in words) for text in said(ids)]
         return torch.tensor(ended, device=ids.device)
 
-    out = module.generate(
-        **batch,
-        do_sample=False,
-        max_new_tokens=tokens,
-        pad_token_id=tokenizer.pad_token_id,
-        stopping_criteria=StoppingCriteriaList([stop] if words else []),
-    )
+    loud = logging.get_verbosity()
+    logging.set_verbosity_error()  # it warns of lengths and sampling that we did not ask for
+    try:
+        out = module.generate(
+            **batch,
+            do_sample=False,
+            max_new_tokens=tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            stopping_criteria=StoppingCriteriaList([stop] if words else []),
+        )
+    finally:
+        logging.set_verbosity(loud)
     return [
         min((text.partition(word)[0] for word in words), key=len, default=text)
         for text in said(out)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
@@ -28,6 +29,7 @@ from gapbench.models.autoregressive.answers import (
 )
 from gapbench.models.autoregressive.continuations import greedy
 from gapbench.models.autoregressive.decode import Decoder, draw_tokens
+from gapbench.models.autoregressive.finite import require_finite, watched
 from gapbench.models.autoregressive.sampling import Recipe, logprobs_of
 from gapbench.models.base import IMAGE, Batches, Drawing, Model, require_shared
 from gapbench.models.checkpoint import device_here
@@ -200,6 +202,13 @@ class AutoregressiveModel(Model, ABC):
     def decode(self, tokens: NDArray[np.int32]) -> Image.Image:
         """(T,) tokens to a picture. One at a time, so that its bytes depend on them alone."""
 
+    def _image(self, brightness: Tensor) -> Image.Image:
+        """A decoder's (H, W, 3) values as a picture, where 0 is black and 1 is full brightness;
+        what lies between two of the 256 levels becomes the lower one, as in Janus's, Emu3's and
+        transformers' own code."""
+        require_finite(self._who, "picture decoder", brightness)
+        return Image.fromarray((brightness.clamp(0, 1) * 255).to(torch.uint8).cpu().numpy())
+
     def refuses(self, text: str) -> str | None:
         for token in self.processor().tokenizer.get_added_vocab():
             if token.strip() and token in text:
@@ -234,6 +243,7 @@ class AutoregressiveModel(Model, ABC):
             return hidden
 
         tokens, logprobs = draw_tokens(decoder.hidden, self._classify(), feed, recipe, seeds, steps)
+        require_finite(self._who, "language model", torch.tensor(logprobs))
         return [
             Drawing(self.decode(row), row, effective[place], logprob)
             for place, row, logprob in zip(order, tokens, logprobs, strict=True)
@@ -268,6 +278,15 @@ class AutoregressiveModel(Model, ABC):
 
     # -- judging and texts -----------------------------------------------------------------
 
+    @property
+    @abstractmethod
+    def _features(self) -> Any:
+        """The layer of the judging network that pictures come out of."""
+
+    def _watched(self) -> AbstractContextManager[None]:
+        head = self.module("und").get_output_embeddings()
+        return watched(self._who, {"vision tower": self._features, "language model": head})
+
     @abstractmethod
     def _chat(self, question: str) -> str:
         """The text of a question about one image, up to the answer."""
@@ -286,9 +305,10 @@ class AutoregressiveModel(Model, ABC):
     ) -> Tensor:
         texts = [self._chat(question) for question in questions]
         tails = answer_ids(self._cut, texts, answers, self._who)
-        batch = self._asked([[image] for image in images], texts)
         pad = self.processor("und").tokenizer.pad_token_id
-        return answer_logprobs(self.module("und"), batch, tails, pad, images)
+        with self._watched():
+            batch = self._asked([[image] for image in images], texts)
+            return answer_logprobs(self.module("und"), batch, tails, pad, images)
 
     @torch.inference_mode()
     def judge(
@@ -298,17 +318,20 @@ class AutoregressiveModel(Model, ABC):
 
     @torch.inference_mode()
     def reply(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
-        batch = self._asked([[i] for i in images], [self._chat(question) for question in questions])
-        tokenizer = self.processor("und").tokenizer
-        said = greedy(self.module("und"), tokenizer, batch, REPLY_TOKENS)
+        texts, tokenizer = list(map(self._chat, questions)), self.processor("und").tokenizer
+        with self._watched():
+            batch = self._asked([[image] for image in images], texts)
+            said = greedy(self.module("und"), tokenizer, batch, REPLY_TOKENS)
         return [words.strip() for words in said]
 
     @torch.inference_mode()
     def complete(
         self, images: Images, texts: Sequence[str], tokens: int, until: Sequence[str] = ()
     ) -> list[str]:
-        batch = self._batch(images, texts, tokens)
-        return greedy(self.module("und"), self.processor("und").tokenizer, batch, tokens, until)
+        tokenizer = self.processor("und").tokenizer
+        with self._watched():
+            batch = self._batch(images, texts, tokens)
+            return greedy(self.module("und"), tokenizer, batch, tokens, until)
 
     @torch.inference_mode()
     def score(
@@ -333,9 +356,10 @@ class AutoregressiveModel(Model, ABC):
             tails.append((rows[key], tail))
         heads = [head for _, _, head in rows]
         shown, asked = [images[place] for place in places], [texts[place] for place in places]
-        batch = self._batch(shown, asked, max(map(len, heads)))
         pad = self.processor("und").tokenizer.pad_token_id
-        logprobs = following(self.module("und"), batch, heads, pad)
+        with self._watched():
+            batch = self._batch(shown, asked, max(map(len, heads)))
+            logprobs = following(self.module("und"), batch, heads, pad)
         scores = []
         for row, tail in tails:
             said = logprobs[row, : len(tail)]

@@ -41,6 +41,8 @@ class Recipe:
             fits = isinstance(value, kind) and not isinstance(value, bool) and 0 <= value <= most
             if not fits or (name == "top_p" and value == 0):
                 raise GapbenchError(f"recipe: {name} is {value!r}, must be {range_}")
+            if kind is not int:  # 5 and 5.0 are one recipe, so they are one run
+                object.__setattr__(self, name, float(value))
 
     @property
     def guided(self) -> bool:
@@ -104,7 +106,9 @@ def draw(logprobs: Tensor, uniform: Tensor) -> Tensor:
     point = uniform.to(cumulative.device).unsqueeze(-1) * total
     token = torch.searchsorted(cumulative, point, right=True)
     # Rounding may leave the point on the last edge: the last token that can be drawn is meant.
-    return torch.minimum(token, torch.searchsorted(cumulative, total)).squeeze(-1)
+    token = torch.minimum(token, torch.searchsorted(cumulative, total)).squeeze(-1)
+    # Among NaN there is no place to find; a drawing's log-probability tells of them.
+    return token.clamp(max=logprobs.shape[-1] - 1)
 
 
 def logprobs_of(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from gapbench.models.base import CAPABILITIES
 from gapbench.models.checkpoint import load_pretrained, require_weights, settings_files
 from gapbench.models.janus import original
 
-ADAPTER: Final = "janus-1"
+ADAPTER: Final = "janus-2"
 
 
 class JanusModel(AutoregressiveModel):
@@ -51,11 +51,8 @@ class JanusModel(AutoregressiveModel):
         origin: str | None = None,
     ) -> None:
         self._original = original.is_original(folder)
-        files = (
-            original.weight_files(folder)
-            if self._original
-            else require_weights(f"model {name}", folder)
-        )
+        files_of = original.weight_files if self._original else require_weights
+        files = files_of(f"model {name}", folder)
         sampling = recipe or recipe_of(folder)
         super().__init__(name, {"gen": folder, "und": folder}, files, sampling, device, dtype)
         self.recipe = asdict(sampling)
@@ -143,8 +140,7 @@ class JanusModel(AutoregressiveModel):
     def decode(self, tokens: NDArray[np.int32]) -> Image.Image:
         row = torch.from_numpy(tokens).long().unsqueeze(0).to(self.device)
         pixels = self.network.decode_image_tokens(row)[0].float()
-        levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        return Image.fromarray(levels.cpu().numpy())
+        return self._image((pixels + 1) / 2)
 
     # -- embedding -------------------------------------------------------------------------
 
@@ -160,12 +156,17 @@ class JanusModel(AutoregressiveModel):
 
     @torch.inference_mode()
     def embed_images(self, images: Sequence[Image.Image]) -> NDArray[np.float64]:
-        pixels = self.processor().image_processor(list(images), return_tensors="pt")["pixel_values"]
+        pictures = [self._scaled(image) for image in images]
+        pixels = self.processor().image_processor(pictures, return_tensors="pt")["pixel_values"]
         seen = self.network.model.vision_model(pixels.to(self.device, self.network.dtype))
         means: NDArray[np.float64] = seen.last_hidden_state.double().mean(1).cpu().numpy()
         return means
 
     # -- judging and texts -----------------------------------------------------------------
+
+    @property
+    def _features(self) -> Any:
+        return self.network.model.aligner
 
     def _chat(self, question: str) -> str:
         processor = self.processor()  # first: it makes the import below possible beside torchvision
@@ -180,11 +181,25 @@ class JanusModel(AutoregressiveModel):
         return text
 
     def _asked(self, images: Images, texts: Sequence[str]) -> dict[str, Tensor]:
-        flat = [image.convert("RGB") for own in images for image in own]
+        flat = [self._scaled(image) for own in images for image in own]
         batch = self.processor()(text=list(texts), images=flat or None, **PADDED).to(self.device)
         if flat:
             batch["pixel_values"] = batch["pixel_values"].to(self.network.dtype)
         return dict(batch)
+
+    def _scaled(self, image: Image.Image) -> Image.Image:
+        """A picture that is not square as upstream puts it on a square (VLMImageProcessor.resize):
+        the shorter side is cut to whole pixels, where transformers rounds it."""
+        image, how = image.convert("RGB"), self.processor().image_processor
+        width, height = image.size
+        if width == height:
+            return image
+        side, longest = how.size["height"], max(image.size)
+        width, height = (max(int(edge / longest * side), how.min_size) for edge in image.size)
+        square = Image.new("RGB", (side, side), how.background_color)
+        scaled = image.resize((width, height), Image.Resampling.BICUBIC)
+        square.paste(scaled, ((side - width) // 2, (side - height) // 2))
+        return square
 
     def chat(self, turns: Sequence[Mapping[str, str]]) -> str:
         chat = [{"role": t["role"], "content": parts(t["content"])} for t in turns]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gapbench.files import first_line, read_object
 from gapbench.models import torchvision_shim
-from gapbench.models.checkpoint import hub_weights, load_pretrained, model_type
+from gapbench.models.checkpoint import load_pretrained, model_type, weights_in
 from gapbench.types import GapbenchError
 
 MODEL_TYPE: Final = "multi_modality"
@@ -30,9 +30,9 @@ SPECIAL: Final = {
 TEMPLATE: Final = (
     "{% for message in messages %}"
     "{{ '<|User|>: ' if message.role == 'user' else '<|Assistant|>: ' }}"
-    "{% for part in message.content %}"
-    "{{ '<image_placeholder>\n' if part.type == 'image' else part.text | trim }}"
-    "{% endfor %}"
+    "{% set content %}{% for part in message.content %}"
+    "{{ '<image_placeholder>\n' if part.type == 'image' else part.text }}"
+    "{% endfor %}{% endset %}{{ content | trim }}"
     "{{ '\n\n' if message.role == 'user' else '<｜end▁of▁sentence｜>' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|Assistant|>:' }}{% endif %}"
@@ -75,11 +75,12 @@ def is_original(folder: Path) -> bool:
         return False
 
 
-def weight_files(folder: Path) -> list[Path]:
+def weight_files(who: str, folder: Path) -> list[Path]:
     """A folder's weights: safetensors where there are any, else PyTorch's .bin."""
-    files = hub_weights(folder) or sorted(folder.glob("pytorch_model*.bin"))
-    if not files:
-        raise GapbenchError(f"no .safetensors and no pytorch_model*.bin file in {folder}")
+    for whole in ("model.safetensors", "pytorch_model.bin"):
+        if files := weights_in(who, folder, whole):
+            return files
+    raise GapbenchError(f"{who}: no .safetensors and no .bin file in {folder}")
     return files
 
 
@@ -118,8 +119,9 @@ def load(who: str, folder: Path, dtype: str, device: str) -> Any:
 
     Raises GapbenchError where weights are broken, of another architecture, or incomplete.
     """
+    files = weight_files(who, folder)
     try:
-        tensors = convert(_read(weight_files(folder)))
+        tensors = convert(_read(files))
         config = _config(folder, tensors)
     except GapbenchError as error:
         raise GapbenchError(f"{who}: {error}") from error

@@ -49,7 +49,7 @@ class Reasoning:
     reasoning_top_k: int = 50
 
     def __post_init__(self) -> None:
-        self.recipe()
+        object.__setattr__(self, "reasoning_temperature", self.recipe().temperature)
         tokens = self.reasoning_tokens
         if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
             raise GapbenchError(f"recipe: reasoning_tokens is {tokens!r}, must be at least 1")

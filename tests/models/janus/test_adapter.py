@@ -6,10 +6,13 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+import subprocess
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import asdict
+from logging import WARNING, Handler, LogRecord
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +24,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.utils import logging
 
+from gapbench import load_model
 from gapbench.models.autoregressive.answers import positions
 from gapbench.models.autoregressive.decode import Decoder
 from gapbench.models.autoregressive.sampling import Recipe, draw, uniforms, warp
 from gapbench.models.base import CAPABILITIES
 from gapbench.models.janus.adapter import JanusModel
+from gapbench.models.janus.t2i_r1 import Reasoning
 from gapbench.types import GapbenchError
 from gapbench.verdict import ANSWERS
 
@@ -36,6 +42,7 @@ SYSTEM = "You are a helpful language and vision assistant."
 STEPS, CODES = 16, 128
 Call = Callable[[], object]
 Copy = Callable[[], Path]
+Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
@@ -352,6 +359,16 @@ def test_the_checkpoints_own_recipe_is_used_where_none_is_given(copy: Copy) -> N
     assert JanusModel("m", folder, Recipe(guidance=2)).recipe["top_k"] == 0
 
 
+def test_a_number_is_one_recipe_however_it_is_written(copy: Copy) -> None:
+    folder = copy()
+    edit(folder / "generation_config.json", guidance_scale=5, temperature=1)
+    written = [
+        load_model(str(folder), recipe=recipe).recipe for recipe in ({}, {"guidance": "5.0"})
+    ]
+    assert len({json.dumps(recipe) for recipe in written}) == 1
+    assert json.dumps(asdict(Reasoning(reasoning_temperature=1))) == json.dumps(asdict(Reasoning()))
+
+
 # -- prompts -----------------------------------------------------------------------------------
 
 
@@ -463,7 +480,7 @@ def test_pitfall_15_padding_is_on_the_left_whatever_the_tokenizer_says(
 
 
 @pytest.mark.parametrize("gain", [0.5, 30])
-def test_pitfalls_16_to_18_decoding_gives_rounded_clipped_pixels_and_keeps_no_graph(
+def test_pitfalls_16_to_18_decoding_gives_upstreams_pixels_and_keeps_no_graph(
     copy: Copy, gain: float
 ) -> None:
     folder = copy()
@@ -486,9 +503,35 @@ def test_pitfalls_16_to_18_decoding_gives_rounded_clipped_pixels_and_keeps_no_gr
         codes = torch.from_numpy(tokens).long()[None]
         levels = model.network.model.vqmodel.decode(codes)[0].permute(1, 2, 0).numpy()
     assert (np.abs(levels).max() > 1) == (gain > 1)
-    expected = np.clip(np.round((levels.astype(np.float32) + 1) * np.float32(127.5)), 0, 255)
-    np.testing.assert_array_equal(np.asarray(image), expected.astype(np.uint8))
+    # generation_inference.py: what lies between two levels becomes the lower one.
+    expected = np.clip((levels.astype(np.float32) + 1) / 2 * 255, 0, 255).astype(np.uint8)
+    np.testing.assert_array_equal(np.asarray(image), expected)
     assert expected.std() > 1
+
+
+def upstreams_pixels(image: Image.Image, side: int, least: int) -> NDArray[np.float64]:
+    """(3, side, side) by the rules of VLMImageProcessor (deepseek-ai/Janus 1daa72f), with means
+    and deviations of 0.5."""
+    width, height = image.size
+    size = [max(int(edge / max(image.size) * side), least) for edge in (width, height)]
+    scaled = np.asarray(image.resize((size[0], size[1]), Image.Resampling.BICUBIC))
+    square = np.full((side, side, 3), 127, np.uint8)
+    top, left = (side - size[1]) // 2, (side - size[0]) // 2
+    square[top : top + size[1], left : left + size[0]] = scaled
+    return (square.transpose(2, 0, 1) * (1 / 255) - 0.5) / 0.5
+
+
+def test_pictures_of_any_shape_reach_the_model_as_upstream_scales_them(
+    model: JanusModel,
+) -> None:
+    stream = np.random.default_rng(0)
+    sizes = [tuple(stream.integers(5, 120, 2).tolist()) for _ in range(200)]
+    pictures = [Image.fromarray(stream.integers(0, 256, (h, w, 3), np.uint8)) for w, h in sizes]
+    text = model._chat("q?")
+    given = model._asked([[picture] for picture in pictures], [text] * len(pictures))
+    expected = np.stack([upstreams_pixels(picture, 32, 8) for picture in pictures])
+    np.testing.assert_allclose(given["pixel_values"].numpy(), expected, rtol=0, atol=1e-6)
+    assert sum(w != h for w, h in sizes) > 190
 
 
 def test_a_drawings_image_is_the_decoding_of_its_tokens(model: JanusModel) -> None:
@@ -591,6 +634,24 @@ def test_pitfall_19_judging_does_not_depend_on_torchvision(
     assert saved["image_processor"]["image_processor_type"] == "JanusImageProcessor"
     assert isinstance(model.processor().image_processor, JanusImageProcessorPil)
     assert np.isfinite(model.judge(images, QUESTIONS, ANSWERS)).all()
+
+
+def test_replies_bring_no_warnings_of_transformers(
+    model: JanusModel, images: list[Image.Image]
+) -> None:
+    said: list[LogRecord] = []
+    handler = Handler()
+    handler.emit = said.append  # type: ignore[method-assign]
+    before = logging.get_verbosity()
+    logging.set_verbosity_warning()
+    logging.add_handler(handler)
+    try:
+        model.reply(images, QUESTIONS)
+        assert logging.get_verbosity() == WARNING
+    finally:
+        logging.remove_handler(handler)
+        logging.set_verbosity(before)
+    assert [record.getMessage() for record in said] == []
 
 
 @torch.no_grad()
@@ -833,6 +894,52 @@ def test_tensors_that_are_missing_are_refused_and_not_filled_at_random(copy: Cop
     message = refusal(model.load, folder)
     assert f"lack {whole - len(kept)} tensors, model.generation_head." in message
     assert model._loaded is None
+
+
+SPOILT = {
+    "model.vqmodel.decoder.conv_in.weight": ("picture decoder", ["generate"]),
+    "model.language_model.layers.0.mlp.up_proj.weight": (
+        "language model", ["generate", "judge", "reply", "score"],
+    ),
+    "model.vision_model.encoder.layers.0.mlp.fc2.weight": (
+        "vision tower", ["judge", "reply", "complete", "score"],
+    ),
+}  # fmt: skip
+
+
+def spoilt(folder: Path, name: str) -> Path:
+    """A checkpoint with NaN in one of its tensors."""
+    weights = load_file(folder / "model.safetensors")
+    weights[name] = torch.full_like(weights[name], torch.nan)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_nan_is_neither_drawn_nor_an_abstention(
+    copy: Copy, images: list[Image.Image], name: str
+) -> None:
+    folder, image, (part, calls) = copy(), images[0], SPOILT[name]
+    model = JanusModel("m", spoilt(folder, name))
+    text = model.chat([{"role": "user", "content": "<image>q?"}])
+    does: dict[str, Call] = {
+        "generate": lambda: model.generate(["a"], [1]),
+        "judge": lambda: model.judge([image], ["q?"], ANSWERS),
+        "reply": lambda: model.reply([image], ["q?"]),
+        "complete": lambda: model.complete([[image]], [text], 3),
+        "score": lambda: model.score([[image]], [text], [" 1"]),
+    }
+    for call in calls:
+        with pytest.raises(GapbenchError, match=f"^model m: its {part} gives NaN .*; try another"):
+            does[call]()
+
+
+def test_a_run_stops_at_nan_with_one_line(cli: Cli, copy: Copy) -> None:
+    folder = spoilt(copy(), list(SPOILT)[-1])
+    done = cli("run", "--model", str(folder), "--limit", "1", "--samples", "1")
+    assert done.returncode == 2
+    assert "gapbench: model copy: its vision tower gives NaN" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_tensors_of_another_shape_are_refused(copy: Copy) -> None:
