@@ -16,7 +16,7 @@ from gapbench.types import GapbenchError
 
 def compare(
     before: Annotated[Path, typer.Argument(help="A run folder.", metavar="BEFORE")],
-    afters: Annotated[list[Path], typer.Argument(help="Run folders of the same prompts and seeds.", metavar="AFTER...")],
+    afters: Annotated[list[Path], typer.Argument(help="Run folders of the same prompts and seeds.", metavar="AFTER")],
     by: Annotated[Literal["category", "tier", "task"] | None, typer.Option(help="Also print the figures of each category, tier or task.")] = None,
     judge: Judge = None,
     model: Annotated[list[str] | None, typer.Option(help="New place of AFTER's model, if you moved it; can be repeated.")] = None,
