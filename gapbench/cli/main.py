@@ -16,7 +16,7 @@ from gapbench.cli.options import Command, Judge, RunPath, command
 from gapbench.cli.terminal import console
 from gapbench.fetch.libraries import go_offline, quiet
 from gapbench.runs.settings import Offline, RunSettings
-from gapbench.types import GapbenchError, Interrupted
+from gapbench.types import GapbenchError, Interrupted, counted
 
 app = typer.Typer(
     help="Measure the gap between what a unified multimodal model can generate and what it understands.",
@@ -42,7 +42,8 @@ def run(
         from gapbench.runs.estimate import estimate
         from gapbench.runs.plan import prepare
 
-        typer.echo(estimate(prepare(settings)).words())
+        made = prepare(settings)
+        typer.echo("\n".join([estimate(made).words(), *made.plan.notes()]))
         return
     from gapbench.cli.progress import bars
     from gapbench.report.sheets import write_sheets
@@ -54,7 +55,7 @@ def run(
     sheets = write_sheets(done)
     show_run(done, None, console())
     console().print(
-        f"Pictures: {sheets[0].parent} ({len(sheets)} contact sheets). The table again: "
+        f"Pictures: {sheets[0].parent} ({counted(len(sheets), 'contact sheet')}). The table again: "
         f"gapbench show {done.path}",
         soft_wrap=True,
     )

@@ -83,7 +83,7 @@ def assert_refused(done: subprocess.CompletedProcess[str], *culprits: str) -> No
 def test_a_run_prints_its_table(made: Path) -> None:
     shown = (made / "out").read_text()
     [folder] = (made / "runs").iterdir()
-    assert "janus-mini on shapes 1.1: 3 images of 3 prompts, own verdicts by self" in shown
+    assert "janus-mini on shapes 1.1: 3 images of 3 prompts, own verdicts from logits" in shown
     assert "Outside judge: pixel" in shown
     assert f"gapbench show runs/{folder.name}" in shown
     for rate in open_run(folder).rates():
@@ -131,6 +131,32 @@ def test_show_prints_the_run_again(cli: Cli, made: Path, ran: Path, tmp_path: Pa
     assert files(ran) == before
 
 
+def test_a_run_is_named_with_what_was_changed(cli: Cli) -> None:
+    changed = ("--set", "guidance=2", "--seed", "1", "--dtype", "float32", "--verdict", "none")
+    done = cli("run", "--tasks", "shapes/colors", "--limit", "1", "--samples", "1", *changed)
+    name = "janus-mini (guidance=2, dtype=float32, seed=1)"
+    assert f"{name} on shapes 1.1: 1 image of 1 prompt, no own verdicts" in done.stdout
+    assert "(1 contact sheet)" in done.stdout
+
+
+def test_a_tier_takes_the_tasks_that_are_here(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for cache in ("HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(cache, str(tmp_path / "cache"))
+    asked = ("run", "--tasks", "easy", "--limit", "2", "--samples", "1", "--verdict", "none")
+    told = "Left out, because their prompts or judges are not here: geneval, geneval2; "
+    for more in ((), ("--dry-run",)):
+        done = cli(*asked, *more)
+        assert done.returncode == 0, done.stderr
+        assert told + "`gapbench prepare --tasks geneval,geneval2` downloads them" in done.stdout
+    run = open_run(next((tmp_path / "runs").iterdir()))
+    assert {prompt.task for prompt in run.plan.prompts} == {"shapes"}
+    assert told in cli("show", str(run.path)).stdout
+    refused = cli(*asked[:2], "geneval2", *asked[3:])
+    assert_refused(refused, "task geneval2 needs", "gapbench prepare")
+
+
 def test_tasks_and_models_are_described(cli: Cli, user_task: Callable[..., Path]) -> None:
     folder = user_task([{"text": "[bold]x[/bold] {prompt}"}])
     for args, words in (
@@ -175,9 +201,9 @@ def test_config_files_are_overridden_by_options(cli: Cli, ran: Path, tmp_path: P
         (("run", "--out", "file"), ("--out file is a file",)),
         (("run", "--config", "none.yaml"), ("none.yaml", "cannot be read")),
         (("run", "--config", "key.yaml"), ("key.yaml", "unknown key 'tempo'", "keys are model")),
-        (("run", "--config", "list.yaml"), ("list.yaml: must hold lines of the form `key: value`",)),
+        (("run", "--config", "list.yaml"), ("list.yaml: must hold lines of", "`key: value`")),
         (("run", "--config", "broken.yaml"), ("broken.yaml", "not YAML")),
-        (("run", "--config", "value.yaml"), ("value.yaml: samples must be a whole number, not 'many'",)),
+        (("run", "--config", "value.yaml"), ("samples must be a whole number, not 'many'",)),
         (("tasks", "shape"), ("no task 'shape'",)),
         (("models", "gpt"), ("no model 'gpt'",)),
         (("show", "nowhere"), ("nowhere/run.json", "is nowhere a run folder?")),

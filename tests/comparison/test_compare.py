@@ -181,8 +181,8 @@ def drop_prompts(plan: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "culprits", "left"),
     [
-        (drop_prompts, ("7 prompts only BEFORE has, such as shapes/",), 30),
-        (lambda plan: plan["samples"].update(shapes=1), ("of seeds only BEFORE has",), 22),
+        (drop_prompts, ("only BEFORE has 7 prompts, such as shapes/",), 30),
+        (lambda plan: plan["samples"].update(shapes=1), ("have seeds that only BEFORE has",), 22),
         (
             lambda plan: plan.update(tasks={"shapes": "2.0"}),
             ("shapes is of version 1.1 and 2.0",),
@@ -194,8 +194,12 @@ def drop_prompts(plan: dict[str, Any]) -> None:
             0,
         ),
         (lambda plan: plan.update(seed=7), ("holds no image of its plan",), None),
-        (lambda plan: plan["prompts"][3].update(question="?"), ("1 prompts were changed",), 42),
-        (lambda plan: plan.update(own="self-text"), ("own verdicts by self and self-text",), None),
+        (
+            lambda plan: plan["prompts"][3].update(question="?"),
+            ("the texts of 1 prompt differ",),
+            42,
+        ),
+        (lambda plan: plan.update(own="self-text"), ("own verdicts from logits and text",), None),
     ],
     ids=["prompts", "samples", "version", "judge", "seed", "text", "verdict"],
 )
@@ -234,7 +238,7 @@ def test_other_seeds_share_no_image(cli: Cli, runs: dict[str, Path], made: Path)
     gapbench.run(str(made / "slight"), limit=22, samples=2, seed=5, out=made / "others")
     [other] = (made / "others").iterdir()
     done = cli("compare", short(runs["janus-mini"]), str(other), "--intersection")
-    refused(done, "44 images of shared prompts are of seeds only BEFORE has", "share no image")
+    refused(done, "44 images of shared prompts have seeds that only BEFORE has", "share no image")
 
 
 @pytest.mark.parametrize(
