@@ -31,9 +31,8 @@ if TYPE_CHECKING:
 
 IMAGE: Final = ["task", "prompt", "sample", "seed"]
 RULE: Final = (
-    "generation and understanding (the own verdict's accuracy on the images of BEFORE, where the "
-    "win rate is counted too) are better or worse where Holm's p is below 0.05: both better is "
-    "co-improvement, both worse co-degradation, one of each a trade-off"
+    "generation and understanding count as better or worse if their Holm p is below 0.05; both "
+    "better is co-improvement, both worse co-degradation, one of each a trade-off"
 )
 WORDS: Final = {
     (1, 1): "co-improvement",
@@ -53,14 +52,16 @@ WORDS: Final = {
 class Comparison:
     """What changed from one run to another.
 
-    `changes` are the overall figures, one family under Holm, and `by_level` those of the level that
-    was asked for, another. `understanding` is False where no model's own verdicts could be held
-    against an outside judge; then `win_rate` and `groups` are None. `left_out` says what the two
-    runs do not share; `worse` names the figures that are significantly worse.
+    `before` and `after` are the runs' folders. `changes` are the overall figures, one family under
+    Holm, and `by_level` those of the level that was asked for, another. `win_rate` and `groups` are
+    None where no model's own verdicts could be held against an outside judge. `left_out` says what
+    the two runs do not share; `worse` names the figures that are significantly worse.
     """
 
     before: str
     after: str
+    before_model: str
+    after_model: str
     judges: list[str]
     own: str
     images: int
@@ -246,6 +247,8 @@ def _comparison(
     return Comparison(
         before=str(before.path),
         after=str(after.path),
+        before_model=before.name,
+        after_model=after.name,
         judges=sorted({str(name) for name in pair.old["judge"].dropna()}),
         own=after.plan.own,
         images=len(pair.old),
