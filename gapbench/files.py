@@ -64,7 +64,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise GapbenchError(f"{file}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(raw, dict):
-        raise GapbenchError(f"{file}: not a list of `key: value` lines")
+        raise GapbenchError(f"{file}: must hold lines of the form `key: value`")
     return raw
 
 

@@ -21,6 +21,11 @@ class Interrupted(Exception):  # noqa: N818 (no error)
     """Ctrl-C came; the batch in hand was finished and kept."""
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things in words: "1 image", "2 images"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
     """What to draw.

@@ -44,13 +44,10 @@ def mass_note(masses: Iterable[float | None]) -> str | None:
     known = [mass for mass in masses if mass is not None and not math.isnan(mass)]
     if not known:
         return None
-    note = f"the probability of the two answers together (mass) has a median of {median(known):.2g}"
+    note = f"the median probability of the two answers together (mass) is {median(known):.2g}"
     if median(known) >= LEAST_MASS:
         return f"Own verdicts: {note}."
-    return (
-        f"WARNING: the model was not answering the question: {note}, which is less than "
-        f"{LEAST_MASS:g}."
-    )
+    return f"WARNING: the model was not answering the question: {note}, less than {LEAST_MASS:g}."
 
 
 def parse(text: str, *, cut: bool = False) -> Answer:

@@ -94,11 +94,11 @@ def test_broken_log_probabilities_are_an_abstention_with_a_reason_never_a_zero(
 
 def test_a_low_median_mass_is_warned_of() -> None:
     high = mass_note([0.9, None, 0.25, NAN, 0.999])
-    told = "the probability of the two answers together (mass) has a median of"
+    told = "the median probability of the two answers together (mass) is"
     assert high == f"Own verdicts: {told} 0.9."
     low = mass_note([3e-7, 0.9, 4e-9])
     assert low == (
-        f"WARNING: the model was not answering the question: {told} 3e-07, which is less than 0.1."
+        f"WARNING: the model was not answering the question: {told} 3e-07, less than 0.1."
     )
     assert "WARNING" not in str(mass_note([LEAST_MASS]))
 

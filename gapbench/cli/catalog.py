@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from gapbench.models.entry import Entry
 
 
-def tasks(name: Annotated[str | None, typer.Argument(help="A task to describe.")] = None) -> None:
+def tasks(
+    name: Annotated[str | None, typer.Argument(help="A task to describe.", metavar="NAME")] = None,
+) -> None:
     """List the tasks, or describe one."""
     from rich.table import Table
 
@@ -53,7 +55,9 @@ def tasks(name: Annotated[str | None, typer.Argument(help="A task to describe.")
     console().print(table)
 
 
-def models(name: Annotated[str | None, typer.Argument(help="A model to describe.")] = None) -> None:
+def models(
+    name: Annotated[str | None, typer.Argument(help="A model to describe.", metavar="NAME")] = None,
+) -> None:
     """List the models, or describe one."""
     from rich.table import Table
 
@@ -104,7 +108,7 @@ def models(name: Annotated[str | None, typer.Argument(help="A model to describe.
 
 
 def check_model(
-    model: Annotated[str, typer.Argument(help=MODEL)],
+    model: Annotated[str, typer.Argument(help=MODEL, metavar="MODEL")],
     recipe: Recipe = None,
     device: Device = "auto",
     dtype: Dtype = "auto",

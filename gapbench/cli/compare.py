@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from gapbench.cli.options import Judge, RunPath
+from gapbench.cli.terminal import console
 from gapbench.fetch.libraries import quiet
 from gapbench.runs.settings import names
 from gapbench.types import GapbenchError
@@ -16,7 +17,7 @@ from gapbench.types import GapbenchError
 
 def compare(
     before: Annotated[Path, typer.Argument(help="A run folder.", metavar="BEFORE")],
-    afters: Annotated[list[Path], typer.Argument(help="Run folders of the same prompts and seeds.", metavar="AFTER...")],
+    afters: Annotated[list[Path], typer.Argument(help="Run folders of the same prompts and seeds.", metavar="AFTER")],
     by: Annotated[Literal["category", "tier", "task"] | None, typer.Option(help="Also print the figures of each category, tier or task.")] = None,
     judge: Judge = None,
     model: Annotated[list[str] | None, typer.Option(help="New place of AFTER's model, if you moved it; can be repeated.")] = None,
@@ -41,7 +42,7 @@ def compare(
             intersection=intersection, tasks=lm_eval or (), limit=lm_eval_limit,
             progress=progress,
         )  # fmt: skip
-    typer.echo(changes.render(changed, form))
+    typer.echo(changes.render(changed, form, console().width))
     if gate and any(each.worse for each in changed):
         raise typer.Exit(1)
 
@@ -49,7 +50,7 @@ def compare(
 def power(
     path: RunPath,
     detect: Annotated[float, typer.Option(help="The change to detect, in points.")] = 5.0,
-    metric: Annotated[str, typer.Option(help="generation, non_unification, false_positive or self_accuracy.")] = "generation",
+    metric: Annotated[str, typer.Option(help="The figure: generation, non_unification, false_positive or self_accuracy.")] = "generation",
     judge: Judge = None,
 ) -> None:  # fmt: skip
     """Print how many prompts `compare` needs to detect a change."""

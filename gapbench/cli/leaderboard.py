@@ -29,7 +29,7 @@ def submit(
 
 
 def verify(
-    folders: Annotated[list[Path], typer.Argument(help="Submissions, results/<model>.", metavar="SUBMISSION...")],
+    folders: Annotated[list[Path], typer.Argument(help="Submissions, results/<model>.", metavar="SUBMISSION")],
     run: Annotated[Path | None, typer.Option(help="The run folder, with the images.")] = None,
     rejudge: Annotated[int, typer.Option(help="Number of images of the run whose verdicts are computed again.", min=0)] = 0,
     model: Annotated[str | None, typer.Option(help="The model, if the card names only a checkpoint.")] = None,

@@ -13,7 +13,7 @@ from gapbench.runs.settings import MODEL, Device, Dtype, Offline, Recipe, names
 
 
 def lm_eval(
-    model: Annotated[str, typer.Argument(help=MODEL)],
+    model: Annotated[str, typer.Argument(help=MODEL, metavar="MODEL")],
     tasks: Annotated[Sequence[str], typer.Option(parser=names, help="Tasks and groups of lm-eval, separated by commas; gapbench_shapes comes with gapbench.")],
     limit: Annotated[int | None, typer.Option(help="Questions of each task.", show_default="all", min=1)] = None,
     batch_size: Annotated[int, typer.Option(help="Texts per batch. Does not change answers.", min=1)] = 8,

@@ -7,20 +7,19 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from gapbench.cli import catalog, compare, explain, fix, leaderboard, lm_eval, report
-from gapbench.cli.options import Judge, RunPath, command
+from gapbench.cli.options import Command, Judge, RunPath, command
 from gapbench.cli.terminal import console
 from gapbench.fetch.libraries import go_offline, quiet
 from gapbench.runs.settings import Offline, RunSettings
-from gapbench.types import GapbenchError, Interrupted
+from gapbench.types import GapbenchError, Interrupted, counted
 
 app = typer.Typer(
     help="Measure the gap between what a unified multimodal model can generate and what it understands.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -43,7 +42,8 @@ def run(
         from gapbench.runs.estimate import estimate
         from gapbench.runs.plan import prepare
 
-        typer.echo(estimate(prepare(settings)).words())
+        made = prepare(settings)
+        typer.echo("\n".join([estimate(made).words(), *made.plan.notes()]))
         return
     from gapbench.cli.progress import bars
     from gapbench.report.sheets import write_sheets
@@ -55,7 +55,7 @@ def run(
     sheets = write_sheets(done)
     show_run(done, None, console())
     console().print(
-        f"Pictures: {sheets[0].parent} ({len(sheets)} contact sheets). The table again: "
+        f"Pictures: {sheets[0].parent} ({counted(len(sheets), 'contact sheet')}). The table again: "
         f"gapbench show {done.path}",
         soft_wrap=True,
     )
@@ -84,13 +84,21 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     leaderboard.submit, leaderboard.verify, leaderboard.leaderboard, leaderboard.push,
 )  # fmt: skip
 for function in COMMANDS:
-    app.command()(command(function))
+    app.command(cls=Command)(command(function))
+USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer gives it no public name
 
 
 def main() -> None:
     """Entry point: errors for people are one line on stderr and exit code 2."""
     try:
-        app()
+        arguments = sys.argv[1:] or ["--help"]
+        sys.exit(app(arguments, prog_name="gapbench", standalone_mode=False))
+    except USAGE_ERROR as error:
+        told = error.format_message().rstrip(".")
+        place = error.ctx.command_path if error.ctx else "gapbench"
+        more = "" if told.endswith("?") else f"; see `{place} --help`"
+        typer.echo(f"gapbench: {told}{more}", err=True)
+        sys.exit(2)
     except GapbenchError as error:
         typer.echo(f"gapbench: {error}", err=True)
         sys.exit(2)

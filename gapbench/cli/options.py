@@ -11,6 +11,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 from typer.models import OptionInfo
 
 from gapbench.files import read_yaml
@@ -23,6 +24,16 @@ Judge = Annotated[
     typer.Option(help="The outside judge to compute against.", show_default="set by each task"),
 ]
 Results = Annotated[Path, typer.Option(help="Folder of submissions.")]
+
+
+class Command(TyperCommand):
+    """Typer's command; the help calls an argument that can be repeated a path, not a list[Path]."""
+
+    def __init__(self, *args: Any, **keywords: Any) -> None:
+        super().__init__(*args, **keywords)
+        for param in self.params:
+            if param.nargs == -1:
+                vars(param)["display_type"] = lambda ctx: "<path>"  # noqa: ARG005
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
@@ -42,7 +53,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             if record:
                 taken["settings"] = record(**{n: values[n] for n in fields if n in values})
         except SettingError as error:
-            raise GapbenchError(f"{labels[error.name]} {error.value}: {error.wrong}") from error
+            raise GapbenchError(f"{labels[error.name]} {error.wrong}") from error
         return taken
 
     @wraps(function)

@@ -14,7 +14,7 @@ from gapbench.cli.options import Judge, RunPath
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders; of two, the first is before and the second after.", metavar="RUN...")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; of two, the first is before and the second after.", metavar="RUN")],
     out: Annotated[Path | None, typer.Option(help="The file to write.", show_default="report.html in the run's folder; for several runs, in this folder")] = None,
     judge: Judge = None,
 ) -> None:  # fmt: skip

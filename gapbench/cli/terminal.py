@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ def console() -> Console:
     from rich.console import Console
 
     # Piped output has no width of its own; tables there should not be cut.
-    return Console(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False)
+    wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(width=160 if wide else None, markup=False, highlight=False)
 
 
 def facts(**facts: Any) -> None:

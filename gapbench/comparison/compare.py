@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from gapbench.judges.own import NAMES, OwnJudge
+from gapbench.judges.own import MODES, OwnJudge
 from gapbench.metrics.metric import UNDERSTANDING
 from gapbench.metrics.paired import (
     Change,
@@ -24,16 +24,15 @@ from gapbench.metrics.power import Spread, spread
 from gapbench.runs.flow import judge_images, model_of
 from gapbench.runs.run import Run, open_run
 from gapbench.runs.settings import Progress, silent
-from gapbench.types import GapbenchError, Prompt
+from gapbench.types import GapbenchError, Prompt, counted
 
 if TYPE_CHECKING:
     import pandas as pd
 
 IMAGE: Final = ["task", "prompt", "sample", "seed"]
 RULE: Final = (
-    "generation and understanding (the own verdict's accuracy on the images of BEFORE, where the "
-    "win rate is counted too) are better or worse where Holm's p is below 0.05: both better is "
-    "co-improvement, both worse co-degradation, one of each a trade-off"
+    "generation and understanding count as better or worse if their Holm p is below 0.05; both "
+    "better is co-improvement, both worse co-degradation, one of each a trade-off"
 )
 WORDS: Final = {
     (1, 1): "co-improvement",
@@ -53,14 +52,16 @@ WORDS: Final = {
 class Comparison:
     """What changed from one run to another.
 
-    `changes` are the overall figures, one family under Holm, and `by_level` those of the level that
-    was asked for, another. `understanding` is False where no model's own verdicts could be held
-    against an outside judge; then `win_rate` and `groups` are None. `left_out` says what the two
-    runs do not share; `worse` names the figures that are significantly worse.
+    `before` and `after` are the runs' folders. `changes` are the overall figures, one family under
+    Holm, and `by_level` those of the level that was asked for, another. `win_rate` and `groups` are
+    None where no model's own verdicts could be held against an outside judge. `left_out` says what
+    the two runs do not share; `worse` names the figures that are significantly worse.
     """
 
     before: str
     after: str
+    before_model: str
+    after_model: str
     judges: list[str]
     own: str
     images: int
@@ -136,10 +137,8 @@ def pair_runs(before: Run, after: Run, judge: str | None, intersection: bool = F
     if before.path.resolve() == after.path.resolve():
         raise GapbenchError(f"{before.path} is given as BEFORE and as AFTER; give two runs")
     if before.plan.own != after.plan.own:
-        raise GapbenchError(
-            f"{who}: own verdicts by {before.plan.own or 'none'} and {after.plan.own or 'none'}; "
-            "run both with the same --verdict"
-        )
+        modes = " and ".join(MODES.get(run.plan.own, "none") for run in (before, after))
+        raise GapbenchError(f"{who}: own verdicts from {modes}; run both with the same --verdict")
     old, new = before.frame(judge), after.frame(judge)
     if not len(old) or not len(new):
         raise GapbenchError(f"{who}: one holds no image of its plan; run it again to finish it")
@@ -149,9 +148,10 @@ def pair_runs(before: Run, after: Run, judge: str | None, intersection: bool = F
     both = old[IMAGE].merge(new[IMAGE])
     for name, frame in (("BEFORE", old), ("AFTER", new)):
         if extra := len(frame) - len(both):
-            reasons.append(f"{extra} images of shared prompts are of seeds only {name} has")
+            images = counted(extra, "image")
+            reasons.append(f"{images} of shared prompts have seeds that only {name} has")
     if reasons and not (intersection and len(both)):
-        ask = f"--intersection compares the {len(both)} images that both have"
+        ask = f"--intersection compares the {counted(len(both), 'image')} that both have"
         raise GapbenchError(
             f"{who} differ: {'; '.join(reasons)}; "
             f"{ask if len(both) else 'they share no image, so run AFTER as BEFORE was run'}"
@@ -179,11 +179,13 @@ def _shared_prompts(
     old, new = asked
     for name, more in (("BEFORE", old.keys() - new.keys()), ("AFTER", new.keys() - old.keys())):
         if more:
-            reasons.append(f"{len(more)} prompts only {name} has, such as {'/'.join(min(more))}")
+            prompts = counted(len(more), "prompt")
+            reasons.append(f"only {name} has {prompts}, such as {'/'.join(min(more))}")
     shared = {key for key in old.keys() & new.keys() if one.tasks[key[0]] == two.tasks[key[0]]}
     changed = {key for key in shared if old[key][0] != new[key][0]}
     if changed:
-        reasons.append(f"{len(changed)} prompts were changed, such as {'/'.join(min(changed))}")
+        prompts = counted(len(changed), "prompt")
+        reasons.append(f"the texts of {prompts} differ, such as {'/'.join(min(changed))}")
     judges = {(old[key][1], new[key][1]) for key in shared - changed if old[key][1] != new[key][1]}
     for first, second in sorted(judges, key=str):
         a, b = ("none" if j is None else j[0] for j in (first, second))
@@ -208,8 +210,7 @@ def cross(pair: Pair, models: Sequence[str], progress: Progress) -> list[float] 
     keys = [(image, prompt.question, plan.own_fingerprint) for prompt, image in asked]
     there = pair.before.folder.verdicts()
     if any(key not in there for key in keys):
-        mode = next(mode for mode, name in NAMES.items() if name == plan.own)
-        judge = OwnJudge(model_of(pair.after, models, "judge BEFORE's images"), mode)
+        judge = OwnJudge(model_of(pair.after, models, "judge BEFORE's images"), MODES[plan.own])
         if judge.fingerprint != plan.own_fingerprint:
             raise GapbenchError(
                 f"{pair.after.path}: its verdicts in words follow older rules of reading; run its "
@@ -252,6 +253,8 @@ def _comparison(
     return Comparison(
         before=str(before.path),
         after=str(after.path),
+        before_model=before.name,
+        after_model=after.name,
         judges=sorted({str(name) for name in pair.old["judge"].dropna()}),
         own=after.plan.own,
         images=len(pair.old),

@@ -3,24 +3,47 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Final
 
 from tabulate import tabulate
 
 from gapbench.comparison.compare import RULE, Comparison
-from gapbench.metrics.metric import METRICS, UNDERSTANDING, Metric
+from gapbench.judges.own import MODES
+from gapbench.metrics.metric import METRICS, PERCENT, UNDERSTANDING, Metric
 from gapbench.metrics.paired import Change, WinRate, detectable
 from gapbench.metrics.power import SAMPLES, Spread, family
-from gapbench.types import GapbenchError
+from gapbench.types import GapbenchError, counted
 
 FORMATS: Final = ("text", "markdown", "json")
 COLUMNS: Final = ("%", "before", "after", "change", "p", "Holm p", "detectable", "images (prompts)")
 
+GROUPS: Final = {"11": "both", "10": "only BEFORE", "01": "only AFTER", "00": "neither"}
+"""(verdict of BEFORE's model, of AFTER's) -> the column of the table of groups."""
+ABOUT: Final = f"""\
+How to read this (percent; changes in percentage points):
 
-def render(comparisons: Sequence[Comparison], form: str) -> str:
-    """Comparisons with one BEFORE, as `text`, `markdown` or `json` (all fields, and the rule)."""
+- change: after minus before, with its 95 % interval over prompts.
+- p: below 0.05 if that interval excludes 0.
+- Holm p: p, corrected for the number of rows in the table. * marks those below
+  0.05.
+- detectable: the smallest change that this many prompts show with a
+  probability of 80 %. >100: more than any change could be.
+- understanding: how often an own verdict is right. Both models judge the
+  images of BEFORE. Win rate: of the images on which the two disagree, the share
+  on which AFTER is right.
+- verdict: {RULE}."""
+Table = Callable[[Sequence[str], list[list[str]]], str]
+"""Lays out headings and rows."""
+
+
+def render(comparisons: Sequence[Comparison], form: str, width: int = 160) -> str:
+    """Comparisons with one BEFORE, as `text`, `markdown` or `json` (all fields, and the rule).
+
+    The text's tables have up to `width` characters a line; wider ones are split by columns.
+    """
     if form not in FORMATS:
         raise GapbenchError(f"no format {form!r}; there are {', '.join(FORMATS)}")
     if form == "json":
@@ -29,13 +52,13 @@ def render(comparisons: Sequence[Comparison], form: str) -> str:
             for c in comparisons
         ]
         return json.dumps({"rule": RULE, "comparisons": each}, indent=1)
-    style, strong = ("pipe", "**") if form == "markdown" else ("simple", "")
-    blocks = [_block(c, style, strong) for c in comparisons]
+    table = _markdown if form == "markdown" else partial(_text, width)
+    blocks = [_block(c, table) for c in comparisons]
     if len(comparisons) > 1:
-        blocks.insert(0, _summary(comparisons, style))
-    if style == "pipe":
+        blocks.insert(0, _summary(comparisons, table))
+    if form == "markdown":
         blocks = [block.replace("\n* ", "\n\\* ") for block in blocks]
-    return "\n\n".join([*blocks, _about()])
+    return "\n\n".join([*blocks, ABOUT])
 
 
 def plan(spread: Spread, metric: str, change: float) -> str:
@@ -54,9 +77,10 @@ def plan(spread: Spread, metric: str, change: float) -> str:
         f"prompts of a category, {spread.within:.4f} within a prompt.\n"
         f"To detect a change of {100 * change:g} points with a probability of 80 %:\n\n"
         f"{tabulate(rows, heads)}\n\n"
-        "At best every prompt changes by the same; at worst how easy a prompt is after has nothing "
-        f"to do with before.\nThis run's {spread.prompts} prompts x {spread.samples:.3g} images "
-        f"detect {here[0]} to {here[1]} points."
+        "At best, every prompt changes by the same amount. At worst, a prompt's rate after has "
+        f"nothing to do with its rate before.\nThis run, with {spread.prompts} prompts and "
+        f"{spread.samples:.3g} images each, detects a change of {here[0]} points at best and "
+        f"{here[1]} at worst."
     )
 
 
@@ -70,45 +94,52 @@ def _head(name: str) -> str:
     return metric.title if metric else name
 
 
-def _block(c: Comparison, style: str, strong: str) -> str:
+def _block(c: Comparison, table: Table) -> str:
+    own = f"own verdicts from {MODES[c.own]}" if c.own else "no own verdicts"
     lines = [
-        f"BEFORE {c.before}",
-        f"AFTER  {c.after}",
-        f"{c.images} images of {c.prompts} prompts, each with the same seed in both; outside judge "
-        f"{', '.join(c.judges) or 'none'}, own verdicts by {c.own or 'none'}",
+        f"BEFORE {c.before_model}: {c.before}",
+        f"AFTER  {c.after_model}: {c.after}",
+        f"{counted(c.images, 'image')} of {counted(c.prompts, 'prompt')}, each with the same seed "
+        f"in both runs; outside judge {', '.join(c.judges) or 'none'}, {own}",
         *(f"Left out: {reason}" for reason in c.left_out),
         *c.notes,
     ]
     rows = [_row(_head(change.metric), change) for change in c.changes]
-    parts = ["\n".join(lines) if style == "simple" else "  \n".join(lines), _table(rows, style)]
+    parts = [("  \n" if table is _markdown else "\n").join(lines), table(COLUMNS, rows)]
     if c.by_level:
         rows = [_row(f"{change.name}: {_head(change.metric)}", change) for change in c.by_level]
-        parts.append(_table(rows, style))
+        parts.append(table(COLUMNS, rows))
     if c.win_rate:
         w = c.win_rate
         parts.append(
-            f"Understanding win rate: {_win_rate(w)} ({w.wins} wins, {w.losses} losses, "
+            f"Understanding win rate in percent: {_win_rate(w)} ({w.wins} wins, {w.losses} losses, "
             f"{w.ties} ties)"
         )
     if c.groups:
-        shown = ", ".join(f"({', '.join(key)}) {count}" for key, count in c.groups.items())
+        rows = [
+            [judge, *(str(c.groups[key + pair]) for pair in GROUPS)]
+            for judge, key in (("accepts", "1"), ("rejects", "0"))
+        ]
+        parts.append("Which of the two models accepts the images of BEFORE:")
+        parts.append(table(["outside judge", *GROUPS.values()], rows))
         parts.append(
-            f"Images of BEFORE by (outside judge, before, after): {shown}. False-positive "
-            f"correction group (0, 1, 0): {c.groups['010']} images."
+            "Correction group (wrongly accepted by BEFORE, rejected by AFTER): "
+            f"{counted(c.groups['010'], 'image')}"
         )
     if c.gap_gain:
         g = c.gap_gain
         parts.append(
-            f"Gap-gain correlation over {g.categories} categories: {g.rho:.2f} [{g.low:.2f}, "
-            f"{g.high:.2f}]"
+            f"Correlation of non-unification before and gain in generation over {g.categories} "
+            f"categories: {g.rho:.2f} [{g.low:.2f}, {g.high:.2f}]"
         )
-    parts.append(f"{strong}Verdict: {c.verdict}.{strong}{_smallest(c)}")
+    verdict = f"Verdict: {c.verdict}."
+    parts.append((f"**{verdict}**" if table is _markdown else verdict) + _smallest(c))
     if c.worse:
         parts.append(f"Significantly worse: {', '.join(map(_head, c.worse))}.")
     return "\n\n".join(parts)
 
 
-def _summary(comparisons: Sequence[Comparison], style: str) -> str:
+def _summary(comparisons: Sequence[Comparison], table: Table) -> str:
     heads = list(dict.fromkeys(head for c in comparisons for head in _changes(c)))
     rows = []
     for c in comparisons:
@@ -117,19 +148,10 @@ def _summary(comparisons: Sequence[Comparison], style: str) -> str:
                    for h in heads]  # fmt: skip
         rho = f"{c.gap_gain.rho:.2f}" if c.gap_gain else "n/a"
         won = _win_rate(c.win_rate) if c.win_rate else "n/a"
-        rows.append([c.after, c.verdict, *figures, won, rho])
-    heads = ["AFTER", "verdict", *heads, "win rate", "gap-gain rho"]
-    table = tabulate(rows, heads, tablefmt=style, disable_numparse=True)
-    return f"BEFORE {comparisons[0].before}; changes in points\n\n{table}"
-
-
-def _about() -> str:
-    return (
-        "Percent; change is after - before, with its 95 % interval over prompts; p is below 0.05 "
-        "where that leaves out 0, Holm's p is over the rows of a table (a * marks one below 0.05); "
-        "detectable: the smallest change that so many prompts show with a probability of 80 %. "
-        f"Rule: {RULE}."
-    )
+        rows.append([c.after, c.after_model, c.verdict, *figures, won, rho])
+    heads = ["AFTER", "model", "verdict", *heads, "win rate", "gap-gain rho"]
+    before = f"{comparisons[0].before_model}: {comparisons[0].before}"
+    return f"Changes from BEFORE, in points; BEFORE is {before}\n\n{table(heads, rows)}"
 
 
 def _changes(c: Comparison) -> dict[str, Change]:
@@ -139,7 +161,7 @@ def _changes(c: Comparison) -> dict[str, Change]:
 def _smallest(c: Comparison) -> str:
     """What a run that shows nothing could have shown."""
     seen = [
-        f"{_head(change.metric)} {_number(change, change.detectable)}"
+        f"{_head(change.metric)} {_detectable(change)}"
         for change in c.changes
         if change.metric in ("generation", UNDERSTANDING.name) and change.detectable is not None
     ]
@@ -148,9 +170,27 @@ def _smallest(c: Comparison) -> str:
     return f" The smallest change this run could have seen, in points: {', '.join(seen)}."
 
 
-def _table(rows: list[list[str]], style: str) -> str:
-    align = ("left", *("right",) * (len(COLUMNS) - 1))
-    return str(tabulate(rows, COLUMNS, tablefmt=style, colalign=align, disable_numparse=True))
+def _markdown(heads: Sequence[str], rows: list[list[str]]) -> str:
+    align = ("left", *("right",) * (len(heads) - 1))
+    return str(tabulate(rows, heads, tablefmt="pipe", colalign=align, disable_numparse=True))
+
+
+def _text(width: int, heads: Sequence[str], rows: list[list[str]]) -> str:
+    """A table, in several parts with the same first column where it is wider than `width`."""
+    columns = list(zip(heads, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    parts: list[list[int]] = [[]]
+    for place in range(1, len(columns)):
+        if parts[-1] and sum(widths[i] + 2 for i in (0, *parts[-1], place)) - 2 > width:
+            parts.append([])
+        parts[-1].append(place)
+    return "\n\n".join(
+        "\n".join(
+            "  ".join([line[0].ljust(widths[0]), *(line[i].rjust(widths[i]) for i in part)])
+            for line in (heads, ["-" * each for each in widths], *rows)
+        )
+        for part in parts
+    )
 
 
 def _row(head: str, change: Change) -> list[str]:
@@ -161,7 +201,7 @@ def _row(head: str, change: Change) -> list[str]:
         _difference(change),
         _probability(change.p),
         _probability(change.p_holm) + " *" * bool(change.verdict),
-        _number(change, change.detectable),
+        _detectable(change),
         f"{change.images} ({change.prompts})",
     ]
 
@@ -178,13 +218,24 @@ def _win_rate(w: WinRate) -> str:
     if w.value is None:
         return "n/a"
     if w.low is None or w.high is None:
-        return "50 by convention"
+        return "50, as the two models never disagree"
     return f"{100 * w.value:.1f} [{100 * w.low:.1f}, {100 * w.high:.1f}]"
 
 
 def _number(change: Change, value: float | None, sign: str = "") -> str:
+    scale = 100 if _unit(change) == PERCENT else 1
+    return "n/a" if value is None else f"{scale * value:{sign}.1f}"
+
+
+def _unit(change: Change) -> str:
     metric = _metric(change.metric)
-    return "n/a" if value is None else f"{(metric.scale if metric else 100) * value:{sign}.1f}"
+    return metric.unit if metric else PERCENT
+
+
+def _detectable(change: Change) -> str:
+    """More than 100 percentage points is no change that a share can have."""
+    beyond = change.detectable is not None and change.detectable > 1 and _unit(change) == PERCENT
+    return ">100" if beyond else _number(change, change.detectable)
 
 
 def _probability(p: float | None) -> str:

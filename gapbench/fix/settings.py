@@ -29,7 +29,7 @@ FREE: Final = frozenset(
 class FixSettings:
     """The options of `gapbench fix`, by the same names."""
 
-    method: Annotated[Literal["sft", "dpo", "c-sft", "c-dpo"], Argument(help="sft or dpo; c-sft and c-dpo also replay the discard pool.")]
+    method: Annotated[Literal["sft", "dpo", "c-sft", "c-dpo"], Argument(help="sft or dpo; c-sft and c-dpo also replay the discard pool.", metavar="METHOD")]
     out: Annotated[Path, Option(help="Folder for the trained model, its training set and fix.json.")]
     model: Annotated[str, Option(metavar="NAME", help=MODEL)] = "janus-mini"
     set: Recipe = None
@@ -68,7 +68,7 @@ class FixSettings:
     def __post_init__(self) -> None:
         """Check, and fill in what depends on the method."""
         vars(self).update(checked(FixSettings, vars(self)))
-        replays = sorted(set(self.replay_at)) if self.method.startswith("c-") else []
+        replays = sorted(self.replay_at) if self.method.startswith("c-") else []
         vars(self).update(
             epochs=self.epochs or PAPER_EPOCHS[self.loss],
             learning_rate=self.learning_rate or LEARNING_RATE[self.loss],
@@ -76,19 +76,18 @@ class FixSettings:
             set=self.set or {},
         )
         if not self.margin < 1:
-            raise SettingError("margin", f"{self.margin:g}", "must be less than 1")
+            raise SettingError("margin", f"must be less than 1, not {self.margin:g}")
         if not self.beta > 0:
-            raise SettingError("beta", f"{self.beta:g}", "must be more than 0")
+            raise SettingError("beta", f"must be more than 0, not {self.beta:g}")
         if self.loss == "dpo" and self.samples < 2:
-            wrong = f"{self.method} compares two candidates of a prompt; give at least 2"
-            raise SettingError("samples", self.samples, wrong)
+            wrong = f"must be at least 2, because {self.method} compares two candidates of a prompt"
+            raise SettingError("samples", wrong)
         if self.method.startswith("c-") and not replays:
-            raise SettingError("replay_at", "none", f"{self.method} replays at least once")
-        last = self.epochs
+            raise SettingError("replay_at", f"must name an epoch for {self.method}")
         for epoch in replays:
-            if not 0 < epoch < last:
-                wrong = f"a replay comes after the first epoch and before the last, number {last}"
-                raise SettingError("replay_at", epoch, wrong)
+            if not 0 < epoch < self.epochs:
+                wrong = f"must be at least 1 and less than {self.epochs} epochs, not {epoch}"
+                raise SettingError("replay_at", wrong)
 
     @property
     def loss(self) -> Literal["sft", "dpo"]:

@@ -51,8 +51,12 @@ class HumanJudge(Judge):
         try:
             data = file.read_bytes()
             text = data.decode("utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise GapbenchError(f"{file}: cannot be read as UTF-8 text ({error})") from error
+        except OSError as error:
+            raise GapbenchError(
+                f"--judge human:{file}: the file cannot be read ({error.strerror})"
+            ) from error
+        except UnicodeDecodeError as error:
+            raise GapbenchError(f"{file}: not UTF-8 text ({error})") from error
         self.name = f"human-{file.stem}"
         self.fingerprint = hashlib.sha256(b"human-1 " + data).hexdigest()
         self._labels: dict[tuple[str, str], dict[str, int | None]] = {}

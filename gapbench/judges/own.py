@@ -14,6 +14,7 @@ from gapbench.verdict import RULES
 
 Mode = Literal["logits", "text"]
 NAMES: Final[dict[Mode, str]] = {"logits": "self", "text": "self-text"}
+MODES: Final = {name: mode for mode, name in NAMES.items()}
 NEEDS: Final[dict[Mode, str]] = {"logits": "judge_logits", "text": "judge_text"}
 
 

@@ -114,9 +114,8 @@ def _card(planned: Push) -> str | None:
 
     run = open_run(planned.folder)
     versions = ", ".join(f"{name} {version}" for name, version in run.plan.tasks.items())
-    model = run.folder.meta["model"]
     return (
-        f"---\ntags: [gapbench]\n---\n\n# {model} on {versions}\n\n"
+        f"---\ntags: [gapbench]\n---\n\n# {run.name} on {versions}\n\n"
         "Images, own verdicts and outside verdicts of a gapbench run. Percent, with 95 % intervals "
         f"over prompts.\n\n{render(run.rates(), 'markdown', run.footnote)}\n\n"
         f"Model fingerprint `{run.folder.meta['identity']['model']}`, seed {run.plan.seed}.\n"

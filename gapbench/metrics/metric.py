@@ -136,7 +136,7 @@ METRICS: Final = {metric.name: metric for metric in _METRICS}
 """The figures of a run by name, in the order of CSV and JSON. Sections are the paper's (arXiv
 2507.16663)."""
 UNDERSTANDING: Final = replace(
-    METRICS["self_accuracy"], name="understanding", heading="understanding (images of BEFORE)",
+    METRICS["self_accuracy"], name="understanding", heading="understanding",
     about="share of the images of BEFORE on which model and outside judge agree (section 2: Und.)",
     places=("compare",),
 )  # fmt: skip

@@ -76,6 +76,10 @@ def load_model(
     if matched := _IMPORT.fullmatch(name):
         made = _imported(name, matched[1], matched[2])
         return _third_party(name, made, changes, device, dtype, matched[3])
+    if folder.is_dir():
+        raise GapbenchError(f"model {name}: the folder holds no checkpoint (no config.json)")
+    if name.startswith(".") or "/" in name:
+        raise GapbenchError(f"model {name}: there is no such folder")
     raise GapbenchError(
         f"no model {name!r}; there are {', '.join(model_names())} (or give a folder that holds a "
         "checkpoint with config.json, images:FOLDER, server:URL#MODEL, or my_package.module:Class)"

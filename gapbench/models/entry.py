@@ -94,9 +94,9 @@ def changed(name: str, recipe: Mapping[str, Any], changes: Mapping[str, object])
     whole = dict(recipe)
     for key, value in changes.items():
         if key not in recipe:
-            keys = ", ".join(recipe) or "no keys"
-            raise GapbenchError(f"--set {key}={value}: the recipe of {name} has {keys}")
-        whole[key] = _like(recipe[key], value, f"--set {key}={value}")
+            keys = f"only {', '.join(recipe)}" if recipe else "none"
+            raise GapbenchError(f"--set {key}: {name} has no such sampling parameter, {keys}")
+        whole[key] = _like(recipe[key], value, f"--set {key}")
     return whole
 
 
@@ -109,7 +109,8 @@ def _like(old: object, value: object, where: str) -> object:
         new = float(new)
     if type(new) is not type(old):
         kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-        raise GapbenchError(f"{where}: must be {kinds.get(type(old), type(old).__name__)}")
+        kind = kinds.get(type(old), type(old).__name__)
+        raise GapbenchError(f"{where} must be {kind}, not {value!r}")
     return new
 
 

@@ -70,7 +70,7 @@ def write_report(runs: Sequence[Run], out: Path, judge: str | None = None) -> No
 
 def _names(runs: Sequence[Run]) -> list[str]:
     """What the runs are called: their models, or their folders where models repeat."""
-    models = [str(run.folder.meta["model"]) + "*" * bool(run.footnote) for run in runs]
+    models = [run.name for run in runs]
     folders = [run.path.resolve().name for run in runs]
     names = models if len(set(models)) == len(runs) else folders
     if len(set(names)) < len(runs):

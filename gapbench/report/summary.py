@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from gapbench.judges.own import MODES
 from gapbench.report import tables
+from gapbench.types import counted
 from gapbench.verdict import mass_note
 
 if TYPE_CHECKING:
@@ -24,9 +26,10 @@ def show_run(run: Run, judge: str | None, screen: Console) -> None:
         judges += [name for name in run.judges() if name not in plan.judges]
     rates = {name: run.rates(name) for name in judges}  # one that is not there is told first
     versions = ", ".join(f"{name} {version}" for name, version in plan.tasks.items())
+    own = f"own verdicts from {MODES[plan.own]}" if plan.own else "no own verdicts"
     screen.print(
-        f"{run.folder.meta['model']}{'*' * bool(run.footnote)} on {versions}: {len(plan.items())} "
-        f"images of {len(plan.prompts)} prompts, own verdicts by {plan.own or 'none'}",
+        f"{run.name} on {versions}: {counted(len(plan.items()), 'image')} of "
+        f"{counted(len(plan.prompts), 'prompt')}, {own}",
         soft_wrap=True,
     )
     screen.print("Percent, with 95 % intervals over prompts and the counts behind each figure.")
@@ -39,7 +42,7 @@ def show_run(run: Run, judge: str | None, screen: Console) -> None:
         screen.print(f"{first} and {second} {tables.agreement(agreed)}", soft_wrap=True)
     for name in judges:
         tables.show_corrected(run.corrected(name), name or ", ".join(plan.judges), screen)
-    for note in _notes(run, judges):
+    for note in [*plan.notes(), *_notes(run, judges)]:
         screen.print(note, soft_wrap=True, style="bold red" * note.startswith("WARNING"))
     for name, warning in run.checks().items():
         screen.print(f"WARNING: {name} failed the check: {warning}", style="bold red")

@@ -80,7 +80,7 @@ run = _by_keyword(measure, RunSettings)
 def _work(made: Prepared, items: list[Item]) -> Run:
     """The stages of a checked command, kept in its run folder."""
     batch_size, progress = made.settings.batch_size, made.settings.progress
-    recorded = about(made.model, made.settings.model)
+    recorded = about(made.model, made.settings)
     folder = RunFolder.create(made.settings.out, made.model.name, made.identity, recorded)
     with folder.lock():
         folder.write("plan.json", asdict(made.plan))
@@ -109,15 +109,18 @@ def _work(made: Prepared, items: list[Item]) -> Run:
     return finished
 
 
-def about(model: Model, given: str | Model) -> dict[str, Any]:
-    """Versions, machine and where the model was, recorded with a run; not part of its identity."""
+def about(model: Model, settings: RunSettings) -> dict[str, Any]:
+    """Versions, machine, where the model was and what the command changed of it, recorded with a
+    run; not part of its identity."""
+    changed = {key: model.recipe[key] for key in settings.recipe or ()}
     packages = ("gapbench", "torch", "transformers", "numpy", "pillow")
     return {
         "model_about": {
             "fingerprint": model.fingerprint,
             "recipe": dict(model.recipe),
             "pair": model.pair,
-            "given": _place(given),
+            "given": _place(settings.model),
+            "changed": changed | ({} if settings.dtype == "auto" else {"dtype": model.dtype}),
             "device": model.device,
             "dtype": model.dtype,
             "versions": model.versions,

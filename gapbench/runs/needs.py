@@ -12,7 +12,7 @@ from gapbench.judges import load_judge
 from gapbench.models.registry import MODELS
 from gapbench.models.workers.environment import prepare_worker, prepared
 from gapbench.tasks.copies import Copy
-from gapbench.tasks.task import selected_tasks
+from gapbench.tasks.task import Task, selected_tasks
 from gapbench.types import GapbenchError
 
 Progress = Callable[[str, int], Callable[[int], None]]
@@ -73,6 +73,15 @@ def needs(
         for item in load_judge(spec).needs:
             wanted.setdefault(item, f"judge {spec}")
     return [Need(who, item) for item, who in wanted.items()]
+
+
+def judges_here(task: Task, categories: Iterable[str]) -> bool:
+    """Whether all that the task's own judges of these categories need is here."""
+    try:
+        judges = [load_judge(spec) for spec in {task.judge(each) for each in categories} if spec]
+    except GapbenchError:  # of a judge that cannot even say what it needs
+        return False
+    return all(Need(judge.name, item).ready() for judge in judges for item in judge.needs)
 
 
 def bring(wanted: Iterable[Need], data: Path | None, progress: Progress) -> None:

@@ -17,6 +17,7 @@ from gapbench.judges.own import NEEDS, OwnJudge
 from gapbench.models import as_model
 from gapbench.models.base import Model, require
 from gapbench.models.images import ImagesModel
+from gapbench.runs.needs import judges_here
 from gapbench.runs.settings import RunSettings
 from gapbench.tasks.task import Task, select
 from gapbench.types import GapbenchError, Generation, Prompt
@@ -29,7 +30,8 @@ class Plan:
     `judges` maps outside judges' names to their fingerprints. For each prompt, `asks` says what
     each of its judges is asked, the one that rates are computed against first, and `partner` is
     the index of another prompt of its category that asks for something else, or None. `own` is
-    the own verdicts' judge name, empty where none were asked for.
+    the own verdicts' judge name, empty where none were asked for. `left_out` names the tasks that
+    `all` or a tier did not take because their prompts or their judges' weights are not here.
     """
 
     tasks: dict[str, str]
@@ -41,10 +43,21 @@ class Plan:
     own: str
     own_fingerprint: str
     seed: int
+    left_out: Sequence[str] = ()
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Plan:
         return cls(**{**raw, "prompts": [Prompt(**p) for p in raw["prompts"]]})
+
+    def notes(self) -> list[str]:
+        """What a reader of the plan's figures has to know of it."""
+        if not self.left_out:
+            return []
+        names = ",".join(self.left_out)
+        return [
+            f"Left out, because their prompts or judges are not here: {', '.join(self.left_out)}; "
+            f"`gapbench prepare --tasks {names}` downloads them or says how to get them."
+        ]
 
     def items(self) -> list[Item]:
         """Every planned image, prompt by prompt."""
@@ -96,7 +109,15 @@ def prepare(settings: RunSettings) -> Prepared:
     out = Path(settings.out)
     if out.exists() and not out.is_dir():
         raise GapbenchError(f"--out {out} is a file; give a folder")
-    selected = select(settings.tasks)
+    left_out: list[str] = []
+
+    def here(task: Task, categories: Sequence[str]) -> bool:
+        ready = task.ready() and (judges is not None or judges_here(task, categories))
+        if not ready and task.name not in left_out:
+            left_out.append(task.name)
+        return ready
+
+    selected = select(settings.tasks, here)
     if recipe and not isinstance(model, str):
         raise GapbenchError("recipe: give it to load_model; a model that is made keeps its own")
     if workers > 1 and not isinstance(model, str):
@@ -138,6 +159,7 @@ def prepare(settings: RunSettings) -> Prepared:
         own=own.name if own else "",
         own_fingerprint=own.fingerprint if own else "",
         seed=settings.seed,
+        left_out=left_out,
     )
     if isinstance(adapter, ImagesModel):
         adapter.bind({(item.prompt.text, item.seed): item.sample for item in plan.items()})

@@ -38,6 +38,17 @@ class Run:
         return self.folder.path
 
     @property
+    def name(self) -> str:
+        """The model, with what the command changed of it: "janus-mini (guidance=4, seed=1)"; with
+        * where there is a footnote."""
+        meta = self.folder.meta
+        changed = {**meta.get("model_about", {}).get("changed", {}), "seed": self.plan.seed}
+        told = [f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+                for key, value in changed.items() if (key, value) != ("seed", 0)]  # fmt: skip
+        brackets = f" ({', '.join(told)})" if told else ""
+        return f"{meta['model']}{'*' * bool(self.footnote)}{brackets}"
+
+    @property
     def footnote(self) -> str:
         """What every table of the run has to say about its model, if anything."""
         return f"* {PAIR}" if self.folder.meta.get("model_about", {}).get("pair") else ""

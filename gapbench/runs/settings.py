@@ -32,8 +32,8 @@ def silent(_stage: str, _there: int, _total: int) -> Callable[[int], None]:
 def names(given: str | Sequence[Any]) -> list[Any]:
     """A list, which may be given as text with commas."""
     listed = [n.strip() for n in given.split(",")] if isinstance(given, str) else list(given)
-    if "" in listed:
-        raise ValueError("give names, separated by commas")
+    if "" in listed or len(set(listed)) < len(listed):
+        raise ValueError(f"must be a list with commas, each item once, not {given!r}")
     return listed
 
 
@@ -42,24 +42,24 @@ def pairs(given: Mapping[str, object] | Sequence[str]) -> dict[str, object]:
     if isinstance(given, Mapping):
         return dict(given)
     split = [[part.strip() for part in text.partition("=")] for text in given]
-    if not all(all(parts) for parts in split):
-        raise ValueError("give KEY=VALUE, such as guidance=4")
+    if wrong := [text for text, parts in zip(given, split, strict=True) if not all(parts)]:
+        raise ValueError(f"must be KEY=VALUE, such as guidance=4, not {wrong[0]!r}")
     return {key: value for key, _, value in split}
 
 
 def device_name(given: str) -> str:
     """A device as torch names it, or auto."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", given):
-        raise ValueError("give auto, cpu, cuda, cuda:1 or mps")
+        raise ValueError(f"must be auto, cpu, cuda, cuda:1 or mps, not {given!r}")
     return given
 
 
 class SettingError(GapbenchError):
-    """A setting that cannot be used: its name, its value, and what is wrong with it."""
+    """A setting that cannot be used: its name, and what is wrong with it ("must be ...")."""
 
-    def __init__(self, name: str, value: object, wrong: str) -> None:
-        super().__init__(f"{name} {value}: {wrong}")
-        self.name, self.value, self.wrong = name, value, wrong
+    def __init__(self, name: str, wrong: str) -> None:
+        super().__init__(f"{name} {wrong}")
+        self.name, self.wrong = name, wrong
 
 
 def option_of(hint: Any) -> ParameterInfo | None:
@@ -81,16 +81,24 @@ def checked(of: Callable[..., object], values: Mapping[str, Any]) -> dict[str, A
             value = result[name] = TypeAdapter(hints[name]).validate_python(value)
             if isinstance(value, int | float):
                 if info.min is not None and not value >= info.min:
-                    raise ValueError(f"must be at least {info.min:g}")
+                    raise ValueError(f"must be at least {info.min:g}, not {value:g}")
                 if info.max is not None and not value <= info.max:
-                    raise ValueError(f"must be at most {info.max:g}")
+                    raise ValueError(f"must be at most {info.max:g}, not {value:g}")
+        except ValidationError as error:
+            first, *_ = errors = error.errors()
+            kinds = dict.fromkeys(_kind(each["type"], each.get("ctx", {})) for each in errors)
+            wrong = f"must be {' or '.join(kinds)}, not {first['input']!r}"
+            raise SettingError(name, wrong) from error
         except (TypeError, ValueError) as error:
-            wrong = [str(error)]
-            if isinstance(error, ValidationError):
-                wrong = [each["msg"].replace("Input should", "must", 1) for each in error.errors()]
-            shown = ", ".join(map(str, given)) if isinstance(given, list) else given
-            raise SettingError(name, shown, ", or ".join(wrong)) from error
+            raise SettingError(name, str(error)) from error
     return result
+
+
+def _kind(error: str, context: Mapping[str, Any]) -> str:
+    """What a value must be, by the type of pydantic's error."""
+    kind = error.partition("_")[0]
+    kinds = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+    return str(context.get("expected") or kinds.get(kind, f"a {kind}"))
 
 
 # fmt: off
@@ -102,7 +110,7 @@ Dtype = Annotated[Literal["auto", "float64", "float32", "bfloat16", "float16"], 
 Limit = Annotated[int | None, Option(min=1, show_default="all", help="Use at most this many prompts of each task, spread evenly over its categories.")]
 Offline = Annotated[bool, Option("--offline", help="Do not use the network.")]
 MODEL = "The model: a name (see `gapbench models`), a checkpoint folder, images:FOLDER, server:URL#MODEL, or my_package.module:Class."
-TASKS = "What to measure: all, a tier of every task (easy, medium, hard), a task, task/category, or a task folder; separate several with commas."
+TASKS = "What to measure: all, a tier of every task (easy, medium, hard), a task, task/category, or a task folder; separate several with commas. all and tiers leave out tasks that `gapbench prepare` has not downloaded."
 
 
 @dataclass(frozen=True)

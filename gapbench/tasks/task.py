@@ -7,7 +7,7 @@ import importlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -283,17 +283,25 @@ def load_task(name: str) -> Task:
     )
 
 
-def select(selections: Iterable[str]) -> list[tuple[Task, list[Prompt]]]:
+Keep = Callable[[Task, Sequence[str]], bool]
+"""Whether `all` or a tier takes a task, for these of its categories."""
+
+
+def select(
+    selections: Iterable[str], keep: Keep = lambda _task, _categories: True
+) -> list[tuple[Task, list[Prompt]]]:
     """The prompts of `selected_tasks`, by task."""
     return [
         (task, [prompt for prompt in task.prompts() if prompt.category in categories])
-        for task, categories in selected_tasks(selections)
+        for task, categories in selected_tasks(selections, keep)
     ]
 
 
-def selected_tasks(selections: Iterable[str]) -> list[tuple[Task, set[str]]]:
+def selected_tasks(
+    selections: Iterable[str], keep: Keep = lambda _task, _categories: True
+) -> list[tuple[Task, set[str]]]:
     """Tasks with the categories that selections name: `all`, a tier, a task (`task:split` for
-    another split than test), or task/category.
+    another split than test), or task/category. `all` and tiers take the tasks that `keep` says.
 
     Raises GapbenchError for a name that selects nothing.
     """
@@ -312,7 +320,9 @@ def selected_tasks(selections: Iterable[str]) -> list[tuple[Task, set[str]]]:
         if selection == "all" or selection in TIERS:
             for name in task_folders():
                 task = load_task(name)
-                add(task, (c for c, t in task.tier_of.items() if selection in ("all", t)))
+                wanted = [c for c, tier in task.tier_of.items() if selection in ("all", tier)]
+                if wanted and keep(task, wanted):
+                    add(task, wanted)
             continue
         selection = selection.rstrip("/") or selection
         name, _, category = selection.rpartition("/")

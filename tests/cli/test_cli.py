@@ -83,7 +83,7 @@ def assert_refused(done: subprocess.CompletedProcess[str], *culprits: str) -> No
 def test_a_run_prints_its_table(made: Path) -> None:
     shown = (made / "out").read_text()
     [folder] = (made / "runs").iterdir()
-    assert "janus-mini on shapes 1.1: 3 images of 3 prompts, own verdicts by self" in shown
+    assert "janus-mini on shapes 1.1: 3 images of 3 prompts, own verdicts from logits" in shown
     assert "Outside judge: pixel" in shown
     assert f"gapbench show runs/{folder.name}" in shown
     for rate in open_run(folder).rates():
@@ -131,6 +131,32 @@ def test_show_prints_the_run_again(cli: Cli, made: Path, ran: Path, tmp_path: Pa
     assert files(ran) == before
 
 
+def test_a_run_is_named_with_what_was_changed(cli: Cli) -> None:
+    changed = ("--set", "guidance=2", "--seed", "1", "--dtype", "float32", "--verdict", "none")
+    done = cli("run", "--tasks", "shapes/colors", "--limit", "1", "--samples", "1", *changed)
+    name = "janus-mini (guidance=2, dtype=float32, seed=1)"
+    assert f"{name} on shapes 1.1: 1 image of 1 prompt, no own verdicts" in done.stdout
+    assert "(1 contact sheet)" in done.stdout
+
+
+def test_a_tier_takes_the_tasks_that_are_here(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for cache in ("HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(cache, str(tmp_path / "cache"))
+    asked = ("run", "--tasks", "easy", "--limit", "2", "--samples", "1", "--verdict", "none")
+    told = "Left out, because their prompts or judges are not here: geneval, geneval2; "
+    for more in ((), ("--dry-run",)):
+        done = cli(*asked, *more)
+        assert done.returncode == 0, done.stderr
+        assert told + "`gapbench prepare --tasks geneval,geneval2` downloads them" in done.stdout
+    run = open_run(next((tmp_path / "runs").iterdir()))
+    assert {prompt.task for prompt in run.plan.prompts} == {"shapes"}
+    assert told in cli("show", str(run.path)).stdout
+    refused = cli(*asked[:2], "geneval2", *asked[3:])
+    assert_refused(refused, "task geneval2 needs", "gapbench prepare")
+
+
 def test_tasks_and_models_are_described(cli: Cli, user_task: Callable[..., Path]) -> None:
     folder = user_task([{"text": "[bold]x[/bold] {prompt}"}])
     for args, words in (
@@ -165,23 +191,39 @@ def test_config_files_are_overridden_by_options(cli: Cli, ran: Path, tmp_path: P
         (("run", "--tasks", "shape"), ("no task 'shape'", "shapes")),
         (("run", "--tasks", "shapes/colour"), ("no category 'colour'", "colors")),
         (("run", "--judge", "owl"), ("no judge 'owl'", "pixel")),
-        (("run", "--verdict", "vibes"), ("--verdict vibes", "'logits'", "'text'")),
-        (("run", "--samples", "0"), ("--samples 0",)),
-        (("run", "--batch-size", "0"), ("--batch-size 0",)),
-        (("run", "--limit", "-1"), ("--limit -1",)),
-        (("run", "--seed", "-1"), ("--seed -1",)),
-        (("run", "--device", "tpu"), ("--device tpu",)),
-        (("run", "--dtype", "int8"), ("--dtype int8",)),
+        (("run", "--verdict", "vibes"), ("--verdict must be 'logits', 'text' or", "not 'vibes'")),
+        (("run", "--samples", "0"), ("--samples must be at least 1, not 0",)),
+        (("run", "--batch-size", "0"), ("--batch-size must be at least 1, not 0",)),
+        (("run", "--limit", "-1"), ("--limit must be at least 1, not -1",)),
+        (("run", "--seed", "-1"), ("--seed must be at least 0, not -1",)),
+        (("run", "--device", "tpu"), ("--device must be auto, cpu, cuda", "not 'tpu'")),
+        (("run", "--dtype", "int8"), ("--dtype must be", "not 'int8'")),
         (("run", "--out", "file"), ("--out file is a file",)),
         (("run", "--config", "none.yaml"), ("none.yaml", "cannot be read")),
         (("run", "--config", "key.yaml"), ("key.yaml", "unknown key 'tempo'", "keys are model")),
-        (("run", "--config", "list.yaml"), ("list.yaml", "key: value")),
+        (("run", "--config", "list.yaml"), ("list.yaml: must hold lines of", "`key: value`")),
         (("run", "--config", "broken.yaml"), ("broken.yaml", "not YAML")),
-        (("run", "--config", "value.yaml"), ("value.yaml: samples many: must be a valid integer",)),
+        (("run", "--config", "value.yaml"), ("samples must be a whole number, not 'many'",)),
         (("tasks", "shape"), ("no task 'shape'",)),
         (("models", "gpt"), ("no model 'gpt'",)),
         (("show", "nowhere"), ("nowhere/run.json", "is nowhere a run folder?")),
-        (("show", "nowhere", "--format", "xml"), ("--format xml", "markdown")),
+        (("show", "nowhere", "--format", "xml"), ("--format must be", "'markdown'", "not 'xml'")),
+        (("run", "--samples", "x"), ("--samples must be a whole number, not 'x'",)),
+        (("run", "--batch-size", "x"), ("--batch-size must be a whole number or 'auto', not",)),
+        (("power", "a", "--detect", "x"), ("--detect must be a number, not 'x'",)),
+        (("run", "--set", "guidance=x"), ("--set guidance must be a number, not 'x'",)),
+        (("run", "--set", "foo=1"), ("--set foo", "janus-mini has no such", "only guidance, temp")),
+        (("run", "--judge", "pixel,pixel"), ("--judge must be a list", "each item once")),
+        (("run", "--judge", "human:no.csv"), ("--judge human:no.csv: the file cannot be read",)),
+        (("run", "--model", "./no"), ("model ./no: there is no such folder",)),
+        (("run", "--model", "../"), ("model ../: the folder holds no checkpoint",)),
+        (("show",), ("Missing argument 'RUN'; see `gapbench show --help`",)),
+        (("compare", "a"), ("Missing argument 'AFTER'; see `gapbench compare --help`",)),
+        (("run", "--colour", "red"), ("No such option: --colour", "`gapbench run --help`")),
+        (("run", "--sampels", "3"), ("No such option: --sampels", "--samples)")),
+        (("run", "--samples"), ("Option '--samples' requires an argument",)),
+        (("shw",), ("No such command 'shw'. Did you mean 'show'?",)),
+        (("tasks", "a", "b"), ("unexpected extra argument", "`gapbench tasks --help`")),
     ],
     ids=lambda value: " ".join(value)[:40],
 )
@@ -199,11 +241,15 @@ def test_mistakes_take_one_line(
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
-def test_usage_errors_exit_with_2(cli: Cli) -> None:
-    done = cli("run", "--colour", "red")
-    assert done.returncode == 2
-    assert "--colour" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_no_command_prints_the_help(cli: Cli) -> None:
+    assert cli().stdout == cli("--help").stdout
+    assert "compare" in cli().stdout
+
+
+def test_help_names_what_an_argument_is(cli: Cli) -> None:
+    shown = cli("compare", "--help").stdout
+    assert "compare [OPTIONS] {BEFORE} {AFTER}..." in shown
+    assert "AFTER <path>" in shown
 
 
 @pytest.mark.parametrize(

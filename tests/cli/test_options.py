@@ -44,19 +44,19 @@ def test_values_are_converted_and_lists_split() -> None:
     assert made.tasks == ["shapes", "geneval/colors"]
     assert made.batch_size == 7
     assert made.recipe == {"a": "1", "b": "x=2"}
-    fix = FixSettings(method="c-sft", out="x", replay_at="4,2,4", epochs="5")  # type: ignore[arg-type]
+    fix = FixSettings(method="c-sft", out="x", replay_at="4,2", epochs="5")  # type: ignore[arg-type]
     assert (fix.replay_at, fix.epochs, fix.out) == ([2, 4], 5, Path("x"))
 
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"samples": 0}, "samples 0: must be at least 1"),
-        ({"batch_size": "many"}, "batch_size many: must be a valid integer"),
-        ({"device": "tpu"}, "device tpu: give auto, cpu, cuda, cuda:1 or mps"),
-        ({"tasks": "shapes,"}, "tasks shapes,: give names"),
-        ({"recipe": ["guidance"]}, "recipe guidance: give KEY=VALUE"),
-        ({"verdict": None}, "verdict None: must be 'logits', 'text' or 'none'"),
+        ({"samples": 0}, "samples must be at least 1, not 0"),
+        ({"batch_size": "many"}, "batch_size must be a whole number or 'auto', not 'many'"),
+        ({"device": "tpu"}, "device must be auto, cpu, cuda, cuda:1 or mps, not 'tpu'"),
+        ({"tasks": "shapes,"}, "tasks must be a list with commas, each item once, not 'shapes,'"),
+        ({"recipe": ["guidance"]}, "recipe must be KEY=VALUE, such as guidance=4, not 'guidance'"),
+        ({"verdict": None}, "verdict must be 'logits', 'text' or 'none', not None"),
     ],
 )
 def test_a_wrong_value_is_named(wrong: dict[str, object], said: str) -> None:
@@ -68,9 +68,9 @@ def test_a_wrong_value_is_named(wrong: dict[str, object], said: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("batch-size: 0", "c.yaml: batch-size 0: must be at least 1"),
-        ("offline: perhaps", "c.yaml: offline perhaps: must be a valid boolean"),
-        ("set: {guidance: }", "--set guidance=None"),
+        ("batch-size: 0", "c.yaml: batch-size must be at least 1, not 0"),
+        ("offline: perhaps", "c.yaml: offline must be true or false, not 'perhaps'"),
+        ("set: {guidance: }", "--set guidance must be a number, not None"),
         ("config: d.yaml", "c.yaml: unknown key 'config'"),
     ],
 )

@@ -145,11 +145,42 @@ def test_several_runs_get_a_table(cli: Cli, runs: dict[str, Path]) -> None:
     afters = (short(runs["slight"]), short(runs["broken"]))
     done = cli("compare", short(runs["janus-mini"]), *afters, "--gate")
     assert done.returncode == 1, done.stderr
-    table = done.stdout.split("\n\n")[1].splitlines()
-    assert "win rate" in table[0]
-    assert "gap-gain rho" in table[0]
+    summary = done.stdout.partition("\n\nBEFORE ")[0]
+    assert "win rate" in summary
+    assert "gap-gain rho" in summary
+    table = summary.split("\n\n")[1].splitlines()
     assert [row.split()[0] for row in table[2:]] == list(afters)
     assert done.stdout.count("Verdict: ") == 2
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_tables_fit_the_terminal(
+    cli: Cli, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    meta = json.loads((runs["slight"] / "run.json").read_text())
+    meta["model_about"]["changed"] = {"guidance": 4.0}
+    (runs["slight"] / "run.json").write_text(json.dumps(meta))
+    monkeypatch.setenv("COLUMNS", str(width))
+    places = [short(runs[name]) for name in ("janus-mini", "slight", "broken")]
+    done = cli("compare", *places, "--by", "category")
+    assert done.returncode == 0, done.stderr
+    assert f"\nAFTER  slight (guidance=4): {places[1]}\n" in done.stdout
+    lines = done.stdout.splitlines()
+    prose = (
+        "44 images",
+        "Understanding",
+        "Correlation",
+        "Verdict",
+        "Significantly",
+        "Changes",
+        "- ",
+    )
+    assert [x for x in lines if len(x) > width and not x.startswith(prose)] == []
+    for head in ("detectable", "images (prompts)", "Holm p", "gap-gain rho", "both accept"):
+        assert head in done.stdout
+    for first in ("understanding ", "shapes/colors: generation "):  # in each part of its table
+        assert sum(line.startswith(first) for line in lines) == 2 * (2 if width == 80 else 1)
+    assert " >100 " in done.stdout
 
 
 def test_a_model_that_was_moved_is_named(cli: Cli, made: Path, runs: dict[str, Path]) -> None:
@@ -159,7 +190,7 @@ def test_a_model_that_was_moved_is_named(cli: Cli, made: Path, runs: dict[str, P
     (after / "run.json").write_text(json.dumps(meta))
     args = ("compare", short(before), short(after))
     files = (before / "verdicts.jsonl").read_bytes()
-    refused(cli(*args), "has to judge BEFORE's images, but no model", "--model")
+    refused(cli(*args), "has to judge BEFORE's images", "there is no such folder", "--model")
     refused(cli(*args, "--model", str(made / "slight")), "holds other weights", "--model")
     assert (before / "verdicts.jsonl").read_bytes() == files
     done = cli(*args, "--model", str(made / "slight"), "--model", str(made / "broken"))
@@ -181,8 +212,8 @@ def drop_prompts(plan: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "culprits", "left"),
     [
-        (drop_prompts, ("7 prompts only BEFORE has, such as shapes/",), 30),
-        (lambda plan: plan["samples"].update(shapes=1), ("of seeds only BEFORE has",), 22),
+        (drop_prompts, ("only BEFORE has 7 prompts, such as shapes/",), 30),
+        (lambda plan: plan["samples"].update(shapes=1), ("have seeds that only BEFORE has",), 22),
         (
             lambda plan: plan.update(tasks={"shapes": "2.0"}),
             ("shapes is of version 1.1 and 2.0",),
@@ -194,8 +225,12 @@ def drop_prompts(plan: dict[str, Any]) -> None:
             0,
         ),
         (lambda plan: plan.update(seed=7), ("holds no image of its plan",), None),
-        (lambda plan: plan["prompts"][3].update(question="?"), ("1 prompts were changed",), 42),
-        (lambda plan: plan.update(own="self-text"), ("own verdicts by self and self-text",), None),
+        (
+            lambda plan: plan["prompts"][3].update(question="?"),
+            ("the texts of 1 prompt differ",),
+            42,
+        ),
+        (lambda plan: plan.update(own="self-text"), ("own verdicts from logits and text",), None),
     ],
     ids=["prompts", "samples", "version", "judge", "seed", "text", "verdict"],
 )
@@ -234,7 +269,7 @@ def test_other_seeds_share_no_image(cli: Cli, runs: dict[str, Path], made: Path)
     gapbench.run(str(made / "slight"), limit=22, samples=2, seed=5, out=made / "others")
     [other] = (made / "others").iterdir()
     done = cli("compare", short(runs["janus-mini"]), str(other), "--intersection")
-    refused(done, "44 images of shared prompts are of seeds only BEFORE has", "share no image")
+    refused(done, "44 images of shared prompts have seeds that only BEFORE has", "share no image")
 
 
 @pytest.mark.parametrize(
@@ -302,7 +337,7 @@ def test_power_plans_from_a_run(cli: Cli, runs: dict[str, Path]) -> None:
     best = [int(row[1]) for row in rows]
     assert best == sorted(best, reverse=True)
     assert all(int(row[1]) <= int(row[2]) for row in rows)
-    assert "This run's 22 prompts x 2 images detect" in done.stdout
+    assert "This run, with 22 prompts and 2 images each, detects a change of" in done.stdout
 
 
 def test_every_verdict_has_its_words(

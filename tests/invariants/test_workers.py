@@ -218,7 +218,7 @@ def test_workers_need_weights_to_copy(tmp_path: Path) -> None:
     for spec in ("images:somewhere", "server:http://127.0.0.1:1#model"):
         with pytest.raises(GapbenchError, match="--workers copies a model's weights"):
             gapbench.run(spec, workers=2, out=tmp_path / "runs")
-    with pytest.raises(GapbenchError, match="workers 0: must be at least 1"):
+    with pytest.raises(GapbenchError, match="workers must be at least 1, not 0"):
         gapbench.run(workers=0, out=tmp_path / "runs")
     with pytest.raises(GapbenchError, match="by its name"):
         gapbench.run(gapbench.load_model("janus-mini"), workers=2, out=tmp_path / "runs")

@@ -244,7 +244,7 @@ def test_a_task_that_cannot_be_run_is_told(
 def test_bad_input_is_told_in_one_line(cli: Cli, tmp_path: Path) -> None:
     from gapbench.lmeval.harness import GapbenchLM, evaluate
 
-    refused(cli("lm-eval", "janus-mini", "--tasks", "a,,b"), "--tasks a,,b: give names")
+    refused(cli("lm-eval", "janus-mini", "--tasks", "a,,b"), "--tasks must be a list with commas")
     (tmp_path / "file").write_text("")
     mini = load_model("janus-mini")
     with pytest.raises(GapbenchError, match="file cannot be written"):

@@ -150,10 +150,10 @@ def test_set_in_python_and_in_a_config_file(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("guidanc=4", "--set guidanc=4: the recipe of janus-mini has guidance, temperature"),
-        ("guidance=high", "--set guidance=high: must be a number"),
+        ("guidanc=4", "--set guidanc: janus-mini has no such sampling parameter, only guidance"),
+        ("guidance=high", "--set guidance must be a number, not 'high'"),
         ("guidance=-1", "guidance is -1.0, must be a number, 0 or more"),
-        ("top_k=2.5", "--set top_k=2.5: must be a whole number"),
+        ("top_k=2.5", "--set top_k must be a whole number, not '2.5'"),
         ("top_p=0", "top_p is 0.0, must be a number above 0"),
         ("guidance=true", "must be a number"),
     ],
@@ -166,9 +166,9 @@ def test_bad_settings_take_one_line(given: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("guidanc=4", "--set guidanc=4: the recipe of janus-mini has guidance, temperature"),
-        ("guidance", "give KEY=VALUE"),
-        ("guidance=", "give KEY=VALUE"),
+        ("guidanc=4", "--set guidanc: janus-mini has no such sampling parameter, only guidance"),
+        ("guidance", "must be KEY=VALUE"),
+        ("guidance=", "must be KEY=VALUE"),
     ],
 )
 def test_bad_settings_on_the_command_line(cli: Cli, tmp_path: Path, given: str, words: str) -> None:

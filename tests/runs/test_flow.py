@@ -326,10 +326,10 @@ def test_equal_prompts_are_drawn_once(
 @pytest.mark.parametrize(
     ("wrong", "culprit"),
     [
-        ({"samples": 0}, "samples 0: must be at least 1"),
-        ({"limit": -1}, "limit -1: must be at least 1"),
-        ({"batch_size": 0}, "batch_size 0: must be at least 1"),
-        ({"verdict": "vibes"}, "verdict vibes: must be 'logits', 'text' or 'none'"),
+        ({"samples": 0}, "samples must be at least 1, not 0"),
+        ({"limit": -1}, "limit must be at least 1, not -1"),
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        ({"verdict": "vibes"}, "verdict must be 'logits', 'text' or 'none', not 'vibes'"),
         ({"judges": ["owl"]}, "no judge 'owl'"),
         ({"model": "gpt"}, "no model 'gpt'"),
         ({"tasks": "shape"}, "no task 'shape'"),
