@@ -87,7 +87,7 @@ class Installed:
     def rows(self, card: Card) -> dict[Key, Wanted]:
         """Every verdict that a submission with this card must have, and no other, in order."""
         return {
-            (name, prompt.id, sample, *who): Wanted(
+            (prompt.task, prompt.id, sample, *who): Wanted(
                 prompt, seed_of(SEED, prompt.text, sample), *what
             )
             for name, part in card.tasks.items()
