@@ -28,14 +28,14 @@ def read(file: Path, columns: Sequence[str] = ()) -> Placed:
     except (OSError, UnicodeDecodeError) as error:
         raise GapbenchError(f"{file}: cannot be read as UTF-8 text ({error})") from error
     if file.suffix == ".json":
-        whole = _json("\n".join(lines), str(file))
+        whole = parsed("\n".join(lines), str(file))
         values = list(whole.values()) if isinstance(whole, dict) else whole
         if not isinstance(values, list):
             raise GapbenchError(f"{file}: neither a list nor an object of prompts")
         return [_record(value, f"{file}, record {i}") for i, value in enumerate(values, 1)]
     if file.suffix == ".jsonl":
         places = [f"{file}:{number}" for number in range(1, len(lines) + 1)]
-        return [_record(_json(line, p), p) for line, p in zip(lines, places, strict=True)]
+        return [_record(parsed(line, p), p) for line, p in zip(lines, places, strict=True)]
     return [({"text": line}, f"{file}:{number}") for number, line in enumerate(lines, 1)]
 
 
@@ -59,12 +59,13 @@ def _record(value: Any, place: str) -> tuple[dict[str, Any], str]:
     return value, place
 
 
-def _json(text: str, place: str) -> Any:
+def parsed(text: str | bytes, place: str) -> Any:
+    """A JSON value. Raises GapbenchError, naming the place, where it is none."""
     try:
         value = json.loads(text)
         json.dumps(value, ensure_ascii=False).encode()  # refuses lone surrogates
     except (ValueError, RecursionError) as error:
-        raise GapbenchError(f"{place}: not a line of JSON ({error})") from error
+        raise GapbenchError(f"{place}: not JSON ({error})") from error
     return value
 
 

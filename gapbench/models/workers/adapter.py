@@ -243,7 +243,7 @@ class _Process:
         # Threads hold no reference to this object, so that it ends when nobody uses it.
         reader = threading.Thread(target=_read, args=(self._popen, self._lines), daemon=True)
         reader.start()
-        self._end = weakref.finalize(self, _kill, self._popen, self._folder)
+        self.stop = weakref.finalize(self, _kill, self._popen, self._folder)
         self._number = 0
         try:
             self.greeting = self._message(GREETING)
@@ -299,9 +299,6 @@ class _Process:
         said = self._log.read_bytes()[-4000:].decode(errors="replace").split("\n")
         last = next((line for line in reversed(said) if line.strip()), "")
         return f"{ended} ({_line(last)})" if last else ended
-
-    def stop(self) -> None:
-        self._end()
 
 
 def _read(popen: subprocess.Popen[bytes], lines: queue.Queue[bytes]) -> None:
