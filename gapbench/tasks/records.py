@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +37,6 @@ def read(file: Path, columns: Sequence[str] = ()) -> Placed:
         places = [f"{file}:{number}" for number in range(1, len(lines) + 1)]
         return [_record(parsed(line, p), p) for line, p in zip(lines, places, strict=True)]
     return [({"text": line}, f"{file}:{number}") for number, line in enumerate(lines, 1)]
-
-
-def mapped(record: Mapping[str, Any], fields: Mapping[str, str | list[str]]) -> dict[str, Any]:
-    """A record of somebody else's columns as {text, category, requirement, ...}.
-
-    `fields` names the column of each; a list of columns makes an object of those that are there.
-    Raises KeyError for a column that is not.
-    """
-    return {
-        name: {c: record[c] for c in source if c in record}
-        if isinstance(source, list)
-        else record[source]
-        for name, source in fields.items()
-    }
 
 
 def _record(value: Any, place: str) -> tuple[dict[str, Any], str]:

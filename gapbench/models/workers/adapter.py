@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gapbench.models.base import CAPABILITIES, Drawing, Model, Unfinished
+from gapbench.models.image_folder import MAX_PIXELS
 from gapbench.types import GapbenchError
 
 ADAPTER: Final = "worker-1"
@@ -34,7 +35,6 @@ LARGEST: Final = 10_000_000
 """Characters of a message that are read."""
 GREETING: Final = 120.0
 """Seconds until the greeting, which comes before any weights."""
-MAX_PIXELS: Final = 8192 * 8192
 
 
 class WorkerModel(Model):
