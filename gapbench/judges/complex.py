@@ -66,13 +66,13 @@ class ComplexJudge(WeightsJudge):
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
         vqa, spatial, clip = self.parts
         parses = [_parse(prompt) for prompt in prompts]
-        parts: list[dict[Part, Answer]] = [{} for _ in prompts]
+        parts: list[dict[Part, Answer]] = [
+            {"attribute": answer} for answer in vqa.judge(images, prompts)
+        ]
 
         def rows(part: Part) -> list[int]:
             return [i for i, parsed in enumerate(parses) if part in PARTS[parsed.kind]]
 
-        for i, answer in enumerate(vqa.judge(images, prompts)):
-            parts[i]["attribute"] = answer
         at = rows("spatial")
         wants = [_want(prompts[i], parses[i]) for i in at]
         for i, answer in zip(at, spatial.answers([images[i] for i in at], wants), strict=True):

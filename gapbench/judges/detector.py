@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +26,7 @@ from gapbench.fetch.sources import Source, cache_folder, place
 from gapbench.files import first_line, sha256_of
 from gapbench.judges import geneval_rule as rule
 from gapbench.judges.base import Judge
-from gapbench.judges.weights import free_memory, unpickled
+from gapbench.judges.weights import batches, free_memory, unpickled
 from gapbench.models.base import Batches
 from gapbench.models.checkpoint import device_here, load_pretrained
 from gapbench.models.torchvision_shim import ensure
@@ -94,14 +95,8 @@ class DetectorJudge(Judge):
                 clip = _digest(self._own_clip)
         named = f"{VERSION} {self.name} {weights} {clip} {rule.FINGERPRINT}"
         self.fingerprint = hashlib.sha256(named.encode()).hexdigest()
-        weights_needed = OFFICIAL if self._official else NATIVE
-        self.needs = [
-            *([] if self._folder else [weights_needed]),
-            *([] if self._own_clip else [CLIP]),
-        ]
-        self._detector: Any = None
-        self._clip: Any = None
-        self._preprocess: Any = None
+        self.needs = [] if self._folder else [OFFICIAL if self._official else NATIVE]
+        self.needs += [] if self._own_clip else [CLIP]
         self._vectors: dict[str, Tensor] = {}
 
     def question(self, prompt: Prompt) -> str:
@@ -113,7 +108,6 @@ class DetectorJudge(Judge):
         return json.dumps(prompt.requirement, sort_keys=True)
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
-        self._load()
         thin = {i for i, image in enumerate(images) if not min(rule.resized(*image.size))}
         pixels = {i: np.asarray(image) for i, image in enumerate(images) if i not in thin}
         detected = dict(zip(pixels, self.detect(list(pixels.values())), strict=True))
@@ -149,18 +143,17 @@ class DetectorJudge(Judge):
         return None if seen == [*rule.DISCS] else mixed
 
     def release(self) -> None:
-        self._detector = self._clip = self._preprocess = None
+        vars(self).pop("loaded", None)
         self._vectors.clear()
         free_memory()
 
     @torch.inference_mode()
     def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[rule.Found]:
         """What can matter to the rule in each RGB image (height, width, 3)."""
-        self._load()
-        detected: dict[int, rule.Found] = {}
+        detector, detected = self.loaded[0], dict[int, rule.Found]()
         for group in _batches([rule.padded(i.shape[1], i.shape[0]) for i in images], self.batch):
             batch = torch.stack([rule.prepare(images[i]) for i in group]).to(self.device)
-            out = self._detector(pixel_values=batch)
+            out = detector(pixel_values=batch)
             pairs = zip(out.class_queries_logits, out.masks_queries_logits, strict=True)
             for i, (logits, masks) in zip(group, pairs, strict=True):
                 detected[i] = rule.instances(logits, masks, images[i].shape[:2])
@@ -169,28 +162,28 @@ class DetectorJudge(Judge):
     @torch.inference_mode()
     def colors(self, crops: Sequence[Image.Image], classes: Sequence[str]) -> list[str]:
         """The colour, one of the ten, of each crop of an object of that class."""
-        self._load()
+        _, clip, preprocess, _ = self.loaded
         named: list[str] = []
-        for start in range(0, len(crops), CROPS):
-            some = slice(start, start + CROPS)
-            batch = torch.stack([self._preprocess(image) for image in crops[some]])
-            seen = normalize(self._clip.encode_image(batch.to(self.device)), dim=-1)
-            texts = torch.stack([self._color_vectors(name) for name in classes[some]])
+        for part in batches(list(zip(crops, classes, strict=True)), CROPS):
+            batch = torch.stack([preprocess(image) for image, _ in part])
+            seen = normalize(clip.encode_image(batch.to(self.device)), dim=-1)
+            texts = torch.stack([self._color_vectors(name) for _, name in part])
             named += [COLORS[i] for i in (texts @ seen[:, :, None])[..., 0].argmax(-1).tolist()]
         return named
 
     def _color_vectors(self, name: str) -> Tensor:
         """(10, width): unit vectors of the colours of a class."""
         if name not in self._vectors:
-            tokens = self._tokenizer(rule.color_texts(name)).to(self.device)
-            vectors = normalize(self._clip.encode_text(tokens), dim=-1)
+            _, clip, _, tokenizer = self.loaded
+            tokens = tokenizer(rule.color_texts(name)).to(self.device)
+            vectors = normalize(clip.encode_text(tokens), dim=-1)
             means = vectors.reshape(len(COLORS), -1, vectors.shape[-1]).mean(1)
             self._vectors[name] = normalize(means, dim=-1)
         return self._vectors[name]
 
-    def _load(self) -> None:
-        if self._detector is not None:
-            return
+    @cached_property
+    def loaded(self) -> tuple[Any, Any, Any, Any]:
+        """The detector, and CLIP with its image transform and its tokenizer."""
         ensure()  # before open_clip, which imports torchvision
         import open_clip
 
@@ -203,16 +196,15 @@ class DetectorJudge(Judge):
         name = f"local-dir:{own}" if own else "ViT-L-14-quickgelu"
         weights = None if own else str(hub.fetch(CLIP) / "open_clip_model.safetensors")
         try:
-            clip, self._preprocess = open_clip.create_model_from_pretrained(
+            clip, preprocess = open_clip.create_model_from_pretrained(
                 name, pretrained=weights, device=self.device
             )
-            self._tokenizer = open_clip.get_tokenizer(name)
+            tokenizer = open_clip.get_tokenizer(name)
         except Exception as error:  # open_clip and torch raise many kinds
             raise GapbenchError(
                 f"judge {self.name}: cannot load CLIP: {first_line(error)}"
             ) from error
-        self._clip = clip.eval()
-        self._detector = detector
+        return detector, clip.eval(), preprocess, tokenizer
 
 
 def _batches(kinds: Sequence[tuple[int, int]], size: int) -> Iterator[list[int]]:

@@ -13,21 +13,18 @@ Sources: djghosh13/geneval at af4902f (evaluation/evaluate_images.py), Karine-Hu
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Final
 
 from PIL import Image
 
 from gapbench.judges.base import Judge
+from gapbench.judges.weights import share
 from gapbench.models.image_folder import Folder, Picture, decode, read_folder
+from gapbench.tasks.records import parsed
 from gapbench.types import Answer, GapbenchError, Prompt
 
-THRESHOLD: Final = 0.5
-"""A T2I-CompBench score from here on counts as accepted: the scorers give no verdict, so this one
-is ours. For CLIPScore, whose values lie near 0.3, only `score` means something."""
 ABOVE: Final = 3
 """Folders above the result file that are searched for the images it is about."""
 
@@ -39,7 +36,9 @@ class ImportedJudge(Judge):
     it is the nearest folder above the file that does. An image is recognised by its pixels and its
     prompt, not by its place in a run: a result can never be taken for another image's, and a PNG
     that was written anew is still the same. An image that was not scored is an abstention.
-    `score` is the official value; the verdict is GenEval's `correct`, or score >= 0.5.
+    `score` is the official value; the verdict is GenEval's `correct`, or score >= 0.5. That one is
+    ours: T2I-CompBench's scorers give no verdict. CLIPScores lie near 0.3, so that only their
+    `score` means something.
     Raises GapbenchError where the file is broken or is not about those images.
     """
 
@@ -116,7 +115,7 @@ def _geneval(file: Path, data: bytes, folder: Folder) -> list[tuple[Picture, Ans
         if not line.strip():
             continue
         place = f"{file}:{number}"
-        row = _parse(line, place)
+        row = parsed(line, place)
         try:
             name, prompt, correct = row["filename"], row["prompt"], row["correct"]
             # The scorer writes paths as it was given them: what counts is 00012/samples/0003.png.
@@ -142,7 +141,7 @@ def _geneval(file: Path, data: bytes, folder: Folder) -> list[tuple[Picture, Ans
 
 
 def _compbench(file: Path, data: bytes, folder: Folder) -> list[tuple[Picture, Answer]]:
-    rows = _parse(data, str(file))
+    rows = parsed(data, str(file))
     if not isinstance(rows, list):
         raise GapbenchError(f"{file}: no T2I-CompBench result; it is a list")
     scores: dict[int, float] = {}
@@ -168,17 +167,4 @@ def _compbench(file: Path, data: bytes, folder: Folder) -> list[tuple[Picture, A
             f"{file}: its {len(scores)} results are not those of the {len(folder.pictures)} images "
             f"in {folder.root}; name the folder that was scored, whole"
         )
-    return [(pictures[key], _decide(score)) for key, score in scores.items()]
-
-
-def _decide(score: float) -> Answer:
-    if not math.isfinite(score):
-        return Answer(verdict=None, reason=f"the official score is {score}")
-    return Answer(verdict=int(score >= THRESHOLD), score=score)
-
-
-def _parse(data: bytes, place: str) -> Any:
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise GapbenchError(f"{place}: not JSON ({error})") from error
+    return [(pictures[key], share(score)) for key, score in scores.items()]

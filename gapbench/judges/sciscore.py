@@ -15,20 +15,14 @@ import torch
 from PIL import Image
 
 from gapbench.fetch import hub
-from gapbench.judges.weights import WeightsJudge, batches, cosines, crop, scale, tensor
+from gapbench.judges.weights import CLIP_FILES, WeightsJudge, batches, cosines, crop, scale, tensor
 from gapbench.types import Answer, Prompt
 
 CHECKPOINT: Final = hub.Checkpoint(
     repo="Jialuo21/SciScore",
     revision="main",  # no commit of it is on record
     license="Apache-2.0",
-    files={
-        "config.json": None,
-        "model.safetensors": None,
-        "vocab.json": None,
-        "merges.txt": None,
-        "tokenizer_config.json": None,
-    },
+    files=dict.fromkeys(CLIP_FILES),
     bytes=3_945_000_000,  # computed: ViT-H/14 in float32
 )
 TOKENS: Final = 77

@@ -27,20 +27,14 @@ from torch.nn import functional
 from gapbench.fetch import hub
 from gapbench.judges import spatial_rules as rules
 from gapbench.judges.parses.parses import FINGERPRINT, OBJECTS, parse
-from gapbench.judges.weights import WeightsJudge, batches, share, tensor
+from gapbench.judges.weights import CLIP_FILES, WeightsJudge, batches, share, tensor
 from gapbench.types import Answer, GapbenchError, Prompt
 
 DETECTOR: Final = hub.Checkpoint(
     repo="google/owlv2-base-patch16-ensemble",
     revision="cfd3195ba4ea9592eec887ded089f4c08eff231d",
     license="Apache-2.0",
-    files={
-        "config.json": None,
-        "model.safetensors": None,
-        "vocab.json": None,
-        "merges.txt": None,
-        "tokenizer_config.json": None,
-    },
+    files=dict.fromkeys(CLIP_FILES),
     bytes=621_600_000,
 )
 DEPTH: Final = hub.Checkpoint(

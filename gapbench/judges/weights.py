@@ -21,6 +21,10 @@ from gapbench.models.base import Batches
 from gapbench.models.checkpoint import device_here, load_pretrained
 from gapbench.types import Answer, GapbenchError
 
+CLIP_FILES: Final = (
+    "config.json", "model.safetensors", "vocab.json", "merges.txt", "tokenizer_config.json",
+)  # fmt: skip
+"""Of a checkpoint of transformers with CLIP's tokenizer."""
 CLIP_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Final = (0.26862954, 0.26130258, 0.27577711)
 SUFFIXES: Final = frozenset({".safetensors", ".bin", ".pth", ".json", ".txt"})

@@ -31,6 +31,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from gapbench.tasks.prompts.geneval import make
+from gapbench.tasks.records import parsed
 from gapbench.types import GapbenchError
 
 ADAPTER: Final = "images-2"
@@ -212,10 +213,7 @@ def _manifest(root: Path) -> Iterator[Picture]:
 
 
 def _object(data: bytes, place: str) -> dict[str, Any]:
-    try:
-        row = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise GapbenchError(f"{place}: not JSON ({error})") from error
+    row = parsed(data, place)
     if not isinstance(row, dict):
         raise GapbenchError(f"{place}: not a JSON object")
     return row

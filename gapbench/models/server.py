@@ -24,6 +24,7 @@ from PIL import Image
 
 from gapbench.client import LOGPROBS, Client, Reply
 from gapbench.models.base import Batches, Drawing, Model, Unfinished
+from gapbench.models.image_folder import FORMATS, MAX_PIXELS
 from gapbench.types import Answer, GapbenchError
 
 ADAPTER: Final = "server-model-1"
@@ -53,7 +54,6 @@ VLLM: Final = {"modalities": ["text"], "repetition_penalty": 1.0}
 know them."""
 SEEDS: Final = 2**31
 """Seeds are sent modulo this: some servers hold them in 32 bits."""
-MAX_PIXELS: Final = 8192 * 8192
 LARGEST: Final = 100_000_000
 """Bytes of a reply that are read."""
 
@@ -213,9 +213,8 @@ def _picture(reply: Reply, prompt: str) -> Drawing | str:
     if not isinstance(data, str):
         return "the reply holds no image data (b64_json)"
     try:
-        picture = Image.open(
-            io.BytesIO(base64.b64decode(data, validate=True)), formats=["PNG", "JPEG", "WEBP"]
-        )
+        file = io.BytesIO(base64.b64decode(data, validate=True))
+        picture = Image.open(file, formats=FORMATS)
         if picture.width * picture.height > MAX_PIXELS:
             return f"the image has {picture.width} x {picture.height} pixels, which is too many"
         image = picture.convert("RGB")

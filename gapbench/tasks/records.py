@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,29 +28,15 @@ def read(file: Path, columns: Sequence[str] = ()) -> Placed:
     except (OSError, UnicodeDecodeError) as error:
         raise GapbenchError(f"{file}: cannot be read as UTF-8 text ({error})") from error
     if file.suffix == ".json":
-        whole = _json("\n".join(lines), str(file))
+        whole = parsed("\n".join(lines), str(file))
         values = list(whole.values()) if isinstance(whole, dict) else whole
         if not isinstance(values, list):
             raise GapbenchError(f"{file}: neither a list nor an object of prompts")
         return [_record(value, f"{file}, record {i}") for i, value in enumerate(values, 1)]
     if file.suffix == ".jsonl":
         places = [f"{file}:{number}" for number in range(1, len(lines) + 1)]
-        return [_record(_json(line, p), p) for line, p in zip(lines, places, strict=True)]
+        return [_record(parsed(line, p), p) for line, p in zip(lines, places, strict=True)]
     return [({"text": line}, f"{file}:{number}") for number, line in enumerate(lines, 1)]
-
-
-def mapped(record: Mapping[str, Any], fields: Mapping[str, str | list[str]]) -> dict[str, Any]:
-    """A record of somebody else's columns as {text, category, requirement, ...}.
-
-    `fields` names the column of each; a list of columns makes an object of those that are there.
-    Raises KeyError for a column that is not.
-    """
-    return {
-        name: {c: record[c] for c in source if c in record}
-        if isinstance(source, list)
-        else record[source]
-        for name, source in fields.items()
-    }
 
 
 def _record(value: Any, place: str) -> tuple[dict[str, Any], str]:
@@ -59,12 +45,13 @@ def _record(value: Any, place: str) -> tuple[dict[str, Any], str]:
     return value, place
 
 
-def _json(text: str, place: str) -> Any:
+def parsed(text: str | bytes, place: str) -> Any:
+    """A JSON value. Raises GapbenchError, naming the place, where it is none."""
     try:
         value = json.loads(text)
         json.dumps(value, ensure_ascii=False).encode()  # refuses lone surrogates
     except (ValueError, RecursionError) as error:
-        raise GapbenchError(f"{place}: not a line of JSON ({error})") from error
+        raise GapbenchError(f"{place}: not JSON ({error})") from error
     return value
 
 

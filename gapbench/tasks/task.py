@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from gapbench.fetch.sources import Source, cached, have
 from gapbench.tasks.copies import Copy
-from gapbench.tasks.records import Placed, mapped, read
+from gapbench.tasks.records import Placed, read
 from gapbench.tasks.spec import ANY, read_spec
 from gapbench.types import TIERS, GapbenchError, Prompt, Tier
 
@@ -141,11 +141,17 @@ class Task:
         return placed
 
     def _mapped(self, record: Mapping[str, Any], place: str) -> dict[str, Any]:
-        """A record of somebody else's as ours."""
+        """A record of somebody else's as ours: `fields` names the column of each key; of a list of
+        columns, those that are there make an object."""
         if not self.spec.fields:
             return dict(record)
         try:
-            made = mapped(record, self.spec.fields)
+            made: dict[str, Any] = {
+                key: {c: record[c] for c in source if c in record}
+                if isinstance(source, list)
+                else record[source]
+                for key, source in self.spec.fields.items()
+            }
         except KeyError as error:
             raise GapbenchError(f"{place}: no field {error}; the records changed") from error
         if isinstance(made.get("category"), dict):

@@ -1,7 +1,7 @@
 """The checkable world behind the bundled model: coloured sprites on a 3 x 3 grid.
 
 A scene maps cells (0..8, row by row) to sprites; `render` draws it as a 24 x 24 picture;
-`satisfies` decides a requirement on a scene. Training data and the pixel judge both rest on
+`unmet` decides a requirement on a scene. Training data and the pixel judge both rest on
 these rules, so they are here once.
 """
 
@@ -141,37 +141,6 @@ def malformed(requirement: Mapping[str, Any]) -> str | None:
     return None
 
 
-def satisfies(scene: Scene, requirement: Mapping[str, Any]) -> bool:
-    """Whether a scene meets a requirement (see `unmet`)."""
-    return unmet(scene, requirement) is None
-
-
 def describe(item: Mapping[str, Any]) -> str:
     """An item of a requirement in words, such as "striped red circle"."""
     return " ".join(str(item[key]) for key in ("texture", "color", "shape") if key in item)
-
-
-def sample_scene(requirement: Mapping[str, Any], rng: np.random.Generator) -> dict[int, Sprite]:
-    """A random scene that meets a requirement and holds nothing else.
-
-    What the requirement leaves open is drawn at random; a texture left open is solid three times
-    out of four, as plain words suggest.
-    """
-
-    def pick(options: tuple[str, ...]) -> str:
-        return options[int(rng.integers(len(options)))]
-
-    sprites = [
-        Sprite(
-            item["shape"],
-            item.get("color") or pick(tuple(COLORS)),
-            item.get("texture") or pick(("solid", "solid", "solid", "striped")),
-        )
-        for item in requirement["include"]
-        for _ in range(item["count"])
-    ]
-    while True:
-        cells = rng.permutation(GRID * GRID)[: len(sprites)]
-        scene = {int(cell): sprite for cell, sprite in zip(cells, sprites, strict=True)}
-        if satisfies(scene, requirement):
-            return scene

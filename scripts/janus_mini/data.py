@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scenes import sample_scene
 
 from gapbench.tasks.prompts.shapes import CATEGORIES, Content, universe
 from gapbench.tasks.world import (
@@ -22,8 +23,7 @@ from gapbench.tasks.world import (
     TEXTURES,
     Sprite,
     render,
-    sample_scene,
-    satisfies,
+    unmet,
 )
 
 # Harder categories are drawn more often: they have more to learn.
@@ -158,7 +158,7 @@ def pair(rng: np.random.Generator, category: str | None = None) -> tuple[Image, 
         elif rng.random() < 0.25:
             for cell, extra in crowd(rng, 2).items():
                 scene.setdefault(cell, extra)
-        if satisfies(scene, requirement) == bool(wanted):
+        if (unmet(scene, requirement) is None) == bool(wanted):
             return render(scene), content.text, wanted
     return render(sample_scene(requirement, rng)), content.text, 1
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from scenes import sample_scene
 
 from gapbench import load_judge, load_model, load_task, run
 from gapbench.judges.own import OwnJudge
@@ -23,7 +24,7 @@ from gapbench.models.autoregressive.sampling import Recipe
 from gapbench.models.janus.adapter import JanusModel
 from gapbench.report.tables import render
 from gapbench.tasks.world import render as draw
-from gapbench.tasks.world import sample_scene, satisfies
+from gapbench.tasks.world import unmet
 from gapbench.types import Prompt
 
 
@@ -40,7 +41,7 @@ def renders(
             while True:
                 other = others[int(rng.integers(len(others)))]
                 wrong = sample_scene(other.requirement, rng)
-                if not satisfies(wrong, prompt.requirement):
+                if unmet(wrong, prompt.requirement) is not None:
                     break
             for shown, label in ((scene, 1), (wrong, 0)):
                 images.append(Image.fromarray(draw(shown)))

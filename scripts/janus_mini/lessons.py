@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from data import Image, blemish, crowd, near_miss, prompt, sprite
+from scenes import sample_scene
 
 from gapbench.tasks.prompts.shapes import COLOR_FACTS, COUNT_FACTS, SHAPE_FACTS, Content, universe
 from gapbench.tasks.world import (
@@ -18,8 +19,6 @@ from gapbench.tasks.world import (
     TEXTURES,
     Sprite,
     render,
-    sample_scene,
-    satisfies,
     unmet,
 )
 
@@ -141,7 +140,7 @@ def questions(
         if rng.random() < 0.2:
             for cell, extra in crowd(rng, 2).items():
                 scene.setdefault(cell, extra)
-        if satisfies(scene, content.requirement):
+        if unmet(scene, content.requirement) is None:
             break
     if rng.random() < 0.35:
         scene = near_miss(scene, rng)
@@ -156,7 +155,7 @@ def questions(
     for _ in range(count):
         pool = (same, near, kin)[int(rng.choice(3, p=(0.58, 0.26, 0.16)))]
         chosen = pool[rng.integers(len(pool))]
-        asked.append((chosen, int(satisfies(scene, chosen.requirement))))
+        asked.append((chosen, int(unmet(scene, chosen.requirement) is None)))
     return image, scene, asked
 
 
@@ -188,7 +187,7 @@ def clues(scene: dict[int, Sprite], content: Content) -> list[Clue]:
             ]
         made.append(Clue(match.end(), near, far, counted, -1))
     whole = relation or counted
-    holds = satisfies(scene, content.requirement) if whole else any(made[-1].near)
+    holds = (unmet(scene, content.requirement) is None) if whole else any(made[-1].near)
     return [*made[:-1], made[-1]._replace(truth=int(holds))]
 
 

@@ -153,7 +153,7 @@ def test_compbench_scores(tmp_path: Path, start: int) -> None:
     assert answers == ask(numbers, pictures)
     assert [a.verdict for a in answers] == [0, 0, 1, 1, None, 1]
     assert [a.score for a in answers] == [0.0, 0.4999, 0.5, 1.0, None, 0.75]
-    assert answers[4].reason == "the official score is nan"
+    assert answers[4].reason == "the score is nan"
 
 
 def test_the_fingerprint_is_of_results_and_images(tmp_path: Path) -> None:

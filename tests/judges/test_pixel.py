@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
+from scenes import sample_scene
 
 from gapbench import Answer, GapbenchError, Prompt, load_judge
 from gapbench.judges.pixel import read
@@ -22,8 +23,7 @@ from gapbench.tasks.world import (
     TEXTURES,
     Sprite,
     render,
-    sample_scene,
-    satisfies,
+    unmet,
 )
 
 SPRITES = st.builds(
@@ -62,7 +62,7 @@ def test_verdicts_are_right_on_800_noisy_scenes() -> None:
         assert read(image) == (scene, [])
         assert judge(image, requirement) == Answer(verdict=1)
         answer = judge(image, other)
-        assert answer.verdict == satisfies(scene, other)
+        assert answer.verdict == (unmet(scene, other) is None)
         assert (answer.reason is None) == (answer.verdict == 1)
         mismatched += answer.verdict == 0
     assert 500 < mismatched < 800
@@ -143,7 +143,7 @@ def test_random_blobs_never_raise(seed: int, density: float, color: str) -> None
     for image in (noise, blobs):
         answer = judge(image, CIRCLE)
         scene, unreadable = read(image)
-        assert answer.verdict == int(not unreadable and satisfies(scene, CIRCLE))
+        assert answer.verdict == int(not unreadable and unmet(scene, CIRCLE) is None)
         assert (answer.reason is None) == (answer.verdict == 1)
 
 

@@ -7,90 +7,31 @@ import io
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from PIL import Image
+from servers import Handler, Server
 
-from gapbench.client import KEYS
 from gapbench.judges.server import ServerJudge
 from gapbench.types import Answer, GapbenchError, Prompt
 from gapbench.verdict import READ
 
 KEY = "sk-very-secret-0123456789"
-Play = Callable[["Handler", dict[str, Any]], None]
 
 
-class Handler(BaseHTTPRequestHandler):
-    """Answers as the test's `play` says; keeps what was asked."""
-
-    server: Server
-
-    def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.lock:
-            self.server.asked.append(asked)
-            self.server.headers.append(dict(self.headers))
-            self.server.paths.append(self.path)
-        self.server.play(self, asked)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-    def send(
-        self, body: bytes | str, status: int = 200, kind: str = "application/json", **headers: str
-    ) -> None:
-        data = body.encode() if isinstance(body, str) else body
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", headers.pop("length", str(len(data))))
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(data)
-
-    def say(self, text: object, logprobs: object = None, **message: object) -> None:
-        choice = {
-            "index": 0,
-            "message": {"role": "assistant", "content": text, **message},
-            "logprobs": logprobs,
-            "finish_reason": "stop",
-        }
-        self.send(json.dumps({"object": "chat.completion", "choices": [choice]}))
-
-
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-    play: Play
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.lock = threading.Lock()
-        self.asked: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.paths: list[str] = []
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        pass  # a client that gave up waiting is part of these tests
-
+class Judging(Server):
     def judge(self, **more: Any) -> ServerJudge:
         options = {"pause": 0.01, "timeout": 5.0, "attempts": 3, **more}
         return ServerJudge(f"http://127.0.0.1:{self.server_port}/v1#org/some-vl", **options)
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    for name in KEYS:
-        monkeypatch.delenv(name, raising=False)
-    made = Server()
-    thread = threading.Thread(target=made.serve_forever, args=(0.01,))
-    thread.start()
-    yield made
-    made.shutdown()
-    thread.join()
-    made.server_close()
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Judging]:
+    made = Judging()
+    with made.serving(monkeypatch):
+        yield made
 
 
 def prompt(text: str) -> Prompt:
@@ -130,7 +71,7 @@ def digit(*top: tuple[str, float], said: str = "1") -> dict[str, Any]:
     }
 
 
-def test_what_is_sent(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_sent(server: Judging, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "another")
     monkeypatch.setenv("GAPBENCH_SERVER_KEY", KEY)
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
@@ -160,12 +101,12 @@ def test_what_is_sent(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     ("text", "verdict"),
     [("The score is 1.", 1), ("It lacks one. The score is 0", 0), ("1", 1), ("Score: {0}", 0)],
 )
-def test_words_decide_without_logprobs(server: Server, text: str, verdict: int) -> None:
+def test_words_decide_without_logprobs(server: Judging, text: str, verdict: int) -> None:
     server.play = lambda handler, _: handler.say(text)
     assert ask(server.judge(), "a") == [Answer(verdict=verdict, text=text)]
 
 
-def test_both_digits_give_a_probability(server: Server) -> None:
+def test_both_digits_give_a_probability(server: Judging) -> None:
     top = digit(("1", -0.2), ("0", -2.0), (" 0", -3.0), ("x", -4.0))
     server.play = lambda handler, _: handler.say("The score is 1.", top)
     (answer,) = ask(server.judge(), "a")
@@ -178,7 +119,7 @@ def test_both_digits_give_a_probability(server: Server) -> None:
     assert answer.text == "The score is 1."
 
 
-def test_probabilities_at_the_floor_and_odd_forms(server: Server) -> None:
+def test_probabilities_at_the_floor_and_odd_forms(server: Judging) -> None:
     odd: list[Any] = [
         digit(("1", 0.0), ("0", -9999.0)),
         digit(("1", -0.2), ("x", -2.0)),
@@ -196,7 +137,7 @@ def test_probabilities_at_the_floor_and_odd_forms(server: Server) -> None:
     assert {a.p_yes for a in answers[1:]} == {None}
 
 
-def test_the_digit_that_decides_is_found_among_others(server: Server) -> None:
+def test_the_digit_that_decides_is_found_among_others(server: Judging) -> None:
     tokens = ["1", " apple", ".", " Score", ":", " 0", " (", "1", " missing", ")"]
     places = [{"token": t, "logprob": -1.0, "top_logprobs": []} for t in tokens]
     places[5]["top_logprobs"] = [
@@ -208,7 +149,7 @@ def test_the_digit_that_decides_is_found_among_others(server: Server) -> None:
     assert answer.p_yes == pytest.approx(1 / (1 + 2.718281828**1.0), rel=1e-6)
 
 
-def test_a_digit_after_the_verdict_decides_nothing(server: Server) -> None:
+def test_a_digit_after_the_verdict_decides_nothing(server: Judging) -> None:
     tokens = ["The", " score", " is", " ", "0", ".", " ", "1", " circle", " is", " missing", "."]
     places = [{"token": t, "logprob": -1.0, "top_logprobs": []} for t in tokens]
     for place, odds in ((4, 1.0), (7, 9.0)):
@@ -222,7 +163,7 @@ def test_a_digit_after_the_verdict_decides_nothing(server: Server) -> None:
 
 
 @pytest.mark.parametrize("ended", ["length", "MAX_TOKENS"])
-def test_a_reply_that_was_cut_is_an_abstention(server: Server, ended: str) -> None:
+def test_a_reply_that_was_cut_is_an_abstention(server: Judging, ended: str) -> None:
     choice = {"message": {"content": "The score is 1"}, "finish_reason": ended}
     server.play = lambda handler, _: handler.send(json.dumps({"choices": [choice]}))
     (answer,) = ask(server.judge(), "a")
@@ -231,14 +172,14 @@ def test_a_reply_that_was_cut_is_an_abstention(server: Server, ended: str) -> No
     )
 
 
-def test_of_a_long_reply_the_end_is_kept_from_which_it_was_read(server: Server) -> None:
+def test_of_a_long_reply_the_end_is_kept_from_which_it_was_read(server: Judging) -> None:
     said = "The circle is red. " * 500 + "The score is 1."
     server.play = lambda handler, _: handler.say(said)
     (answer,) = ask(server.judge(), "a")
     assert answer == Answer(verdict=1, text=said[-READ:])
 
 
-def test_answers_come_in_order_however_slowly(server: Server) -> None:
+def test_answers_come_in_order_however_slowly(server: Judging) -> None:
     """The first wait longest, and eight are asked at a time."""
     most, now = 0, 0
 
@@ -260,7 +201,7 @@ def test_answers_come_in_order_however_slowly(server: Server) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_it_recovers(server: Server, status: int) -> None:
+def test_it_recovers(server: Judging, status: int) -> None:
     failures = {"a": 2, "b": 1, "c": 0}
 
     def play(handler: Handler, asked: dict[str, Any]) -> None:
@@ -276,7 +217,7 @@ def test_it_recovers(server: Server, status: int) -> None:
     assert len(server.asked) == 6
 
 
-def test_retry_after_is_honoured_within_bounds(server: Server) -> None:
+def test_retry_after_is_honoured_within_bounds(server: Judging) -> None:
     said = iter(["0.3", "Wed, 21 Oct 2015 07:28:00 GMT", "soon", "nan"])
 
     def play(handler: Handler, asked: dict[str, Any]) -> None:
@@ -293,7 +234,7 @@ def test_retry_after_is_honoured_within_bounds(server: Server) -> None:
     assert 0.3 <= time.monotonic() - start < 5
 
 
-def test_a_server_that_stays_busy_costs_only_its_own_images(server: Server) -> None:
+def test_a_server_that_stays_busy_costs_only_its_own_images(server: Judging) -> None:
     def play(handler: Handler, asked: dict[str, Any]) -> None:
         if asked_text(asked) == "bad":
             handler.send("oops", 500)
@@ -306,7 +247,7 @@ def test_a_server_that_stays_busy_costs_only_its_own_images(server: Server) -> N
     assert bad == Answer(verdict=None, reason="the server gave status 500, 3 times")
 
 
-def test_stalls_and_trickles_are_abstentions(server: Server) -> None:
+def test_stalls_and_trickles_are_abstentions(server: Judging) -> None:
     done = threading.Event()
 
     def play(handler: Handler, asked: dict[str, Any]) -> None:
@@ -354,7 +295,7 @@ GARBAGE = {
 }
 
 
-def test_no_garbage_is_a_verdict(server: Server) -> None:
+def test_no_garbage_is_a_verdict(server: Judging) -> None:
     def play(handler: Handler, asked: dict[str, Any]) -> None:
         GARBAGE.get(asked_text(asked), lambda h: h.say("The score is 1."))(handler)
         handler.close_connection = True
@@ -372,13 +313,13 @@ def test_no_garbage_is_a_verdict(server: Server) -> None:
     assert "connection failed" in (reasons["cut off"] or "")
 
 
-def test_half_a_surrogate_can_be_written_down(server: Server) -> None:
+def test_half_a_surrogate_can_be_written_down(server: Judging) -> None:
     server.play = lambda handler, _: handler.say("\ud800 The score is 1.")
     (answer,) = ask(server.judge(), "a")
     assert answer == Answer(verdict=1, text="? The score is 1.")
 
 
-def test_a_server_without_logprobs_is_asked_without(server: Server) -> None:
+def test_a_server_without_logprobs_is_asked_without(server: Judging) -> None:
     def play(handler: Handler, asked: dict[str, Any]) -> None:
         if "logprobs" in asked:
             handler.send('{"error": "logprobs are not supported"}', 400)
@@ -393,7 +334,7 @@ def test_a_server_without_logprobs_is_asked_without(server: Server) -> None:
 
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_wrong_key_or_model_stops_at_once_and_shows_no_key(
-    server: Server, monkeypatch: pytest.MonkeyPatch, status: int
+    server: Judging, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     server.play = lambda handler, _: handler.send(f"no\nkey {KEY}", status, "text/plain")
@@ -405,7 +346,7 @@ def test_a_wrong_key_or_model_stops_at_once_and_shows_no_key(
     assert KEY not in str(e.value) + repr(judge) + judge.fingerprint
 
 
-def test_a_key_that_is_echoed_is_not_kept(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_is_echoed_is_not_kept(server: Judging, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     server.play = lambda handler, _: handler.say(f"{KEY}: The score is 1.")
     assert ask(server.judge(), "a") == [Answer(verdict=1, text="***: The score is 1.")]
@@ -415,8 +356,8 @@ def test_a_key_that_is_echoed_is_not_kept(server: Server, monkeypatch: pytest.Mo
     assert KEY not in str(error.value)
 
 
-def test_a_server_that_is_not_there_is_an_error(server: Server) -> None:
-    unused = Server()
+def test_a_server_that_is_not_there_is_an_error(server: Judging) -> None:
+    unused = Judging()
     unused.server_close()
     with pytest.raises(GapbenchError, match="cannot be reached"):
         ask(unused.judge(), "a", "b")

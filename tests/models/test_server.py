@@ -5,18 +5,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import json
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from servers import Asked, Handler, Play, Server
 
-from gapbench.client import KEYS
 from gapbench.judges.own import OwnJudge
 from gapbench.models import load_model
 from gapbench.models.base import Unfinished
@@ -25,34 +22,12 @@ from gapbench.runs.flow import run
 from gapbench.runs.run import open_run
 from gapbench.types import GapbenchError
 
-Asked = dict[str, Any]
-Play = Callable[["Handler", Asked], None]
 PROMPTS = ["a red circle", "a green square", "a blue cross"]
 SEEDS = [2**62 + 1, 2**62 + 2, 2**62 + 3]
 
 
-class Handler(BaseHTTPRequestHandler):
+class Painter(Handler):
     """Draws colours by prompt and seed, and answers; `draws` and `says` do otherwise."""
-
-    server: Server
-
-    def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        drawing = self.path.endswith("/images/generations")
-        with self.server.lock:
-            (self.server.drawn if drawing else self.server.chats).append(asked)
-        (self.server.draws if drawing else self.server.says)(self, asked)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-    def send(self, value: object, status: int = 200) -> None:
-        data = value if isinstance(value, bytes) else json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
 
     def give(self, data: bytes, **more: object) -> None:
         self.send({"created": 1, "data": [{"b64_json": base64.b64encode(data).decode(), **more}]})
@@ -63,55 +38,56 @@ class Handler(BaseHTTPRequestHandler):
         Image.new("RGB", (16, 16), tuple(digest[:3])).save(buffer, kind)
         self.give(buffer.getvalue())
 
-    def say(self, asked: Asked, logprobs: bool = True) -> None:
-        choice: Asked = {"message": {"content": "The score is 1"}, "finish_reason": "stop"}
+    def answer(self, asked: Asked, logprobs: bool = True) -> None:
+        told: Asked | None = None
         if logprobs and asked.get("logprobs"):
             top = [{"token": "1", "logprob": -0.1}, {"token": "0", "logprob": -2.5}]
             places = [
                 {"token": token, "logprob": -0.1, "top_logprobs": top if token == "1" else []}
                 for token in ("The", " score", " is", " ", "1")
             ]
-            choice["logprobs"] = {"content": places}
-        self.send({"object": "chat.completion", "choices": [choice]})
+            told = {"content": places}
+        self.say("The score is 1", told)
 
 
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
+class Painting(Server):
+    handler = Painter
     draws: Play
     says: Play
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.lock = threading.Lock()
-        self.drawn: list[Asked] = []
-        self.chats: list[Asked] = []
-        self.draws, self.says = Handler.draw, Handler.say
+    def play(self, handler: Painter, asked: Asked) -> None:
+        draws = handler.path.endswith("/images/generations")
+        (self.draws if draws else self.says)(handler, asked)
+
+    def of(self, path: str) -> list[Asked]:
+        pairs = zip(self.paths, self.asked, strict=True)
+        return [asked for at, asked in pairs if at.endswith(path)]
+
+    @property
+    def drawn(self) -> list[Asked]:
+        return self.of("/images/generations")
+
+    @property
+    def chats(self) -> list[Asked]:
+        return self.of("/chat/completions")
 
     @property
     def argument(self) -> str:
         return f"http://127.0.0.1:{self.server_port}/v1#org/painter"
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        pass  # a client that gave up waiting is part of these tests
 
     def model(self, **more: Any) -> ServerModel:
         return ServerModel(self.argument, **{"pause": 0.01, "timeout": 5.0, "attempts": 3, **more})
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    for name in KEYS:
-        monkeypatch.delenv(name, raising=False)
-    made = Server()
-    thread = threading.Thread(target=made.serve_forever, args=(0.01,))
-    thread.start()
-    yield made
-    made.shutdown()
-    thread.join()
-    made.server_close()
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Painting]:
+    made = Painting()
+    made.draws, made.says = Painter.draw, Painter.answer
+    with made.serving(monkeypatch):
+        yield made
 
 
-def test_what_is_sent(server: Server) -> None:
+def test_what_is_sent(server: Painting) -> None:
     model = server.model(recipe={"num_inference_steps": "20", "extra_params": '{"shift": 3.0}'})
     (drawing,) = model.generate(["a cat"], [2**62 + 5])
     (reply,) = model.reply([drawing.image], ["a cat?"])
@@ -136,13 +112,13 @@ def test_what_is_sent(server: Server) -> None:
     }  # fmt: skip
 
 
-def test_its_own_verdicts_name_the_rules_of_reading_in_both_modes(server: Server) -> None:
+def test_its_own_verdicts_name_the_rules_of_reading_in_both_modes(server: Painting) -> None:
     model = server.model()
     assert OwnJudge(model, "logits").fingerprint == f"self-2-{model.fingerprint}"
     assert OwnJudge(model, "text").fingerprint == f"self-text-2-{model.fingerprint}"
 
 
-def test_a_known_model_comes_with_its_recipe(server: Server) -> None:
+def test_a_known_model_comes_with_its_recipe(server: Painting) -> None:
     base = server.argument.partition("#")[0]
     model = load_model(f"server:{base}#ByteDance-Seed/BAGEL-7B-MoT", recipe={"size": "512x512"})
     assert model.recipe["size"] == "512x512"
@@ -153,8 +129,8 @@ def test_a_known_model_comes_with_its_recipe(server: Server) -> None:
     assert other.recipe == {"size": "1024x1024"}
 
 
-def test_images_are_in_order_and_alike_whatever_the_batch(server: Server) -> None:
-    def slowly(handler: Handler, asked: Asked) -> None:
+def test_images_are_in_order_and_alike_whatever_the_batch(server: Painting) -> None:
+    def slowly(handler: Painter, asked: Asked) -> None:
         time.sleep(0.05 * (asked["seed"] % 3))
         handler.draw(asked)
 
@@ -170,8 +146,8 @@ def test_images_are_in_order_and_alike_whatever_the_batch(server: Server) -> Non
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_it_recovers(server: Server, status: int) -> None:
-    def play(handler: Handler, asked: Asked) -> None:
+def test_it_recovers(server: Painting, status: int) -> None:
+    def play(handler: Painter, asked: Asked) -> None:
         if len(server.drawn) < 3:
             handler.send({"error": "later"}, status)
         else:
@@ -184,7 +160,7 @@ def test_it_recovers(server: Server, status: int) -> None:
     assert len(server.drawn) == 3
 
 
-def hang(handler: Handler, asked: Asked) -> None:
+def hang(handler: Painter, asked: Asked) -> None:
     time.sleep(1.0)
 
 
@@ -202,7 +178,7 @@ def hang(handler: Handler, asked: Asked) -> None:
         (lambda h, _: h.send({"error": "not\nthat prompt"}, 400), "status 400: "),
     ],
 )
-def test_what_goes_wrong_leaves_the_others_done(server: Server, play: Play, words: str) -> None:
+def test_what_goes_wrong_leaves_the_others_done(server: Painting, play: Play, words: str) -> None:
     server.draws = lambda h, asked: play(h, asked) if "green" in asked["prompt"] else h.draw(asked)
     model = server.model(timeout=0.2 if play is hang else 5.0)
     with pytest.raises(Unfinished) as stopped:
@@ -214,7 +190,7 @@ def test_what_goes_wrong_leaves_the_others_done(server: Server, play: Play, word
     assert sorted(stopped.value.done) == [0, 2]
 
 
-def test_a_rewritten_prompt_is_recorded(server: Server) -> None:
+def test_a_rewritten_prompt_is_recorded(server: Painting) -> None:
     buffer = io.BytesIO()
     Image.new("RGBA", (8, 8)).save(buffer, "WEBP")
     server.draws = lambda h, _: h.give(buffer.getvalue(), revised_prompt="a fine cat")
@@ -225,7 +201,7 @@ def test_a_rewritten_prompt_is_recorded(server: Server) -> None:
     assert drawing.image.mode == "RGB"
 
 
-def test_a_server_that_is_not_there_or_refuses(server: Server) -> None:
+def test_a_server_that_is_not_there_or_refuses(server: Painting) -> None:
     server.draws = lambda h, _: h.send({"error": "who"}, 401)
     model = server.model()
     with pytest.raises(GapbenchError, match=r"model server-painter: .* refuses the key"):
@@ -249,18 +225,18 @@ def test_arguments_that_are_refused(argument: str, changes: dict[str, Any], why:
         load_model(f"server:{argument}", recipe=changes)
 
 
-def test_fields_that_a_server_refuses_are_left_out(server: Server) -> None:
-    def draws(handler: Handler, asked: Asked) -> None:
+def test_fields_that_a_server_refuses_are_left_out(server: Painting) -> None:
+    def draws(handler: Painter, asked: Asked) -> None:
         if "seed" in asked:
             handler.send({"error": "Unknown parameter: 'seed'"}, 400)
         else:
             handler.draw(asked)
 
-    def says(handler: Handler, asked: Asked) -> None:
+    def says(handler: Painter, asked: Asked) -> None:
         if "repetition_penalty" in asked or "logprobs" in asked:
             handler.send({"error": "unknown"}, 400)
         else:
-            handler.say(asked)
+            handler.answer(asked)
 
     server.draws, server.says = draws, says
     model = server.model(concurrency=1)
@@ -272,12 +248,12 @@ def test_fields_that_a_server_refuses_are_left_out(server: Server) -> None:
     assert len(server.chats) == 4 + 2
 
 
-def test_log_probabilities(server: Server) -> None:
+def test_log_probabilities(server: Painting) -> None:
     model = server.model()
     image = Image.new("RGB", (4, 4))
     found = model.judge([image], ["?"], (" The score is 0", " The score is 1"))
     assert found[0].tolist() == pytest.approx([-2.5, -0.1])
-    server.says = lambda h, asked: h.say(asked, logprobs=False)
+    server.says = lambda h, asked: h.answer(asked, logprobs=False)
     import numpy as np
 
     assert np.isnan(model.judge([image], ["?"], (" 0", " 1"))).all()
@@ -290,8 +266,8 @@ def test_log_probabilities(server: Server) -> None:
 
 
 @pytest.mark.parametrize("logprobs", [True, False])
-def test_a_run_ends_in_a_table(server: Server, tmp_path: Path, logprobs: bool) -> None:
-    server.says = lambda h, asked: h.say(asked, logprobs=logprobs)
+def test_a_run_ends_in_a_table(server: Painting, tmp_path: Path, logprobs: bool) -> None:
+    server.says = lambda h, asked: h.answer(asked, logprobs=logprobs)
     done = run(f"server:{server.argument}", limit=3, samples=2, out=tmp_path)
     frame = done.frame()
     assert len(frame) == 6
@@ -304,7 +280,7 @@ def test_a_run_ends_in_a_table(server: Server, tmp_path: Path, logprobs: bool) -
 
 
 def test_seeds_that_are_not_heeded_are_marked(
-    server: Server, tmp_path: Path, cli: Callable[..., Any]
+    server: Painting, tmp_path: Path, cli: Callable[..., Any]
 ) -> None:
     server.draws = lambda h, asked: h.draw(asked, salt=str(time.perf_counter_ns()))
     done = run(f"server:{server.argument}", limit=2, samples=1, out=tmp_path)
@@ -315,14 +291,14 @@ def test_seeds_that_are_not_heeded_are_marked(
     assert open_run(done.path).checks() == done.checks()
 
 
-def test_images_that_came_are_kept(server: Server, tmp_path: Path) -> None:
+def test_images_that_came_are_kept(server: Painting, tmp_path: Path) -> None:
     word = run(f"server:{server.argument}", limit=3, samples=1, out=tmp_path / "a").plan.prompts[1]
     server.draws = lambda h, asked: (
         h.send({"error": "no"}, 400) if asked["prompt"] == word.text else h.draw(asked)
     )
     with pytest.raises(GapbenchError, match=r"1 of 3 images could not.*; the rest is kept"):
         run(f"server:{server.argument}", limit=3, samples=1, out=tmp_path / "b")
-    server.draws = Handler.draw
+    server.draws = Painter.draw
     before = len(server.drawn)
     done = run(f"server:{server.argument}", limit=3, samples=1, out=tmp_path / "b")
     assert len(done.frame()) == 3

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from scenes import sample_scene
 
 from gapbench import GapbenchError, Generation, Prompt, Rates, Verdict, load_task, open_run
 from gapbench.metrics.metric import shown_in
@@ -22,7 +23,7 @@ from gapbench.report.sheets import COLUMNS, MOST, SIDE, write_sheets
 from gapbench.runs.folder import RunFolder
 from gapbench.runs.plan import Plan, seed_of
 from gapbench.runs.run import Run
-from gapbench.tasks.world import render, sample_scene
+from gapbench.tasks.world import render
 
 RED, ORANGE, BLUE, GREEN, GREY = (
     (200, 40, 40),

@@ -233,9 +233,9 @@ def test_a_digest_pins_the_prompts(user_task: UserTask) -> None:
 @pytest.mark.parametrize(
     ("line", "culprit"),
     [
-        ('{"text": ', "not a line of JSON"),
-        ("", "not a line of JSON"),
-        ("[" * 100_000, "not a line of JSON"),
+        ('{"text": ', "not JSON"),
+        ("", "not JSON"),
+        ("[" * 100_000, "not JSON"),
         ('"a prompt"', "a prompt is an object"),
         ('{"text": "y", "id": "one"}', "id 'one' is already at"),
         ('{"text": ""}', "the prompt is empty"),
@@ -247,8 +247,8 @@ def test_a_digest_pins_the_prompts(user_task: UserTask) -> None:
         ('{"text": "a\\u0000b"}', "control character '\\x00'"),
         ('{"text": "a\\u001b[31mb"}', "control character '\\x1b'"),
         ('{"text": "a\\u0085b"}', "control character '\\x85'"),
-        ('{"text": "a\\ud800b"}', "not a line of JSON"),
-        ('{"text": "y", "id": "\\ud800"}', "not a line of JSON"),
+        ('{"text": "a\\ud800b"}', "not JSON"),
+        ('{"text": "y", "id": "\\ud800"}', "not JSON"),
         ('{"text": "y", "colour": "red"}', "unknown key 'colour'"),
         ('{"text": "y", "category": "other"}', "category 'other' is not in task.yaml"),
         ('{"text": "y", "category": ["only"]}', "category ['only'] is not in task.yaml"),

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gapbench.models.base import CAPABILITIES, Drawing, Model, Unfinished
+from gapbench.models.image_folder import MAX_PIXELS
 from gapbench.types import GapbenchError
 
 ADAPTER: Final = "worker-1"
@@ -34,7 +35,6 @@ LARGEST: Final = 10_000_000
 """Characters of a message that are read."""
 GREETING: Final = 120.0
 """Seconds until the greeting, which comes before any weights."""
-MAX_PIXELS: Final = 8192 * 8192
 
 
 class WorkerModel(Model):
@@ -243,7 +243,7 @@ class _Process:
         # Threads hold no reference to this object, so that it ends when nobody uses it.
         reader = threading.Thread(target=_read, args=(self._popen, self._lines), daemon=True)
         reader.start()
-        self._end = weakref.finalize(self, _kill, self._popen, self._folder)
+        self.stop = weakref.finalize(self, _kill, self._popen, self._folder)
         self._number = 0
         try:
             self.greeting = self._message(GREETING)
@@ -299,9 +299,6 @@ class _Process:
         said = self._log.read_bytes()[-4000:].decode(errors="replace").split("\n")
         last = next((line for line in reversed(said) if line.strip()), "")
         return f"{ended} ({_line(last)})" if last else ended
-
-    def stop(self) -> None:
-        self._end()
 
 
 def _read(popen: subprocess.Popen[bytes], lines: queue.Queue[bytes]) -> None:
