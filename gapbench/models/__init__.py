@@ -124,8 +124,9 @@ def _refuse_other_base(folder: Path, base: str, device: str) -> None:
     trained = read_object(folder / FIX_RECORD).get("base", {})
     if load_model(base, device, trained.get("dtype", "auto")).fingerprint != trained["fingerprint"]:
         raise GapbenchError(
-            f"{folder}: this adapter was trained on other weights than {base} has; give the ones "
-            f"with fingerprint {trained['fingerprint'][:12]}..., or train it anew"
+            f"{folder}: this adapter was trained on other weights than {base} has, or gapbench has "
+            "changed since how it draws; give the weights with fingerprint "
+            f"{trained['fingerprint'][:12]}..., or train it anew"
         )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -88,6 +89,19 @@ def settings_files(folder: Path) -> list[Path]:
     return [folder / name for name in SETTINGS if (folder / name).is_file()]
 
 
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """Keep back transformers' warnings about what gapbench does not use, or says in its own way."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
 def load_pretrained(
     who: str,
     kind: str,
@@ -114,22 +128,32 @@ def load_pretrained(
 
     logging.disable_progress_bar()
     try:
-        model, info = getattr(transformers, kind).from_pretrained(
-            folder if tensors is None else None,
-            config=config,
-            state_dict=tensors,
-            dtype=dtype,
-            device_map="auto" if device is None else None,
-            use_safetensors=True if tensors is None and not pickled else None,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        with unwarned():
+            model, info = getattr(transformers, kind).from_pretrained(
+                folder if tensors is None else None,
+                config=config,
+                state_dict=tensors,
+                dtype=dtype,
+                device_map="auto" if device is None else None,
+                use_safetensors=True if tensors is None and not pickled else None,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
         model = (model if device is None else model.to(device)).eval()
     except Exception as error:  # safetensors, torch and transformers raise many kinds
         raise GapbenchError(f"{who}: cannot load {folder}: {first_line(error)}") from error
     if missing := sorted(name for name in info["missing_keys"] if not name.endswith(needless)):
         raise GapbenchError(
             f"{who}: the weights in {folder} lack {len(missing)} tensors, {missing[0]} among them"
+        )
+    if misfits := sorted(info["mismatched_keys"]):
+        name, given, wanted = misfits[0]
+        empty = "; ZeRO left them empty: write whole weights with its zero_to_fp32.py"
+        raise GapbenchError(
+            f"{who}: {len(misfits)} tensors in {folder} do not have the shape that config.json "
+            f"gives, {name} among them ({tuple(given)} for {tuple(wanted)})"
+            f"{empty if 0 in given else ''}"
         )
     return model

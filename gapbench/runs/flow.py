@@ -147,7 +147,10 @@ def model_of(run: Run, models: Sequence[str], task: str) -> Model:
             continue
         if model.fingerprint == about.get("fingerprint"):
             return model
-        tried.append(f"{spec} holds other weights or settings than that run's model")
+        tried.append(
+            f"{spec} holds other weights or settings than that run's model, or gapbench has "
+            "changed since how it draws"
+        )
     raise GapbenchError(
         f"{run.path}: its model has to {task}, but {'; '.join(tried)}; give its folder or name "
         "with --model"

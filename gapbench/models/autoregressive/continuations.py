@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gapbench.models.base import IMAGE
+from gapbench.models.checkpoint import unwarned
 
 
 def greedy(
@@ -17,7 +18,6 @@ def greedy(
 ) -> list[str]:
     """How each row goes on: up to its end, so many tokens, or the first of the words in `until`."""
     from transformers import StoppingCriteriaList
-    from transformers.utils import logging
 
     start, words = batch["input_ids"].shape[1], [word for word in until if word]
 
@@ -28,9 +28,7 @@ def greedy(
         ended = [any(word in text for word in words) for text in said(ids)]
         return torch.tensor(ended, device=ids.device)
 
-    loud = logging.get_verbosity()
-    logging.set_verbosity_error()  # it warns of lengths and sampling that we did not ask for
-    try:
+    with unwarned():  # of the checkpoint's sampling and length, which are for drawing
         out = module.generate(
             **batch,
             do_sample=False,
@@ -38,8 +36,6 @@ def greedy(
             pad_token_id=tokenizer.pad_token_id,
             stopping_criteria=StoppingCriteriaList([stop] if words else []),
         )
-    finally:
-        logging.set_verbosity(loud)
     return [
         min((text.partition(word)[0] for word in words), key=len, default=text)
         for text in said(out)

@@ -129,7 +129,9 @@ class AutoregressiveModel(Model, ABC):
                 self._processors[folder] = self._load_processor(folder)
             except Exception as error:  # json, tokenizers, jinja and transformers raise many kinds
                 raise GapbenchError(
-                    f"{self._who}: cannot load the processor in {folder}: {first_line(error)}"
+                    f"{self._who}: cannot load the processor in {folder}: {first_line(error)}; "
+                    "a checkpoint of a training may lack its files: copy those of the model that "
+                    "it began with"
                 ) from error
         return self._processors[folder]
 

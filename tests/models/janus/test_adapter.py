@@ -948,7 +948,13 @@ def test_tensors_of_another_shape_are_refused(copy: Copy) -> None:
     weights = load_file(file)
     weights["lm_head.weight"] = torch.zeros(2, 2)
     save_file(weights, file, metadata={"format": "pt"})
-    refusal(JanusModel("m", folder).load, folder)
+    said = refusal(JanusModel("m", folder).load, folder)
+    assert "1 tensors in " in said
+    assert "lm_head.weight among them ((2, 2) for (" in said
+    assert "ZeRO" not in said
+    weights["lm_head.weight"] = torch.zeros(0)
+    save_file(weights, file, metadata={"format": "pt"})
+    assert "ZeRO left them empty" in refusal(JanusModel("m", folder).load, folder)
 
 
 def test_a_folder_without_weights_is_refused(copy: Copy) -> None:
@@ -986,7 +992,9 @@ def test_broken_or_missing_processor_files_are_refused(
     else:
         (folder / name).write_text(text)
     model = JanusModel("m", folder)
-    assert "cannot load the processor in " in refusal(lambda: model.refuses("a"), folder)
+    said = refusal(lambda: model.refuses("a"), folder)
+    assert "cannot load the processor in " in said
+    assert said.endswith("copy those of the model that it began with")
     assert "cannot load" in refusal(lambda: model.generate(["a"], [1]), folder)
 
 
