@@ -29,6 +29,7 @@ settings.load_profile("same")
 
 # A shell's background job ignores Ctrl-C, and so would every process that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+os.environ.pop("COLUMNS", None)  # tables of commands would be as narrow as the tests' terminal
 CLI = [sys.executable, "-c", "from gapbench.cli.main import main; main()"]
 
 

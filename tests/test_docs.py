@@ -17,6 +17,9 @@ from gapbench.comparison import words as changes
 from gapbench.metrics import METRICS, paired
 from gapbench.metrics.metric import UNDERSTANDING, shown_in
 from gapbench.report import tables
+from gapbench.runs.folder import folder_for
+from gapbench.runs.plan import prepare
+from gapbench.runs.settings import RunSettings
 
 from .conftest import CLI
 
@@ -93,6 +96,13 @@ def test_concepts_name_the_file_of_every_figure() -> None:
     concepts = (DOCS / "concepts.md").read_text(encoding="utf-8")
     files = sorted((ROOT / "gapbench" / "metrics").glob("[a-z]*.py"))
     assert [f.name for f in files if f"`gapbench/metrics/{f.name}`" not in concepts] == []
+
+
+def test_the_run_folder_of_the_docs_is_the_one_that_a_run_makes() -> None:
+    text = "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
+    named = set(re.findall(r"runs/janus-mini-[\w.*]+", text))
+    made = prepare(RunSettings(limit=1))
+    assert named == {folder_for("runs", made.model.name, made.identity).as_posix()}
 
 
 def test_the_reference_holds_every_command_as_it_is() -> None:

@@ -11,6 +11,7 @@ import typer
 from gapbench.cli.terminal import console, facts
 from gapbench.fetch.libraries import go_offline, quiet
 from gapbench.runs.settings import MODEL, TASKS, Device, Dtype, Judges, Offline, Recipe, names
+from gapbench.types import counted
 
 if TYPE_CHECKING:
     from gapbench.models.base import Model
@@ -46,10 +47,10 @@ def tasks(
         mine = [prompt.text for prompt in prompts if prompt.category == category]
         shown = (str(len(mine)), mine[0] if mine else "") if ready else ("", "(gapbench prepare)")
         table.add_row(category, tier, task.judge(category), *shown)
-    parts = ", ".join(f"{k} ({v.prompts} prompts)" for k, v in task.spec.splits.items())
+    parts = ", ".join(f"{k} ({counted(v.prompts, 'prompt')})" for k, v in task.spec.splits.items())
     facts(
         title=task.spec.title, version=task.version, license=task.spec.license,
-        splits=parts or "test", samples=f"{task.samples} images a prompt",
+        splits=parts or "test", samples=f"{counted(task.samples, 'image')} per prompt",
         variants=", ".join(task.spec.variants) or None, question=task.spec.question,
     )  # fmt: skip
     console().print(table)

@@ -20,10 +20,10 @@ def compare(
     afters: Annotated[list[Path], typer.Argument(help="Run folders of the same prompts and seeds.", metavar="AFTER")],
     by: Annotated[Literal["category", "tier", "task"] | None, typer.Option(help="Also print the figures of each category, tier or task.")] = None,
     judge: Judge = None,
-    model: Annotated[list[str] | None, typer.Option(help="New place of AFTER's model, if you moved it; can be repeated.")] = None,
-    intersection: Annotated[bool, typer.Option("--intersection", help="If the runs differ, compare only what both have.")] = False,
+    model: Annotated[list[str] | None, typer.Option(help="Where AFTER's model is now, if you moved it. Can be repeated.")] = None,
+    intersection: Annotated[bool, typer.Option("--intersection", help="If the runs differ, compare only the images that both have.")] = False,
     lm_eval: Annotated[Sequence[str] | None, typer.Option(parser=names, help="Tasks of lm-eval to evaluate both models on, separated by commas; results are kept in the run folders.")] = None,
-    lm_eval_limit: Annotated[int | None, typer.Option(help="Questions of each of those tasks.", show_default="all", min=1)] = None,
+    lm_eval_limit: Annotated[int | None, typer.Option(help="Use at most this many questions of each of these tasks.", show_default="all", min=1)] = None,
     form: Annotated[Literal["text", "markdown", "json"], typer.Option("--format", help="Format of the tables.")] = "text",
     gate: Annotated[bool, typer.Option("--gate", help="Exit with code 1 if a figure is significantly worse.")] = False,
 ) -> None:  # fmt: skip

@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 from gapbench.cli.options import Results, RunPath
-from gapbench.types import GapbenchError
+from gapbench.types import GapbenchError, counted
 
 
 def submit(
     path: RunPath,
-    contact: Annotated[str, typer.Option(help="Who to ask about it; it will be public.")] = "",
+    contact: Annotated[str, typer.Option(help="Who can be asked about the submission. This will be public.")] = "",
     checkpoint: Annotated[str | None, typer.Option(help="Where others can download the weights, if the model was a folder.", metavar="OWNER/NAME@COMMIT")] = None,
     allow_test_model: Annotated[bool, typer.Option("--allow-test-model", help="Submit a test model, which has its own section.")] = False,
     results: Results = Path("results"),
@@ -31,9 +31,9 @@ def submit(
 def verify(
     folders: Annotated[list[Path], typer.Argument(help="Submissions, results/<model>.", metavar="SUBMISSION")],
     run: Annotated[Path | None, typer.Option(help="The run folder, with the images.")] = None,
-    rejudge: Annotated[int, typer.Option(help="Number of images of the run whose verdicts are computed again.", min=0)] = 0,
+    rejudge: Annotated[int, typer.Option(help="Number of images of --run whose verdicts are computed again.", min=0)] = 0,
     model: Annotated[str | None, typer.Option(help="The model, if the card names only a checkpoint.")] = None,
-    draw: Annotated[int, typer.Option(help="Seed of the choice of images.")] = 0,
+    draw: Annotated[int, typer.Option(help="Seed for choosing these images.")] = 0,
 ) -> None:  # fmt: skip
     """Recompute the figures of submissions and check their rows."""
     from gapbench.leaderboard.expected import Installed
@@ -51,7 +51,7 @@ def verify(
         for fault in faults:
             typer.echo(f"FAIL  {fault}")
         if not faults:
-            again = f", {rejudge} images judged again" if rejudge else ""
+            again = f", {counted(rejudge, 'image')} judged again" if rejudge else ""
             typer.echo(f"ok    {folder}: complete, every figure recomputed{again}")
         failed = failed or bool(faults)
     if failed:
@@ -69,16 +69,16 @@ def leaderboard(
     entries, file = submissions(results), results.parent / "leaderboard.md"
     if not check:
         write(entries, file)
-        typer.echo(f"{file} and {file.with_suffix('.html')}: {len(entries)} submissions")
+        typer.echo(f"{file} and {file.with_suffix('.html')}: {counted(len(entries), 'submission')}")
     elif is_current(entries, file):
-        typer.echo(f"{file} is what {results} gives: {len(entries)} submissions")
+        typer.echo(f"{file} is what {results} gives: {counted(len(entries), 'submission')}")
     else:
         typer.echo(f"{file} is not what {results} gives; run `gapbench leaderboard`")
         raise typer.Exit(1)
 
 
 def push(
-    folder: Annotated[Path, typer.Argument(help="A run folder, or a checkpoint's.", metavar="FOLDER")],
+    folder: Annotated[Path, typer.Argument(help="A run folder or a checkpoint folder.", metavar="FOLDER")],
     repo: Annotated[str, typer.Option(help="The repository on the hub.", metavar="OWNER/NAME")],
     yes: Annotated[bool, typer.Option("--yes", help="Upload it; without this, only print what would be uploaded.")] = False,
 ) -> None:  # fmt: skip
@@ -88,6 +88,6 @@ def push(
     planned = pushing.plan(folder, repo)
     typer.echo(planned.words())
     if not yes:
-        typer.echo("Nothing was sent; --yes sends it.")
+        typer.echo("Nothing was uploaded; --yes uploads it.")
         return
     typer.echo(pushing.push(planned))

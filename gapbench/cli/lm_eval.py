@@ -15,10 +15,10 @@ from gapbench.runs.settings import MODEL, Device, Dtype, Offline, Recipe, names
 def lm_eval(
     model: Annotated[str, typer.Argument(help=MODEL, metavar="MODEL")],
     tasks: Annotated[Sequence[str], typer.Option(parser=names, help="Tasks and groups of lm-eval, separated by commas; gapbench_shapes comes with gapbench.")],
-    limit: Annotated[int | None, typer.Option(help="Questions of each task.", show_default="all", min=1)] = None,
+    limit: Annotated[int | None, typer.Option(help="Use at most this many questions of each task.", show_default="all", min=1)] = None,
     batch_size: Annotated[int, typer.Option(help="Texts per batch. Does not change answers.", min=1)] = 8,
     out: Annotated[Path, typer.Option(help="Folder for lm-eval's results and logs.")] = Path("lm-eval"),
-    include_path: Annotated[Path | None, typer.Option(help="A folder of further lm-eval tasks.")] = None,
+    include_path: Annotated[Path | None, typer.Option(help="Folder with lm-eval tasks of your own.")] = None,
     recipe: Recipe = None,
     device: Device = "auto",
     dtype: Dtype = "auto",

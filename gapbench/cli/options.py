@@ -21,7 +21,9 @@ from gapbench.types import GapbenchError
 RunPath = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
 Judge = Annotated[
     str | None,
-    typer.Option(help="The outside judge to compute against.", show_default="set by each task"),
+    typer.Option(
+        help="Compute the figures against this outside judge.", show_default="set by each task"
+    ),
 ]
 Results = Annotated[Path, typer.Option(help="Folder of submissions.")]
 

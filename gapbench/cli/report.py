@@ -14,7 +14,7 @@ from gapbench.cli.options import Judge, RunPath
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders; of two, the first is before and the second after.", metavar="RUN")],
+    runs: Annotated[list[Path], typer.Argument(help="One or more run folders. Of two, the first is before and the second after.", metavar="RUN")],
     out: Annotated[Path | None, typer.Option(help="The file to write.", show_default="report.html in the run's folder; for several runs, in this folder")] = None,
     judge: Judge = None,
 ) -> None:  # fmt: skip
@@ -31,8 +31,8 @@ def report(
 
 def label(
     run: RunPath,
-    rater: Annotated[str, typer.Option(help="Who labels; every rater has labels of their own.")] = "rater",
-    port: Annotated[int, typer.Option(help="Port of the page, say for a tunnel; 0 takes a free one.")] = 0,
+    rater: Annotated[str, typer.Option(help="Your name. The labels of each rater are stored separately.")] = "rater",
+    port: Annotated[int, typer.Option(help="Port of the page, for example for an SSH tunnel; 0 takes a free one.")] = 0,
 ) -> None:  # fmt: skip
     """Open a local page where a person judges the images of a run."""
     import webbrowser

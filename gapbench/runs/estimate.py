@@ -13,7 +13,7 @@ from gapbench.judges.base import Judge
 from gapbench.models.base import Drawing
 from gapbench.runs.folder import RunFolder, folder_for
 from gapbench.runs.plan import Item, Prepared, missing_items, refuse_prompts
-from gapbench.types import Prompt
+from gapbench.types import Prompt, counted
 
 CALIBRATION: Final = 8
 """Images that each process draws to estimate a run."""
@@ -37,8 +37,9 @@ class Estimate:
         if self.seconds is None or self.bytes is None:
             return "Nothing is left to do: the same command prints the table."
         left = (
-            f"Left to do: {self.images} images, {self.own_verdicts} own verdicts, "
-            f"{self.outside_verdicts} outside verdicts; about {self.seconds:.0f} s and "
+            f"Left to do: {counted(self.images, 'image')}, "
+            f"{counted(self.own_verdicts, 'own verdict')}, "
+            f"{counted(self.outside_verdicts, 'outside verdict')}; about {self.seconds:.0f} s and "
             f"{self.bytes / 1e6:.1f} MB, from a short calibration. Nothing was written."
         )
         return "\n".join([left, *(f"Not counted in the time: {cost}" for cost in self.costs)])
