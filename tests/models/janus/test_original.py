@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
 from gapbench import GapbenchError, load_model
+from gapbench.models.autoregressive.sampling import Recipe
 from gapbench.models.janus.adapter import JanusModel
 from gapbench.verdict import ANSWERS
 
@@ -133,6 +135,36 @@ def test_it_asks_and_draws_in_deepseeks_words(model: JanusModel) -> None:
     assert (
         model.chat([{"role": "user", "content": " what? "}]) == "<|User|>: what?\n\n<|Assistant|>:"
     )
+
+
+# What deepseek-ai/Janus 1daa72f gave for these weights: the loop of generation_inference.py with
+# the likeliest token taken, and VLMImageProcessor.
+DRAWN = {
+    "a red circle": ([1, 41, *[65] * 14], [28522, 259675, 246975], [191, 255, 210]),
+    "describe a blue square": ([109, 35, *[65] * 14], [28706, 259665, 246720], [188, 255, 211]),
+}
+SEEN = {(97, 64): -5.5058, (50, 119): -7.2941, (31, 30): -7.9372, (120, 5): -12.0627, (40, 40): -3.749}  # fmt: skip  # noqa: E501
+
+
+@pytest.mark.parametrize("prompt", DRAWN)
+def test_it_draws_what_upstreams_code_draws(tiny_original: Path, prompt: str) -> None:
+    model = JanusModel("m", tiny_original, Recipe(temperature=0), dtype="float32")
+    [drawing] = model.generate([prompt], [0])
+    tokens, sums, corner = DRAWN[prompt]
+    assert drawing.tokens is not None
+    assert drawing.tokens.tolist() == tokens
+    levels = np.asarray(drawing.image).astype(int)
+    np.testing.assert_allclose(levels.sum((0, 1)), sums, rtol=0, atol=8)  # another CPU's rounding
+    np.testing.assert_allclose(levels[0, 0], corner, rtol=0, atol=1)
+
+
+@pytest.mark.parametrize("size", SEEN)
+def test_it_sees_what_upstreams_code_sees(model: JanusModel, size: tuple[int, int]) -> None:
+    width, height = size
+    values = (np.arange(width * height * 3) * 7 % 256).astype(np.uint8)
+    picture = Image.fromarray(values.reshape(height, width, 3))
+    seen = model._asked([[picture]], [model._chat("q?")])["pixel_values"]
+    assert float(seen.double().sum()) == pytest.approx(SEEN[size], abs=1e-3)
 
 
 def test_saved_it_is_a_checkpoint_in_the_hubs_layout(model: JanusModel, tmp_path: Path) -> None:
