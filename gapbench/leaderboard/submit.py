@@ -19,7 +19,7 @@ from gapbench.models import load_model
 from gapbench.models.registry import MODELS
 from gapbench.runs.run import Run
 from gapbench.tasks.spec import explain
-from gapbench.types import GapbenchError
+from gapbench.types import GapbenchError, counted
 
 _CHECKPOINT: Final = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})", re.ASCII)
 
@@ -122,8 +122,8 @@ def _check_tasks(run: Run, installed: Installed) -> None:
             raise GapbenchError(f"{run.path}: its prompts are not those of task {name} {version}")
         if run.plan.samples[name] < task.samples:
             raise GapbenchError(
-                f"{run.path} is not complete: {run.plan.samples[name]} images a prompt, task "
-                f"{name} has {task.samples}; run without --samples"
+                f"{run.path} is not complete: {counted(run.plan.samples[name], 'image')} a prompt, "
+                f"task {name} has {task.samples}; run without --samples"
             )
 
 

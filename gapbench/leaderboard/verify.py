@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from gapbench.judges.own import NAMES
 from gapbench.leaderboard.expected import Installed, Key, Wanted
 from gapbench.leaderboard.submission import SEED, Card, Submission, figures, name_of, read
-from gapbench.types import GapbenchError
+from gapbench.types import GapbenchError, counted
 from gapbench.verdict import RULES, parse
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _card(card: Card, name: str, installed: Installed) -> Iterator[str]:
             yield f"task {task}: its judges are not the task's own"
         least = installed.task(task).samples
         if given.samples < least:
-            yield f"task {task}: {given.samples} images a prompt, it takes {least}"
+            yield f"task {task}: {counted(given.samples, 'image')} a prompt, it takes {least}"
         for category in given.judges.keys() & here.judges.keys():
             judge = installed.judge(installed.task(task), category)
             if judge.name not in card.judges:

@@ -199,7 +199,7 @@ def test_without_yes_it_says_what_and_sends_nothing(hub: Hub, push: Push, run_fo
     size = sum(map(len, sent(run_folder).values()))
     assert f"dataset me/run: {len(sent(run_folder))} files" in done.stdout
     assert f"{size / 1e6:.1f} MB" in done.stdout
-    assert "Nothing was sent; --yes sends it." in done.stdout
+    assert "Nothing was uploaded; --yes uploads it." in done.stdout
     assert hub.asked == []
 
 

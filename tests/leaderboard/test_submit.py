@@ -147,7 +147,7 @@ def test_a_run_of_fewer_prompts(made: Any, tmp_path: Path) -> None:
 def test_a_run_of_fewer_samples(made: Any, tmp_path: Path) -> None:
     folder = tampered(made, tmp_path)
     edit(folder, "plan.json", lambda plan: plan["samples"].update({"few-shapes": 1}))
-    refuses(folder, tmp_path, "1 images a prompt, task few-shapes has 2")
+    refuses(folder, tmp_path, "1 image a prompt, task few-shapes has 2")
 
 
 @pytest.mark.parametrize("name", ["verdicts.jsonl", "generations.jsonl"])

@@ -151,7 +151,7 @@ def test_a_dropped_sample_in_rows_and_card(copy: Path) -> None:
     card = json.loads((copy / CARD).read_text())
     card["tasks"]["few-shapes"]["samples"] = 1
     sign(copy, [r for r in rows_of(copy) if r["sample"] == 0], tasks=card["tasks"])
-    assert "1 images a prompt, it takes 2" in only_fault(copy)
+    assert "1 image a prompt, it takes 2" in only_fault(copy)
 
 
 def test_duplicated_easy_prompts(copy: Path) -> None:
@@ -261,7 +261,7 @@ def test_two_verdicts_of_one_image(copy: Path) -> None:
         ({"version": "0.9"}, "has version 0.9, installed is 1.0"),
         ({"prompts": "0" * 64}, "other prompts than the installed ones"),
         ({"judges": {"colors": "pixel"}}, "its judges are not the task's own"),
-        ({"samples": 1}, "1 images a prompt, it takes 2"),
+        ({"samples": 1}, "1 image a prompt, it takes 2"),
     ],
 )
 def test_a_changed_task(copy: Path, change: dict[str, Any], fault: str) -> None:
