@@ -102,7 +102,8 @@ def test_the_run_folder_of_the_docs_is_the_one_that_a_run_makes() -> None:
     text = "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
     named = set(re.findall(r"runs/janus-mini-[\w.*]+", text))
     made = prepare(RunSettings(limit=1))
-    assert named == {folder_for("runs", made.model.name, made.identity).as_posix()}
+    right = folder_for("runs", made.model.name, made.identity).as_posix()
+    assert named == {right}, f"write {right} where the docs name another run of janus-mini"
 
 
 def test_the_reference_holds_every_command_as_it_is() -> None:
