@@ -300,7 +300,7 @@ def test_a_run_marks_the_pair_in_its_table(cli: Cli, tiny_emu3: Path) -> None:
     options = ("--limit", "2", "--samples", "1", "--set", f"image_area={AREA}")
     done = cli("run", "--model", str(tiny_emu3), *options)
     assert done.returncode == 0, done.stderr
-    assert "tiny-emu3* on shapes" in done.stdout
+    assert "tiny-emu3* (image_area=1024) on shapes" in done.stdout
     assert "* a pair: it draws with one set of weights and judges with another" in done.stdout
     run = next(line for line in done.stdout.split() if line.startswith("runs/"))
     shown = cli("show", run.split("/sheets")[0], "--format", "markdown")
