@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 Tier = Literal["easy", "medium", "hard"]
 TIERS: tuple[Tier, ...] = ("easy", "medium", "hard")
@@ -15,6 +15,25 @@ TIERS: tuple[Tier, ...] = ("easy", "medium", "hard")
 
 class GapbenchError(Exception):
     """A mistake a person can mend: what was wrong, where, and what to do, in one line."""
+
+
+PERCENT: Final = "%"
+"""The unit of shares: numbers in [0, 1] that are printed in percent."""
+
+
+class Scale(NamedTuple):
+    """What a judge's scores are measured in: the unit, and the lowest and highest score.
+
+    Only scores of one scale have a mean.
+    """
+
+    unit: str = PERCENT
+    low: float = 0.0
+    high: float = 1.0
+
+
+SHARE: Final = Scale()
+COSINE: Final = Scale("cosine", -1.0, 1.0)
 
 
 class Interrupted(Exception):  # noqa: N818 (no error)
@@ -94,15 +113,17 @@ class Verdict(Answer):
 class Rates:
     """One figure over verdicts.
 
-    `value` is None where the denominator carries nothing. `numerator` and `denominator` are raw
-    counts (sums, for scores) over images; `value` equals their quotient within a category and
-    weighs categories equally above it. `low` and `high` bound the 95 % interval; `n_prompts` are
-    the prompts behind the denominator; `deff` is the design effect (variance over prompts as
+    `value` is in `unit`, a share in [0, 1] where that is "%"; None where the denominator carries
+    nothing, or where the scores are in several units, which `unit` lists. `numerator` and
+    `denominator` are raw counts (sums, for scores) over images; `value` equals their quotient
+    within a category and weighs categories equally above it. `low` and `high` bound the 95 %
+    interval; `n_prompts` are the prompts behind the denominator; `deff` is the design effect (variance over prompts as
     clusters, divided by the variance if all images were independent); `abstained` counts the
-    images left out because a judge gave no verdict.
+    images left out because a judge gave no verdict. The levels "official" and "paper" are a task's
+    own means (`gapbench.metrics.rates.overalls`).
     """
 
-    level: Literal["category", "tier", "task", "overall"]
+    level: Literal["category", "tier", "task", "overall", "official", "paper"]
     name: str
     metric: str
     value: float | None
@@ -113,3 +134,4 @@ class Rates:
     n_prompts: int
     deff: float | None
     abstained: int
+    unit: str = PERCENT

@@ -49,7 +49,7 @@ def compare(
 
 def power(
     path: RunPath,
-    detect: Annotated[float, typer.Option(help="The change to detect, in points.")] = 5.0,
+    detect: Annotated[float, typer.Option(help="The change to detect, in points, or in the unit of the judge's scores.")] = 5.0,
     metric: Annotated[str, typer.Option(help="The figure: generation, non_unification, false_positive or self_accuracy.")] = "generation",
     judge: Judge = None,
 ) -> None:  # fmt: skip
@@ -59,4 +59,4 @@ def power(
     from gapbench.comparison import words as changes
     from gapbench.comparison.compare import plan_spread
 
-    typer.echo(changes.plan(plan_spread(path, metric, judge), metric, detect / 100))
+    typer.echo(changes.plan(plan_spread(path, metric, judge), metric, detect))

@@ -238,14 +238,17 @@ def _comparison(
     family = [change for change in family if pair.after.plan.own or change.images]
     family = adjusted(family + further)
     signs = {change.metric: change.verdict for change in family}
+    drawn = {change.verdict for change in family if change.metric == "generation"}
     measured = {change.metric for change in family if change.images}
     missing = [name for name in ("generation", UNDERSTANDING.name) if name not in measured]
     if not pair.old["judge"].notna().any():
         verdict = "none: there is no outside judge"
     elif len(missing) == 2:
         verdict = "none: the outside judge abstained on every image in one of the runs"
+    elif drawn >= {1, -1}:
+        verdict = "none: generation is better in one unit of the judges' scores, worse in another"
     else:
-        verdict = WORDS[signs.get("generation", 0), signs.get(UNDERSTANDING.name, 0)]
+        verdict = WORDS[sum(drawn), signs.get(UNDERSTANDING.name, 0)]
         verdict += f" ({missing[0]} was not measured)" if missing else ""
     before, after = pair.before, pair.after
     notes = [f"WARNING: judge {name} failed its picture check in {run.path}: {why}"

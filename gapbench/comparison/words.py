@@ -12,10 +12,10 @@ from tabulate import tabulate
 
 from gapbench.comparison.compare import RULE, Comparison
 from gapbench.judges.own import MODES
-from gapbench.metrics.metric import METRICS, PERCENT, UNDERSTANDING, Metric
-from gapbench.metrics.paired import Change, WinRate, detectable
+from gapbench.metrics.metric import METRICS, UNDERSTANDING, printed
+from gapbench.metrics.paired import Change, detectable
 from gapbench.metrics.power import SAMPLES, Spread, family
-from gapbench.types import GapbenchError, counted
+from gapbench.types import PERCENT, GapbenchError, counted
 
 FORMATS: Final = ("text", "markdown", "json")
 COLUMNS: Final = ("%", "before", "after", "change", "p", "Holm p", "detectable", "images (prompts)")
@@ -23,7 +23,7 @@ COLUMNS: Final = ("%", "before", "after", "change", "p", "Holm p", "detectable",
 GROUPS: Final = {"11": "both", "10": "only BEFORE", "01": "only AFTER", "00": "neither"}
 """(verdict of BEFORE's model, of AFTER's) -> the column of the table of groups."""
 ABOUT: Final = f"""\
-How to read this (percent; changes in percentage points):
+How to read this (percent, changes in percentage points, unless a unit is given):
 
 - change: after minus before, with its 95 % interval over prompts.
 - p: below 0.05 if that interval excludes 0.
@@ -32,8 +32,8 @@ How to read this (percent; changes in percentage points):
 - detectable: the smallest change that this many prompts show with a
   probability of 80 %. >100: more than any change could be.
 - understanding: how often an own verdict is right. Both models judge the
-  images of BEFORE. Win rate: of the images on which the two disagree, the share
-  on which AFTER is right.
+  images of BEFORE. Understanding win rate: of a category's images on which the
+  two disagree, the share on which AFTER is right; the mean over categories.
 - verdict: {RULE}."""
 Table = Callable[[Sequence[str], list[list[str]]], str]
 """Lays out headings and rows."""
@@ -62,36 +62,38 @@ def render(comparisons: Sequence[Comparison], form: str, width: int = 160) -> st
 
 
 def plan(spread: Spread, metric: str, change: float) -> str:
-    """Prompts that a comparison takes to detect a change, for numbers of samples."""
+    """Prompts that a comparison takes to detect a change, in the unit that the figure is printed
+    in, for numbers of samples."""
+    unit, points = spread.unit, "points" if spread.unit == PERCENT else spread.unit
+    share = change / 100 if unit == PERCENT else change
     rows = [
-        [samples, *(spread.needed(change, samples, alike) for alike in (True, False))]
+        [samples, *(spread.needed(share, samples, alike) for alike in (True, False))]
         for samples in SAMPLES
     ]
     heads = ["images a prompt", "prompts, at best", "prompts, at worst"]
     here = [
-        f"{100 * detectable(spread.error(spread.prompts, spread.samples, alike), family()):.1f}"
+        printed(detectable(spread.error(spread.prompts, spread.samples, alike), family()), unit)
         for alike in (True, False)
     ]
     return (
-        f"{_head(metric)} {100 * spread.value:.1f} %: variance {spread.between:.4f} between the "
-        f"prompts of a category, {spread.within:.4f} within a prompt.\n"
-        f"To detect a change of {100 * change:g} points with a probability of 80 %:\n\n"
+        f"{METRICS[metric].heading} {printed(spread.value, unit)} {unit}: variance "
+        f"{spread.between:.4f} between the prompts of a category, {spread.within:.4f} within a "
+        "prompt.\n"
+        f"To detect a change of {change:g} {points} with a probability of 80 %:\n\n"
         f"{tabulate(rows, heads)}\n\n"
         "At best, every prompt changes by the same amount. At worst, a prompt's rate after has "
         f"nothing to do with its rate before.\nThis run, with {spread.prompts} prompts and "
-        f"{spread.samples:.3g} images each, detects a change of {here[0]} points at best and "
+        f"{spread.samples:.3g} images each, detects a change of {here[0]} {points} at best and "
         f"{here[1]} at worst."
     )
 
 
-def _metric(name: str) -> Metric | None:
-    """None for a score of lm-eval's, a share that goes by its own name."""
-    return UNDERSTANDING if name == UNDERSTANDING.name else METRICS.get(name)
-
-
-def _head(name: str) -> str:
-    metric = _metric(name)
-    return metric.title if metric else name
+def _head(figure: Change) -> str:
+    """Its heading, with the unit where that is not percent; a score of lm-eval's goes by its own
+    name."""
+    metric = UNDERSTANDING if figure.metric == UNDERSTANDING.name else METRICS.get(figure.metric)
+    head = metric.heading if metric else figure.metric
+    return head if figure.unit == PERCENT else f"{head} ({figure.unit})"
 
 
 def _block(c: Comparison, table: Table) -> str:
@@ -104,17 +106,20 @@ def _block(c: Comparison, table: Table) -> str:
         *(f"Left out: {reason}" for reason in c.left_out),
         *c.notes,
     ]
-    rows = [_row(_head(change.metric), change) for change in c.changes]
+    rows = [_row(_head(change), change) for change in c.changes]
     parts = [("  \n" if table is _markdown else "\n").join(lines), table(COLUMNS, rows)]
     if c.by_level:
-        rows = [_row(f"{change.name}: {_head(change.metric)}", change) for change in c.by_level]
+        rows = [_row(f"{change.name}: {_head(change)}", change) for change in c.by_level]
         parts.append(table(COLUMNS, rows))
     if c.win_rate:
         w = c.win_rate
         parts.append(
-            f"Understanding win rate in percent: {_win_rate(w)} ({w.wins} wins, {w.losses} losses, "
-            f"{w.ties} ties)"
+            "Understanding win rate in percent (mean over categories, 50 without a disagreement): "
+            f"{_win_rate(w.value, w.low, w.high)} ({w.wins} wins, {w.losses} losses, {w.ties} ties)"
         )
+        if w.pooled is not None:
+            pooled = _win_rate(w.pooled, w.pooled_low, w.pooled_high)
+            parts.append(f"Pooled win rate in percent (over the disagreements alone): {pooled}")
     if c.groups:
         rows = [
             [judge, *(str(c.groups[key + pair]) for pair in GROUPS)]
@@ -135,7 +140,8 @@ def _block(c: Comparison, table: Table) -> str:
     verdict = f"Verdict: {c.verdict}."
     parts.append((f"**{verdict}**" if table is _markdown else verdict) + _smallest(c))
     if c.worse:
-        parts.append(f"Significantly worse: {', '.join(map(_head, c.worse))}.")
+        worse = [_head(change) for change in c.changes if change.verdict < 0]
+        parts.append(f"Significantly worse: {', '.join(worse)}.")
     return "\n\n".join(parts)
 
 
@@ -147,21 +153,22 @@ def _summary(comparisons: Sequence[Comparison], table: Table) -> str:
         figures = [_difference(cells[h]) + " *" * bool(cells[h].verdict) if h in cells else "n/a"
                    for h in heads]  # fmt: skip
         rho = f"{c.gap_gain.rho:.2f}" if c.gap_gain else "n/a"
-        won = _win_rate(c.win_rate) if c.win_rate else "n/a"
+        w = c.win_rate
+        won = _win_rate(w.value, w.low, w.high) if w else "n/a"
         rows.append([c.after, c.after_model, c.verdict, *figures, won, rho])
-    heads = ["AFTER", "model", "verdict", *heads, "win rate", "gap-gain rho"]
+    heads = ["AFTER", "model", "verdict", *heads, "understanding win rate", "gap-gain rho"]
     before = f"{comparisons[0].before_model}: {comparisons[0].before}"
     return f"Changes from BEFORE, in points; BEFORE is {before}\n\n{table(heads, rows)}"
 
 
 def _changes(c: Comparison) -> dict[str, Change]:
-    return {_head(change.metric): change for change in c.changes}
+    return {_head(change): change for change in c.changes}
 
 
 def _smallest(c: Comparison) -> str:
     """What a run that shows nothing could have shown."""
     seen = [
-        f"{_head(change.metric)} {_detectable(change)}"
+        f"{_head(change)} {_detectable(change)}"
         for change in c.changes
         if change.metric in ("generation", UNDERSTANDING.name) and change.detectable is not None
     ]
@@ -214,27 +221,21 @@ def _difference(change: Change) -> str:
     return f"{difference} [{low}, {high}]"
 
 
-def _win_rate(w: WinRate) -> str:
-    if w.value is None:
+def _win_rate(value: float | None, low: float | None, high: float | None) -> str:
+    if value is None:
         return "n/a"
-    if w.low is None or w.high is None:
+    if low is None or high is None:
         return "50, as the two models never disagree"
-    return f"{100 * w.value:.1f} [{100 * w.low:.1f}, {100 * w.high:.1f}]"
+    return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _number(change: Change, value: float | None, sign: str = "") -> str:
-    scale = 100 if _unit(change) == PERCENT else 1
-    return "n/a" if value is None else f"{scale * value:{sign}.1f}"
-
-
-def _unit(change: Change) -> str:
-    metric = _metric(change.metric)
-    return metric.unit if metric else PERCENT
+    return "n/a" if value is None else printed(value, change.unit, sign)
 
 
 def _detectable(change: Change) -> str:
     """More than 100 percentage points is no change that a share can have."""
-    beyond = change.detectable is not None and change.detectable > 1 and _unit(change) == PERCENT
+    beyond = change.detectable is not None and change.detectable > 1 and change.unit == PERCENT
     return ">100" if beyond else _number(change, change.detectable)
 
 

@@ -22,7 +22,7 @@ from gapbench.models.base import require, require_shared  # noqa: E402
 from gapbench.runs.frame import row  # noqa: E402
 from gapbench.runs.plan import prepare, refuse_prompts  # noqa: E402
 from gapbench.runs.settings import RunSettings  # noqa: E402
-from gapbench.types import GapbenchError  # noqa: E402
+from gapbench.types import SHARE, GapbenchError  # noqa: E402
 
 
 class GapCallback(TrainerCallback):  # type: ignore[misc]
@@ -120,5 +120,6 @@ class GapCallback(TrainerCallback):  # type: ignore[misc]
                 if name is not None:
                     [outside] = self.judges[name].judge([image], [item.prompt])
                 other = next(mismatched) if item.partner else None
-                rows.append(row(item, None, own, outside, other, name))
+                scale = self.judges[name].scale if name else SHARE
+                rows.append(row(item, None, own, outside, other, name, scale))
         return pd.DataFrame(rows)

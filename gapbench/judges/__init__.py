@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from importlib.metadata import EntryPoint, entry_points
 from typing import Final
 
 from gapbench.judges.base import REQUIRED, Judge
 from gapbench.models.base import with_defaults
-from gapbench.types import GapbenchError
+from gapbench.types import SHARE, GapbenchError
 
 BUILT_IN: Final = {
     "pixel": "gapbench.judges.pixel:PixelJudge",
@@ -28,14 +29,41 @@ BUILT_IN: Final = {
 
 def load_judge(spec: str, device: str = "auto") -> Judge:
     """A judge by NAME or NAME:ARGUMENT, such as human:labels.csv; weights come in at first use.
+    NAME@THRESHOLD, such as vqa@0.7, sets the score from which its verdict is 1.
 
-    Raises GapbenchError where no judge has that name, or it does not take the argument.
+    Raises GapbenchError where no judge has that name, or it does not take the argument or the
+    threshold.
     """
     name, colon, argument = spec.partition(":")
+    name, at, threshold = name.partition("@")
     factories = {own: EntryPoint(own, path, "") for own, path in BUILT_IN.items()}
     for entry in entry_points(group="gapbench.judges"):
         factories.setdefault(entry.name, entry)
     if name not in factories:
         raise GapbenchError(f"no judge {name!r}; installed: {', '.join(factories)}")
     made = factories[name].load()(argument if colon else None, device=device)
-    return with_defaults(made, Judge, REQUIRED, f"judge {spec}")
+    judge = with_defaults(made, Judge, REQUIRED, f"judge {spec}")
+    if at:
+        _set_threshold(judge, threshold)
+    return judge
+
+
+def _set_threshold(judge: Judge, text: str) -> None:
+    """A judge with another threshold is another judge, by name and by fingerprint."""
+    if judge.threshold is None and judge.scale == SHARE:
+        raise GapbenchError(
+            f"judge {judge.name}@{text}: its verdicts are not made from scores; leave out @{text}"
+        )
+    low, high = judge.scale.low, judge.scale.high
+    try:
+        threshold = float(text)
+    except ValueError:
+        threshold = math.nan
+    if not low < threshold <= high:
+        raise GapbenchError(
+            f"judge {judge.name}@{text}: give a threshold above {low:g} and up to {high:g}"
+        )
+    if threshold != judge.threshold:
+        judge.threshold = threshold
+        judge.name += f"@{threshold:g}"
+        judge.fingerprint = f"{judge.fingerprint}@{threshold!r}"

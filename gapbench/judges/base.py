@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -10,7 +11,7 @@ from PIL import Image
 from gapbench.fetch.hub import Checkpoint
 from gapbench.fetch.sources import Source
 from gapbench.models.base import Batches
-from gapbench.types import Answer, GapbenchError, Prompt
+from gapbench.types import SHARE, Answer, GapbenchError, Prompt, Scale
 
 REQUIRED: Final = ("name", "fingerprint", "judge")
 """What a judge must have; the rest of `Judge` has defaults."""
@@ -28,6 +29,12 @@ class Judge:
     """Changes whenever an answer may change (rules, thresholds, weights)."""
     needs: Sequence[Source | Checkpoint] = ()
     """What it cannot work without and does not ship."""
+    scale: Scale = SHARE
+    """What its scores are measured in, if it gives any. Their mean is taken only with scores of the
+    same scale."""
+    threshold: float | None = None
+    """The score from which its verdict is 1; None where verdicts are not made from scores, or where
+    it gives none. `--judge NAME@THRESHOLD` sets it."""
     batches: Batches = Batches()
     """How many images a batch of `judge` should have."""
 
@@ -42,6 +49,14 @@ class Judge:
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
         """Answer for each (image, prompt), in order. Images are RGB. Loads what it needs."""
         raise GapbenchError(f"judge {self.name} has no method judge")
+
+    def scored(self, score: float, text: str | None = None) -> Answer:
+        """The answer that a score makes: with a verdict if there is a threshold."""
+        if not math.isfinite(score):
+            return Answer(verdict=None, text=text, reason=f"the score is {score}")
+        if self.threshold is None:
+            return Answer(verdict=None, score=score, text=text, reason="a score and no verdict")
+        return Answer(verdict=int(score >= self.threshold), score=score, text=text)
 
     def judge_digests(
         self, digests: Sequence[str], prompts: Sequence[Prompt]

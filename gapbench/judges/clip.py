@@ -17,9 +17,9 @@ from PIL import Image
 
 from gapbench.fetch import hub
 from gapbench.files import first_line
-from gapbench.judges.weights import WeightsJudge, batches, cosines, crop, scale, tensor
+from gapbench.judges.weights import WeightsJudge, batches, cosines, crop, tensor
 from gapbench.models.torchvision_shim import ensure
-from gapbench.types import Answer, GapbenchError, Prompt
+from gapbench.types import COSINE, Answer, GapbenchError, Prompt
 
 CHECKPOINT: Final = hub.Checkpoint(
     repo="timm/vit_base_patch32_clip_224.openai",
@@ -44,6 +44,7 @@ class ClipJudge(WeightsJudge):
     """
 
     base = "clip"
+    scale = COSINE
     arithmetic = "clip-1"
     checkpoints = (CHECKPOINT,)
 
@@ -51,7 +52,7 @@ class ClipJudge(WeightsJudge):
         return prompt.text
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
-        return [scale(v) for v in self.similarities(images, [prompt.text for prompt in prompts])]
+        return [self.scored(v) for v in self.similarities(images, [p.text for p in prompts])]
 
     @torch.no_grad()
     def similarities(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[float]:

@@ -19,7 +19,7 @@ from gapbench.judges.parses.parses import Kind, Parse, parse
 from gapbench.judges.spatial import SpatialJudge, Want
 from gapbench.judges.spatial_rules import relation_2d
 from gapbench.judges.vqa import VqaJudge, questions
-from gapbench.judges.weights import WeightsJudge, share
+from gapbench.judges.weights import WeightsJudge
 from gapbench.types import Answer, Prompt
 
 Part = Literal["attribute", "spatial", "action"]
@@ -37,6 +37,7 @@ class ComplexJudge(WeightsJudge):
     """
 
     base = "complex-native"
+    threshold = 0.5
     arithmetic = "complex-native-1"
     checkpoints = (*VqaJudge.checkpoints, *SpatialJudge.checkpoints, *ClipJudge.checkpoints)
 
@@ -82,23 +83,22 @@ class ComplexJudge(WeightsJudge):
         cosines = clip.similarities([images[i] for i in at], texts) if at else []
         for i, cosine in zip(at, cosines, strict=True):
             parts[i]["action"] = Answer(verdict=None, score=cosine)
-        return [combine(parsed.kind, some) for parsed, some in zip(parses, parts, strict=True)]
+        return [self.combine(parsed.kind, some) for parsed, some in zip(parses, parts, strict=True)]
+
+    def combine(self, kind: Kind, parts: Mapping[Part, Answer]) -> Answer:
+        """The mean of the kind's parts; None, with the reason, where one has no score."""
+        scores = []
+        for part in PARTS[kind]:
+            answer = parts[part]
+            if answer.score is None:
+                return Answer(verdict=None, reason=f"{part}: {answer.reason}")
+            scores.append(answer.score)
+        said = "; ".join(f"{part} {s:.4f}" for part, s in zip(PARTS[kind], scores, strict=True))
+        return self.scored(sum(scores) / len(scores), said)
 
     def release(self) -> None:
         for part in self.parts:
             part.release()
-
-
-def combine(kind: Kind, parts: Mapping[Part, Answer]) -> Answer:
-    """The mean of the kind's parts; None, with the reason, where one has no score."""
-    scores = []
-    for part in PARTS[kind]:
-        answer = parts[part]
-        if answer.score is None:
-            return Answer(verdict=None, reason=f"{part}: {answer.reason}")
-        scores.append(answer.score)
-    said = "; ".join(f"{part} {s:.4f}" for part, s in zip(PARTS[kind], scores, strict=True))
-    return share(sum(scores) / len(scores), said)
 
 
 def _parse(prompt: Prompt) -> Parse:

@@ -13,6 +13,7 @@ Sources: djghosh13/geneval at af4902f (evaluation/evaluate_images.py), Karine-Hu
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -20,11 +21,13 @@ from typing import Final
 from PIL import Image
 
 from gapbench.judges.base import Judge
-from gapbench.judges.weights import share
 from gapbench.models.image_folder import Folder, Picture, decode, read_folder
 from gapbench.tasks.records import parsed
-from gapbench.types import Answer, GapbenchError, Prompt
+from gapbench.types import COSINE, SHARE, Answer, GapbenchError, Prompt
 
+THRESHOLD: Final = 0.5
+"""A T2I-CompBench score from here on counts as accepted: the scorers give no verdict, so this one
+is ours. A file in which no score reaches it is taken for CLIPScore's, cosines near 0.3."""
 ABOVE: Final = 3
 """Folders above the result file that are searched for the images it is about."""
 
@@ -36,9 +39,8 @@ class ImportedJudge(Judge):
     it is the nearest folder above the file that does. An image is recognised by its pixels and its
     prompt, not by its place in a run: a result can never be taken for another image's, and a PNG
     that was written anew is still the same. An image that was not scored is an abstention.
-    `score` is the official value; the verdict is GenEval's `correct`, or score >= 0.5. That one is
-    ours: T2I-CompBench's scorers give no verdict. CLIPScores lie near 0.3, so that only their
-    `score` means something.
+    `score` is the official value; the verdict is GenEval's `correct`, or score >= 0.5. A file with
+    no score of 0.5 or more holds CLIPScores, which give no verdict.
     Raises GapbenchError where the file is broken or is not about those images.
     """
 
@@ -67,15 +69,25 @@ class ImportedJudge(Judge):
         self.fingerprint = digest.hexdigest()
         self._folder = folder
         self._by_prompt: dict[str, list[tuple[Picture, Answer]]] = {}
-        for picture, answer in (_geneval if geneval else _compbench)(file, data, folder):
+        scored = (_geneval if geneval else _compbench)(file, data, folder)
+        if not geneval:
+            known = [answer.score for _, answer in scored if answer.score is not None]
+            reached = max(known, default=THRESHOLD) >= THRESHOLD
+            self.scale, self.threshold = (SHARE, THRESHOLD) if reached else (COSINE, None)
+        self._decided = geneval
+        for picture, answer in scored:
             self._by_prompt.setdefault(picture.prompt, []).append((picture, answer))
         self._by_pixels: dict[str, dict[str, Answer]] = {}
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
         missing = Answer(verdict=None, reason="the result file has no such image of the prompt")
-        return [
+        answers = [
             self._results(self._folder.text_of(prompt.text)).get(_pixels(image), missing)
             for image, prompt in zip(images, prompts, strict=True)
+        ]
+        return [
+            answer if self._decided or answer.score is None else self.scored(answer.score)
+            for answer in answers
         ]
 
     def _results(self, prompt: str) -> dict[str, Answer]:
@@ -167,4 +179,10 @@ def _compbench(file: Path, data: bytes, folder: Folder) -> list[tuple[Picture, A
             f"{file}: its {len(scores)} results are not those of the {len(folder.pictures)} images "
             f"in {folder.root}; name the folder that was scored, whole"
         )
-    return [(pictures[key], share(score)) for key, score in scores.items()]
+    return [(pictures[key], _unjudged(score)) for key, score in scores.items()]
+
+
+def _unjudged(score: float) -> Answer:
+    if not math.isfinite(score):
+        return Answer(verdict=None, reason=f"the score is {score}")
+    return Answer(verdict=None, score=score)

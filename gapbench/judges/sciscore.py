@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from gapbench.fetch import hub
-from gapbench.judges.weights import CLIP_FILES, WeightsJudge, batches, cosines, crop, scale, tensor
-from gapbench.types import Answer, Prompt
+from gapbench.judges.weights import CLIP_FILES, WeightsJudge, batches, cosines, crop, tensor
+from gapbench.types import Answer, Prompt, Scale
 
 CHECKPOINT: Final = hub.Checkpoint(
     repo="Jialuo21/SciScore",
@@ -34,6 +34,7 @@ class SciScoreJudge(WeightsJudge):
     """score: exp(logit_scale) times the cosine, about 15..40; no verdict, for no threshold."""
 
     base = "sciscore"
+    scale = Scale("SciScore", -100.0, 100.0)  # CLIP's logit_scale is at most ln 100
     arithmetic = "sciscore-1"
     checkpoints = (CHECKPOINT,)
 
@@ -51,7 +52,7 @@ class SciScoreJudge(WeightsJudge):
             read = tokenizer([self.question(prompt) for _, prompt in part]).to(self.device)
             seen = model.get_image_features(pixel_values=pixels.to(self.device)).pooler_output
             text = model.get_text_features(**read).pooler_output
-            answers += [scale(value) for value in (factor * cosines(seen, text)).tolist()]
+            answers += [self.scored(value) for value in (factor * cosines(seen, text)).tolist()]
         return answers
 
     @cached_property

@@ -27,7 +27,7 @@ from torch.nn import functional
 from gapbench.fetch import hub
 from gapbench.judges import spatial_rules as rules
 from gapbench.judges.parses.parses import FINGERPRINT, OBJECTS, parse
-from gapbench.judges.weights import CLIP_FILES, WeightsJudge, batches, share, tensor
+from gapbench.judges.weights import CLIP_FILES, WeightsJudge, batches, tensor
 from gapbench.types import Answer, GapbenchError, Prompt
 
 DETECTOR: Final = hub.Checkpoint(
@@ -75,6 +75,7 @@ class SpatialJudge(WeightsJudge):
     """
 
     base = "spatial-native"
+    threshold = 0.5
     arithmetic = f"spatial-native-1 {FINGERPRINT}"
     checkpoints = (DETECTOR, DEPTH)
 
@@ -104,7 +105,7 @@ class SpatialJudge(WeightsJudge):
                     )
                     continue
                 seen = ", ".join(f"{d.label} {d.score:.2f}" for d in detections) or "nothing found"
-                answers.append(share(self._score(image, want, detections), seen))
+                answers.append(self.scored(self._score(image, want, detections), seen))
         return answers
 
     def _score(self, image: Image.Image, want: Want, detections: list[rules.Detection]) -> float:

@@ -28,7 +28,7 @@ from gapbench.fetch import hub
 from gapbench.fetch.sources import cache_folder
 from gapbench.files import sha256_of
 from gapbench.judges.parses.parses import FINGERPRINT, parse
-from gapbench.judges.weights import WeightsJudge, batches, share, tensor, unpickled
+from gapbench.judges.weights import WeightsJudge, batches, tensor, unpickled
 from gapbench.models.torchvision_shim import ensure
 from gapbench.types import Answer, GapbenchError, Prompt
 
@@ -67,6 +67,7 @@ class VqaJudge(WeightsJudge):
     """score: the product over noun chunks, 0..1, to four decimals; verdict 1 from 0.5 on."""
 
     base = "vqa"
+    threshold = 0.5
     arithmetic = f"vqa-1 {FINGERPRINT}"
     checkpoints = (NATIVE,)
 
@@ -87,7 +88,7 @@ class VqaJudge(WeightsJudge):
                 answers.append(Answer(verdict=None, reason="the prompt names nothing to ask about"))
                 continue
             said = "; ".join(f"{t} {p:.4f}" for t, p in zip(texts, chances, strict=True))
-            answers.append(share(product(chances), said))
+            answers.append(self.scored(product(chances), said))
         return answers
 
     @torch.no_grad()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from gapbench.files import digest, first_line
 from gapbench.judges.base import Judge
 from gapbench.models.base import Batches
 from gapbench.models.checkpoint import device_here, load_pretrained
-from gapbench.types import Answer, GapbenchError
+from gapbench.types import GapbenchError
 
 CLIP_FILES: Final = (
     "config.json", "model.safetensors", "vocab.json", "merges.txt", "tokenizer_config.json",
@@ -29,8 +28,6 @@ CLIP_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Final = (0.26862954, 0.26130258, 0.27577711)
 SUFFIXES: Final = frozenset({".safetensors", ".bin", ".pth", ".json", ".txt"})
 """Files of a user's checkpoint that an answer may depend on."""
-THRESHOLD: Final = 0.5
-"""Score from which a verdict is 1, where a benchmark's score is a probability or a share."""
 
 T = TypeVar("T")
 
@@ -146,17 +143,3 @@ def cosines(images: Tensor, texts: Tensor) -> Tensor:
     images = images / images.norm(dim=-1, keepdim=True)
     texts = texts / texts.norm(dim=-1, keepdim=True)
     return (images * texts).sum(-1)
-
-
-def scale(value: float) -> Answer:
-    """An answer on a scale that has no natural threshold: a score and no verdict."""
-    if not math.isfinite(value):
-        return Answer(verdict=None, reason=f"the score is {value}")
-    return Answer(verdict=None, score=value, reason="scale only")
-
-
-def share(value: float, text: str | None = None) -> Answer:
-    """An answer on a scale of 0 to 1, with a verdict from THRESHOLD on."""
-    if not math.isfinite(value):
-        return Answer(verdict=None, text=text, reason=f"the score is {value}")
-    return Answer(verdict=int(value >= THRESHOLD), score=value, text=text)

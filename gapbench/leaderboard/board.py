@@ -112,7 +112,8 @@ def _units(submission: Submission) -> dict[str, Unit]:
 def _boards(chosen: frozenset[Unit], members: Mapping[str, Submission], test: bool) -> list[Board]:
     tasks = sorted(unit[0] for unit in chosen)
     frames = {
-        name: frame(entry.rows[entry.rows["task"].isin(tasks)]) for name, entry in members.items()
+        name: frame(entry.rows[entry.rows["task"].isin(tasks)], entry.card.scales)
+        for name, entry in members.items()
     }
     whole = ", ".join(f"{unit[0]} {unit[1]}" for unit in sorted(chosen))
     # The same judge with other weights or rules is another board, so its fingerprint is told.

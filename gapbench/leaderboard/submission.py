@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gapbench.files import as_json, read_object
 from gapbench.tasks.spec import explain
-from gapbench.types import GapbenchError
+from gapbench.types import SHARE, GapbenchError, Scale
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +67,8 @@ class Card(_Strict):
     """What was measured, with what, by whom.
 
     `name` is the folder's, `model` as it was given to --model; `own` is the own verdicts' judge;
-    `checkpoints` is empty for a test model that nobody can fetch; `files` are sha256.
+    `checkpoints` is empty for a test model that nobody can fetch; `files` are sha256;
+    `scales` are those of the judges whose scores are no shares.
     """
 
     format: Literal[1] = 1
@@ -87,6 +88,7 @@ class Card(_Strict):
     versions: dict[str, str]
     contact: str = Field(max_length=200)
     files: dict[str, str]
+    scales: dict[str, Scale] = {}
 
 
 @dataclass(frozen=True)
@@ -141,13 +143,13 @@ def contents(card: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict
     pq.write_table(table, buffer, compression="zstd")
     data = {
         VERDICTS: buffer.getvalue(),
-        RATES: as_json(figures(table.to_pandas(ignore_metadata=True))),
+        RATES: as_json(figures(table.to_pandas(ignore_metadata=True), card.get("scales", {}))),
     }
     card = {**card, "files": {name: sha256(content) for name, content in data.items()}}
     return {CARD: as_json(card), **data}
 
 
-def figures(rows: pd.DataFrame) -> dict[str, Any]:
+def figures(rows: pd.DataFrame, scales: Mapping[str, Scale]) -> dict[str, Any]:
     """rates.json: the rates by the tasks' own judges and by each other judge."""
     from dataclasses import asdict
 
@@ -155,12 +157,14 @@ def figures(rows: pd.DataFrame) -> dict[str, Any]:
 
     others = sorted(set(rows.loc[rows["role"] == "other", "judge"]))
     return {
-        name: [asdict(rate) for rate in rates(frame(rows, judge))]
+        name: [asdict(rate) for rate in rates(frame(rows, scales, judge))]
         for name, judge in [(RANKED, None), *((name, name) for name in others)]
     }
 
 
-def frame(rows: pd.DataFrame, judge: str | None = None) -> pd.DataFrame:
+def frame(
+    rows: pd.DataFrame, scales: Mapping[str, Scale], judge: str | None = None
+) -> pd.DataFrame:
     """A submission's rows as one an image, as `gapbench.metrics.rates` takes it, with `image`
     beside; against the tasks' own judges or another one of the submission's.
 
@@ -181,12 +185,13 @@ def frame(rows: pd.DataFrame, judge: str | None = None) -> pd.DataFrame:
     images = of("own")[[*KEY, "category", "tier", "image", "verdict", "p_yes"]]
     images = images.rename(columns={"verdict": "own"})
     outside = of("outside") if judge is None else of("other", judge)
-    outside = outside[[*KEY, "verdict", "score"]].rename(columns={"verdict": "outside"})
+    outside = outside[[*KEY, "judge", "verdict", "score"]].rename(columns={"verdict": "outside"})
     outside["score"] = outside["score"].fillna(outside["outside"])
     crossed = of("mismatched")[[*KEY, "verdict"]].rename(columns={"verdict": "mismatched"})
     crossed["mismatched_asked"] = True
     made = images.merge(outside, on=KEY, how="left" if judge is None else "inner")
     made = made.merge(crossed, on=KEY, how="left")
+    made["scale"] = [Scale(*scales.get(name, SHARE)) for name in made.pop("judge")]
     made["mismatched_asked"] = made["mismatched_asked"].eq(True)
     return made.astype(dict.fromkeys(("own", "outside", "score", "mismatched"), "float64"))
 

@@ -19,7 +19,7 @@ from gapbench.models import load_model
 from gapbench.models.registry import MODELS
 from gapbench.runs.run import Run
 from gapbench.tasks.spec import explain
-from gapbench.types import GapbenchError, counted
+from gapbench.types import SHARE, GapbenchError, counted
 
 _CHECKPOINT: Final = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})", re.ASCII)
 
@@ -82,6 +82,7 @@ def submit(
             versions={key: str(value) for key, value in versions.items()},
             contact=contact,
             files={},
+            scales={name: scale for name, scale in plan.scales.items() if scale != SHARE},
         )
     except ValidationError as error:
         raise GapbenchError(f"{run.path} makes no card: {explain(error)}") from error

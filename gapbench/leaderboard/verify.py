@@ -134,7 +134,7 @@ def _row(row: dict[Any, Any], wanted: Wanted) -> Iterator[str]:
 
 
 def _rates(submission: Submission) -> Iterator[str]:
-    made = json.loads(json.dumps(figures(submission.rows)))
+    made = json.loads(json.dumps(figures(submission.rows, submission.card.scales)))
     if set(made) != set(submission.rates):
         yield f"rates.json has figures of {', '.join(submission.rates)}, not of {', '.join(made)}"
         return

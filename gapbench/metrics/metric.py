@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from gapbench.metrics.intervals import Floats
+from gapbench.types import PERCENT
 
 Bools = npt.NDArray[np.bool_]
 Place = Literal["tables", "compare", "board", "labels", "training"]
 """The tables of `show` and `report`; `compare` and `power`; the leaderboard; the rates that labels
 correct; the log of GapCallback."""
-PERCENT: Final = "%"
 
 
 class Verdicts(NamedTuple):
@@ -46,7 +46,8 @@ class Metric:
     (images,) numbers or truths, and `denominator` whether the image is in the denominator; what
     they give for an image that does not count is ignored. `name` stands in CSV and JSON, which
     hold every figure, `heading` in tables; `places` lists where else the figure is shown. `about`
-    says what it means. With the unit "%" a value is a share in [0, 1] that is printed in percent.
+    says what it means. The unit of a figure that is a mean of scores is the judge's, unless it
+    names another.
     A figure that is compared must say which direction is better (else ValueError).
     """
 
@@ -80,9 +81,9 @@ class Metric:
         return self.heading if self.unit == PERCENT else f"{self.heading} ({self.unit})"
 
     @property
-    def scale(self) -> float:
-        """What a value is multiplied by when it is printed."""
-        return 100.0 if self.unit == PERCENT else 1.0
+    def in_scores(self) -> bool:
+        """Whether its unit is that of the judge's scores."""
+        return "score" in self.reads and self.unit == PERCENT
 
 
 _METRICS: Final = (
@@ -141,6 +142,12 @@ UNDERSTANDING: Final = replace(
     places=("compare",),
 )  # fmt: skip
 """A figure of a comparison alone: one run has no verdicts on another's images."""
+
+
+def printed(value: float, unit: str, sign: str = "") -> str:
+    """A value in its unit, without the unit's name: a share in percent with one digit, else three
+    digits."""
+    return f"{100 * value:{sign}.1f}" if unit == PERCENT else f"{value:{sign}.3f}"
 
 
 def shown_in(place: Place) -> list[Metric]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
@@ -13,8 +14,8 @@ from scipy.special import ndtri
 
 from gapbench.metrics.intervals import DENOMINATOR, VALID, Contrast, Floats, figure, ratio
 from gapbench.metrics.metric import METRICS, UNDERSTANDING, Metric, Verdicts, shown_in
-from gapbench.metrics.rates import Level, checked, levels, rates, sums
-from gapbench.types import GapbenchError
+from gapbench.metrics.rates import Category, Level, checked, levels, rates, scales_of, sums
+from gapbench.types import PERCENT, GapbenchError, Scale
 
 ALPHA: Final = 0.05
 POWER: Final = 0.8
@@ -30,7 +31,7 @@ class Change:
 
     `metric` is the name of a figure that is compared, of UNDERSTANDING, or of a score of lm-eval's,
     whose images are its questions.
-    `before`, `after` and `difference` (after - before, in the metric's own unit) are None where a
+    `before`, `after` and `difference` (after - before, in `unit`) are None where a
     denominator carries nothing; `low` and `high` bound the 95 % interval, which leaves out 0 where
     `p` is below 0.05; `p_holm` is p adjusted over its family; `detectable` is the smallest
     difference that this many prompts show with a probability of 80 % at the first level of Holm's
@@ -51,6 +52,7 @@ class Change:
     images: int
     prompts: int
     lower_is_better: bool = False
+    unit: str = PERCENT
 
     @property
     def verdict(self) -> int:
@@ -66,13 +68,18 @@ class WinRate:
     """Understanding win rate (paper, section 2): of the images of BEFORE on whose verdict the two
     models disagree, the share on which AFTER agrees with the outside judge.
 
-    Categories weigh as in the rates. Without a disagreement `value` is 0.5 by convention, without
-    an interval; it is None where no image has all three verdicts.
+    `value` is the mean over categories, 0.5 by convention in those without a disagreement, which
+    add nothing to the interval; there is none where no category has one. It is None where no image
+    has all three verdicts. `pooled` takes the disagreements of all categories together instead,
+    each weighed by its category as in the rates; None without one.
     """
 
     value: float | None
     low: float | None
     high: float | None
+    pooled: float | None
+    pooled_low: float | None
+    pooled_high: float | None
     wins: int
     losses: int
     ties: int
@@ -96,20 +103,26 @@ def changes(
     """The figures that are compared, or `metrics`, at a level; `p_holm` is left empty (`adjusted`).
 
     Both frames are those of `rates`, with the same images (task, prompt, sample). A pair counts
-    where it has every verdict the metric needs on both sides. Raises GapbenchError as `rates`
+    where it has every verdict the metric needs on both sides. A mean of scores has a change for
+    each scale that its categories have. Raises GapbenchError as `rates`
     does, or where the images differ.
     """
     first, second = _paired(before, after)
     if not len(first):
         return []
-    one, two = sums(first), sums(second)
+    one, two, scales = sums(first), sums(second), scales_of(first)
     made = []
     for _, name, members in (each for each in levels(first) if each[0] == level):
         for metric in shown_in("compare") if metrics is None else metrics:
             old, new = one[metric.name], two[metric.name]
             used = [c for c, stratum in old.items() if c in members and stratum[:, VALID].any()]
-            sides = [old[c] for c in used], [new[c] for c in used]
-            made.append(_tested(level, name, metric.name, *sides, metric.better == "lower"))
+            alike: dict[Scale | None, list[Category]] = {} if used else {None: []}
+            for c in used:
+                alike.setdefault(scales[c] if metric.in_scores else None, []).append(c)
+            for scale, part in alike.items():
+                sides = [old[c] for c in part], [new[c] for c in part]
+                change = _tested(level, name, metric.name, *sides, metric.better == "lower")
+                made.append(replace(change, unit=scale.unit if scale else metric.unit))
     return made
 
 
@@ -148,8 +161,8 @@ def _questions(scores: npt.ArrayLike) -> Floats:
 def win_rate(before: pd.DataFrame, crossed: npt.ArrayLike) -> WinRate:
     """The understanding win rate of AFTER, whose verdicts on the images of `before` are `crossed`.
 
-    It is what `rates` makes of wins among disagreements: AFTER's verdict stands in for the outside
-    judge's "right", so that weak generation counts (disagree and right) / disagree.
+    It is what `rates` makes of "AFTER is right" as a verdict on the images on which they disagree,
+    pooled of weak generation, whose denominator a "no" of the own verdict is.
     """
     judge, old = (before[c].to_numpy(np.float64, na_value=np.nan) for c in ("outside", "own"))
     new = np.asarray(crossed, dtype=np.float64)
@@ -157,17 +170,30 @@ def win_rate(before: pd.DataFrame, crossed: npt.ArrayLike) -> WinRate:
     disagree, right = old != new, new == judge
     wins, losses = (int((known & disagree & r).sum()) for r in (right, ~right))
     ties = int((known & ~disagree).sum())
-    value = low = high = None
+    value = 0.5 if ties else None
+    low = high = pooled = pooled_low = pooled_high = None
     if wins + losses:
         terms = before.assign(
             own=np.where(known, (~disagree).astype(float), np.nan),
             outside=np.where(known, (~right).astype(float), np.nan),
         )
-        [rate] = [r for r in rates(terms) if (r.level, r.metric) == ("overall", "weak_generation")]
-        value, low, high = rate.value, rate.low, rate.high
-    elif ties:
-        value = 0.5
-    return WinRate(value=value, low=low, high=high, wins=wins, losses=losses, ties=ties)
+        keys = ["task", "category"]
+        categories = len(terms.loc[known, keys].drop_duplicates())
+        differing = len(terms.loc[known & disagree, keys].drop_duplicates())
+        whole, mean = (
+            next(r for r in rates(rows) if (r.level, r.metric) == ("overall", "weak_generation"))
+            for rows in (terms, terms[known & disagree])
+        )
+        pooled, pooled_low, pooled_high = whole.value, whole.low, whole.high
+        value, low, high = (
+            None if v is None else (v * differing + 0.5 * (categories - differing)) / categories
+            for v in (mean.value, mean.low, mean.high)
+        )
+    return WinRate(
+        value=value, low=low, high=high,
+        pooled=pooled, pooled_low=pooled_low, pooled_high=pooled_high,
+        wins=wins, losses=losses, ties=ties,
+    )  # fmt: skip
 
 
 def groups(before: pd.DataFrame, crossed: npt.ArrayLike) -> dict[str, int]:
@@ -184,7 +210,7 @@ def groups(before: pd.DataFrame, crossed: npt.ArrayLike) -> dict[str, int]:
 
 def gap_gain(before: pd.DataFrame, after: pd.DataFrame) -> Correlation | None:
     """Pearson's rho of a category's non-unification before and its gain in generation (paper,
-    section 2), with Fisher's interval over categories.
+    section 2), with Fisher's interval over categories: those of the commonest scale of scores.
 
     None for fewer than four categories that have both figures, or where one does not vary.
     """
@@ -194,13 +220,14 @@ def gap_gain(before: pd.DataFrame, after: pd.DataFrame) -> Correlation | None:
     if not len(first):
         return None
     old, new = (
-        {(r.name, r.metric): r.value for r in rates(f) if r.level == "category"}
-        for f in (first, second)
+        {(r.name, r.metric): r for r in rates(f) if r.level == "category"} for f in (first, second)
     )
+    units = {name: rate.unit for (name, metric), rate in old.items() if metric == "generation"}
+    unit, _ = Counter(units.values()).most_common(1)[0]
     points = []
-    for name in dict.fromkeys(name for name, _ in old):
-        gap, start = old[name, "non_unification"], old[name, "generation"]
-        end = new[name, "generation"]
+    for name in (name for name in units if units[name] == unit):
+        gap, start = old[name, "non_unification"].value, old[name, "generation"].value
+        end = new[name, "generation"].value
         if gap is not None and start is not None and end is not None:
             points.append((gap, end - start))
     if len(points) < FEWEST_CATEGORIES or min(np.ptp(points, axis=0)) < 1e-12:

@@ -11,10 +11,10 @@ import pandas as pd
 from scipy.special import ndtri
 
 from gapbench.metrics.intervals import DENOMINATOR, NUMERATOR, SQUARE, VALID, ratio
-from gapbench.metrics.metric import PERCENT, shown_in
+from gapbench.metrics.metric import shown_in
 from gapbench.metrics.paired import ALPHA, detectable
-from gapbench.metrics.rates import checked, sums
-from gapbench.types import GapbenchError
+from gapbench.metrics.rates import checked, scales_of, sums, unit_of
+from gapbench.types import PERCENT, GapbenchError
 
 SAMPLES: Final = (1, 2, 4, 8, 16)
 SMALL: Final = 6
@@ -38,6 +38,7 @@ class Spread:
     prompts: int
     samples: float
     freedom: float = 1.0
+    unit: str = PERCENT
 
     def error(self, prompts: float, samples: float, alike: bool) -> float:
         """Standard error of a paired difference between two runs of this spread.
@@ -58,8 +59,8 @@ class Spread:
 
 
 def spread(frame: pd.DataFrame, metric: str) -> Spread:
-    """The spread of a share that is compared, over a frame of `rates`. Categories weigh
-    equally, so the prompts of a small one move the figure more: a category's variance counts by its
+    """The spread of a figure that is compared, over a frame of `rates`. Categories weigh equally,
+    so the prompts of a small one move the figure more: a category's variance counts by its
     share of the figure over its share of the prompts.
 
     One-way analysis of variance over prompts in each category (Searle, Casella and McCulloch 1992),
@@ -69,8 +70,16 @@ def spread(frame: pd.DataFrame, metric: str) -> Spread:
     known = [each.name for each in shown_in("compare") if each.unit == PERCENT]
     if metric not in known:
         raise GapbenchError(f"power: no metric {metric!r}; there are {', '.join(known)}")
-    strata = sums(checked(frame))[metric].values() if len(frame) else []
-    strata = [stratum[stratum[:, VALID] > 0] for stratum in strata if stratum[:, VALID].any()]
+    rows = checked(frame) if len(frame) else frame
+    by_category = sums(rows)[metric] if len(rows) else {}
+    used = {key: part for key, part in by_category.items() if part[:, VALID].any()}
+    unit = unit_of(metric, [scales_of(rows)[key] for key in used])
+    if unit is None:
+        raise GapbenchError(
+            f"power: the run's scores are in several units, so {metric} has no mean; give another "
+            "--metric, or a run of tasks and categories with one unit"
+        )
+    strata = [part[part[:, VALID] > 0] for part in used.values()]
     if not any(stratum[:, DENOMINATOR].any() for stratum in strata):
         raise GapbenchError(f"power: the run has no verdicts that {metric} needs")
     totals = np.array([stratum.sum(axis=0) for stratum in strata])
@@ -112,4 +121,5 @@ def spread(frame: pd.DataFrame, metric: str) -> Spread:
         prompts,
         samples,
         float(freedom),
+        unit,
     )

@@ -84,7 +84,12 @@ def _parts(frames: Mapping[str, pd.DataFrame]) -> dict[str, tuple[Figure, Figure
     # One row a prompt, all models side by side: they are compared prompt by prompt.
     joint = pd.concat({name: _sums(frame) for name, frame in frames.items()}, axis=1)
     joint = joint.fillna(0.0).sort_index()
-    categories = [part for _, part in joint.groupby(level=["task", "category"], sort=True)]
+    # A category without outside verdicts, only scores, says nothing of the first term.
+    categories = [
+        part
+        for _, part in joint.groupby(level=["task", "category"], sort=True)
+        if part.xs("judged", axis=1, level=1).to_numpy().any()
+    ]
     made = {}
     for name in frames:
         sides = [

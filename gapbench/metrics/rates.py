@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Final, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from gapbench.metrics.intervals import (
     ratio,
 )
 from gapbench.metrics.metric import METRICS, Bools, Metric, Verdicts
-from gapbench.types import TIERS, GapbenchError, Rates
+from gapbench.types import PERCENT, SHARE, TIERS, GapbenchError, Rates, Scale
 
 KEYS = ("task", "category", "tier", "prompt")
 VERDICTS = ("own", "outside", "mismatched")
@@ -26,6 +27,14 @@ COLUMNS = (*KEYS, "sample", *VERDICTS, "score", "mismatched_asked")
 
 Level = Literal["category", "tier", "task", "overall"]
 Category = tuple[str, str]
+Strata = dict[str, dict[Category, Floats]]
+"""Of each metric, each category's sums per prompt."""
+Published = Literal["official", "paper"]
+OVERALLS: Final[dict[Published, tuple[str, ...]]] = {
+    "official": ("generation",),
+    "paper": ("generation", "non_unification"),
+}
+"""Means that others publish -> the figures that they publish."""
 
 
 def rates(frame: pd.DataFrame) -> list[Rates]:
@@ -36,14 +45,17 @@ def rates(frame: pd.DataFrame) -> list[Rates]:
         tier ("easy", "medium" or "hard");
       sample: whole number;
       own, outside: 1, 0, or NaN for an abstention, the model's own and one outside judge's verdict;
-      score: the outside judge's own scale, else `outside`; NaN for an abstention;
+      score: the outside judge's score, else `outside`; NaN for an abstention;
+      scale: the Scale of the score, one in a category; without the column they are shares;
       mismatched: 1, 0 or NaN, the model's own verdict on the image against another prompt of the
         category; mismatched_asked: whether it was asked (bool).
 
-    A rate counts the images that have every verdict it needs; `abstained` counts the others.
+    A rate counts the images that have every verdict it needs; `abstained` counts the others, but
+    for figures that need an outside verdict where the judge gave a score alone.
     Within a category the value is numerator / denominator; above it categories weigh equally:
     sum_c(num_c / valid_c) / sum_c(den_c / valid_c) over categories with valid images, which is the
-    plain mean of the category values where every valid image is in the denominator.
+    plain mean of the category values where every valid image is in the denominator. Scores of
+    several scales have no mean: the value is None, and the unit lists theirs.
     Intervals have prompts as clusters (`gapbench.metrics.intervals.interval`). Figures depend
     neither on the order of the rows nor, for a category, on what else is in the frame.
 
@@ -59,12 +71,65 @@ def rates(frame: pd.DataFrame) -> list[Rates]:
     if len(frame) == 0:
         return []
     rows = checked(frame)
-    by_metric = sums(rows)
-    return [
-        _rate(level, name, metric, [strata[key] for key in strata if key in members])
-        for level, name, members in levels(rows)
-        for metric, strata in by_metric.items()
-    ]
+    by_metric, scales = sums(rows), scales_of(rows)
+    made = []
+    for level, name, members in levels(rows):
+        for metric, strata in by_metric.items():
+            mine = {key: part for key, part in strata.items() if key in members}
+            used = [key for key, part in mine.items() if part[:, VALID].any()]
+            units = _units(metric, [scales[key] for key in used or mine])
+            parts = list(mine.values())
+            made.append(_rate(level, name, metric, parts, ", ".join(units), len(units) == 1))
+    return made
+
+
+def overalls(
+    frame: pd.DataFrame, groups: Mapping[str, Mapping[Literal["official", "paper"], list[str]]]
+) -> list[Rates]:
+    """The overall figures as a task's authors ("official") and the paper ("paper") form them.
+
+    `groups` has for each task and each of these the patterns of categories whose images are taken
+    together, such as "physics-*"; the figure is the plain mean over the groups, whatever their
+    scales. One of which a group has no score is left out. `frame` is that of `rates`.
+    """
+    if len(frame) == 0:
+        return []
+    rows = checked(frame)
+    by_metric, scales = sums(rows), scales_of(rows)
+    made = []
+    for task, kinds in groups.items():
+        for kind, metrics in OVERALLS.items():
+            for metric in metrics if kind in kinds else ():
+                strata = {
+                    key: part for key, part in by_metric[metric].items()
+                    if key[0] == task and part[:, VALID].any()
+                }  # fmt: skip
+                parts = [[k for k in strata if fnmatchcase(k[1], each)] for each in kinds[kind]]
+                if not all(parts):
+                    continue
+                units = _units(metric, [scales[key] for keys in parts for key in keys])
+                joined = [np.concatenate([strata[key] for key in keys]) for keys in parts]
+                made.append(_rate(kind, task, metric, joined, ", ".join(units), True))
+    return made
+
+
+def scales_of(rows: pd.DataFrame) -> dict[Category, Scale]:
+    """The scale of each category's scores, of checked rows."""
+    keys = ["task", "category", "scale"]
+    return {(t, c): scale for t, c, scale in rows[keys].drop_duplicates().to_numpy()}
+
+
+def unit_of(metric: str, scales: Sequence[Scale]) -> str | None:
+    """The unit of a figure over categories of these scales; None where they have no mean."""
+    units = _units(metric, scales) or [PERCENT]
+    return units[0] if len(units) == 1 else None
+
+
+def _units(metric: str, scales: Sequence[Scale]) -> list[str]:
+    """The units that a figure over categories of these scales is in, one for each scale."""
+    if not METRICS[metric].in_scores:
+        return [METRICS[metric].unit]
+    return [scale.unit for scale in dict.fromkeys(scales)]
 
 
 def checked(frame: pd.DataFrame) -> pd.DataFrame:
@@ -73,6 +138,7 @@ def checked(frame: pd.DataFrame) -> pd.DataFrame:
         if column not in frame.columns:
             raise GapbenchError(f"metrics: the frame has no column {column!r}")
     rows = frame[list(COLUMNS)].reset_index(drop=True)
+    rows["scale"] = frame["scale"].to_numpy() if "scale" in frame.columns else [SHARE] * len(rows)
     for column in (*KEYS, "sample"):
         _refuse(rows, rows[column].isna(), f"{column} is empty")
     if not pd.api.types.is_integer_dtype(rows["sample"]):
@@ -91,6 +157,7 @@ def checked(frame: pd.DataFrame) -> pd.DataFrame:
     _refuse(rows, rows.duplicated(["task", "prompt", "sample"]), "the image is given twice")
     _single(rows, ["task", "prompt"], "category", "the prompt is in two categories")
     _single(rows, ["task", "category"], "tier", "the prompt's category is in two tiers")
+    _single(rows, ["task", "category"], "scale", "the prompt's category has scores of two scales")
     return rows
 
 
@@ -123,7 +190,7 @@ def levels(rows: pd.DataFrame) -> list[tuple[Level, str, set[Category]]]:
     return made
 
 
-def sums(rows: pd.DataFrame) -> dict[str, dict[Category, Floats]]:
+def sums(rows: pd.DataFrame) -> Strata:
     """Of checked rows, for each of METRICS each category's sums per prompt, (prompts, 6) as
     `intervals` names them; categories and prompts sorted, so that no sum depends on the rows'
     order."""
@@ -136,20 +203,23 @@ def sums(rows: pd.DataFrame) -> dict[str, dict[Category, Floats]]:
         *(rows[column].to_numpy(np.float64, na_value=np.nan) for column in Verdicts._fields)
     )
     asked = rows["mismatched_asked"].to_numpy(dtype=np.bool_)
+    shares = np.array([scale == SHARE for scale in rows["scale"]])
     made = {}
     for name, metric in METRICS.items():
-        by_prompt = np.add.reduceat(_terms(metric, verdicts, asked), starts, axis=1).T
+        by_prompt = np.add.reduceat(_terms(metric, verdicts, asked, shares), starts, axis=1).T
         made[name] = dict(zip(names, np.split(by_prompt, first[1:]), strict=True))
     return made
 
 
-def _terms(metric: Metric, verdicts: Verdicts, asked: Bools) -> Floats:
-    """The images' terms of a figure, (6, images). An image of which no mismatched pair was asked is
-    no abstention."""
+def _terms(metric: Metric, verdicts: Verdicts, asked: Bools, shares: Bools) -> Floats:
+    """The images' terms of a figure, (6, images). An image of which no mismatched pair was asked,
+    or of which the judge gave a score and no verdict, is no abstention."""
     valid = ~np.isnan([getattr(verdicts, column) for column in metric.reads]).any(axis=0)
     planned = asked if "mismatched" in metric.reads else np.ones_like(asked)
+    if "outside" in metric.reads:
+        planned = planned & ~(np.isnan(verdicts.outside) & ~np.isnan(verdicts.score))
     numerator = np.where(valid, metric.numerator(verdicts), 0.0)
-    unbounded = (numerator < 0) | (numerator > 1)
+    unbounded = (numerator < 0) | (numerator > 1) | (valid & ~shares & metric.in_scores)
     return np.stack(
         [numerator, metric.denominator(verdicts) & valid, valid, numerator**2, unbounded,
          planned & ~valid],
@@ -157,11 +227,18 @@ def _terms(metric: Metric, verdicts: Verdicts, asked: Bools) -> Floats:
     )  # fmt: skip
 
 
-def _rate(level: Level, name: str, metric: str, strata: Sequence[Floats]) -> Rates:
+def _rate(
+    level: Level | Published,
+    name: str,
+    metric: str,
+    strata: Sequence[Floats],
+    unit: str,
+    has_mean: bool,
+) -> Rates:
     total = np.sum([stratum.sum(axis=0) for stratum in strata], axis=0)
     value = low = high = deff = None
     prompts = 0
-    if total[DENOMINATOR] > 0:
+    if total[DENOMINATOR] > 0 and has_mean:
         used = [stratum for stratum in strata if stratum[:, VALID].any()]
         value = float(ratio(np.stack([stratum.sum(axis=0) for stratum in used])))
         low, high, deff = interval(used, value)
@@ -178,4 +255,5 @@ def _rate(level: Level, name: str, metric: str, strata: Sequence[Floats]) -> Rat
         n_prompts=prompts,
         deff=deff,
         abstained=int(total[ABSTAINED]),
+        unit=unit,
     )

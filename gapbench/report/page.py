@@ -12,14 +12,15 @@ from markupsafe import Markup
 
 from gapbench.files import write_atomic
 from gapbench.metrics.calibration import error, reliability
-from gapbench.metrics.metric import METRICS, PERCENT, shown_in
+from gapbench.metrics.metric import METRICS, shown_in
 from gapbench.pages.assets import asset, policy, template
 from gapbench.pages.parts import figure
 from gapbench.report import tables
 from gapbench.report.gallery import MOST, as_json, gallery, thumbnails
 from gapbench.report.plots import Bar, Bubble, bars, bubbles, curves
+from gapbench.report.thresholds import threshold_figures
 from gapbench.runs.run import Run
-from gapbench.types import GapbenchError, Rates
+from gapbench.types import PERCENT, GapbenchError, Rates
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,6 +111,7 @@ def _figures(
     if len(runs) == 2:
         figures.append(_before_after(names, rates))
     figures.append(_calibration(names, frames, rates))
+    figures += threshold_figures(runs, names, frames)
     agreed = [
         [name, f"{first} and {second}", tables.agreement(two)]
         for run, name in zip(runs, names, strict=True)
@@ -124,6 +126,12 @@ def _figures(
         "headline": _headline(names, rates, ("overall", "tier", "task")),
         "categories": _headline(names, rates, ("category",)),
         "figures": figures,
+        "overalls": [
+            f"{name}: {line}" if len(runs) > 1 else line
+            for name, mine in zip(names, rates, strict=True)
+            for line in tables.overall_lines(mine)
+        ],
+        "scores": list(dict.fromkeys(filter(None, [tables.about_scores(r.plan) for r in runs]))),
         "agreement": (["run", "judges", "how far they agree"], agreed),
         "corrected": (["run", "%", *tables.CORRECTED], corrected),
         "about_corrected": tables.ABOUT_CORRECTED,
@@ -206,7 +214,8 @@ def _before_after(names: list[str], rates: list[list[Rates]]) -> dict[str, Any]:
     for metric in metrics:
         both = [_overall(mine, metric.name) for mine in rates]
         rows.append([metric.title, *(tables.cell(rate) if rate else "n/a" for rate in both)])
-    shares = [metric for metric in metrics if metric.unit == PERCENT]
+    units = {r.metric: r.unit for mine in rates for r in mine if r.level == "overall"}
+    shares = [metric for metric in metrics if units.get(metric.name) == PERCENT]
     series = [[_bar(_overall(mine, metric.name)) for metric in shares] for mine in rates]
     groups = [metric.heading.replace(" ", "\n") for metric in shares]
     return figure(

@@ -94,14 +94,7 @@ def curves(series: Sequence[str], lines: Sequence[Sequence[tuple[float, Bar]]]) 
     def draw(axes: Axes, theme: str) -> None:
         axes.plot([0, 100], [0, 100], color=INK[theme], linewidth=0.8, linestyle=":")
         for index, (name, points) in enumerate(zip(series, lines, strict=True)):
-            seen = [(100 * x, b) for x, b in points if b.value is not None]
-            values = [100 * (b.value or 0) for _, b in seen]
-            low = [v - 100 * (b.low or 0) for v, (_, b) in zip(values, seen, strict=True)]
-            high = [100 * (b.high or 0) - v for v, (_, b) in zip(values, seen, strict=True)]
-            axes.errorbar(
-                [x for x, _ in seen], values, [low, high], marker="os^Dv*"[index % 6],
-                color=SERIES[index % len(SERIES)], capsize=3, linewidth=1.2, label=name,
-            )  # fmt: skip
+            _line(axes, index, name, points, 100)
         axes.set_xlim(-2, 102)
         axes.set_xlabel("the model's own probability (%)", color=INK[theme])
         axes.set_ylabel("the outside judge accepts (%)", color=INK[theme])
@@ -109,6 +102,42 @@ def curves(series: Sequence[str], lines: Sequence[Sequence[tuple[float, Bar]]]) 
         legend(axes, theme)
 
     return drawn(draw, 4.8, 4.2)
+
+
+def lines(
+    series: Sequence[str], points: Sequence[Sequence[tuple[float, Bar]]], across: str
+) -> Plot:
+    """Shares with whiskers, in percent, over numbers."""
+
+    def draw(axes: Axes, theme: str) -> None:
+        for index, (name, mine) in enumerate(zip(series, points, strict=True)):
+            _line(axes, index, name, mine)
+        axes.set_xlabel(across, color=INK[theme])
+        _percent(axes, theme)
+        legend(axes, theme)
+
+    return drawn(draw, 6.4, 3.4)
+
+
+def _line(
+    axes: Axes, index: int, name: str, points: Sequence[tuple[float, Bar]], factor: float = 1
+) -> None:
+    """One of several lines with whiskers, in percent; `factor` times the places."""
+    there = [
+        (factor * x, 100 * b.value, 100 * b.low, 100 * b.high)
+        for x, b in points
+        if b.value is not None and b.low is not None and b.high is not None
+    ]
+    axes.errorbar(
+        [x for x, *_ in there],
+        [value for _, value, *_ in there],
+        [[v - low for _, v, low, _ in there], [high - v for _, v, _, high in there]],
+        marker="os^Dv*"[index % 6],
+        color=SERIES[index % len(SERIES)],
+        capsize=3,
+        linewidth=1.2,
+        label=name,
+    )
 
 
 def _percent(axes: Axes, theme: str) -> None:

@@ -32,10 +32,16 @@ def show_run(run: Run, judge: str | None, screen: Console) -> None:
         f"{counted(len(plan.prompts), 'prompt')}, {own}",
         soft_wrap=True,
     )
-    screen.print("Percent, with 95 % intervals over prompts and the counts behind each figure.")
+    screen.print(
+        "Percent unless a unit is given, with 95 % intervals over prompts and the counts behind "
+        "each figure.",
+        soft_wrap=True,
+    )
     for name, figures in rates.items():
         screen.print(f"Outside judge: {name or ', '.join(plan.judges) or 'none'}\n")
         tables.show(figures, screen)
+    if about := tables.about_scores(plan):
+        screen.print(about, soft_wrap=True)
     if run.footnote:
         screen.print(run.footnote, soft_wrap=True)
     for first, second, agreed in run.agreements():
@@ -66,7 +72,9 @@ def _abstentions(who: str, frame: pd.DataFrame, side: str) -> list[str]:
     """A warning where more than half of the verdicts were abstentions, with the main reason."""
     if not len(frame):
         return []
-    reasons = Counter(frame.loc[frame[side].isna(), f"{side}_reason"].dropna())
+    # A score without a verdict is no abstention: its judge gives none.
+    missing = frame[side].isna() & ~((side == "outside") & frame["score"].notna())
+    reasons = Counter(frame.loc[missing, f"{side}_reason"].dropna())
     if 2 * reasons.total() <= len(frame):
         return []
     [(reason, count)] = reasons.most_common(1)

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
-from gapbench.metrics.metric import METRICS, shown_in
-from gapbench.types import GapbenchError, Rates
+from gapbench.metrics.metric import METRICS, printed, shown_in
+from gapbench.types import PERCENT, SHARE, GapbenchError, Rates
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from gapbench.metrics.agreement import Agreement
     from gapbench.metrics.corrected import Corrected, Estimate
+    from gapbench.runs.plan import Plan
 
 CORRECTED: Final = ("by the judge", "labels alone", "Rogan-Gladen", "prediction-powered", "labels")
 ABOUT_CORRECTED: Final = (
@@ -24,6 +25,8 @@ ABOUT_CORRECTED: Final = (
     "than 10 labelled prompts, no label of a kind, or a judge no better than chance."
 )
 FORMATS: Final = ("text", "markdown", "csv", "json")
+OVERALLS: Final = {"official": "official (its authors' overall)", "paper": "the paper's mean"}
+"""Levels of figures that others form -> what they are called; never in one table with ours."""
 _CELL: Final = 20
 
 
@@ -47,10 +50,13 @@ def render(rates: Sequence[Rates], form: str, footnote: str = "") -> str:
             [f"**{name}**" if level != "category" else name]
             + [" ".join(cell(row[m.name])) if m.name in row else "n/a" for m in metrics]
             for (level, name), row in by_place(rates).items()
+            if level not in OVERALLS
         ]
         heads = ["", *(metric.title for metric in metrics)]
         table = tabulate(rows, heads, tablefmt="pipe", disable_numparse=True)
-        return table + (f"\n\n\\{footnote}" if footnote else "")
+        lines = [f"- {line}" for line in overall_lines(rates)]
+        parts = [table, "\n".join(lines), f"\\{footnote}" if footnote else ""]
+        return "\n\n".join(filter(None, parts))
     raise GapbenchError(f"no format {form!r}; there are {', '.join(FORMATS)}")
 
 
@@ -60,7 +66,7 @@ def show(rates: Sequence[Rates], console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    rows = by_place(rates)
+    rows = {key: row for key, row in by_place(rates).items() if key[0] not in OVERALLS}
     first = max((len(name) for _, name in rows), default=0) + 2
     fit = max(1, (console.width - first - 2) // (_CELL + 1))
     metrics = shown_in("tables")
@@ -81,6 +87,33 @@ def show(rates: Sequence[Rates], console: Console) -> None:
             table.add_row(Text(name), *values, style="bold" if level != "category" else "")
         console.print(table)
         console.print()
+    for line in overall_lines(rates):
+        console.print(line, soft_wrap=True)
+
+
+def overall_lines(rates: Sequence[Rates]) -> list[str]:
+    """The overall figures as the tasks' authors and the paper form them, a line each."""
+    return [
+        f"{name}, {OVERALLS[level]}: "
+        + "; ".join(
+            f"{METRICS[rate.metric].heading} {' '.join(cell(rate))}" for rate in row.values()
+        )
+        for (level, name), row in by_place(rates).items()
+        if level in OVERALLS
+    ]
+
+
+def about_scores(plan: Plan) -> str:
+    """How the judges' scores become verdicts, in a line; empty where they give verdicts alone."""
+    said = []
+    for name in plan.judges:
+        scale, threshold = plan.scales.get(name, SHARE), plan.thresholds.get(name)
+        unit = "" if scale.unit == PERCENT else f" ({scale.unit}, {scale.low:g} to {scale.high:g})"
+        if threshold is not None:
+            said.append(f"{name}{unit} accepts from {threshold:g} on")
+        elif unit:
+            said.append(f"{name}{unit} gives no verdict")
+    return f"Scores and verdicts: {'; '.join(said)}." if said else ""
 
 
 def cell(rate: Rates) -> tuple[str, str]:
@@ -89,9 +122,10 @@ def cell(rate: Rates) -> tuple[str, str]:
     whole = float(rate.numerator).is_integer()
     counts = f"{rate.numerator:.{0 if whole else 1}f}/{rate.denominator:.0f}{left_out}"
     if rate.value is None or rate.low is None or rate.high is None:
-        return "n/a", f"({counts})"
-    value, low, high = (METRICS[rate.metric].scale * v for v in (rate.value, rate.low, rate.high))
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]", f"({counts})"
+        return "n/a", f"(no mean of {rate.unit})" if rate.denominator else f"({counts})"
+    value, low, high = (printed(v, rate.unit) for v in (rate.value, rate.low, rate.high))
+    judged = METRICS[rate.metric].in_scores and rate.unit != PERCENT
+    return f"{value} [{low}, {high}]", f"{rate.unit} " * judged + f"({counts})"
 
 
 def agreement(two: Agreement) -> str:

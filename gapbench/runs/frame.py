@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gapbench.runs.plan import Item
-from gapbench.types import Answer
+from gapbench.types import Answer, Scale
 
 
 def row(
@@ -13,10 +13,12 @@ def row(
     outside: Answer | None,
     mismatched: Answer | None,
     judge: str | None,
+    scale: Scale,
 ) -> dict[str, object]:
     """A planned image in the columns of `Run.frame`: what the model itself and the outside judge
-    named `judge` said of it, and the model of it held against the item's partner."""
-    scale = "verdict" if outside and outside.score is None else "score"
+    named `judge`, whose scores are of `scale`, said of it, and the model of it held against the
+    item's partner."""
+    said = "verdict" if outside and outside.score is None else "score"
     return {
         "task": item.prompt.task,
         "category": item.prompt.category,
@@ -30,7 +32,8 @@ def row(
         "p_yes": _number(own, "p_yes"),
         "own_reason": own.reason if own else None,
         "outside": _number(outside, "verdict"),
-        "score": _number(outside, scale),
+        "score": _number(outside, said),
+        "scale": scale,
         "outside_reason": outside.reason if outside else None,
         "judge": judge,
         "mismatched": _number(mismatched, "verdict"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from gapbench.models.base import Model, require
 from gapbench.models.images import ImagesModel
 from gapbench.runs.needs import judges_here
 from gapbench.runs.settings import RunSettings
+from gapbench.tasks.spec import Overalls
 from gapbench.tasks.task import Task, select
-from gapbench.types import GapbenchError, Generation, Prompt
+from gapbench.types import GapbenchError, Generation, Prompt, Scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class Plan:
     the index of another prompt of its category that asks for something else, or None. `own` is
     the own verdicts' judge name, empty where none were asked for. `left_out` names the tasks that
     `all` or a tier did not take because their prompts or their judges' weights are not here.
+    `scales` and `thresholds` are those of the judges that have them, shares and no threshold else;
+    `overalls` are the tasks' (`gapbench.metrics.rates.overalls`).
     """
 
     tasks: dict[str, str]
@@ -44,10 +47,15 @@ class Plan:
     own_fingerprint: str
     seed: int
     left_out: Sequence[str] = ()
+    scales: Mapping[str, Scale] = field(default_factory=dict)
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    overalls: Mapping[str, Overalls] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Plan:
-        return cls(**{**raw, "prompts": [Prompt(**p) for p in raw["prompts"]]})
+        scales = {name: Scale(*scale) for name, scale in raw.get("scales", {}).items()}
+        prompts = [Prompt(**p) for p in raw["prompts"]]
+        return cls(**{**raw, "prompts": prompts, "scales": scales})
 
     def notes(self) -> list[str]:
         """What a reader of the plan's figures has to know of it."""
@@ -160,6 +168,9 @@ def prepare(settings: RunSettings) -> Prepared:
         own_fingerprint=own.fingerprint if own else "",
         seed=settings.seed,
         left_out=left_out,
+        scales={judge.name: judge.scale for judge in loaded.values()},
+        thresholds={j.name: j.threshold for j in loaded.values() if j.threshold is not None},
+        overalls={task.name: task.overalls for task, _ in selected if task.overalls},
     )
     if isinstance(adapter, ImagesModel):
         adapter.bind({(item.prompt.text, item.seed): item.sample for item in plan.items()})

@@ -11,7 +11,7 @@ from gapbench.models.base import PAIR
 from gapbench.runs.folder import RunFolder
 from gapbench.runs.frame import row
 from gapbench.runs.plan import Plan
-from gapbench.types import Answer, GapbenchError, Rates
+from gapbench.types import SHARE, Answer, GapbenchError, Rates
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,10 +108,10 @@ class Run:
         """One row for each planned image that was drawn.
 
         Columns: task, category, tier, prompt (id), text, sample, seed, image (sha256), own, p_yes,
-        own_reason, outside, score, outside_reason, judge, mismatched, mismatched_asked. Verdicts
-        are 1.0, 0.0 or NaN (abstained). `judge` picks an outside judge, and with it the images it
-        was asked about; by default each task's first. "human" is the people who labelled the run,
-        "human:NAME" one of them.
+        own_reason, outside, score, scale, outside_reason, judge, mismatched, mismatched_asked.
+        Verdicts are 1.0, 0.0 or NaN (abstained). `judge` picks an outside judge, and with it the
+        images it was asked about; by default each task's first. "human" is the people who labelled
+        the run, "human:NAME" one of them.
         """
         import pandas as pd
 
@@ -144,16 +144,23 @@ class Run:
             mismatched = None
             if item.partner is not None:
                 mismatched = verdicts.get((image, item.partner.question, fingerprint))
-            rows.append(row(item, image, own, outside, mismatched, name))
+            scale = SHARE if name is None else self.plan.scales.get(name, SHARE)
+            rows.append(row(item, image, own, outside, mismatched, name, scale))
         return pd.DataFrame(rows)
 
     def rates(self, judge: str | None = None) -> list[Rates]:
-        """The figures of METRICS, per category, task, tier and overall."""
-        from gapbench.metrics import METRICS, rates
+        """The figures of METRICS, per category, task, tier and overall, then the overall figures as
+        the tasks' authors and the paper form them."""
+        from gapbench.metrics.metric import METRICS
+        from gapbench.metrics.rates import overalls
 
         frame = self.frame(judge)
-        if not self.plan.own:
-            return [rate for rate in rates(frame) if not METRICS[rate.metric].needs_own]
+        made = [*self._rates(frame), *overalls(frame, self.plan.overalls)]
+        return [rate for rate in made if self.plan.own or not METRICS[rate.metric].needs_own]
+
+    def _rates(self, frame: pd.DataFrame) -> list[Rates]:
+        from gapbench.metrics import METRICS, rates
+
         judged = frame[frame["judge"].notna()] if len(frame) else frame
         if len(judged) == len(frame):
             return rates(frame)

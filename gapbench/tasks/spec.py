@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -15,6 +15,9 @@ from gapbench.verdict import QUESTION
 ANY: Final = "*"
 """In task.yaml: every category that the records have and no tier names."""
 _CATEGORY: Final = re.compile(r"[\w-]{1,80}", re.ASCII)
+
+
+Overalls = dict[Literal["official", "paper"], list[str]]
 
 
 class Split(BaseModel):
@@ -51,6 +54,9 @@ class TaskFile(BaseModel):
     task.yaml, from `downloads`, paths under the address `base`, which pins a commit, or from
     `datasets`, copies of the user's own with these text `columns`.
 
+    `overalls` has the categories, or patterns of them, over which a benchmark's own overall figure
+    ("official") and the paper's are plain means; a pattern's images are taken together.
+
     `fields` maps text, id, category and requirement to the columns of somebody else's records; the
     category may be several columns, joined. The category "*" stands for every one that the records
     have and `tiers` does not name. `variants` are further versions of the task: keys that replace
@@ -73,6 +79,7 @@ class TaskFile(BaseModel):
     judges: dict[str, str] = {}
     splits: dict[str, Split] = {}
     tiers: dict[Tier, list[str]]
+    overalls: Overalls = {}
     question: str = QUESTION
     variants: dict[str, dict[str, Any]] = {}
 

@@ -31,6 +31,7 @@ class Task:
         self.folder, self.split = folder, split
         self.spec = read_spec(folder / "task.yaml", variant)
         self.samples = self.spec.samples
+        self.overalls = self.spec.overalls if split == "test" else {}
 
     @cached_property
     def version(self) -> str:

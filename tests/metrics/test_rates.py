@@ -62,6 +62,8 @@ def term(metric: str, row: Row) -> tuple[float, float] | str | None:
         return None if math.isnan(own) else (1 - own, 1)
     if metric == "generation":
         return None if math.isnan(row["score"]) else (row["score"], 1)
+    if math.isnan(outside) and not math.isnan(row["score"]):
+        return "unasked"  # a judge that gives scores alone
     if math.isnan(own) or math.isnan(outside):
         return None
     if metric == "weak_generation":

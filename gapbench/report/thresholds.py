@@ -1,0 +1,74 @@
+"""Weak generation and false positives of the report over the thresholds that make a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import pandas as pd
+
+from gapbench.metrics.metric import METRICS
+from gapbench.metrics.rates import rates
+from gapbench.pages.parts import figure
+from gapbench.report.plots import Bar, lines
+from gapbench.report.tables import cell
+from gapbench.types import SHARE, Rates, Scale
+
+if TYPE_CHECKING:
+    from gapbench.runs.run import Run
+
+TENTHS: Final = tuple(round(0.1 * tenth, 1) for tenth in range(1, 10))
+FIGURES: Final = ("weak_generation", "false_positive")
+
+
+def threshold_figures(
+    runs: Sequence[Run], names: Sequence[str], frames: Sequence[pd.DataFrame]
+) -> list[dict[str, Any]]:
+    """A section for each scale of the judges that make verdicts from scores, or could: the overall
+    figures with each of nine thresholds. Those of shares are tenths, else the deciles of all runs'
+    scores."""
+    kept = [
+        frame[frame["score"].notna() & frame["judge"].isin(_scorers(run))]
+        for run, frame in zip(runs, frames, strict=True)
+    ]
+    scales = dict.fromkeys(scale for frame in kept for scale in frame["scale"])
+    return [_figure(scale, names, kept) for scale in scales]
+
+
+def _scorers(run: Run) -> list[str]:
+    plan = run.plan
+    return [j for j in plan.judges if j in plan.thresholds or plan.scales.get(j, SHARE) != SHARE]
+
+
+def _figure(scale: Scale, names: Sequence[str], frames: Sequence[pd.DataFrame]) -> dict[str, Any]:
+    mine = [frame[[each == scale for each in frame["scale"]]] for frame in frames]
+    scores = np.concatenate([frame["score"].to_numpy(np.float64) for frame in mine])
+    steps = TENTHS if scale == SHARE else tuple(np.quantile(scores, TENTHS).tolist())
+    series: dict[str, list[tuple[float, Bar]]] = {}
+    rows: list[list[Any]] = []
+    for name, frame in zip(names, mine, strict=True):
+        for step in steps:
+            made = _at(frame, step)
+            rows.append([f"{step:.3g}", name, *map(cell, made)])
+            for rate in made:
+                key = f"{name}: {METRICS[rate.metric].heading}" if len(names) > 1 else (
+                    METRICS[rate.metric].heading
+                )  # fmt: skip
+                series.setdefault(key, []).append((step, Bar(rate.value, rate.low, rate.high)))
+    unit = "share" if scale == SHARE else scale.unit
+    heads = [METRICS[metric].heading for metric in FIGURES]
+    return figure(
+        f"thresholds-{unit.lower()}",
+        f"Other thresholds of the judge: {unit}",
+        "Overall figures if the outside judge accepted an image from each of these scores on. "
+        "Where they depend much on the threshold, they say little by themselves.",
+        lines(list(series), list(series.values()), f"threshold ({unit})"),
+        ([f"threshold ({unit})", "run", *(f"{head} (%)" for head in heads)], rows),
+    )
+
+
+def _at(frame: pd.DataFrame, threshold: float) -> list[Rates]:
+    """The figures overall, with verdicts made anew from the scores."""
+    judged = frame.assign(outside=(frame["score"] >= threshold).astype(float))
+    return [r for r in rates(judged) if r.level == "overall" and r.metric in FIGURES]
