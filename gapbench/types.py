@@ -117,10 +117,10 @@ class Rates:
     nothing, or where the scores are in several units, which `unit` lists. `numerator` and
     `denominator` are raw counts (sums, for scores) over images; `value` equals their quotient
     within a category and weighs categories equally above it. `low` and `high` bound the 95 %
-    interval; `n_prompts` are the prompts behind the denominator; `deff` is the design effect (variance over prompts as
-    clusters, divided by the variance if all images were independent); `abstained` counts the
-    images left out because a judge gave no verdict. The levels "official" and "paper" are a task's
-    own means (`gapbench.metrics.rates.overalls`).
+    interval; `n_prompts` are the prompts behind the denominator; `deff` is the design effect
+    (variance over prompts as clusters, divided by the variance if all images were independent);
+    `abstained` counts the images left out because a judge gave no verdict. The levels "official"
+    and "paper" are a task's own means (`gapbench.metrics.rates.overalls`).
     """
 
     level: Literal["category", "tier", "task", "overall", "official", "paper"]

@@ -95,6 +95,32 @@ def test_what_is_required_and_missing_is_named_in_one_line() -> None:
     )
 
 
+def test_a_threshold_makes_another_judge() -> None:
+    usual, strict = load_judge("vqa"), load_judge("vqa@0.7")
+    assert (usual.threshold, strict.threshold) == (0.5, 0.7)
+    assert strict.name == "vqa@0.7"
+    assert strict.fingerprint != usual.fingerprint
+    assert [strict.scored(score).verdict for score in (0.69, 0.7)] == [0, 1]
+    same = load_judge("vqa@0.50")
+    assert (same.name, same.fingerprint) == (usual.name, usual.fingerprint)
+    assert load_judge("clip").scored(0.31).verdict is None
+    assert load_judge("clip@0.3").scored(0.31).verdict == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "why"),
+    [
+        ("pixel@0.7", "judge pixel@0.7: its verdicts are not made from scores; leave out @0.7"),
+        ("vqa@1.5", "judge vqa@1.5: give a threshold above 0 and up to 1"),
+        ("clip@high", "judge clip@high: give a threshold above -1 and up to 1"),
+    ],
+)
+def test_a_threshold_that_cannot_be_is_refused(spec: str, why: str) -> None:
+    with pytest.raises(GapbenchError) as caught:
+        load_judge(spec)
+    assert str(caught.value) == why
+
+
 def test_the_base_class_asks_the_tasks_own_question() -> None:
     class Short(Judge):
         name, fingerprint = "short", "short-1"

@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from gapbench.judges.base import Judge
 from gapbench.judges.clip import ClipJudge
-from gapbench.judges.weights import crop, scale, share
+from gapbench.judges.weights import crop
 from gapbench.models.torchvision_shim import ensure
 from gapbench.types import GapbenchError, Prompt
 
@@ -94,11 +95,11 @@ def test_crop_is_torchvisions(size: tuple[int, int]) -> None:
 
 
 def test_numbers_that_are_none_abstain() -> None:
-    assert scale(float("nan")).score is None
-    assert scale(0.3).score == 0.3
-    assert share(0.5).verdict == 1
-    assert share(0.4999).verdict == 0
-    assert share(float("inf")).verdict is None
+    judge = Judge()
+    assert judge.scored(float("nan")).score is None
+    assert (judge.scored(0.3).score, judge.scored(0.3).verdict) == (0.3, None)
+    judge.threshold = 0.5
+    assert [judge.scored(v).verdict for v in (0.5, 0.4999, float("inf"))] == [1, 0, None]
 
 
 def test_a_broken_folder_is_said(tmp_path: Path, tiny_clip: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from gapbench.judges import complex as module
-from gapbench.judges.complex import ComplexJudge, combine
+from gapbench.judges.complex import ComplexJudge
 from gapbench.judges.parses import parses
 from gapbench.judges.spatial import Want
 from gapbench.types import Answer, GapbenchError, Prompt
@@ -26,6 +26,10 @@ PARTS: dict[module.Part, Answer] = {
     "spatial": scored(0.6),
     "action": scored(0.25),
 }
+
+
+def combine(kind: parses.Kind, parts: dict[module.Part, Answer]) -> Answer:
+    return ComplexJudge.combine(ComplexJudge.__new__(ComplexJudge), kind, parts)
 
 
 @pytest.mark.parametrize(

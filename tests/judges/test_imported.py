@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from gapbench.judges import load_judge
 from gapbench.judges.imported import ImportedJudge
-from gapbench.types import Answer, GapbenchError, Prompt
+from gapbench.types import COSINE, Answer, GapbenchError, Prompt
 
 PROMPTS = ("a photo of a bench", "a photo of two cats")
 SAMPLES = 3
@@ -154,6 +155,19 @@ def test_compbench_scores(tmp_path: Path, start: int) -> None:
     assert [a.verdict for a in answers] == [0, 0, 1, 1, None, 1]
     assert [a.score for a in answers] == [0.0, 0.4999, 0.5, 1.0, None, 0.75]
     assert answers[4].reason == "the score is nan"
+
+
+def test_clip_scores_give_no_verdict_unless_a_threshold_is_set(tmp_path: Path) -> None:
+    pictures = compbench(tmp_path)
+    file = results(tmp_path, [0.28, 0.29, 0.3, 0.31, 0.32, 0.33], kind="clip")
+    judge = ImportedJudge(file)
+    assert judge.scale == COSINE
+    answers = ask(judge, pictures)
+    assert {a.verdict for a in answers} == {None}
+    assert [a.score for a in answers] == [0.28, 0.29, 0.3, 0.31, 0.32, 0.33]
+    chosen: Any = load_judge(f"imported@0.3:{file}")
+    assert chosen.name == "imported-t2i-compbench@0.3"
+    assert [a.verdict for a in ask(chosen, pictures)] == [0, 0, 1, 1, 1, 1]
 
 
 def test_the_fingerprint_is_of_results_and_images(tmp_path: Path) -> None:

@@ -187,6 +187,21 @@ def test_one_with_more_tasks_is_ranked_where_others_are(copy: Path) -> None:
     ]
 
 
+def test_a_judge_of_scores_alone_has_a_place_on_the_board(copy: Path) -> None:
+    def scored(row: Any) -> None:
+        if row["role"] == "outside":
+            row |= {"verdict": None, "score": 24.0, "reason": "a score and no verdict"}
+
+    scales = {"pixel": ("SciScore", -100.0, 100.0)}
+    entered(copy, "scored", scored, judges={"pixel": "other"}, scales=scales)
+    text = markdown(submissions(copy.parent))
+    row = next(line for line in text.splitlines() if line.startswith("| n/a") and "scored" in line)
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[2] == "n/a"
+    assert cells[3].startswith("24.000 [24.000, 24.000] SciScore (")
+    assert cells[4].startswith("n/a") or "[" in cells[4]
+
+
 def test_the_papers_figures_stand_apart_and_add_up() -> None:
     head, *rows = table(markdown([]), "Reported elsewhere")
     assert {row[0] for row in rows} == {"reported"}

@@ -118,7 +118,7 @@ def test_a_figure_of_another_unit_is_printed_in_it(
     )  # fmt: skip
     monkeypatch.setitem(METRICS, "raw", score)
     frame = pair[0].frame()
-    figure = f"{25 * frame['outside'].mean():.1f}"
+    figure = f"{25 * frame['outside'].mean():.3f}"
     shown = said("show", pair[0].path, "--format", "markdown").splitlines()
     assert shown[0].split("|")[3].strip() == "raw score (points)"
     assert shown[-1].split("|")[3].strip().startswith(figure)

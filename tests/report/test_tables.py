@@ -126,6 +126,10 @@ def test_cells() -> None:
     assert tables.cell(rate(numerator=2.5))[1] == "(2.5/12)"
     nothing = rate(value=None, low=None, high=None, numerator=0.0, denominator=0.0)
     assert tables.cell(nothing) == ("n/a", "(0/0)")
+    science = rate(value=24.5, low=24.0, high=25.0, numerator=294.0, unit="SciScore")
+    assert tables.cell(science) == ("24.500 [24.000, 25.000]", "SciScore (294/12)")
+    mixed = rate(value=None, low=None, high=None, numerator=294.5, unit="%, SciScore")
+    assert tables.cell(mixed) == ("n/a", "(no mean of %, SciScore)")
     assert tables.cell(replace(nothing, abstained=7)) == ("n/a", "(0/0, 7 abstained)")
 
 
@@ -155,6 +159,17 @@ def test_markdown_carries_every_figure() -> None:
         "n/a",
         "n/a (0/0)",
     ]
+
+
+def test_what_others_form_stands_apart_from_the_table() -> None:
+    theirs = [rate(level="official", name="geneval"), rate(level="paper", name="geneval")]
+    lines = tables.render([*SOME, *theirs], "markdown").splitlines()
+    assert lines[-2:] == [
+        "- geneval, official (its authors' overall): generation 25.0 [10.0, 45.6] (3/12)",
+        "- geneval, the paper's mean: generation 25.0 [10.0, 45.6] (3/12)",
+    ]
+    assert text_of([*SOME, *theirs]).splitlines()[-2:] == [line[2:] for line in lines[-2:]]
+    assert not [line for line in lines if line.startswith("|") and "geneval" in line]
 
 
 def test_csv_and_json_are_the_records() -> None:

@@ -1,0 +1,124 @@
+"""Scores of several scales, the overall figures that others form, and the two win rates."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from gapbench.metrics.paired import changes, gap_gain, win_rate
+from gapbench.metrics.power import spread
+from gapbench.metrics.rates import overalls, rates
+from gapbench.types import COSINE, SHARE, GapbenchError, Rates, Scale
+
+SCISCORE = Scale("SciScore", -100.0, 100.0)
+NAN = math.nan
+
+
+def rows(
+    task: str, category: str, scale: Scale, scores: list[float], own: float = 0.0
+) -> list[dict[str, Any]]:
+    """Two images a prompt; only shares come with verdicts."""
+    return [
+        {
+            "task": task, "category": category, "tier": "hard", "prompt": f"{category}-{k // 2}",
+            "sample": k % 2, "own": own, "score": score, "scale": scale, "mismatched": NAN,
+            "outside": float(score >= 0.5) if scale == SHARE else NAN, "mismatched_asked": False,
+        }
+        for k, score in enumerate(scores)
+    ]  # fmt: skip
+
+
+MIXED = pd.DataFrame(
+    rows("geneval", "colors", SHARE, [0, 0, 1, 1])
+    + rows("science-t2i", "Physics-gravity", SCISCORE, [24.0, 25.0, 26.0, 27.0])
+    + rows("science-t2i", "Physics-rust", SCISCORE, [20.0, 20.0])
+    + rows("science-t2i", "Biology-ripeness", SCISCORE, [30.0, 31.0])
+)
+
+
+def at(figures: list[Rates], level: str, name: str, metric: str) -> Rates:
+    return next(r for r in figures if (r.level, r.name, r.metric) == (level, name, metric))
+
+
+def test_scores_of_two_scales_have_no_mean() -> None:
+    made = rates(MIXED)
+    overall = at(made, "overall", "overall", "generation")
+    assert (overall.value, overall.low, overall.unit) == (None, None, "%, SciScore")
+    science = at(made, "task", "science-t2i", "generation")
+    assert science.value == pytest.approx((25.5 + 20 + 30.5) / 3)
+    assert science.unit == "SciScore"
+    assert at(made, "task", "geneval", "generation").value == 0.5
+    assert at(made, "overall", "overall", "non_unification").value == 1
+
+
+def test_a_score_without_a_verdict_is_no_abstention() -> None:
+    made = rates(MIXED)
+    for metric in ("weak_generation", "false_positive", "self_accuracy"):
+        science = at(made, "task", "science-t2i", metric)
+        assert (science.value, science.abstained) == (None, 0)
+        overall = at(made, "overall", "overall", metric)
+        assert overall.value == at(made, "task", "geneval", metric).value
+        assert overall.abstained == 0
+
+
+def test_a_category_has_one_scale() -> None:
+    twice = pd.DataFrame(rows("t", "c", SHARE, [1, 0]) + rows("t", "c", COSINE, [0.3]))
+    twice["prompt"] = ["a", "b", "c"]
+    with pytest.raises(GapbenchError, match="scores of two scales"):
+        rates(twice)
+
+
+def test_official_and_paper_overalls() -> None:
+    groups: Any = {
+        "science-t2i": {"official": ["*"], "paper": ["Physics-*", "Biology-*"]},
+        "geneval": {"official": ["colors", "counting"]},
+    }
+    made = overalls(MIXED, groups)
+    # By rows, and by subjects; GenEval lacks a category, so its authors' overall is not there.
+    assert [(r.level, r.name, r.metric) for r in made] == [
+        ("official", "science-t2i", "generation"),
+        ("paper", "science-t2i", "generation"),
+        ("paper", "science-t2i", "non_unification"),
+    ]
+    assert made[0].value == pytest.approx((24 + 25 + 26 + 27 + 20 + 20 + 30 + 31) / 8)
+    assert made[1].value == pytest.approx(((24 + 25 + 26 + 27 + 20 + 20) / 6 + 30.5) / 2)
+    assert made[0].unit == "SciScore"
+
+
+def test_an_official_mean_over_two_scales_is_the_authors() -> None:
+    frame = pd.DataFrame(rows("t2i", "color", SHARE, [0, 1]) + rows("t2i", "non", COSINE, [0.3]))
+    [made] = overalls(frame, {"t2i": {"official": ["color", "non"]}})
+    assert made.value == pytest.approx((0.5 + 0.3) / 2)
+    assert made.unit == "%, cosine"
+
+
+def test_changes_are_told_for_each_scale() -> None:
+    after = MIXED.assign(score=MIXED["score"].mask(MIXED["scale"] == SCISCORE, MIXED["score"] + 1))
+    made = [c for c in changes(MIXED, after) if c.metric == "generation"]
+    assert [(c.unit, c.difference) for c in made] == [("%", 0.0), ("SciScore", pytest.approx(1.0))]
+    assert [c.images for c in made] == [4, 8]
+    assert gap_gain(MIXED, after) is None
+
+
+def test_power_plans_in_the_unit_of_the_scores() -> None:
+    science = MIXED[MIXED["task"] == "science-t2i"]
+    assert spread(science, "generation").unit == "SciScore"
+    with pytest.raises(GapbenchError, match="the run's scores are in several units"):
+        spread(MIXED, "generation")
+
+
+def test_the_win_rate_is_the_mean_over_categories_and_the_pooled_one_is_not() -> None:
+    """20 wins in one of eight categories, no disagreement in the others."""
+    before = pd.DataFrame(
+        [row for c in range(8) for row in rows("t", f"c{c}", SHARE, [1.0] * 40, own=1.0)]
+    )
+    before.loc[:19, "own"] = 0.0
+    won = win_rate(before, [1.0] * len(before))
+    assert (won.wins, won.losses, won.ties) == (20, 0, 300)
+    assert won.value == pytest.approx(0.5625)
+    assert won.pooled == 1
+    assert won.low is not None
+    assert 0.5 < won.low < won.value <= (won.high or 0)
