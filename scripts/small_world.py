@@ -149,6 +149,7 @@ def table(work: Path) -> str:
             said = each["compare"]
             figures = {change["metric"]: change for change in said["changes"]}
             wins = said["win_rate"]
+            pooled = "50" if wins["pooled"] is None else f"{100 * wins['pooled']:.0f}"
             rows.append(
                 {
                     "": f"{what}: {name}",
@@ -159,7 +160,7 @@ def table(work: Path) -> str:
                         + [r["left"] for r in each["replays"][-1:]]
                     ),
                     **{HEADS[metric]: _shift(figures[metric]) for metric in HEADS},
-                    "win rate": f"{100 * wins['value']:.0f} ({wins['wins']}:{wins['losses']})",
+                    "pooled win rate": f"{pooled} ({wins['wins']}:{wins['losses']})",
                     "corrected": said["groups"]["010"],
                     "verdict": said["verdict"],
                 }
