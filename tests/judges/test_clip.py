@@ -76,7 +76,7 @@ def test_answers_have_a_score_and_no_verdict(tiny_clip: Path, pictures: list[Ima
     asked = [prompt(text or "x") for text in TEXTS]
     answers = judge.judge(pictures, asked)
     assert [a.verdict for a in answers] == [None] * 5
-    assert {a.reason for a in answers} == {"scale only"}
+    assert {a.reason for a in answers} == {"a score and no verdict"}
     assert all(a.score is not None for a in answers)
     assert judge.name == "clip-tiny-clip"
     assert judge.question(asked[0]) == "a dog"

@@ -33,7 +33,7 @@ def test_a_batch_equals_one_by_one(tiny_sciscore: Path, pictures: list[Image.Ima
     for picture, asked, answer in zip(pictures, ASKED, together, strict=True):
         assert answer.score is not None
         assert answer.verdict is None
-        assert answer.reason == "scale only"
+        assert answer.reason == "a score and no verdict"
         assert judge.judge([picture], [asked])[0].score == pytest.approx(answer.score, abs=1e-5)
 
 
