@@ -23,7 +23,7 @@ COLUMNS: Final = ("%", "before", "after", "change", "p", "Holm p", "detectable",
 GROUPS: Final = {"11": "both", "10": "only BEFORE", "01": "only AFTER", "00": "neither"}
 """(verdict of BEFORE's model, of AFTER's) -> the column of the table of groups."""
 ABOUT: Final = f"""\
-How to read this (percent, changes in percentage points, unless a unit is given):
+How to read this (percent and percentage points, unless a unit is given):
 
 - change: after minus before, with its 95 % interval over prompts.
 - p: below 0.05 if that interval excludes 0.
