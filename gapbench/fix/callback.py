@@ -116,10 +116,12 @@ class GapCallback(TrainerCallback):  # type: ignore[misc]
             mismatched = iter(others)
             verdicts = self.own.judge(images, prompts)
             for item, image, own in zip(batch, images, verdicts, strict=True):
-                name, outside = next(iter(item.asks), None), None
+                name, outside, partner = next(iter(item.asks), None), None, None
                 if name is not None:
-                    [outside] = self.judges[name].judge([image], [item.prompt])
+                    asked = item.asked(name)
+                    outside, *more = self.judges[name].judge([image] * len(asked), asked)
+                    partner = next(iter(more), None)
                 other = next(mismatched) if item.partner else None
                 scale = self.judges[name].scale if name else SHARE
-                rows.append(row(item, None, own, outside, other, name, scale))
+                rows.append(row(item, None, own, outside, other, name, scale, partner))
         return pd.DataFrame(rows)

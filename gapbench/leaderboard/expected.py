@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from gapbench.judges import load_judge
 from gapbench.judges.base import Judge
-from gapbench.leaderboard.submission import SEED, Card, Role, TaskCard, sha256
-from gapbench.runs.plan import choose, seed_of
+from gapbench.leaderboard.submission import MISMATCHED, SEED, Card, Role, TaskCard, sha256
+from gapbench.runs.plan import paired, seed_of
 from gapbench.tasks.task import Task, load_task
 from gapbench.types import GapbenchError, Prompt
 
@@ -94,22 +94,22 @@ class Installed:
             for prompt, verdicts in self._verdicts(card, self.task(name))
             for sample in range(part.samples)
             for who, what in verdicts.items()
-            if sample == 0 or who[0] != "mismatched"
+            if sample == 0 or who[0] not in ("mismatched", "partner")
         }
 
     def _verdicts(self, card: Card, task: Task) -> Iterator[tuple[Prompt, _Verdicts]]:
         """Each prompt with the verdicts on its first image."""
-        prompts, partners = choose([(task, task.prompts())], None)
+        prompts = task.prompts()
+        partners, _ = paired(prompts, prompts, MISMATCHED, SEED)
         for prompt, place in zip(prompts, partners, strict=True):
-            said = sha256(prompt.question)
-            verdicts: _Verdicts = {("own", card.own): (prompt, said, card.own_fingerprint)}
+            judge, verdicts = self.judge(task, prompt.category), _Verdicts()
+            held: list[tuple[Role, Role, Prompt]] = [("own", "outside", prompt)]
             if place is not None:
-                partner = prompts[place]
-                said = sha256(partner.question)
-                verdicts["mismatched", card.own] = (partner, said, card.own_fingerprint)
-            judge = self.judge(task, prompt.category)
-            said, fingerprint = sha256(judge.question(prompt)), card.judges.get(judge.name, "")
-            verdicts["outside", judge.name] = (prompt, said, fingerprint)
+                held.append(("mismatched", "partner", prompts[place]))
+            for own, outside, asked in held:
+                said, fingerprint = sha256(judge.question(asked)), card.judges.get(judge.name, "")
+                verdicts[own, card.own] = (asked, sha256(asked.question), card.own_fingerprint)
+                verdicts[outside, judge.name] = (asked, said, fingerprint)
             for name, fingerprint in extra_judges(card).items():
                 verdicts["other", name] = (prompt, None, fingerprint)
             yield prompt, verdicts

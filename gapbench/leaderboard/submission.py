@@ -37,9 +37,11 @@ MOST_ROWS: Final = 2_000_000
 SEED: Final = 0
 """The run's seed that every submission has, so that nobody picks a lucky one."""
 SHA256: Final = "^[0-9a-f]{64}$"
-Role = Literal["own", "mismatched", "outside", "other"]
-"""Of a verdict: the model's own, its own on another prompt's image, the task's own judge's, another
-outside judge's."""
+MISMATCHED: Final = "far"
+"""The mismatched pairs that every submission has."""
+Role = Literal["own", "mismatched", "outside", "partner", "other"]
+"""Of a verdict: the model's own and its own on a mismatched pair, the task's own judge's and its
+own on that pair, another outside judge's."""
 
 
 class _Strict(BaseModel):
@@ -108,7 +110,7 @@ def schema() -> pa.Schema:
     text, real = pa.string(), pa.float64()
     return pa.schema(
         [
-            *((name, text) for name in ("task", "category", "tier", "prompt")),
+            *((name, text) for name in ("task", "category", "tier", "prompt", "cluster")),
             ("sample", pa.int32()),
             ("seed", pa.int64()),
             *((name, text) for name in ("image", "role", "judge", "fingerprint", "question")),
@@ -182,13 +184,15 @@ def frame(
             )
         return mine
 
-    images = of("own")[[*KEY, "category", "tier", "image", "verdict", "p_yes"]]
+    images = of("own")[[*KEY, "category", "tier", "cluster", "image", "verdict", "p_yes"]]
     images = images.rename(columns={"verdict": "own"})
     outside = of("outside") if judge is None else of("other", judge)
     outside = outside[[*KEY, "judge", "verdict", "score"]].rename(columns={"verdict": "outside"})
     outside["score"] = outside["score"].fillna(outside["outside"])
     crossed = of("mismatched")[[*KEY, "verdict"]].rename(columns={"verdict": "mismatched"})
-    crossed["mismatched_asked"] = True
+    partner = of("partner")[[*KEY, "verdict"]].rename(columns={"verdict": "partner"})
+    crossed = crossed.merge(partner, on=KEY, how="left")
+    crossed = crossed[crossed.pop("partner") != 1].assign(mismatched_asked=True)
     made = images.merge(outside, on=KEY, how="left" if judge is None else "inner")
     made = made.merge(crossed, on=KEY, how="left")
     made["scale"] = [Scale(*scales.get(name, SHARE)) for name in made.pop("judge")]

@@ -13,11 +13,20 @@ from pydantic import ValidationError
 
 from gapbench.files import write_atomic
 from gapbench.leaderboard.expected import Installed, said_in
-from gapbench.leaderboard.submission import SEED, Card, Origin, contents, name_of, sha256
+from gapbench.leaderboard.submission import (
+    MISMATCHED,
+    SEED,
+    Card,
+    Origin,
+    contents,
+    name_of,
+    sha256,
+)
 from gapbench.leaderboard.verify import TEST_MODELS, check
 from gapbench.models import load_model
 from gapbench.models.registry import MODELS
 from gapbench.runs.run import Run
+from gapbench.tasks.content import cluster
 from gapbench.tasks.spec import explain
 from gapbench.types import SHARE, GapbenchError, counted
 
@@ -52,6 +61,11 @@ def submit(
         raise GapbenchError(
             f"{run.path} was drawn with seed {plan.seed}; a leaderboard takes seed {SEED}, so that "
             "nobody picks a lucky one"
+        )
+    if plan.mismatched != MISMATCHED:
+        raise GapbenchError(
+            f"{run.path} has other mismatched pairs than a leaderboard takes; run the same command "
+            f"again with --mismatched {MISMATCHED}"
         )
     about = meta.get("model_about", {})
     installed = Installed()
@@ -185,7 +199,7 @@ def _rows(run: Run, card: Card, installed: Installed) -> Iterator[dict[str, Any]
     asks = {(p.task, p.id): asked for p, asked in zip(plan.prompts, plan.asks, strict=True)}
     for (task, prompt, sample, role, judge), wanted in installed.rows(card).items():
         own = role in ("own", "mismatched")
-        question = wanted.asked.question if own else asks[task, prompt][judge]
+        question = wanted.asked.question if own else asks[task, wanted.asked.id][judge]
         generation = drawn.get((wanted.prompt.text, wanted.seed))
         image = generation.image if generation else ""
         verdict = verdicts.get((image, question, wanted.fingerprint))
@@ -200,6 +214,7 @@ def _rows(run: Run, card: Card, installed: Installed) -> Iterator[dict[str, Any]
             "category": wanted.prompt.category,
             "tier": wanted.prompt.tier,
             "prompt": prompt,
+            "cluster": cluster(wanted.prompt),
             "sample": sample,
             "seed": wanted.seed,
             "image": image,

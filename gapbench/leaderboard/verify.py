@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from gapbench.judges.own import NAMES
 from gapbench.leaderboard.expected import Installed, Key, Wanted
 from gapbench.leaderboard.submission import SEED, Card, Submission, figures, name_of, read
+from gapbench.tasks.content import cluster
 from gapbench.types import GapbenchError, counted
 from gapbench.verdict import RULES, parse
 
@@ -111,10 +112,17 @@ def _rows(rows: pd.DataFrame, wanted: dict[Key, Wanted]) -> Iterator[str]:
 
 
 def _row(row: dict[Any, Any], wanted: Wanted) -> Iterator[str]:
-    for field in ("category", "tier", "seed", "question", "fingerprint"):
-        expected = getattr(wanted.prompt if field in ("category", "tier") else wanted, field)
-        if expected is not None and row[field] != expected:
-            yield f"{field} is {row[field]!r}, not {expected!r}"
+    expected = {
+        "category": wanted.prompt.category,
+        "tier": wanted.prompt.tier,
+        "cluster": cluster(wanted.prompt),
+        "seed": wanted.seed,
+        "question": wanted.question,
+        "fingerprint": wanted.fingerprint,
+    }
+    for field, value in expected.items():
+        if value is not None and row[field] != value:
+            yield f"{field} is {row[field]!r}, not {value!r}"
     if len(row["image"]) != 64 or not set(row["image"]) <= set("0123456789abcdef"):
         yield f"image {row['image'][:70]!r} is no sha256"
     verdict, p_yes = row["verdict"], row["p_yes"]

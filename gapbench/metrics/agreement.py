@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from gapbench.metrics.intervals import ROUNDING, Figure, Floats, interval
+from gapbench.metrics.rates import UNIT, clustered
 from gapbench.types import GapbenchError
 
 KEYS: Final = ("task", "category", "prompt")
@@ -53,14 +54,14 @@ def agreement(frame: pd.DataFrame, first: str, second: str) -> Agreement:
         raise GapbenchError("agreement: an image has no task, category or prompt")
     a, b = _verdicts(frame, first), _verdicts(frame, second)
     both = ~np.isnan(a) & ~np.isnan(b)
-    keys = frame.loc[both, list(KEYS)].astype(str)
+    keys = clustered(frame).loc[both, UNIT].astype(str)
     cells = _cells(a[both], b[both])
     if not len(cells):
         none = dict.fromkeys(("raw", "raw_low", "raw_high", "kappa", "kappa_low", "kappa_high"))
         return Agreement(n=0, n_prompts=0, abstained=len(frame), **none)
 
     # (prompts, 4) counts of (both yes, both no, only the first, only the second).
-    groups = pd.DataFrame(cells, index=keys.index).groupby([keys[k] for k in KEYS], sort=True)
+    groups = pd.DataFrame(cells, index=keys.index).groupby([keys[k] for k in UNIT], sort=True)
     prompts = groups.sum().to_numpy(dtype=np.float64)
     total = prompts.sum(axis=0)
     raw, kappa = float((total[0] + total[1]) / total.sum()), _kappa(total)

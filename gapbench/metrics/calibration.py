@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from gapbench.metrics.intervals import interval
+from gapbench.metrics.rates import clustered
 
 BINS: Final = 10
 
@@ -44,7 +45,8 @@ def error(bins: list[Bin]) -> float | None:
 
 
 def _bin(rows: pd.DataFrame) -> Bin:
-    n = rows.groupby(["task", "prompt"])["outside"].agg(["sum", "count"]).to_numpy(np.float64)
+    groups = clustered(rows).groupby(["task", "cluster"], observed=True)
+    n = groups["outside"].agg(["sum", "count"]).to_numpy(np.float64)
     yes, images, zero = n[:, 0], n[:, 1], np.zeros(len(n))
     value = float(yes.sum() / images.sum())
     # The columns of `gapbench.metrics.intervals`.

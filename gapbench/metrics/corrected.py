@@ -23,6 +23,7 @@ import pandas as pd
 
 from gapbench.metrics.intervals import Figure, Floats, kish
 from gapbench.metrics.metric import Bools, Metric, Verdicts, shown_in
+from gapbench.metrics.rates import UNIT, clustered
 from gapbench.types import TIERS, GapbenchError
 
 COLUMNS: Final = ("task", "category", "tier", "prompt", "own", "outside", "human")
@@ -95,7 +96,7 @@ def corrected(frame: pd.DataFrame) -> list[Corrected]:
         if bad.any():
             wrong = frame.loc[bad, column].iloc[0]
             raise GapbenchError(f"corrected: {column} is {wrong!r}, not 1, 0 or NaN")
-    rows = frame.loc[frame["outside"].notna(), list(COLUMNS)]
+    rows = clustered(frame).loc[frame["outside"].notna(), [*COLUMNS, "cluster"]]
     levels = [("overall", "overall", rows)]
     levels += [("tier", tier, rows[rows["tier"] == tier]) for tier in TIERS]
     made = []
@@ -112,7 +113,7 @@ def _corrected(level: str, name: str, metric: Metric, rows: pd.DataFrame) -> Cor
     groups = rows.groupby(["task", "category"], sort=False)
     weights = 1 / groups["prompt"].transform("size").to_numpy(np.float64)
     # A level of one category has plain counts; above it categories weigh equally.
-    prompts = np.asarray(rows.groupby(["task", "prompt"], sort=False).ngroup(), dtype=np.intp)
+    prompts = np.asarray(rows.groupby(UNIT, sort=False).ngroup(), dtype=np.intp)
 
     carried = ~np.isnan(human) & np.any([images for images, *_ in _classes(metric, own)], axis=0)
     clusters = len(np.unique(prompts[carried]))

@@ -297,7 +297,7 @@ def _paired(before: pd.DataFrame, after: pd.DataFrame) -> tuple[pd.DataFrame, pd
     """Both frames checked, in one order, each verdict kept only where both sides have it."""
     if len(before) == len(after) == 0:
         return before, after
-    keys = ["task", "category", "tier", "prompt", "sample"]
+    keys = ["task", "category", "tier", "prompt", "cluster", "sample"]
     first, second = (
         checked(frame).sort_values(["task", "prompt", "sample"]).reset_index(drop=True)
         for frame in (before, after)

@@ -19,6 +19,7 @@ import pandas as pd
 
 from gapbench.metrics.intervals import VALID, Contrast, Figure, Floats, figure, ratio
 from gapbench.metrics.paired import ALPHA, holm
+from gapbench.metrics.rates import UNIT, clustered
 from gapbench.types import GapbenchError
 
 
@@ -106,7 +107,7 @@ def _parts(frames: Mapping[str, pd.DataFrame]) -> dict[str, tuple[Figure, Figure
 
 
 def _sums(frame: pd.DataFrame) -> pd.DataFrame:
-    """Per prompt: both accept, outside verdicts, mismatched pairs accepted, pairs."""
+    """Per cluster: both accept, outside verdicts, mismatched pairs accepted, pairs."""
     own, outside = frame["own"], frame["outside"]
     asked = frame["mismatched_asked"].astype(bool)
     terms = {
@@ -115,7 +116,7 @@ def _sums(frame: pd.DataFrame) -> pd.DataFrame:
         "fooled": asked & (frame["mismatched"] != 0),
         "asked": asked,
     }
-    keys = [frame[key].astype(str) for key in ("task", "category", "prompt")]
+    keys = [clustered(frame)[key].astype(str) for key in UNIT]
     return pd.DataFrame(terms).astype(float).groupby(keys).sum()
 
 

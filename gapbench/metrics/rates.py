@@ -22,6 +22,7 @@ from gapbench.metrics.metric import METRICS, Bools, Metric, Verdicts
 from gapbench.types import PERCENT, SHARE, TIERS, GapbenchError, Rates, Scale
 
 KEYS = ("task", "category", "tier", "prompt")
+UNIT = ["task", "category", "cluster"]
 VERDICTS = ("own", "outside", "mismatched")
 COLUMNS = (*KEYS, "sample", *VERDICTS, "score", "mismatched_asked")
 
@@ -43,6 +44,8 @@ def rates(frame: pd.DataFrame) -> list[Rates]:
     `frame` has one row per planned image (prompt, sample), with the columns
       task, category, tier, prompt: text; `prompt` is unique within its task, a category has one
         tier ("easy", "medium" or "hard");
+      cluster: text, the same for prompts of a category that ask for the same; without this
+        column each prompt is a cluster of its own;
       sample: whole number;
       own, outside: 1, 0, or NaN for an abstention, the model's own and one outside judge's verdict;
       score: the outside judge's score, else `outside`; NaN for an abstention;
@@ -56,7 +59,7 @@ def rates(frame: pd.DataFrame) -> list[Rates]:
     sum_c(num_c / valid_c) / sum_c(den_c / valid_c) over categories with valid images, which is the
     plain mean of the category values where every valid image is in the denominator. Scores of
     several scales have no mean: the value is None, and the unit lists theirs.
-    Intervals have prompts as clusters (`gapbench.metrics.intervals.interval`). Figures depend
+    Intervals have clusters as units (`gapbench.metrics.intervals.interval`). Figures depend
     neither on the order of the rows nor, for a category, on what else is in the frame.
 
     Order: categories by tier (easy, medium, hard), then by task, tasks and categories as they first
@@ -137,9 +140,9 @@ def checked(frame: pd.DataFrame) -> pd.DataFrame:
     for column in COLUMNS:
         if column not in frame.columns:
             raise GapbenchError(f"metrics: the frame has no column {column!r}")
-    rows = frame[list(COLUMNS)].reset_index(drop=True)
+    rows = clustered(frame)[[*COLUMNS, "cluster"]].reset_index(drop=True)
     rows["scale"] = frame["scale"].to_numpy() if "scale" in frame.columns else [SHARE] * len(rows)
-    for column in (*KEYS, "sample"):
+    for column in (*KEYS, "cluster", "sample"):
         _refuse(rows, rows[column].isna(), f"{column} is empty")
     if not pd.api.types.is_integer_dtype(rows["sample"]):
         raise GapbenchError("metrics: column 'sample' must hold whole numbers")
@@ -153,12 +156,19 @@ def checked(frame: pd.DataFrame) -> pd.DataFrame:
     _refuse(rows, ~asked.isin([True, False]), "mismatched_asked is neither true nor false")
     _refuse(rows, rows["mismatched"].notna() & (asked == 0), "mismatched is given but not asked")
     # Text compares slowly; as categoricals a million rows sort and compare as integers.
-    rows = rows.astype(dict.fromkeys(KEYS, str)).astype(dict.fromkeys(KEYS, "category"))
+    texts = (*KEYS, "cluster")
+    rows = rows.astype(dict.fromkeys(texts, str)).astype(dict.fromkeys(texts, "category"))
     _refuse(rows, rows.duplicated(["task", "prompt", "sample"]), "the image is given twice")
     _single(rows, ["task", "prompt"], "category", "the prompt is in two categories")
     _single(rows, ["task", "category"], "tier", "the prompt's category is in two tiers")
     _single(rows, ["task", "category"], "scale", "the prompt's category has scores of two scales")
+    _single(rows, ["task", "prompt"], "cluster", "the prompt is in two clusters")
     return rows
+
+
+def clustered(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with a column `cluster`; the prompt, where it has none."""
+    return frame if "cluster" in frame.columns else frame.assign(cluster=frame["prompt"])
 
 
 def _single(rows: pd.DataFrame, keys: list[str], column: str, why: str) -> None:
@@ -191,14 +201,14 @@ def levels(rows: pd.DataFrame) -> list[tuple[Level, str, set[Category]]]:
 
 
 def sums(rows: pd.DataFrame) -> Strata:
-    """Of checked rows, for each of METRICS each category's sums per prompt, (prompts, 6) as
-    `intervals` names them; categories and prompts sorted, so that no sum depends on the rows'
+    """Of checked rows, for each of METRICS each category's sums per cluster, (clusters, 6) as
+    `intervals` names them; categories and clusters sorted, so that no sum depends on the rows'
     order."""
-    rows = rows.sort_values(["task", "category", "prompt", "sample"], ignore_index=True)
-    starts = np.flatnonzero(~rows.duplicated(["task", "prompt"]))
-    prompts = rows.loc[starts, ["task", "category"]].astype(str)
-    first = np.flatnonzero(~prompts.duplicated())
-    names = list(prompts.iloc[first].itertuples(index=False, name=None))
+    rows = rows.sort_values([*UNIT, "prompt", "sample"], ignore_index=True)
+    starts = np.flatnonzero(~rows.duplicated(UNIT))
+    clusters = rows.loc[starts, ["task", "category"]].astype(str)
+    first = np.flatnonzero(~clusters.duplicated())
+    names = list(clusters.iloc[first].itertuples(index=False, name=None))
     verdicts = Verdicts(
         *(rows[column].to_numpy(np.float64, na_value=np.nan) for column in Verdicts._fields)
     )
@@ -206,8 +216,8 @@ def sums(rows: pd.DataFrame) -> Strata:
     shares = np.array([scale == SHARE for scale in rows["scale"]])
     made = {}
     for name, metric in METRICS.items():
-        by_prompt = np.add.reduceat(_terms(metric, verdicts, asked, shares), starts, axis=1).T
-        made[name] = dict(zip(names, np.split(by_prompt, first[1:]), strict=True))
+        by_cluster = np.add.reduceat(_terms(metric, verdicts, asked, shares), starts, axis=1).T
+        made[name] = dict(zip(names, np.split(by_cluster, first[1:]), strict=True))
     return made
 
 

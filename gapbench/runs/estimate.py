@@ -70,7 +70,7 @@ def estimate(prepared: Prepared) -> Estimate:
         asked.append((prepared.own, unjudged(prepared.own, pairs)))
     own = sum(count for _, count in asked)
     for judge in prepared.judges:
-        pairs = [(i.prompt, i) for i in items if judge.name in i.asks]
+        pairs = [(prompt, i) for i in items for prompt in i.asked(judge.name)]
         asked.append((judge, unjudged(judge, pairs)))
     verdicts = sum(count for _, count in asked)
     if not missing and not verdicts:

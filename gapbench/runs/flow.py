@@ -93,9 +93,9 @@ def _work(made: Prepared, items: list[Item]) -> Run:
         made.model.release()
         for judge in made.judges:
             mine = [
-                (i.prompt, drawn[i.prompt.text, i.seed].image)
+                (prompt, drawn[i.prompt.text, i.seed].image)
                 for i in items
-                if judge.name in i.asks
+                for prompt in i.asked(judge.name)
             ]
             judge_images(f"verdicts of {judge.name}", judge, folder, mine, batch_size, progress)
             judge.release()

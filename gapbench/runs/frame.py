@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gapbench.runs.plan import Item
+from gapbench.tasks.content import cluster
 from gapbench.types import Answer, Scale
 
 
@@ -14,16 +15,20 @@ def row(
     mismatched: Answer | None,
     judge: str | None,
     scale: Scale,
+    partner: Answer | None,
 ) -> dict[str, object]:
     """A planned image in the columns of `Run.frame`: what the model itself and the outside judge
-    named `judge`, whose scores are of `scale`, said of it, and the model of it held against the
-    item's partner."""
+    named `judge`, whose scores are of `scale`, said of it, and of it held against the item's
+    partner the model (`mismatched`) and that judge (`partner`). A pair that the judge accepts is
+    not mismatched and counts nowhere."""
+    fits = partner is not None and partner.verdict == 1
     said = "verdict" if outside and outside.score is None else "score"
     return {
         "task": item.prompt.task,
         "category": item.prompt.category,
         "tier": item.prompt.tier,
         "prompt": item.prompt.id,
+        "cluster": cluster(item.prompt),
         "text": item.prompt.text,
         "sample": item.sample,
         "seed": item.seed,
@@ -36,8 +41,8 @@ def row(
         "scale": scale,
         "outside_reason": outside.reason if outside else None,
         "judge": judge,
-        "mismatched": _number(mismatched, "verdict"),
-        "mismatched_asked": item.partner is not None,
+        "mismatched": _number(None if fits else mismatched, "verdict"),
+        "mismatched_asked": item.partner is not None and not fits,
     }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from gapbench.engines.processes import Copies
 from gapbench.judges import load_judge
@@ -19,20 +19,29 @@ from gapbench.models.base import Model, require
 from gapbench.models.images import ImagesModel
 from gapbench.runs.needs import judges_here
 from gapbench.runs.settings import RunSettings
+from gapbench.tasks.content import Difficulty, partners
 from gapbench.tasks.spec import Overalls
 from gapbench.tasks.task import Task, select
 from gapbench.types import GapbenchError, Generation, Prompt, Scale
+
+PAIRS: Final[dict[Difficulty, str]] = {
+    "far": "the other prompt shares as few content words as possible",
+    "near": "the other prompt differs in as few content words as possible",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What a command asked for; a table is computed for a plan.
 
-    `judges` maps outside judges' names to their fingerprints. For each prompt, `asks` says what
-    each of its judges is asked, the one that rates are computed against first, and `partner` is
-    the index of another prompt of its category that asks for something else, or None. `own` is
-    the own verdicts' judge name, empty where none were asked for. `left_out` names the tasks that
-    `all` or a tier did not take because their prompts or their judges' weights are not here.
+    `judges` maps outside judges' names to their fingerprints. For each prompt, `partner` is the
+    index of the prompt that makes a mismatched pair with its image, or None; indices go on into
+    `others`, the partners that are not planned themselves. For each prompt, then each of `others`,
+    `asks` says what each of its judges is asked, the one that rates are computed against first.
+    `own` is the own verdicts' judge name, empty where none were asked for. `left_out` names the
+    tasks that `all` or a tier did not take because their prompts or their judges' weights are not
+    here. `mismatched` is how partners were chosen; None in a plan of 0.1, which took the next
+    prompt of the file.
     `scales` and `thresholds` are those of the judges that have them, shares and no threshold else;
     `overalls` are the tasks' (`gapbench.metrics.rates.overalls`).
     """
@@ -50,22 +59,30 @@ class Plan:
     scales: Mapping[str, Scale] = field(default_factory=dict)
     thresholds: Mapping[str, float] = field(default_factory=dict)
     overalls: Mapping[str, Overalls] = field(default_factory=dict)
+    others: Sequence[Prompt] = ()
+    mismatched: Difficulty | None = None
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Plan:
         scales = {name: Scale(*scale) for name, scale in raw.get("scales", {}).items()}
-        prompts = [Prompt(**p) for p in raw["prompts"]]
-        return cls(**{**raw, "prompts": prompts, "scales": scales})
+        prompts, others = (
+            [Prompt(**p) for p in some] for some in (raw["prompts"], raw.get("others", []))
+        )
+        return cls(**{**raw, "prompts": prompts, "others": others, "scales": scales})
 
     def notes(self) -> list[str]:
         """What a reader of the plan's figures has to know of it."""
-        if not self.left_out:
-            return []
-        names = ",".join(self.left_out)
-        return [
-            f"Left out, because their prompts or judges are not here: {', '.join(self.left_out)}; "
-            f"`gapbench prepare --tasks {names}` downloads them or says how to get them."
-        ]
+        notes = []
+        if self.left_out:
+            names = ",".join(self.left_out)
+            notes.append(
+                "Left out, because their prompts or judges are not here: "
+                f"{', '.join(self.left_out)}; `gapbench prepare --tasks {names}` downloads them or "
+                "says how to get them."
+            )
+        if self.own and self.mismatched:
+            notes.append(f"Mismatched pairs: {self.mismatched} ({PAIRS[self.mismatched]}).")
+        return notes
 
     def items(self) -> list[Item]:
         """Every planned image, prompt by prompt."""
@@ -75,27 +92,37 @@ class Plan:
                 sample,
                 seed_of(self.seed, prompt.text, sample),
                 self.asks[i],
-                self._partner(i, sample),
+                *(self._partner(i) if self.own and not sample else (None, {})),
             )
             for i, prompt in enumerate(self.prompts)
             for sample in range(self.samples[prompt.task])
         ]
 
-    def _partner(self, index: int, sample: int) -> Prompt | None:
+    def _partner(self, index: int) -> tuple[Prompt | None, dict[str, str]]:
         partner = self.partner[index]
-        return None if partner is None or sample or not self.own else self.prompts[partner]
+        if partner is None:
+            return None, {}
+        prompts = self.prompts if partner < len(self.prompts) else self.others
+        return prompts[partner % len(self.prompts)], self.asks[partner]
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
     """One planned image; `partner` is the prompt it is also held against, as a mismatched pair
-    (first samples only: one pair a prompt carries the rate)."""
+    (first samples only: one pair a prompt carries the rate), and `partner_asks` what each of
+    its judges is asked about that pair."""
 
     prompt: Prompt
     sample: int
     seed: int
     asks: Mapping[str, str]
     partner: Prompt | None
+    partner_asks: Mapping[str, str]
+
+    def asked(self, judge: str) -> list[Prompt]:
+        """The prompts that an outside judge holds the image against."""
+        prompts = [self.prompt] if judge in self.asks else []
+        return prompts + ([self.partner] if self.partner and judge in self.partner_asks else [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +168,16 @@ def prepare(settings: RunSettings) -> Prepared:
         why = f"--verdict {verdict} needs it; with --verdict none only outside judges are asked"
         require(adapter, [NEEDS[verdict]], why)
         own = OwnJudge(adapter, verdict)
-    if only is not None:
-        selected = [(task, [p for p in of_task if p.text in only]) for task, of_task in selected]
-    prompts, partner = choose(selected, settings.limit)
+    prompts: list[Prompt] = []
+    for _, of_task in selected:
+        kept = [prompt for prompt in of_task if only is None or prompt.text in only]
+        prompts += limited(kept, settings.limit)
+    whole = [prompt for _, of_task in selected for prompt in of_task]
+    partner, others = paired(prompts, whole, settings.mismatched, settings.seed)
     tasks_by_name = {task.name: task for task, _ in selected}
     loaded: dict[str, Judge] = {}
     asks: list[dict[str, str]] = []
-    for prompt in prompts:
+    for prompt in [*prompts, *others]:
         usual = tasks_by_name[prompt.task].judge(prompt.category)
         specs = judges if judges is not None else [usual] if usual else []
         for spec in specs:
@@ -171,6 +201,8 @@ def prepare(settings: RunSettings) -> Prepared:
         scales={judge.name: judge.scale for judge in loaded.values()},
         thresholds={j.name: j.threshold for j in loaded.values() if j.threshold is not None},
         overalls={task.name: task.overalls for task, _ in selected if task.overalls},
+        others=others,
+        mismatched=settings.mismatched,
     )
     if isinstance(adapter, ImagesModel):
         adapter.bind({(item.prompt.text, item.seed): item.sample for item in plan.items()})
@@ -204,38 +236,36 @@ def refuse_prompts(model: Model, prompts: Iterable[Prompt]) -> None:
             )
 
 
-def choose(
-    selected: Sequence[tuple[Task, list[Prompt]]], limit: int | None
-) -> tuple[list[Prompt], list[int | None]]:
-    """The prompts to run, and for each the index of the next one of its category that asks for
-    something else. A limit takes prompts from each category in turn."""
-    prompts: list[Prompt] = []
-    for _, of_task in selected:
-        by_category: dict[str, list[Prompt]] = {}
-        for prompt in of_task:
-            by_category.setdefault(prompt.category, []).append(prompt)
-        if limit is not None:
-            turns = chain.from_iterable(zip_longest(*by_category.values()))
-            kept = {prompt.id for prompt in islice(filter(None, turns), limit)}
-            of_task = [prompt for prompt in of_task if prompt.id in kept]
-        prompts += of_task
-    groups: dict[tuple[str, str], list[int]] = {}
-    for index, prompt in enumerate(prompts):
-        groups.setdefault((prompt.task, prompt.category), []).append(index)
-    wants = [_wants(prompt) for prompt in prompts]
-    partner: list[int | None] = [None] * len(prompts)
-    for group in groups.values():
-        for place, index in enumerate(group):
-            following = chain(group[place + 1 :], group[:place])
-            partner[index] = next((o for o in following if wants[o] != wants[index]), None)
-    return prompts, partner
+def limited(of_task: Sequence[Prompt], limit: int | None) -> list[Prompt]:
+    """A task's first prompts up to a limit, taken from each category in turn."""
+    turns = chain.from_iterable(zip_longest(*_by_category(of_task).values()))
+    kept = {prompt.id for prompt in islice(filter(None, turns), limit)}
+    return [prompt for prompt in of_task if prompt.id in kept]
 
 
-def _wants(prompt: Prompt) -> str:
-    """What a prompt asks for, the same for two that name the same things in another order, wording
-    or place: "a left of b" and "a above b" may both be true of an image."""
-    include = prompt.requirement.get("include")
-    if not isinstance(include, list) or not all(isinstance(item, dict) for item in include):
-        return json.dumps(prompt.requirement, sort_keys=True) if prompt.requirement else prompt.text
-    things = [{k: v for k, v in item.items() if k != "position"} for item in include]
-    return json.dumps(sorted(json.dumps(thing, sort_keys=True) for thing in things))
+def paired(
+    prompts: Sequence[Prompt], whole: Iterable[Prompt], difficulty: Difficulty, seed: int
+) -> tuple[list[int | None], list[Prompt]]:
+    """For each prompt the index of its partner, and the partners that are not among the prompts,
+    whose indices follow. `whole` are all prompts of their categories, whatever the limit is."""
+    place = {(p.task, p.id): number for number, p in enumerate(prompts)}
+    indices: list[int | None] = [None] * len(prompts)
+    others: list[Prompt] = []
+    categories = _by_category(whole)
+    for key, some in _by_category(prompts).items():
+        chosen = partners(some, categories[key], difficulty, seed)
+        for prompt, other in zip(some, chosen, strict=True):
+            if other is None:
+                continue
+            if (other.task, other.id) not in place:
+                place[other.task, other.id] = len(prompts) + len(others)
+                others.append(other)
+            indices[place[prompt.task, prompt.id]] = place[other.task, other.id]
+    return indices, others
+
+
+def _by_category(prompts: Iterable[Prompt]) -> dict[tuple[str, str], list[Prompt]]:
+    groups: dict[tuple[str, str], list[Prompt]] = {}
+    for prompt in prompts:
+        groups.setdefault((prompt.task, prompt.category), []).append(prompt)
+    return groups

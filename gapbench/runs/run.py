@@ -107,11 +107,12 @@ class Run:
     def frame(self, judge: str | None = None) -> pd.DataFrame:
         """One row for each planned image that was drawn.
 
-        Columns: task, category, tier, prompt (id), text, sample, seed, image (sha256), own, p_yes,
-        own_reason, outside, score, scale, outside_reason, judge, mismatched, mismatched_asked.
-        Verdicts are 1.0, 0.0 or NaN (abstained). `judge` picks an outside judge, and with it the
-        images it was asked about; by default each task's first. "human" is the people who labelled
-        the run, "human:NAME" one of them.
+        Columns: task, category, tier, prompt (id), cluster (`gapbench.tasks.content.cluster`),
+        text, sample, seed, image (sha256), own, p_yes, own_reason, outside, score, scale,
+        outside_reason, judge, mismatched, mismatched_asked, which is false where the judge accepts
+        the mismatched pair. Verdicts are 1.0, 0.0 or NaN (abstained). `judge` picks an outside
+        judge, and with it the images it was asked about; by default each task's first. "human" is
+        the people who labelled the run, "human:NAME" one of them.
         """
         import pandas as pd
 
@@ -141,11 +142,14 @@ class Run:
                     continue
                 outside = verdicts.get((image, item.asks[name], self.plan.judges[name]))
             own = verdicts.get((image, item.prompt.question, fingerprint))
-            mismatched = None
+            mismatched = partner = None
             if item.partner is not None:
                 mismatched = verdicts.get((image, item.partner.question, fingerprint))
+                if name is not None and name in item.partner_asks:
+                    question = item.partner_asks[name]
+                    partner = verdicts.get((image, question, self.plan.judges[name]))
             scale = SHARE if name is None else self.plan.scales.get(name, SHARE)
-            rows.append(row(item, image, own, outside, mismatched, name, scale))
+            rows.append(row(item, image, own, outside, mismatched, name, scale, partner))
         return pd.DataFrame(rows)
 
     def rates(self, judge: str | None = None) -> list[Rates]:

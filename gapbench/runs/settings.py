@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 from typer import Option
 from typer.models import ParameterInfo
 
+from gapbench.tasks.content import Difficulty
 from gapbench.types import GapbenchError
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ class RunSettings:
     limit: Limit = None
     judges: Judges = None
     verdict: Annotated[Literal["logits", "text", "none"], Option(help="How the model judges its own images: logits (probabilities of the two answers), text (the text that it writes), or none.")] = "logits"
+    mismatched: Annotated[Difficulty, Option(help="The other prompt of a mismatched pair: far (shares as few content words as possible) or near (differs in as few).")] = "far"
     batch_size: Annotated[int | Literal["auto"], Option(min=1, help="Images per batch; auto increases it while a batch fits into memory and takes under ten seconds. Does not change results.")] = "auto"
     workers: Annotated[int, Option(min=1, help="Number of processes, each with its own copy of the model, distributed over the GPUs. Does not change results.")] = 1
     seed: Annotated[int, Option(min=0, help="Seed of the run. Another seed starts a separate run.")] = 0

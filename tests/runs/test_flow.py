@@ -24,10 +24,12 @@ from gapbench.runs.plan import Plan, prepare, seed_of
 from gapbench.runs.run import Run
 from gapbench.runs.settings import RunSettings
 from gapbench.tasks.world import unmet
+from gapbench.types import Answer
 
 COLUMNS = [
-    "task", "category", "tier", "prompt", "text", "sample", "seed", "image", "own", "p_yes",
-    "own_reason", "outside", "score", "outside_reason", "judge", "mismatched", "mismatched_asked",
+    "task", "category", "tier", "prompt", "cluster", "text", "sample", "seed", "image", "own",
+    "p_yes", "own_reason", "outside", "score", "scale", "outside_reason", "judge", "mismatched",
+    "mismatched_asked",
 ]  # fmt: skip
 
 
@@ -126,7 +128,7 @@ def test_the_same_run_again_adds_nothing(run: Callable[..., Run]) -> None:
 
     run(progress=progress)
     assert {f: f.read_bytes() for f in first.path.rglob("*") if f.is_file()} == before
-    assert told == [("images", 3, 3), ("own verdicts", 6, 6), ("verdicts of pixel", 3, 3)]
+    assert told == [("images", 3, 3), ("own verdicts", 6, 6), ("verdicts of pixel", 6, 6)]
 
 
 def test_another_category_adds_only_its_records(run: Callable[..., Run]) -> None:
@@ -159,7 +161,7 @@ def test_text_verdicts_stand_beside_logits(run: Callable[..., Run]) -> None:
     judges = [v.judge for v in words.folder.verdicts().values()]
     assert {name: judges.count(name) for name in judges} == {
         "self": 6,
-        "pixel": 3,
+        "pixel": 6,
         "self-text": 6,
     }
     assert words.plan.own == "self-text"
@@ -248,6 +250,7 @@ def test_limit_takes_categories_in_turn(model: Model) -> None:
 def test_partners_never_ask_for_the_same(model: Model) -> None:
     plan = plan_of(model, "shapes")
     rng = np.random.default_rng(0)
+    assert plan.others == []
     for index, partner in enumerate(plan.partner):
         assert partner is not None
         one, other = plan.prompts[index], plan.prompts[partner]
@@ -268,8 +271,39 @@ def test_prompts_that_all_ask_for_the_same_have_no_partner(
     same = plan_of(model, str(user_task(records, name="same")))
     assert same.partner == [None, None, None]
     assert not any(item.partner for item in same.items())
-    records.append({"text": "z", "requirement": {"include": [heart]}})
+    records.append({"text": "z", "requirement": {"include": [{**cross, "count": 2}]}})
     assert plan_of(model, str(user_task(records, name="more"))).partner == [3, 3, 3, 0]
+
+
+def test_partners_are_the_same_whatever_the_limit_is(model: Model) -> None:
+    def pairs(limit: int | None, **more: Any) -> dict[str, str]:
+        items = plan_of(model, "shapes", limit, samples=1, **more).items()
+        return {item.prompt.id: item.partner.id for item in items if item.partner}
+
+    whole, some, near = pairs(None), pairs(20), pairs(20, mismatched="near")
+    assert len(some) == 20
+    assert some.items() <= whole.items()
+    assert some != near
+    assert some != pairs(20, seed=1)
+
+
+def test_a_pair_that_the_outside_judge_accepts_is_left_out(
+    run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "gapbench.judges.pixel.PixelJudge.judge",
+        lambda _self, _images, prompts: [Answer(verdict=int("red" in p.text)) for p in prompts],
+    )
+    done = run(limit=20)
+    pairs = {item.prompt.id: item.partner for item in done.plan.items()}
+    fits = [bool(pairs[name]) and "red" in pairs[name].text for name in done.frame()["prompt"]]
+    assert 0 < sum(fits) < 20
+    assert done.frame()["mismatched_asked"].tolist() == [not each for each in fits]
+    [figure] = [
+        r for r in done.rates() if (r.level, r.metric) == ("overall", "mismatch_acceptance")
+    ]
+    assert (figure.denominator, figure.abstained) == (20 - sum(fits), 0)
+    assert "Mismatched pairs: far" in done.plan.notes()[-1]
 
 
 def test_only_first_samples_are_held_against_partners(model: Model) -> None:

@@ -1,0 +1,109 @@
+"""What prompts ask for: which are wordings of one content, and which are far apart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from random import Random
+from typing import Any, Final, Literal
+
+from gapbench.types import Prompt
+
+Difficulty = Literal["far", "near"]
+INVERSE: Final = {"right of": "left of", "below": "above"}
+MOST: Final = 1000
+"""Prompts of a category, drawn at random, among which a partner is looked for."""
+FUNCTION_WORDS: Final = frozenset(
+    ["a", "an", "the", "and", "or", "of", "in", "on", "at", "to", "by", "with", "for", "from", "as",
+     "is", "are", "it", "its", "there", "that", "this", "which", "who", "photo", "picture", "image"]
+)  # fmt: skip
+
+
+def words(text: str) -> list[str]:
+    """A text's words in lower case, without punctuation."""
+    return re.findall(r"\w+", text.casefold())
+
+
+def cluster(prompt: Prompt) -> str:
+    """A name that the prompts of a category share if they have the same requirement, whatever the
+    order of its things and the side from which it names a relation; without one, the prompt's id.
+    """
+    if not prompt.requirement:
+        return prompt.id
+    content: Any = dict(prompt.requirement)
+    if things := _things(prompt):
+        relations = []
+        for thing, item in zip(things, content["include"], strict=True):
+            if "position" in item:
+                relation, other = item["position"]
+                ends = [thing, things[other]]
+                if relation in INVERSE:
+                    relation, ends = INVERSE[relation], ends[::-1]
+                relations.append([relation, *ends])
+        content["include"] = [sorted(things), sorted(relations)]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def partners(
+    prompts: Iterable[Prompt], category: Sequence[Prompt], difficulty: Difficulty, seed: int
+) -> list[Prompt | None]:
+    """For some prompts of a category the one that their images are also held against, or None.
+
+    `far` shares as few content words with it as possible, `near` differs in as few; `seed` chooses
+    among equals. Content words are those of the text and the values of the requirement. No prompt
+    is a partner whose content contains, or is part of, that of the other in any order or relation,
+    since one image may show both.
+    """
+    known = [(other, _asked(other), _facts(other)) for other in category]
+    chosen: list[Prompt | None] = []
+    for prompt in prompts:
+        asked, facts = _asked(prompt), _facts(prompt)
+        stream = Random(f"{seed} {prompt.task} {prompt.id}")  # noqa: S311 (no secret)
+        best, least = None, float("inf")
+        for other, theirs, their_facts in stream.sample(known, min(len(known), MOST)):
+            apart = facts & their_facts if difficulty == "far" else facts ^ their_facts
+            if len(apart) < least and not (asked <= theirs or asked >= theirs):
+                best, least = other, len(apart)
+        chosen.append(best)
+    return chosen
+
+
+def _things(prompt: Prompt) -> list[str] | None:
+    """The things that a requirement includes, without their places, as JSON; None where it does not
+    list things as GenEval does."""
+    include = prompt.requirement.get("include")
+    if not isinstance(include, list):
+        return None
+    for item in include:
+        if not isinstance(item, dict):
+            return None
+        match item.get("position", ["", 0]):
+            case [str(), int(other)] if 0 <= other < len(include):
+                pass
+            case _:
+                return None
+    return [
+        json.dumps({k: v for k, v in item.items() if k != "position"}, sort_keys=True)
+        for item in include
+    ]
+
+
+def _asked(prompt: Prompt) -> frozenset[str]:
+    """What an image must show: the things of the requirement, else the content words."""
+    return frozenset(_things(prompt) or _content_words(prompt.text))
+
+
+def _facts(prompt: Prompt) -> frozenset[str]:
+    """The content words of a text, and the values of its requirement's things."""
+    facts = _content_words(prompt.text)
+    for thing in _things(prompt) or ():
+        facts |= {str(value)[:5].rstrip("es") for value in json.loads(thing).values() if value != 1}
+    return facts
+
+
+def _content_words(text: str) -> frozenset[str]:
+    """Cut short, so that a plural is the same word; the text itself if it has none."""
+    content = {w[:5].rstrip("es") or w for w in words(text) if w not in FUNCTION_WORDS}
+    return frozenset(content or {text})
