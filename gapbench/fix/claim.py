@@ -1,4 +1,4 @@
-"""A fix's folder and prompts, checked before anything is drawn."""
+"""A fix's folder, checked before anything is drawn."""
 
 from __future__ import annotations
 
@@ -6,18 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gapbench.files import read_object, write_json
-from gapbench.fix.settings import FixSettings
-from gapbench.tasks.task import selected_tasks
 from gapbench.types import GapbenchError
-
-
-def refuse_test(settings: FixSettings) -> None:
-    """Raises GapbenchError for prompts to test on where there are some to train on."""
-    for task, _ in selected_tasks(settings.prompts):
-        if task.split == "test" and "train" in task.splits():
-            raise GapbenchError(
-                f"--prompts {task.name}: these prompts are for testing; train on {task.name}:train"
-            )
 
 
 def claim(file: Path, record: dict[str, Any]) -> None:

@@ -20,8 +20,8 @@ import torch
 from filelock import FileLock, Timeout
 
 from gapbench.files import read_object, write_atomic, write_json
-from gapbench.fix import candidates, check, data
-from gapbench.fix.claim import claim, refuse_test
+from gapbench.fix import candidates, check, data, leaks
+from gapbench.fix.claim import claim
 from gapbench.fix.settings import FixSettings
 from gapbench.models import load_saved, torchvision_shim
 from gapbench.models.checkpoint import FIX_RECORD
@@ -72,7 +72,7 @@ def fix(settings: FixSettings, progress: Progress, say: Say) -> Fixed:
 
     rule = candidates.parse(settings.accept)
     model = base_model(settings, settings.device, settings.dtype)
-    refuse_test(settings)
+    leaked, texts = leaks.find(settings.prompts, settings.despite_leak)
     record: dict[str, Any] = {
         "settings": settings.identity(),
         "base": {
@@ -80,6 +80,7 @@ def fix(settings: FixSettings, progress: Progress, say: Say) -> Fixed:
             "fingerprint": model.fingerprint,
             "dtype": model.dtype or "auto",
         },
+        "leaks": asdict(leaked),
     }
     file = settings.out / FIX_RECORD
     on_cpu = settings.device == "cpu" or not torch.accelerator.is_available()
@@ -108,7 +109,9 @@ def fix(settings: FixSettings, progress: Progress, say: Say) -> Fixed:
                 f"{model.name} is a pair: only the weights that draw are trained, those that judge "
                 "stay as they are"
             )
-        fixing = _Fixing(settings, rule, record, dict(model.recipe), state, progress, say)
+        for line in leaked.words() if state.is_main_process else ():
+            say(line)
+        fixing = _Fixing(settings, rule, record, dict(model.recipe), texts, state, progress, say)
         return fixing.run()
     finally:
         lock.release()
@@ -119,9 +122,11 @@ class _Fixing:
 
     def __init__(
         self, settings: FixSettings, rule: candidates.Rule, record: dict[str, Any],
-        recipe: Mapping[str, object], state: Any, progress: Progress, say: Say,
+        recipe: Mapping[str, object], texts: set[str] | None, state: Any, progress: Progress,
+        say: Say,
     ) -> None:  # fmt: skip
         self.settings, self.rule, self.record, self.recipe = settings, rule, record, recipe
+        self.texts = texts
         self.state, self.progress, self.say = state, progress, say
         self.work, self.data = settings.out / "work", settings.out / "data"
         self.rows: list[dict[str, Any]] = []
@@ -219,6 +224,7 @@ class _Fixing:
             device=settings.device,
             dtype=settings.dtype,
             out=settings.candidates,
+            only=self.texts,
             progress=self.progress,
         )
         return flow.measure(replace(told, **more))

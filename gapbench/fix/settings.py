@@ -42,6 +42,7 @@ class FixSettings:
     judge: Annotated[Sequence[str] | None, Option(parser=names, show_default="set by each task, if available", help="Outside judges for the data check, separated by commas, or none.")] = None
     check: Annotated[int, Option(min=1, help="Number of prompts in the data check.")] = 200
     despite_check: Annotated[bool, Option("--despite-check", help="Train even if the data check fails.")] = False
+    despite_leak: Annotated[bool, Option("--despite-leak", help="Train even on a test split, and on copies of test prompts.")] = False
     epochs: Annotated[int, Option(min=0, show_default="20, DPO 30", help="Epochs of training.")] = 0
     replay_at: Annotated[Sequence[int], Option(parser=names, help="Epochs after which the discard pool is generated and judged again, separated by commas.")] = (10,)
     learning_rate: Annotated[float, Option(min=0, show_default="1e-4, DPO 1e-5", help="Learning rate.")] = 0.0

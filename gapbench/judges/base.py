@@ -35,6 +35,8 @@ class Judge:
     threshold: float | None = None
     """The score from which its verdict is 1; None where verdicts are not made from scores, or where
     it gives none. `--judge NAME@THRESHOLD` sets it."""
+    any_prompt: bool = True
+    """Whether it can hold an image against another prompt than the one that was drawn."""
     batches: Batches = Batches()
     """How many images a batch of `judge` should have."""
 

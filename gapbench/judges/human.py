@@ -44,6 +44,8 @@ class HumanJudge(Judge):
     contradicts himself.
     """
 
+    any_prompt = False
+
     def __init__(self, argument: str | None = None, device: str = "auto") -> None:  # noqa: ARG002
         if not argument:
             raise GapbenchError("judge human needs a file of labels: --judge human:LABELS.csv")

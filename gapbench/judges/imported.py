@@ -44,6 +44,8 @@ class ImportedJudge(Judge):
     Raises GapbenchError where the file is broken or is not about those images.
     """
 
+    any_prompt = False
+
     def __init__(self, argument: str | None = None, device: str = "auto") -> None:  # noqa: ARG002
         name, _, where = (argument or "").partition("#")
         if not name:

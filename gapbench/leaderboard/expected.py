@@ -107,9 +107,11 @@ class Installed:
             if place is not None:
                 held.append(("mismatched", "partner", prompts[place]))
             for own, outside, asked in held:
-                said, fingerprint = sha256(judge.question(asked)), card.judges.get(judge.name, "")
                 verdicts[own, card.own] = (asked, sha256(asked.question), card.own_fingerprint)
-                verdicts[outside, judge.name] = (asked, said, fingerprint)
+                if asked is prompt or judge.any_prompt:
+                    said = sha256(judge.question(asked))
+                    fingerprint = card.judges.get(judge.name, "")
+                    verdicts[outside, judge.name] = (asked, said, fingerprint)
             for name, fingerprint in extra_judges(card).items():
                 verdicts["other", name] = (prompt, None, fingerprint)
             yield prompt, verdicts

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gapbench.files import as_json, read_object
+from gapbench.fix.leaks import Leaks
 from gapbench.tasks.spec import explain
 from gapbench.types import SHARE, GapbenchError, Scale
 
@@ -65,12 +66,23 @@ class TaskCard(_Strict):
     judges: dict[str, str] = Field(min_length=1)
 
 
+class Training(_Strict):
+    """What `gapbench fix` trained a model on, by its fix.json: `prompts` as given, and what they
+    have in common with test prompts, None where that was not looked at."""
+
+    base: str
+    method: str
+    prompts: list[str]
+    leaks: Leaks | None
+
+
 class Card(_Strict):
     """What was measured, with what, by whom.
 
     `name` is the folder's, `model` as it was given to --model; `own` is the own verdicts' judge;
     `checkpoints` is empty for a test model that nobody can fetch; `files` are sha256;
-    `scales` are those of the judges whose scores are no shares.
+    `scales` are those of the judges whose scores are no shares; `training` is None where the model
+    was not found with a fix.json, which says nothing of what it was trained on.
     """
 
     format: Literal[1] = 1
@@ -91,6 +103,7 @@ class Card(_Strict):
     contact: str = Field(max_length=200)
     files: dict[str, str]
     scales: dict[str, Scale] = {}
+    training: Training | None = None
 
 
 @dataclass(frozen=True)

@@ -11,19 +11,21 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from gapbench.files import write_atomic
+from gapbench.files import read_object, write_atomic
 from gapbench.leaderboard.expected import Installed, said_in
 from gapbench.leaderboard.submission import (
     MISMATCHED,
     SEED,
     Card,
     Origin,
+    Training,
     contents,
     name_of,
     sha256,
 )
 from gapbench.leaderboard.verify import TEST_MODELS, check
 from gapbench.models import load_model
+from gapbench.models.checkpoint import FIX_RECORD
 from gapbench.models.registry import MODELS
 from gapbench.runs.run import Run
 from gapbench.tasks.content import cluster
@@ -96,6 +98,7 @@ def submit(
             versions={key: str(value) for key, value in versions.items()},
             contact=contact,
             files={},
+            training=_training(str(about.get("given", ""))),
             scales={name: scale for name, scale in plan.scales.items() if scale != SHARE},
         )
     except ValidationError as error:
@@ -176,6 +179,21 @@ def _origins(run: Run, checkpoint: str | None, test_model: bool) -> list[Origin]
     raise GapbenchError(
         f"model {name}: nothing pins its weights; publish them and name the commit with "
         "--checkpoint OWNER/NAME@COMMIT, or enter a test model with --allow-test-model"
+    )
+
+
+def _training(given: str) -> Training | None:
+    """What the model in a folder was trained on, where its fix.json tells."""
+    file = Path(given) / FIX_RECORD
+    if not given or not file.is_file():
+        return None
+    record = read_object(file)
+    settings = record["settings"]
+    return Training(
+        base=str(settings["model"]),
+        method=settings["method"],
+        prompts=settings["prompts"],
+        leaks=record.get("leaks"),
     )
 
 

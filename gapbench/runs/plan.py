@@ -36,12 +36,12 @@ class Plan:
 
     `judges` maps outside judges' names to their fingerprints. For each prompt, `partner` is the
     index of the prompt that makes a mismatched pair with its image, or None; indices go on into
-    `others`, the partners that are not planned themselves. For each prompt, then each of `others`,
-    `asks` says what each of its judges is asked, the one that rates are computed against first.
-    `own` is the own verdicts' judge name, empty where none were asked for. `left_out` names the
-    tasks that `all` or a tier did not take because their prompts or their judges' weights are not
-    here. `mismatched` is how partners were chosen; None in a plan of 0.1, which took the next
-    prompt of the file.
+    `others`, the partners that are not planned themselves. `asks` says what each of a prompt's
+    judges is asked, the one that rates are computed against first, and `partner_asks` what those
+    are asked about the mismatched pair that can answer. `own` is the own verdicts' judge name,
+    empty where none were asked for. `left_out` names the tasks that `all` or a tier did not take
+    because their prompts or their judges' weights are not here. `mismatched` is how partners were
+    chosen; None in a plan of 0.1, which took the next prompt of the file.
     `scales` and `thresholds` are those of the judges that have them, shares and no threshold else;
     `overalls` are the tasks' (`gapbench.metrics.rates.overalls`).
     """
@@ -60,6 +60,7 @@ class Plan:
     thresholds: Mapping[str, float] = field(default_factory=dict)
     overalls: Mapping[str, Overalls] = field(default_factory=dict)
     others: Sequence[Prompt] = ()
+    partner_asks: Sequence[dict[str, str]] = ()
     mismatched: Difficulty | None = None
 
     @classmethod
@@ -86,24 +87,18 @@ class Plan:
 
     def items(self) -> list[Item]:
         """Every planned image, prompt by prompt."""
-        return [
-            Item(
-                prompt,
-                sample,
-                seed_of(self.seed, prompt.text, sample),
-                self.asks[i],
-                *(self._partner(i) if self.own and not sample else (None, {})),
-            )
-            for i, prompt in enumerate(self.prompts)
-            for sample in range(self.samples[prompt.task])
-        ]
-
-    def _partner(self, index: int) -> tuple[Prompt | None, dict[str, str]]:
-        partner = self.partner[index]
-        if partner is None:
-            return None, {}
-        prompts = self.prompts if partner < len(self.prompts) else self.others
-        return prompts[partner % len(self.prompts)], self.asks[partner]
+        every, items = [*self.prompts, *self.others], list[Item]()
+        for index, prompt in enumerate(self.prompts):
+            for sample in range(self.samples[prompt.task]):
+                seed, place = seed_of(self.seed, prompt.text, sample), self.partner[index]
+                if place is None or sample or not self.own:
+                    items.append(Item(prompt, sample, seed, self.asks[index], None, {}))
+                    continue
+                partner_asks = self.partner_asks[index] if self.partner_asks else {}
+                items.append(
+                    Item(prompt, sample, seed, self.asks[index], every[place], partner_asks)
+                )
+        return items
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,13 +172,18 @@ def prepare(settings: RunSettings) -> Prepared:
     tasks_by_name = {task.name: task for task, _ in selected}
     loaded: dict[str, Judge] = {}
     asks: list[dict[str, str]] = []
-    for prompt in [*prompts, *others]:
+    partner_asks: list[dict[str, str]] = []
+    every = [*prompts, *others]
+    for prompt, place in zip(prompts, partner, strict=True):
         usual = tasks_by_name[prompt.task].judge(prompt.category)
         specs = judges if judges is not None else [usual] if usual else []
         for spec in specs:
             if spec not in loaded:
                 loaded[spec] = load_judge(spec, settings.device)
-        asks.append({loaded[spec].name: loaded[spec].question(prompt) for spec in specs})
+        mine = [loaded[spec] for spec in specs]
+        asks.append({judge.name: judge.question(prompt) for judge in mine})
+        able = [judge for judge in mine if judge.any_prompt and place is not None]
+        partner_asks.append({judge.name: judge.question(every[place or 0]) for judge in able})
     names = [judge.name for judge in loaded.values()]
     if len(set(names)) < len(names):
         raise GapbenchError(f"--judge {','.join(loaded)}: two of these are the same judge")
@@ -202,6 +202,7 @@ def prepare(settings: RunSettings) -> Prepared:
         thresholds={j.name: j.threshold for j in loaded.values() if j.threshold is not None},
         overalls={task.name: task.overalls for task, _ in selected if task.overalls},
         others=others,
+        partner_asks=partner_asks,
         mismatched=settings.mismatched,
     )
     if isinstance(adapter, ImagesModel):

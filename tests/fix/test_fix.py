@@ -94,6 +94,7 @@ def test_the_record_says_what_was_done(fixed: Path, tiny_janus: Path) -> None:
     found = record(fixed / "fixed")
     assert found["done"]
     assert found["settings"]["method"] == "c-sft"
+    assert found["leaks"] == {"test_splits": [], "same": 0, "reordered": 0, "near": 14}
     assert found["base"]["fingerprint"] == load_model(str(tiny_janus)).fingerprint
     assert {"torch", "transformers", "peft", "accelerate", "datasets"} <= set(found["versions"])
     assert {row["rule"] for row in found["counts"]} >= {"all", "mixed", "best:1", "above:0.4675"}
@@ -359,6 +360,7 @@ def test_what_is_not_finite_stops_the_training(fix: Fix, tiny_janus: Path, tmp_p
     ("arguments", "said"),
     [
         (["sft", "--prompts", "shapes"], "for testing; train on shapes:train"),
+        (["sft", "--prompts", "geneval/colors"], "94 prompts are for testing; add --despite-leak"),
         (["sft", "--prompts", "shapes:dev"], "no split 'dev'"),
         (["rlhf"], "METHOD must be"),
         (["dpo", "--samples", "1"], "compares two candidates"),

@@ -181,6 +181,26 @@ def test_runs_without_the_verdicts_that_rank(made: Any, tmp_path: Path) -> None:
     refuses(folder, tmp_path, "no verdicts of pixel")
 
 
+def test_the_card_says_what_a_fix_trained_on(made: Any, tmp_path: Path) -> None:
+    assert json.loads((made.folder / "card.json").read_text())["training"] is None
+    folder = tampered(made, tmp_path)
+    leaks = {"test_splits": ["geneval"], "same": 1, "reordered": 2, "near": 3}
+    settings = {"model": "janus-mini", "method": "sft", "prompts": ["geneval"], "lora": 32}
+    (tmp_path / "fix.json").write_text(json.dumps({"settings": settings, "leaks": leaks}))
+    edit(folder, "run.json", lambda meta: meta["model_about"].update(given=str(tmp_path)))
+    place = submit(open_run(folder.path), tmp_path / "fixed", test_model=True)
+    assert json.loads((place / "card.json").read_text())["training"] == {
+        "base": "janus-mini", "method": "sft", "prompts": ["geneval"], "leaks": leaks,
+    }  # fmt: skip
+    assert check(place) == []
+
+
+def test_other_mismatched_pairs_are_refused(made: Any, tmp_path: Path) -> None:
+    folder = tampered(made, tmp_path)
+    edit(folder, "plan.json", lambda plan: plan.update(mismatched="near"))
+    refuses(folder, tmp_path, "again with --mismatched far")
+
+
 def test_weights_that_nothing_pins(made: Any, tmp_path: Path) -> None:
     """A folder of weights, and one that is called like a model that ships."""
     folder = tampered(made, tmp_path)
