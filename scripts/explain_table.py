@@ -33,7 +33,9 @@ def cell(figure: dict[str, Any] | None) -> str:
 
 def rows(found: dict[str, Any]) -> dict[str, str]:
     def said(name: str, figure: dict[str, Any] | None) -> str:
-        return f"{cell(figure)}, {found['evidence'][name]['verdict']}"
+        piece = found["evidence"][name]
+        p = "" if piece["p_holm"] is None else f" (Holm p {piece['p_holm']:.3f})"
+        return f"{cell(figure)}, {piece['verdict']}{p}"
 
     ends = [found["alignment"][when]["all"]["cosine"] for when in ("before", "after")]
     smallest = min(row["share"] for row in found["first_order"])
@@ -44,10 +46,14 @@ def rows(found: dict[str, Any]) -> dict[str, str]:
         "(a) prompts: difference of cosines": said("prompts", near["prompt"]["difference"]),
         "(a) images: difference of cosines": said("images", near["image"]["difference"]),
         "(b) log of the ratio of norms": said("kernel", found["kernel"]["log_ratio"]),
+        "(b) for a random training pair": cell(found["kernel"]["log_ratio_random"]),
         "(c) fall of log p, nats": said("likelihood", found["shift"]["fall"]),
         "correlation of the two changes": said("together", found["shift"]["correlation"]),
         "cosine of the gradients before": cell(ends[0]),
         "cosine of the gradients after": cell(ends[1]),
+        "effective rank before, after": ", ".join(
+            "n/a" if rank is None else f"{rank:.1f}" for rank in found["effective_rank"].values()
+        ),
         "first order, actual / predicted": ", ".join(f"{row['ratio']:.6f}" for row in last),
     }
 

@@ -69,6 +69,7 @@ def gather(
         "kernel": kernel,
         "first_order": _first_order(tested, records),
         "shift": shift,
+        "effective_rank": {when: records[f"rank/{when}"] for when in ("before", "after")},
         "alignment": {
             "before": _alignment(tested, "pair", records, layers),
             "after": _alignment(tested, "align", records, layers),
@@ -129,6 +130,7 @@ def _kernel(tested: Sequence[Tested], records: Records, layers: Sequence[str]) -
 
     figures: dict[str, Any] = {
         "log_ratio": ratios([p["norms"] for p in pairs]),
+        "log_ratio_random": ratios([p["random_norms"] for p in pairs]),
         "own": _mean([p["norms"][0] for p in pairs], tested),
         "alternatives": _mean([others(p["norms"]) for p in pairs], tested),
         "log_ratio_by_layer": {

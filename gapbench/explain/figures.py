@@ -7,6 +7,7 @@ from typing import Final, TypedDict
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 ALPHA: Final = 0.05
 FEWEST: Final = 4
@@ -70,6 +71,17 @@ def correlation(one: Series, two: Series, prompts: Iterable[str]) -> Correlation
         rho=float(pearson.statistic), low=low, high=high, p=float(pearson.pvalue), rank=rank,
         prompts=len(each),
     )  # fmt: skip
+
+
+def effective_rank(rows: NDArray[np.float64]) -> float | None:
+    """exp of the entropy of the singular values of centred rows (N, width), normalised to sum 1
+    (Roy and Vetterli 2007): from 1 to the smaller of N - 1 and width; None if all rows are equal.
+    """
+    values = np.linalg.svd(rows - rows.mean(0), compute_uv=False)
+    if not values.sum() > 0:
+        return None
+    shares = values[values > 0] / values.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
 def word(value: float | None, p: float | None) -> str:

@@ -131,6 +131,12 @@ class Heads(nn.Module):
         ]
         return Pushed(_norms(change), np.stack(by_layer), likelihood.cpu().numpy())
 
+    def norms(
+        self, prompts: Sequence[str], tokens: Tokens, direction: Gradient
+    ) -> NDArray[np.float64]:
+        """The `norms` of `push` alone."""
+        return _norms(self._jvp(prompts, tokens, direction, set(range(len(self.layers))))[1])
+
     def _jvp(
         self, prompts: Sequence[str], tokens: Tokens, direction: Gradient, layers: set[int]
     ) -> tuple[Tensor, Tensor]:

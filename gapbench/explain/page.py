@@ -83,7 +83,7 @@ def _figures(results: Mapping[str, Any]) -> dict[str, Figure]:
         "kernel": _kernel(results), "entries": _entries(results),
         "first_order": _first_order(results), "likelihood": _densities(images, "likelihood"),
         "verdict": _densities(images, "verdict"), "together": _together(results, images),
-        "alignment": _alignment(results), "norms": _norms(results),
+        "alignment": _alignment(results), "norms": _norms(results), "rank": _rank(results),
     }  # fmt: skip
 
 
@@ -112,7 +112,11 @@ def _similarity(results: Mapping[str, Any]) -> Figure:
 def _kernel(results: Mapping[str, Any]) -> Figure:
     kernel, names = results["kernel"], results["layers"]
     by_layer = kernel["log_ratio_by_layer"]
-    whole = {"all": "log_ratio", "all, of corrected images": "log_ratio_corrected"}
+    whole = {
+        "all": "log_ratio",
+        "all, of corrected images": "log_ratio_corrected",
+        "all, for a random training pair": "log_ratio_random",
+    }
     rows = [[name, interval(kernel[k]), _p(kernel[k]["p"])] for name, k in whole.items()]
     rows += [[name, interval(by_layer[name]), _p(by_layer[name]["p"])] for name in names]
     ratios = {"log ratio": [kernel["log_ratio"], *by_layer.values()]}
@@ -199,6 +203,13 @@ def _norms(results: Mapping[str, Any]) -> Figure:
             cells += [interval(part[head]) for head in heads]
         rows.append([layer, *cells])
     return _figure(["layer", *titles], rows)
+
+
+def _rank(results: Mapping[str, Any]) -> Figure:
+    ranks = results["effective_rank"]
+    return _figure(
+        [*ranks], [["n/a" if rank is None else f"{rank:.4g}" for rank in ranks.values()]]
+    )
 
 
 def _pictures(explanation: Explanation) -> list[dict[str, str]]:

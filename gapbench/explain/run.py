@@ -20,11 +20,12 @@ import torch
 from gapbench.comparison.compare import cross, pair_runs
 from gapbench.engines.local import work
 from gapbench.explain import evidence, similarity
+from gapbench.explain.figures import effective_rank
 from gapbench.explain.groups import Tested, choose, coded
 from gapbench.explain.kernel import Gradient, Heads, Tokens, first_order
 from gapbench.explain.sides import Side, find_fix, rank_for, summary, training_rows
 from gapbench.files import Journal, write_json
-from gapbench.models.base import require
+from gapbench.models.base import Model, require
 from gapbench.runs.run import Run, open_run
 from gapbench.runs.settings import Progress, silent
 from gapbench.types import GapbenchError
@@ -33,11 +34,13 @@ if TYPE_CHECKING:
     import pandas as pd
     from datasets import Dataset
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 MEAN_OVER: Final = 128
 """Random training pairs that the mean training gradient is taken over."""
 CHECKED: Final = 4
 """Tested pairs of the first-order check."""
+RANKED: Final = 1024
+"""Prompts, drawn at random, whose representations the effective rank is of."""
 BATCH: Final = 16
 
 
@@ -134,9 +137,9 @@ def explain(
 
 
 class _Explaining:
-    """An explanation under way. Records of the journal: value-before/KEY and value-after/KEY hold
-    (log-likelihood, verdict logit), pair/KEY a tested pair's figures, step/KEY its first-order
-    check, align/KEY its gradients after."""
+    """An explanation under way. Records of the journal: rank/before and rank/after hold effective
+    ranks, value-before/KEY and value-after/KEY (log-likelihood, verdict logit), pair/KEY a tested
+    pair's figures, step/KEY its first-order check, align/KEY its gradients after."""
 
     def __init__(
         self, run: Run, frame: pd.DataFrame, tested: Sequence[Tested], rows: Dataset,
@@ -162,6 +165,7 @@ class _Explaining:
 
     def before(self, side: Side, asked: str | None) -> str:
         """All that is computed under the weights before; gives the encoder's name."""
+        self._rank("before", side.model)
         self._values("value-before", side.heads)
         encoder = similarity.encoder(asked, side.model)
         if pairs := self.left("pair"):
@@ -173,10 +177,23 @@ class _Explaining:
 
     def after(self, side: Side) -> None:
         """All that is computed under the weights after."""
+        self._rank("after", side.model)
         self._values("value-after", side.heads)
         self._each("align", "gradients after", lambda t: self._align(side.heads, t))
 
     # -- stages ----------------------------------------------------------------------------
+
+    def _rank(self, when: str, model: Model) -> None:
+        if f"rank/{when}" in self.journal.there:
+            return
+        rank = None
+        if "embeddings" in model.capabilities:
+            texts = sorted({each.text for each in self.stages["value-before"]})
+            order = np.random.default_rng([self.seed, 3]).permutation(len(texts))[:RANKED]
+            advance = self.progress(f"representations {when}", 0, len(order))
+            chosen = [texts[place] for place in order]
+            rank = effective_rank(similarity.batched(model.embed_texts, chosen, advance))
+        self.journal.add({f"rank/{when}": rank})
 
     def _values(self, stage: str, heads: Heads) -> None:
         missing, total = self.left(stage), len(self.stages[stage])
@@ -280,7 +297,9 @@ class _Explaining:
         del step
         seed = int.from_bytes(hashlib.sha256(t.key.encode()).digest()[:8])
         other = int(np.random.default_rng([self.seed, 2, seed]).integers(len(self.rows)))
-        return {**pair, "random": entries(heads.of_likelihood(*self._row(other)))}
+        step = heads.of_likelihood(*self._row(other))
+        norms = heads.norms(sequences, np.stack([tokens] * len(sequences)), step)
+        return {**pair, "random": entries(step), "random_norms": norms.tolist()}
 
     def _step(self, heads: Heads, t: Tested) -> list[dict[str, Any]]:
         row = self.journal.there[f"pair/{t.key}"]["similarity"]["row"]

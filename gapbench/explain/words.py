@@ -38,16 +38,17 @@ def summary(results: Mapping[str, Any]) -> list[str]:
     lines.append(
         f"(b) |K(Y0, Yu)| {number(kernel['own'])} against |K(Yi, Yu)| "
         f"{number(kernel['alternatives'])} over {norms['images']} images; log ratio "
-        f"{interval(norms)} (of corrected {interval(kernel['log_ratio_corrected'])}): "
-        f"{_said(evidence['kernel'])}"
+        f"{interval(norms)}: {_said(evidence['kernel'])}. Of corrected images "
+        f"{tested(kernel['log_ratio_corrected'])}; for a random training pair as Yu "
+        f"{tested(kernel['log_ratio_random'])}"
     )
     shift = results["shift"]
     if results["members"]:
         group = shift["groups"]["010"]["likelihood"]
         lines.append(
-            f"(c) change of log p(image | prompt) of corrected images: {interval(group)} nats; "
-            f"below their controls' by {interval(shift['fall_below_control'])}: "
-            f"{_said(evidence['likelihood'])}"
+            f"(c) change of log p(image | prompt) of corrected images: {interval(group)} nats: "
+            f"{_said(evidence['likelihood'])}. Below their controls' by "
+            f"{tested(shift['fall_below_control'])}"
         )
     lines.append(
         "Changes of log p and of the verdict logit correlate over prompts: "
@@ -58,6 +59,12 @@ def summary(results: Mapping[str, Any]) -> list[str]:
         f"Cosine of generation and verdict gradients: before {interval(ends[0])}, after "
         f"{interval(ends[1])}{_nearly(ends)}."
     )
+    ranks = results["effective_rank"]
+    if ranks["before"] is not None:
+        lines.append(
+            f"Effective rank of the prompts' representations: before {ranks['before']:.4g}, after "
+            f"{ranks['after']:.4g}."
+        )
     moved = [kernel[f"nearest_{head}"]["raised"] for head in ("likelihood", "verdict")]
     if moved[0] is not None:
         lines.append(
@@ -127,6 +134,12 @@ def interval(figure: Mapping[str, Any]) -> str:
     if figure["low"] is None:
         return f"{figure['value']:+.3g} [n/a]"
     return f"{figure['value']:+.3g} [{figure['low']:+.3g}, {figure['high']:+.3g}]"
+
+
+def tested(figure: Mapping[str, Any]) -> str:
+    """A mean with its interval and the p of its own test, which Holm's does not count."""
+    p = figure["p"]
+    return interval(figure) + ("" if p is None else f" (p {p:.4f})")
 
 
 def correlation(figure: Mapping[str, Any] | None) -> str:

@@ -20,7 +20,7 @@ import gapbench
 from gapbench import GapbenchError
 from gapbench.explain.page import write_page
 from gapbench.explain.run import explain
-from gapbench.explain.words import summary
+from gapbench.explain.words import interval, summary, tested
 
 from .conftest import Pair, plant
 
@@ -62,7 +62,7 @@ def test_every_figure_is_there(found: Path) -> None:
             assert t["category"] == member["category"]
             assert t["text"] != member["text"]
         assert t["text"] not in t["alternatives"]
-        assert len(t["norms"]) == 1 + len(t["alternatives"]) == 5
+        assert len(t["norms"]) == len(t["random_norms"]) == 1 + len(t["alternatives"]) == 5
     # Forward and backward mode agree on what they both compute.
     assert told["kernel"]["forward_against_backward"] < 1e-9
     for row in told["first_order"]:
@@ -150,7 +150,18 @@ def test_the_summary_says_what_holds(found: Path) -> None:
     pieces = told["evidence"]
     assert set(pieces) == {"prompts", "images", "kernel", "likelihood", "together"}
     assert all(p["verdict"] in ("holds", "reversed", "not shown", "n/a") for p in pieces.values())
-    assert any(line.startswith("(c) ") for line in lines)
+    # A word follows its own figure; what else is told has the p of its own test.
+    c = next(line for line in lines if line.startswith("(c) "))
+    fall = told["shift"]["fall"]
+    assert f"{-fall['value']:+.3g} [" in c.partition(f"nats: {pieces['likelihood']['verdict']}")[0]
+    apart = told["shift"]["fall_below_control"]
+    assert c.endswith(f"Below their controls' by {tested(apart)}")
+    b = next(line for line in lines if line.startswith("(b) "))
+    assert f"{interval(told['kernel']['log_ratio'])}: {pieces['kernel']['verdict']}" in b
+    assert b.endswith(f"random training pair as Yu {tested(told['kernel']['log_ratio_random'])}")
+    ranks = told["effective_rank"]
+    assert 1 < ranks["before"] != ranks["after"] > 1
+    assert any(f"before {ranks['before']:.4g}, after {ranks['after']:.4g}" in x for x in lines)
     assert "shared-kernel account" in lines[-1]
     for piece in pieces.values():
         assert piece["verdict"] in lines[-1]

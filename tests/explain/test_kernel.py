@@ -95,6 +95,7 @@ def test_entries_are_those_of_the_whole_jacobian(model: Any, lora: int) -> None:
     # Other sequences in the batch change nothing.
     pushed = heads.push([ONE, OTHER], np.stack([x0, x0]), step)
     assert pushed.norms[0] == pytest.approx(float((kernel @ mine).norm()), rel=1e-8)
+    assert heads.norms([ONE], x0[None], step) == pytest.approx(pushed.norms[:1])
     assert pushed.likelihood[0] == pytest.approx(entry, rel=1e-8, abs=1e-8)
     # A layer's norm is that of the Jacobians' columns of its parameters.
     start = 0

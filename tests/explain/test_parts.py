@@ -11,7 +11,7 @@ from scipy import stats
 
 from gapbench import GapbenchError, Prompt
 from gapbench.explain import similarity
-from gapbench.explain.figures import correlation, mean, word
+from gapbench.explain.figures import correlation, effective_rank, mean, word
 from gapbench.explain.groups import ALTERNATIVES, choose, coded
 from gapbench.files import Journal
 
@@ -85,6 +85,17 @@ def test_correlations_are_over_prompts() -> None:
     assert found["low"] < found["rho"] < found["high"]
     assert correlation([1, 2, 3], [1, 2, 3], ["a", "b", "c"]) is None
     assert correlation([1, 1, 1, 1], [1, 2, 3, 4], ["a", "b", "c", "d"]) is None
+
+
+def test_effective_rank_counts_directions() -> None:
+    equal = np.vstack([np.eye(3), -np.eye(3)]) + 5
+    assert effective_rank(equal) == pytest.approx(3)
+    assert effective_rank(np.outer([1.0, 2.0, 4.0], [1.0, 1.0])) == pytest.approx(1)
+    skewed = np.vstack([np.diag([3.0, 1.0]), -np.diag([3.0, 1.0])])
+    assert effective_rank(skewed) == pytest.approx(
+        np.exp(-0.75 * np.log(0.75) - 0.25 * np.log(0.25))
+    )
+    assert effective_rank(np.ones((4, 2))) is None
 
 
 def test_words() -> None:
