@@ -22,12 +22,20 @@ def tasks(
     name: Annotated[str | None, typer.Argument(help="A task to describe.", metavar="NAME")] = None,
 ) -> None:
     """List the tasks, or describe one."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from gapbench.tasks.task import load_task, task_folders
 
     if name is None:
-        table = Table("task", "version", "prompts", "samples", "judge", "title", box=None)
+        table = Table(
+            Column("task", no_wrap=True),
+            "version",
+            "prompts",
+            "samples",
+            "judge",
+            "title",
+            box=None,
+        )
         for each in task_folders():
             task = load_task(each)
             splits = task.spec.splits
@@ -60,7 +68,7 @@ def models(
     name: Annotated[str | None, typer.Argument(help="A model to describe.", metavar="NAME")] = None,
 ) -> None:
     """List the models, or describe one."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from gapbench.fetch.hub import present
     from gapbench.models import load_model, model_names
@@ -70,7 +78,7 @@ def models(
 
     if name is None:
         table = Table(
-            "model", "parameters", "memory", "license", "runs", "capabilities", "what it is",
+            Column("model", no_wrap=True), "parameters", "memory", "license", "runs", "capabilities", "what it is",
             box=None,
         )  # fmt: skip
         for each in model_names():
@@ -142,14 +150,16 @@ def prepare(
     offline: Offline = False,
 ) -> None:  # fmt: skip
     """Download what tasks, models and judges need."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from gapbench.cli.progress import bars
     from gapbench.runs import needs as preparing
 
     go_offline(offline)
     wanted = preparing.needs(tasks or ([] if model else ["all"]), judges, model)
-    table = Table("needed", "for", "MB", "license", "pinned by", "here", box=None)
+    table = Table(
+        Column("needed", overflow="fold"), "for", "MB", "license", "pinned by", "here", box=None
+    )
     for need in wanted:
         size = f"{need.item.bytes / 1e6:,.2f}" if need.item.bytes else "unknown"
         here = "yes" if need.ready() else "no"

@@ -50,7 +50,7 @@ def compare(
 def power(
     path: RunPath,
     detect: Annotated[float, typer.Option(help="The change to detect, in points, or in the unit of the judge's scores.")] = 5.0,
-    metric: Annotated[str, typer.Option(help="The figure: generation, non_unification, false_positive or self_accuracy.")] = "generation",
+    metric: Annotated[str, typer.Option(help="The figure, as CSV and JSON name it; a wrong name lists them.")] = "generation",
     judge: Judge = None,
 ) -> None:  # fmt: skip
     """Print how many prompts `compare` needs to detect a change."""

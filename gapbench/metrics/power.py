@@ -65,7 +65,8 @@ def spread(frame: pd.DataFrame, metric: str) -> Spread:
 
     One-way analysis of variance over prompts in each category (Searle, Casella and McCulloch 1992),
     of the residuals that the ratio's linearisation leaves. Raises GapbenchError for another metric,
-    for a metric that the frame has no figure of, and where no prompt has two images.
+    for a metric that the frame has no figure of, where no prompt has two images, and where the
+    figure does not vary.
     """
     known = [each.name for each in shown_in("compare") if each.unit == PERCENT]
     if metric not in known:
@@ -113,7 +114,12 @@ def spread(frame: pd.DataFrame, metric: str) -> Spread:
     weighed = np.array(weights) * len(strata) / len(weights)
     samples = float(totals[:, VALID].sum()) / prompts
     parts = weighed * (np.maximum(0.0, between) + np.array(within) / samples)
-    freedom = parts.sum() ** 2 / (parts**2 / sizes).sum() / prompts if parts.any() else 1.0
+    if not parts.any():
+        raise GapbenchError(
+            f"power: {metric} does not vary in this run, so what a change takes is unknown; give a "
+            "run with more prompts or another --metric"
+        )
+    freedom = parts.sum() ** 2 / (parts**2 / sizes).sum() / prompts
     return Spread(
         value,
         max(0.0, float(weighed @ between)) / carried**2,

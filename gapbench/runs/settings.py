@@ -32,6 +32,8 @@ def silent(_stage: str, _there: int, _total: int) -> Callable[[int], None]:
 
 def names(given: str | Sequence[Any]) -> list[Any]:
     """A list, which may be given as text with commas."""
+    if not isinstance(given, Sequence):
+        raise ValueError(f"must be a list with commas, not {given!r}")
     listed = [n.strip() for n in given.split(",")] if isinstance(given, str) else list(given)
     if "" in listed or len(set(listed)) < len(listed):
         raise ValueError(f"must be a list with commas, each item once, not {given!r}")
@@ -42,8 +44,11 @@ def pairs(given: Mapping[str, object] | Sequence[str]) -> dict[str, object]:
     """Keys and values, which may be given as texts KEY=VALUE."""
     if isinstance(given, Mapping):
         return dict(given)
-    split = [[part.strip() for part in text.partition("=")] for text in given]
-    if wrong := [text for text, parts in zip(given, split, strict=True) if not all(parts)]:
+    if not isinstance(given, Sequence):
+        raise ValueError(f"must be lines of the form `key: value`, not {given!r}")
+    listed = [given] if isinstance(given, str) else [str(each) for each in given]
+    split = [[part.strip() for part in text.partition("=")] for text in listed]
+    if wrong := [text for text, parts in zip(listed, split, strict=True) if not all(parts)]:
         raise ValueError(f"must be KEY=VALUE, such as guidance=4, not {wrong[0]!r}")
     return {key: value for key, _, value in split}
 
@@ -79,6 +84,8 @@ def checked(of: Callable[..., object], values: Mapping[str, Any]) -> dict[str, A
             continue
         try:
             value = given if info.parser is None or given is None else info.parser(given)
+            if isinstance(value, bool) and info.min is not None:
+                raise ValueError(f"must be a number, not {value}")
             value = result[name] = TypeAdapter(hints[name]).validate_python(value)
             if isinstance(value, int | float):
                 if info.min is not None and not value >= info.min:
@@ -104,10 +111,10 @@ def _kind(error: str, context: Mapping[str, Any]) -> str:
 
 # fmt: off
 # Options of several commands.
-Recipe = Annotated[Mapping[str, object] | None, Option("--set", parser=pairs, metavar="KEY=VALUE", help="Change one sampling parameter of the model, such as guidance=4. Can be repeated. Starts a separate run.")]
+Recipe = Annotated[Mapping[str, object] | None, Option("--set", parser=pairs, metavar="KEY=VALUE", help="Change one sampling parameter of the model, such as guidance=4. Can be repeated.")]
 Judges = Annotated[Sequence[str] | None, Option("--judge", parser=names, show_default="set by each task", help="Outside judges, separated by commas.")]
 Device = Annotated[str, Option(parser=device_name, help="Where the model runs: auto, cpu, cuda, cuda:1 or mps.")]
-Dtype = Annotated[Literal["auto", "float64", "float32", "bfloat16", "float16"], Option(help="Data type of the model's weights and computation. Another one starts a separate run.")]
+Dtype = Annotated[Literal["auto", "float64", "float32", "bfloat16", "float16"], Option(help="Data type of the model's weights and computation.")]
 Limit = Annotated[int | None, Option(min=1, show_default="all", help="Use at most this many prompts of each task, spread evenly over its categories.")]
 Offline = Annotated[bool, Option("--offline", help="Do not use the network.")]
 MODEL = "The model: a name (see `gapbench models`), a checkpoint folder, images:FOLDER, server:URL#MODEL, or my_package.module:Class."

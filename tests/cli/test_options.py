@@ -44,6 +44,7 @@ def test_values_are_converted_and_lists_split() -> None:
     assert made.tasks == ["shapes", "geneval/colors"]
     assert made.batch_size == 7
     assert made.recipe == {"a": "1", "b": "x=2"}
+    assert RunSettings(recipe="a=1").recipe == {"a": "1"}  # type: ignore[arg-type]
     fix = FixSettings(method="c-sft", out="x", replay_at="4,2", epochs="5")  # type: ignore[arg-type]
     assert (fix.replay_at, fix.epochs, fix.out) == ([2, 4], 5, Path("x"))
 
@@ -55,6 +56,10 @@ def test_values_are_converted_and_lists_split() -> None:
         ({"batch_size": "many"}, "batch_size must be a whole number or 'auto', not 'many'"),
         ({"device": "tpu"}, "device must be auto, cpu, cuda, cuda:1 or mps, not 'tpu'"),
         ({"tasks": "shapes,"}, "tasks must be a list with commas, each item once, not 'shapes,'"),
+        ({"samples": True}, "samples must be a number, not True"),
+        ({"tasks": 5}, "tasks must be a list with commas, not 5"),
+        ({"recipe": 3}, "recipe must be lines of the form `key: value`, not 3"),
+        ({"recipe": "guidance"}, "recipe must be KEY=VALUE, such as guidance=4, not 'guidance'"),
         ({"recipe": ["guidance"]}, "recipe must be KEY=VALUE, such as guidance=4, not 'guidance'"),
         ({"verdict": None}, "verdict must be 'logits', 'text' or 'none', not None"),
     ],
