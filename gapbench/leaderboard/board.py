@@ -29,10 +29,10 @@ REPORTED: Final = (
 ABOUT: Final = (
     "Percent, with 95 % intervals over prompts and the counts behind each figure. Ranked by "
     "`unified`: images that the model draws right by the outside judge and accepts itself, minus "
-    "mismatched pairs that it accepts. A rank stands with its 95 % interval; models that share a "
-    "rank (=) are not told apart by the same draws of prompts. `baseline` rows are the first "
-    "model's images under verdicts that look at nothing: non-unification alone would be fooled by "
-    "them, `unified` is not."
+    "mismatched pairs (`far`) that it accepts. A rank stands with its 95 % interval; models that "
+    "share a rank (=) are not told apart by the same draws of prompts. `baseline` rows are the "
+    "first model's images under verdicts that look at nothing: non-unification alone would be "
+    "fooled by them, `unified` is not."
 )
 Kind = Literal["model", "baseline"]
 Unit = tuple[str, ...]

@@ -89,6 +89,7 @@ def _about(run: Run, name: str) -> dict[str, Any]:
         "images": f"{len(run.plan.items())} of {len(run.plan.prompts)} prompts",
         "own verdicts": run.plan.own or "none",
         "outside judges": ", ".join(run.judges()) or "none",
+        "mismatched pairs": run.plan.own and run.plan.mismatched,
         "recipe": ", ".join(f"{k} {v}" for k, v in about.get("recipe", {}).items()),
         "seed": str(run.plan.seed),
         "fingerprint": str(about.get("fingerprint", ""))[:16],

@@ -131,6 +131,20 @@ def test_the_same_run_again_adds_nothing(run: Callable[..., Run]) -> None:
     assert told == [("images", 3, 3), ("own verdicts", 6, 6), ("verdicts of pixel", 6, 6)]
 
 
+def test_a_plan_of_an_earlier_version_opens(run: Callable[..., Run]) -> None:
+    done = run()
+    raw = done.folder.read("plan.json")
+    for key in ("others", "partner_asks", "mismatched"):
+        del raw[key]
+    done.folder.write("plan.json", {**raw, "partner": [1, 2, 0]})
+    again = open_run(done.path)
+    assert [item.partner for item in again.plan.items()] == [
+        again.plan.prompts[i] for i in (1, 2, 0)
+    ]
+    assert again.frame()["mismatched_asked"].all()
+    assert again.plan.notes() == []
+
+
 def test_another_category_adds_only_its_records(run: Callable[..., Run]) -> None:
     first = run("shapes/colors", limit=2)
     drawn = lines(first)
