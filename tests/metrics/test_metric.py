@@ -30,7 +30,7 @@ RESULTS = Path(__file__).parents[2] / "results"
 def pair(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
     """Runs of janus-mini with two recipes, 12 prompts each."""
     out = tmp_path_factory.mktemp("metric") / "runs"
-    asked: dict[str, Any] = {"tasks": "shapes/position", "limit": 12, "samples": 2, "out": out}
+    asked: dict[str, Any] = {"tasks": "shapes/color_attr", "limit": 12, "samples": 2, "out": out}
     return [gapbench.run("janus-mini", recipe=r, **asked) for r in (None, {"guidance": 2})]
 
 

@@ -38,7 +38,7 @@ def own(run: Run, mass: float | None) -> Run:
 def test_the_mass_of_own_verdicts(odd: Make, mass: float, start: str) -> None:
     [line] = [line for line in printed(own(odd(("a", "b")), mass)).splitlines() if "mass" in line]
     assert line.startswith(start)
-    assert f"a median of {mass:g}" in line
+    assert f"the median probability of the two answers together (mass) is {mass:g}" in line
     assert ("not answering the question" in line) == (mass < 0.1)
 
 
