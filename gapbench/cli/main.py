@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,7 @@ import typer
 from gapbench.cli import catalog, compare, explain, fix, leaderboard, lm_eval, report
 from gapbench.cli.options import Command, Judge, RunPath, command
 from gapbench.cli.terminal import console
+from gapbench.engines.local import STOPS
 from gapbench.fetch.libraries import go_offline, quiet
 from gapbench.runs.settings import Offline, RunSettings
 from gapbench.types import GapbenchError, Interrupted, counted
@@ -89,7 +91,11 @@ USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer gives it no public nam
 
 
 def main() -> None:
-    """Entry point: errors for people are one line on stderr and exit code 2."""
+    """Entry point: errors for people are one line on stderr and exit code 2. SIGTERM and SIGHUP end
+    a command as Ctrl-C does."""
+    for stop in STOPS:
+        if signal.getsignal(stop) == signal.SIG_DFL:
+            signal.signal(stop, signal.default_int_handler)
     try:
         arguments = sys.argv[1:] or ["--help"]
         sys.exit(app(arguments, prog_name="gapbench", standalone_mode=False))
