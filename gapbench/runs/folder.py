@@ -178,9 +178,7 @@ class RunFolder:
 
     def add_image(self, image: Image.Image) -> str:
         """Store an image as PNG; returns the sha256 of its bytes."""
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        return self._add("images", ".png", buffer.getvalue())
+        return self._add("images", ".png", as_png(image))
 
     def add_images(self, images: Sequence[Image.Image]) -> list[str]:
         """Store images as `add_image` does, on all cores: one packs 14 of 384 x 384 pixels a
@@ -284,6 +282,13 @@ class RunFolder:
             return read
 
         return read_lines(self.path / _FILES[kind], record)
+
+
+def as_png(image: Image.Image) -> bytes:
+    """The bytes that an image is stored as."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def folder_for(out: str | Path, model: str, identity: dict[str, Any]) -> Path:
