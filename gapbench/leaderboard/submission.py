@@ -10,6 +10,7 @@ import hashlib
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -38,6 +39,8 @@ MOST_ROWS: Final = 250_000
 MOST_TEXT: Final = 100_000_000
 """Bytes that the columns of verdicts.parquet may take uncompressed, and all of its texts written
 out: a small file may hold the same megabyte in every row."""
+MOST_MEMORY: Final = 500_000_000
+"""Bytes that reading verdicts.parquet may take: its footer may lie about the size of its pages."""
 BATCH: Final = 4096
 """Rows that are read at once."""
 SEED: Final = 0
@@ -104,7 +107,7 @@ class Card(_Strict):
     pair: bool
     dtype: Text | None
     recipe: dict[Text, Text | bool | int | float | None] = Field(max_length=100)
-    seed: int
+    seed: int = Field(ge=0, lt=2**64)
     own: Literal["self", "self-text"]
     own_fingerprint: Text
     judges: dict[Text, Text] = Field(max_length=100)
@@ -266,7 +269,8 @@ def _rows(file: Path, data: bytes) -> pd.DataFrame:
     import pyarrow as pa
 
     try:
-        table = _table(file, data)
+        with _bounded(MOST_MEMORY):
+            table = _table(file, data)
     except (OSError, MemoryError, pa.ArrowException) as error:
         said = first_line(error)
         raise GapbenchError(f"{file}: cannot be read as Parquet ({said})") from error
@@ -279,6 +283,25 @@ def _rows(file: Path, data: bytes) -> pd.DataFrame:
     if bad.any():
         raise GapbenchError(f"{file}: a verdict is {rows.loc[bad, 'verdict'].iloc[0]}, not 1 or 0")
     return rows.fillna({"reply": "", "reason": ""})
+
+
+@contextmanager
+def _bounded(more: int) -> Iterator[None]:
+    """Let the process take so many bytes on top of those it has, and no more; only Linux does."""
+    import resource
+
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    most = int(statm.read_text().split()[5]) * resource.getpagesize() + more
+    least = most if before[0] == resource.RLIM_INFINITY else min(most, before[0])
+    resource.setrlimit(resource.RLIMIT_DATA, (least, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def _table(file: Path, data: bytes) -> pa.Table:

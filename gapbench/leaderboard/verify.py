@@ -65,7 +65,7 @@ def check(folder: Path, name: str | None = None, installed: Installed | None = N
         faults = [*_rows(rows, installed.rows(card), card.test_model)]
     if not faults:
         faults = [*_rates(submission)]
-    return [f"{folder}: {fault}" for fault in faults]
+    return [f"{folder}: {fault[:500]}" for fault in faults]
 
 
 def _card(card: Card, name: str, installed: Installed) -> Iterator[str]:
