@@ -18,7 +18,7 @@ from gapbench.cli.terminal import console
 from gapbench.engines.local import STOPS
 from gapbench.fetch.libraries import go_offline, quiet
 from gapbench.runs.settings import Offline, RunSettings
-from gapbench.types import GapbenchError, Interrupted, counted
+from gapbench.types import GapbenchError, Interrupted, counted, printable
 
 app = typer.Typer(
     help="Measure the gap between what a unified multimodal model can generate and what it understands.",
@@ -77,7 +77,7 @@ def show(
     if form == "text":
         show_run(opened, judge, console())
     else:
-        typer.echo(render(opened.rates(judge), form, opened.footnote).rstrip("\n"))
+        typer.echo(printable(render(opened.rates(judge), form, opened.footnote)).rstrip("\n"))
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (
@@ -103,10 +103,10 @@ def main() -> None:
         told = error.format_message().rstrip(".")
         place = error.ctx.command_path if error.ctx else "gapbench"
         more = "" if told.endswith("?") else f"; see `{place} --help`"
-        typer.echo(f"gapbench: {told}{more}", err=True)
+        typer.echo(printable(f"gapbench: {told}{more}"), err=True)
         sys.exit(2)
     except GapbenchError as error:
-        typer.echo(f"gapbench: {error}", err=True)
+        typer.echo(printable(f"gapbench: {error}"), err=True)
         sys.exit(2)
     except Interrupted:
         typer.echo(

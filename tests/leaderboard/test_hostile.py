@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from corrupt import broken
 
+from gapbench import GapbenchError
 from gapbench.leaderboard.submission import CARD, MOST_ROWS, RATES, VERDICTS, schema, sha256
+from gapbench.leaderboard.verify import check
 
 TEXT = 200_000_000
 MEASURED = """
@@ -40,7 +46,7 @@ def filled(rows: int, **values: Any) -> pa.Table:
 
 
 def lying(data: bytes) -> bytes:
-    """The file with a footer that tells of a few bytes where its pages are hundreds of megabytes."""
+    """The file, with a footer that says kilobytes where its pages are hundreds of megabytes."""
     meta = pq.ParquetFile(pa.BufferReader(data)).metadata
 
     def varint(number: int, length: int = 0) -> bytes:
@@ -138,3 +144,22 @@ def test_verify_cannot_be_starved(made: Any, tmp_path: Path) -> None:
         assert len(line) < 1000
         assert line.isprintable()
     assert int(peak.split()[1]) < 1000
+
+
+def test_broken_submissions(made: Any, copy: Path, cases: int) -> None:
+    for number in range(cases):
+        chance = random.Random(number)
+        shutil.rmtree(copy)
+        shutil.copytree(made.folder, copy)
+        broken(copy, chance)
+        # A digest that is wrong hides what else is: most are signed anew.
+        with suppress(ValueError, TypeError, KeyError, OSError, RecursionError):
+            card = json.loads((copy / CARD).read_text())
+            for name in (VERDICTS, RATES):
+                card["files"][name] = sha256((copy / name).read_bytes())
+            (copy / CARD).write_text(json.dumps(card))
+        try:
+            faults = check(copy)
+        except GapbenchError as error:
+            faults = [str(error)]
+        assert all("\n" not in fault for fault in faults), number
