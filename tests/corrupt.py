@@ -45,7 +45,7 @@ def bitten(data: bytes, chance: random.Random) -> bytes:
 
 
 def edited(file: Path, chance: random.Random) -> None:
-    """Exchange a value of a JSON file or of a line of one; an editor who knows drops the checksum."""
+    """Exchange a value of a JSON file or of a line of one, and drop the checksum."""
     lines = [file.read_text()] if file.suffix == ".json" else file.read_text().splitlines()
     place = chance.randrange(len(lines))
     value = replaced(without_checksum(json.loads(lines[place])), chance)

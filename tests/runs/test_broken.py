@@ -25,9 +25,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def tell(capsys: pytest.CaptureFixture[str], *arguments: str) -> str | None:
     """What a command says is wrong, in its one line, or None where it did its work."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["gapbench", *arguments])
-        main()
+        with pytest.raises(SystemExit) as ended:
+            main()
     said = capsys.readouterr()
     assert all(line.isprintable() for line in said.out.splitlines())
     if ended.value.code in (None, 0):
@@ -92,6 +93,6 @@ def test_broken_run_folders(
         shutil.copytree(run.path, folder)
         broken(folder, random.Random(number))
         tell(capsys, "show", str(folder), "--format", "json" if number % 2 else "text")
-        if number % 4 == 0:
+        if number % 10 == 0:
             tell(capsys, "report", str(folder))
         shutil.rmtree(folder)
