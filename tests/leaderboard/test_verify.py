@@ -148,14 +148,14 @@ def test_a_card_names_no_code_to_run(copy: Path) -> None:
 
 def test_words_of_a_submission_are_no_markup(copy: Path) -> None:
     card, rows = read(copy).card.model_dump(), rows_of(copy)
-    evil = "![x](https://e.example/p.png)<img src=x>|www.e.example|"
+    evil = "![x](https://e.example/p.png)<img>|www.e.example|"
     for row in rows:
         row["judge"] = evil if row["role"] == "outside" else row["judge"]
     tasks = card["tasks"]
     tasks["few-shapes"]["judges"] = dict.fromkeys(tasks["few-shapes"]["judges"], evil)
     sign(copy, rows, judges={evil: "x"}, tasks=tasks)
     title = next(t for t in markdown([read(copy)]).splitlines() if "e.example" in t)
-    assert r"!\[x\](https:\//e.example/p.png)\<img src=x\>\|www\.e.example\|" in title
+    assert r"!\[x\](https:\//e.example/p.png)\<img\>\|www\.e.example\|" in title
 
 
 def test_what_submit_writes_verifies(made: Any, board_cli: Cli) -> None:
