@@ -56,7 +56,7 @@ def lying(data: bytes) -> bytes:
             number >>= 7
         return bytes([*digits[:-1], digits[-1] & 127])
 
-    column = next(i for i in range(17) if meta.schema.column(i).name == "reply")
+    column = next(i for i in range(meta.num_columns) if meta.schema.column(i).name == "reply")
     group = meta.row_group(0)
     for size in (group.column(column).total_uncompressed_size, group.total_byte_size):
         honest = varint(size)

@@ -75,15 +75,12 @@ def test_failures_that_point_at_a_good_image_of_their_prompt(made: Any, copy: Pa
     good = {prompt: sample for (prompt, sample), r in outside.items() if r["verdict"] == 1}
     bad = [key for key, r in outside.items() if r["verdict"] == 0 and key[0] in good]
     assert len(bad) > 2
-    said = {(r["prompt"], r["sample"], r["role"]): r for r in rows}
+    said = {(r["prompt"], r["sample"], r["role"]): dict(r) for r in rows}
     for row in rows:
-        if (row["prompt"], row["sample"]) in bad and row["role"] != "mismatched":
-            better = said[row["prompt"], good[row["prompt"]], row["role"]]
-            row.update({key: better[key] for key in ("image", *ANSWER)})
-    kept = [r for r in rows if r["role"] != "mismatched" or (r["prompt"], r["sample"]) not in bad]
-    for row in rows:
-        if row not in kept:
-            row["image"] = said[row["prompt"], row["sample"], "own"]["image"]
+        if (row["prompt"], row["sample"]) in bad:
+            own = said[row["prompt"], good[row["prompt"]], "own"]
+            better = said.get((row["prompt"], good[row["prompt"]], row["role"]), row)
+            row.update({key: better[key] for key in ANSWER}, image=own["image"])
     sign(copy, rows)
     assert "images are equal to one of another prompt or seed" in only_fault(copy)
     faults = check_again(copy, redraw=24)
