@@ -5,18 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, Final, TypeVar
 
 from gapbench.types import GapbenchError
 
 T = TypeVar("T")
+_PART: Final = re.compile(r"\.(\d+)\.\d+\.part")
+_CHECKSUM: Final = "checksum"
 
 
 def write_atomic(file: Path, data: bytes | Iterable[bytes]) -> None:
-    """Replace a file whole: a reader or a crash sees the old bytes or the new."""
+    """Replace a file whole: a reader or a crash sees the old bytes or the new.
+
+    Raises GapbenchError where something else than a file is there, such as a device.
+    """
+    if file.exists() and not file.is_file():
+        raise GapbenchError(f"{file}: not a regular file, so it is not replaced; give another path")
     part = file.with_name(f"{file.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:
         with part.open("wb") as opened:
@@ -26,6 +34,24 @@ def write_atomic(file: Path, data: bytes | Iterable[bytes]) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def sweep(folder: Path) -> None:
+    """Remove what `write_atomic` left below a folder in a process that is no more."""
+    for part in folder.rglob("*.part"):
+        writer = _PART.search(part.name)
+        if writer and not _runs(int(writer[1])):
+            part.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def write_json(file: Path, value: Any) -> None:
@@ -68,6 +94,28 @@ def read_yaml(file: Path) -> dict[str, Any]:
     return raw
 
 
+def with_checksum(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record of JSON values, with a checksum over them."""
+    return {**record, _CHECKSUM: _checksum(record)}
+
+
+def without_checksum(raw: Any) -> Any:
+    """What `with_checksum` was given; gapbench 0.1.0 wrote records without one.
+
+    Raises ValueError where the values are not those that were written.
+    """
+    if not isinstance(raw, dict) or _CHECKSUM not in raw:
+        return raw
+    record = {key: value for key, value in raw.items() if key != _CHECKSUM}
+    if raw[_CHECKSUM] != _checksum(record):
+        raise ValueError("altered since it was written: its checksum is another")
+    return record
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def append_lines(file: Path, rows: Iterable[Any]) -> None:
     """Add a line of JSON for each row: on disk when this returns."""
     with file.open("ab") as opened:
@@ -79,15 +127,18 @@ def read_lines(file: Path, record: Callable[[Any], T]) -> list[T]:
     """What `record` makes of each line of JSON; a last line that a crash tore is left out, and no
     file is no lines.
 
-    Raises GapbenchError naming the file and the line that is not JSON, or of which `record` raises
-    ValueError or TypeError.
+    Raises GapbenchError naming the file where it cannot be read, and the line that is not JSON, or
+    of which `record` raises ValueError or TypeError.
     """
     records = []
-    data = file.read_bytes() if file.exists() else b""
+    try:
+        data = file.read_bytes() if file.exists() else b""
+    except OSError as error:
+        raise GapbenchError(f"{file}: cannot be read ({error.strerror})") from error
     for number, line in enumerate(data.split(b"\n")[:-1], 1):
         try:
             records.append(record(json.loads(line)))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise GapbenchError(
                 f"{file}:{number}: broken record ({error}); delete the line and run the same "
                 "command again"

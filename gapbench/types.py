@@ -5,6 +5,7 @@ All are frozen and hold plain values only, so that a record is a line of JSON an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
@@ -17,6 +18,9 @@ class GapbenchError(Exception):
     """A mistake a person can mend: what was wrong, where, and what to do, in one line."""
 
 
+_CONTROL: Final = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 PERCENT: Final = "%"
 """The unit of shares: numbers in [0, 1] that are printed in percent."""
 
@@ -38,6 +42,12 @@ COSINE: Final = Scale("cosine", -1.0, 1.0)
 
 class Interrupted(Exception):  # noqa: N818 (no error)
     """Ctrl-C came; the batch in hand was finished and kept."""
+
+
+def printable(text: str) -> str:
+    """A text as it is, with control characters, which may command a terminal, as escapes; lines and
+    tabs stay."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def counted(number: int, noun: str) -> str:

@@ -33,6 +33,19 @@ os.environ.pop("COLUMNS", None)  # tables of commands would be as narrow as the 
 CLI = [sys.executable, "-c", "from gapbench.cli.main import main; main()"]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fuzz", type=int, default=150, help="broken folders that each such test tries"
+    )
+
+
+@pytest.fixture
+def cases(request: pytest.FixtureRequest) -> int:
+    """How many broken folders a test tries."""
+    count: int = request.config.getoption("--fuzz")
+    return count
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
     """Tiny models are several times faster on one thread."""

@@ -12,7 +12,7 @@ from gapbench.cli.options import Judge, RunPath
 from gapbench.cli.terminal import console
 from gapbench.fetch.libraries import quiet
 from gapbench.runs.settings import names
-from gapbench.types import GapbenchError
+from gapbench.types import GapbenchError, printable
 
 
 def compare(
@@ -42,7 +42,7 @@ def compare(
             intersection=intersection, tasks=lm_eval or (), limit=lm_eval_limit,
             progress=progress,
         )  # fmt: skip
-    typer.echo(changes.render(changed, form, console().width))
+    typer.echo(printable(changes.render(changed, form, console().width)))
     if gate and any(each.worse for each in changed):
         raise typer.Exit(1)
 

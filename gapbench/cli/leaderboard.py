@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gapbench.cli.options import Results, RunPath
-from gapbench.types import GapbenchError, counted
+from gapbench.types import GapbenchError, counted, printable
 
 
 def submit(
@@ -30,30 +31,42 @@ def submit(
 
 def verify(
     folders: Annotated[list[Path], typer.Argument(help="Submissions, results/<model>.", metavar="SUBMISSION")],
-    run: Annotated[Path | None, typer.Option(help="The run folder, with the images.")] = None,
-    rejudge: Annotated[int, typer.Option(help="Number of images of --run whose verdicts are computed again.", min=0)] = 0,
+    run: Annotated[Path | None, typer.Option(help="The run folder. The card and all verdicts are compared with it.")] = None,
+    rejudge: Annotated[int, typer.Option(help="Number of random images of --run whose verdicts are computed again.", min=0)] = 0,
+    redraw: Annotated[int, typer.Option(help="Number of random images that the model generates again.", min=0)] = 0,
     model: Annotated[str | None, typer.Option(help="The model, if the card names only a checkpoint.")] = None,
-    draw: Annotated[int, typer.Option(help="Seed for choosing these images.")] = 0,
+    draw: Annotated[int | None, typer.Option(help="Seed for choosing these images.", show_default="a new one, which is printed")] = None,
 ) -> None:  # fmt: skip
     """Recompute the figures of submissions and check their rows."""
+    from gapbench.leaderboard.again import check_again
     from gapbench.leaderboard.expected import Installed
-    from gapbench.leaderboard.verify import check, check_images
+    from gapbench.leaderboard.verify import check
 
-    if bool(rejudge) != (run is not None):
-        raise GapbenchError("--rejudge takes the images of --run, and --run is for --rejudge")
-    if run is not None and len(folders) > 1:
-        raise GapbenchError("--run is of one submission; give one")
+    if rejudge and run is None:
+        raise GapbenchError("--rejudge takes the images of a run; give --run")
+    if (run or redraw) and len(folders) > 1:
+        raise GapbenchError("--run and --redraw are of one submission; give one")
+    draw = secrets.randbelow(2**32) if draw is None else draw
     installed, failed = Installed(), False
     for folder in folders:
-        faults = check(folder, installed=installed)
-        if run is not None and not faults:
-            faults = check_images(folder, run, rejudge, model, draw)
+        try:
+            faults = check(folder, installed=installed)
+            if (run or redraw) and not faults:
+                faults = check_again(folder, run, rejudge, redraw, model, draw)
+        except GapbenchError as error:  # the others are checked all the same
+            if len(folders) == 1:
+                raise
+            faults = [f"{folder}: {error}"]
         for fault in faults:
-            typer.echo(f"FAIL  {fault}")
+            typer.echo(printable(f"FAIL  {fault}"))
         if not faults:
-            again = f", {counted(rejudge, 'image')} judged again" if rejudge else ""
-            typer.echo(f"ok    {folder}: complete, every figure recomputed{again}")
+            said = ["complete", "every figure recomputed", *(["all as in its run"] if run else [])]
+            said += [f"{counted(rejudge, 'image')} judged again"] if rejudge else []
+            said += [f"{counted(redraw, 'image')} drawn again"] if redraw else []
+            typer.echo(f"ok    {folder}: {', '.join(said)}")
         failed = failed or bool(faults)
+    if rejudge or redraw:
+        typer.echo(f"The same images again: --draw {draw}")
     if failed:
         raise typer.Exit(1)
 

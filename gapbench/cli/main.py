@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,9 +15,10 @@ import typer
 from gapbench.cli import catalog, compare, explain, fix, leaderboard, lm_eval, report
 from gapbench.cli.options import Command, Judge, RunPath, command
 from gapbench.cli.terminal import console
+from gapbench.engines.local import STOPS
 from gapbench.fetch.libraries import go_offline, quiet
 from gapbench.runs.settings import Offline, RunSettings
-from gapbench.types import GapbenchError, Interrupted, counted
+from gapbench.types import GapbenchError, Interrupted, counted, printable
 
 app = typer.Typer(
     help="Measure the gap between what a unified multimodal model can generate and what it understands.",
@@ -75,7 +77,7 @@ def show(
     if form == "text":
         show_run(opened, judge, console())
     else:
-        typer.echo(render(opened.rates(judge), form, opened.footnote).rstrip("\n"))
+        typer.echo(printable(render(opened.rates(judge), form, opened.footnote)).rstrip("\n"))
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (
@@ -89,7 +91,11 @@ USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer gives it no public nam
 
 
 def main() -> None:
-    """Entry point: errors for people are one line on stderr and exit code 2."""
+    """Entry point: errors for people are one line on stderr and exit code 2. SIGTERM and SIGHUP end
+    a command as Ctrl-C does."""
+    for stop in STOPS:
+        if signal.getsignal(stop) == signal.SIG_DFL:
+            signal.signal(stop, signal.default_int_handler)
     try:
         arguments = sys.argv[1:] or ["--help"]
         sys.exit(app(arguments, prog_name="gapbench", standalone_mode=False))
@@ -97,10 +103,10 @@ def main() -> None:
         told = error.format_message().rstrip(".")
         place = error.ctx.command_path if error.ctx else "gapbench"
         more = "" if told.endswith("?") else f"; see `{place} --help`"
-        typer.echo(f"gapbench: {told}{more}", err=True)
+        typer.echo(printable(f"gapbench: {told}{more}"), err=True)
         sys.exit(2)
     except GapbenchError as error:
-        typer.echo(f"gapbench: {error}", err=True)
+        typer.echo(printable(f"gapbench: {error}"), err=True)
         sys.exit(2)
     except Interrupted:
         typer.echo(

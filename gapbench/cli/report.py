@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -24,8 +22,7 @@ def report(
 
     opened = [open_run(path) for path in runs]
     file = out or (runs[0] if len(runs) == 1 else Path()) / "report.html"
-    with _ending_as_interrupted():
-        write_report(opened, file, judge)
+    write_report(opened, file, judge)
     typer.echo(f"Report: {file} ({file.stat().st_size / 1e6:.1f} MB)")
 
 
@@ -47,19 +44,9 @@ def label(
             f"{rater} has labelled {labels.there()} of {total} images. Ctrl-C ends the page at\n{address}"
         )
         webbrowser.open(address)
-        with suppress(KeyboardInterrupt), _ending_as_interrupted():
+        with suppress(KeyboardInterrupt):
             forever()
     typer.echo(
         f"\n{labels.there()} of {total} images are labelled in {labels.file}; the same command goes on. "
         f"What they say of the judges: gapbench show {run}"
     )
-
-
-@contextmanager
-def _ending_as_interrupted() -> Iterator[None]:
-    """Let a SIGTERM end things as Ctrl-C does: files are closed, halves removed."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

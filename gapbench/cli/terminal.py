@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+from gapbench.types import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
 def console() -> Console:
-    """Where tables go: names and prompts are shown as they are, brackets and all."""
+    """Where tables go: names and prompts are shown as they are, brackets and all, and what they
+    would command the terminal as text."""
     from rich.console import Console
+    from rich.segment import Segment
+
+    class Plain(Console):
+        def render(self, *given: Any) -> Iterator[Segment]:
+            for segment in super().render(*given):
+                yield (
+                    segment if segment.control else Segment(printable(segment.text), segment.style)
+                )
 
     # Piped output has no width of its own; tables there should not be cut.
     wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(width=160 if wide else None, markup=False, highlight=False)
+    return Plain(width=160 if wide else None, markup=False, highlight=False)
 
 
 def facts(**facts: Any) -> None:

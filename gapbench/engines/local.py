@@ -21,6 +21,8 @@ R = TypeVar("R")
 BatchSize = int | Literal["auto"]
 PATIENCE: Final = 10.0
 """Seconds that a batch may take: nothing is shown or stored meanwhile, and Ctrl-C has to wait."""
+STOPS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What asks a command to end: Ctrl-C, a batch system, a terminal that is closed."""
 CHEAPER: Final = 0.75
 """Share of an item's seconds in a smaller batch under which a larger batch is worth its time."""
 
@@ -42,8 +44,8 @@ def work(
     the time itself is less and larger batches make items cheaper. A batch that takes longer than
     PATIENCE is the last of its size, unless it is of the first one.
 
-    Ctrl-C is held back until the batch in hand is kept, then raises Interrupted; a second one
-    strikes at once.
+    Ctrl-C, SIGTERM and SIGHUP are held back until the batch in hand is kept, then Interrupted is
+    raised; a second one strikes at once.
     """
     first, most = batches if batch_size == "auto" else (batch_size, batch_size)
     first = size = min(first, most)
@@ -88,7 +90,8 @@ def _out_of_memory(error: Exception) -> bool:
 
 @contextmanager
 def held_back() -> Iterator[list[int]]:
-    """Hold back Ctrl-C: gives a list that is empty until it comes. A second one strikes."""
+    """Hold back Ctrl-C, SIGTERM and SIGHUP: gives a list that is empty until one comes. A second
+    one strikes. What the process ignores, as SIGHUP under nohup, it goes on to ignore."""
     asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield asked  # only the main thread gets signals
@@ -96,10 +99,17 @@ def held_back() -> Iterator[list[int]]:
 
     def note(number: int, _frame: FrameType | None) -> None:
         asked.append(number)
-        signal.signal(signal.SIGINT, before)
+        restore()
 
-    before = signal.signal(signal.SIGINT, note)
+    def restore() -> None:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    before = {each: signal.getsignal(each) for each in STOPS}
+    before = {each: handler for each, handler in before.items() if handler != signal.SIG_IGN}
+    for each in before:
+        signal.signal(each, note)
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()

@@ -27,6 +27,8 @@ DIED = (
     "a worker process died, perhaps because memory ran out: take fewer --workers or a smaller "
     '--batch-size (in a script, call run below `if __name__ == "__main__":`)'
 )
+_UNHEARD: Final = (signal.SIGINT, signal.SIGHUP)
+"""What a terminal sends to all processes of a command."""
 SHARED: Final = frozenset({"generate", "judge_logits", "judge_text", "image_tokens"})
 """Capabilities that work on rows, each alone."""
 
@@ -150,15 +152,17 @@ def places(device: str, count: int) -> list[str]:
 
 @contextmanager
 def _deaf() -> Iterator[None]:
-    """What starts in it never hears Ctrl-C: the first process ends the batch in hand, then it."""
+    """What starts in it never hears Ctrl-C, or that the terminal was closed: the first process ends
+    the batch in hand, then it."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may say so; _serve does for itself
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = {each: signal.signal(each, signal.SIG_IGN) for each in _UNHEARD}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _received(copy: tuple[BaseProcess, Connection]) -> tuple[dict[int, Any], Exception | None]:
@@ -172,7 +176,8 @@ def _received(copy: tuple[BaseProcess, Connection]) -> tuple[dict[int, Any], Exc
 
 def _serve(pipe: Connection, make: Make, device: str, threads: int) -> None:
     """A copy's process: load, then answer calls until the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for each in _UNHEARD:
+        signal.signal(each, signal.SIG_IGN)
     quiet()
     model: list[Model] = []
 

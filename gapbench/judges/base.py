@@ -32,6 +32,8 @@ class Judge:
     scale: Scale = SHARE
     """What its scores are measured in, if it gives any. Their mean is taken only with scores of the
     same scale."""
+    scores: bool = True
+    """Whether an answer may have a score."""
     threshold: float | None = None
     """The score from which its verdict is 1; None where verdicts are not made from scores, or where
     it gives none. `--judge NAME@THRESHOLD` sets it."""

@@ -70,6 +70,8 @@ class DetectorJudge(Judge):
     sub-folder `clip`, in open_clip's layout, replaces CLIP where there is one).
     """
 
+    scores = False
+
     def __init__(self, argument: str | None = None, device: str = "auto") -> None:
         self.device = device_here("judge detector", device)
         self.batches = Batches.on(self.device, small=False)

@@ -77,6 +77,8 @@ class VlmJudge(Judge):
     Raises GapbenchError where the checkpoint is not available or is of another kind.
     """
 
+    scores = False
+
     def __init__(self, argument: str | None = None, device: str = "auto") -> None:
         torchvision_shim.ensure()
         given = DEFAULT if argument is None else argument

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from gapbench.metrics.ranking import standings
 from gapbench.models.base import PAIR
 from gapbench.pages.assets import asset, policy, template
 from gapbench.report.tables import cell
-from gapbench.types import TIERS, GapbenchError, Rates
+from gapbench.types import TIERS, GapbenchError, Rates, printable
 
 REPORTED: Final = (
     "Percent, as Han et al., arXiv 2507.16663 reports them (means over a benchmark's categories); "
@@ -218,11 +219,20 @@ def markdown(entries: Sequence[Submission]) -> str:
         if not mine:
             parts.append("None so far; [docs/submit.md](docs/submit.md) says how to enter.")
         for board in mine:
-            parts += [f"### {board.title}", _pipe(titles(), [row.cells for row in board.rows])]
+            parts += [
+                f"### {_literal(board.title)}",
+                _pipe(titles(), [row.cells for row in board.rows]),
+            ]
     if any(s.card.pair for s in entries):
         parts.append(f"\\* {PAIR}")
     parts += ["## Reported elsewhere", REPORTED, _pipe(*published())]
     return "\n\n".join(parts) + "\n"
+
+
+def _literal(text: str) -> str:
+    """Words of a submission, for Markdown to show as they are: no link, no picture, no markup."""
+    escaped = re.sub(r"[\\`*_\[\]<>|#&@]|(?<=:)//|(?<=www)\.", r"\\\g<0>", printable(text))
+    return " ".join(escaped.split())
 
 
 def _pipe(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,22 +1,25 @@
-"""What a submission must hold: every prompt of its tasks, from the tasks as they are installed."""
+"""What a submission must hold: every prompt of its tasks as installed, and what its run said."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from gapbench.judges import load_judge
+from gapbench.judges import BUILT_IN, load_judge
 from gapbench.judges.base import Judge
 from gapbench.leaderboard.submission import MISMATCHED, SEED, Card, Role, TaskCard, sha256
 from gapbench.runs.plan import paired, seed_of
-from gapbench.tasks.task import Task, load_task
-from gapbench.types import GapbenchError, Prompt
+from gapbench.runs.run import Run
+from gapbench.tasks.content import cluster
+from gapbench.tasks.task import Task, load_task, task_folders
+from gapbench.types import SHARE, GapbenchError, Prompt
 
 Key = tuple[str, str, int, Role, str]
 """Task, prompt's id, sample, role and judge's name of a verdict."""
-_Verdicts = dict[tuple[Role, str], tuple[Prompt, str | None, str]]
+_Verdicts = dict[tuple[Role, str], tuple[Prompt, str | None, str, Judge | None]]
 
 
 class Wanted(NamedTuple):
@@ -24,10 +27,13 @@ class Wanted(NamedTuple):
     `question` is a sha256, None where only its judge's settings would tell it."""
 
     prompt: Prompt
+    cluster: str
     seed: int
     asked: Prompt
     question: str | None
     fingerprint: str
+    judge: Judge | None
+    """The outside judge, where it is installed as it was for the submission."""
 
 
 def said_in(prompt: Prompt) -> str:
@@ -49,11 +55,10 @@ class Installed:
 
     def task(self, name: str) -> Task:
         """Raises GapbenchError for a task that is only a folder: nobody else could load it."""
-        try:
-            if "/" not in name:
-                return load_task(name)
-        except GapbenchError:
-            pass
+        with suppress(GapbenchError):
+            task = load_task(name)
+            if task.folder in task_folders().values():
+                return task
         raise GapbenchError(
             f"task {name} is not installed; a leaderboard needs a task that others can load "
             "(entry point gapbench.tasks)"
@@ -84,14 +89,34 @@ class Installed:
             judges={category: self.judge(task, category).name for category in categories},
         )
 
+    def other(self, name: str, fingerprint: str) -> Judge | None:
+        """A judge beside the tasks' own, if gapbench has it as it was for a submission."""
+        if name not in BUILT_IN:
+            return None
+        with suppress(GapbenchError):
+            if name not in self._judges:
+                self._judges[name] = load_judge(name)
+            if self._judges[name].fingerprint == fingerprint:
+                return self._judges[name]
+        return None
+
+    def count(self, card: Card) -> int:
+        """How many rows a submission with this card has at most; makes none of them."""
+        judges = 2 + len(extra_judges(card))
+        return sum(
+            len(self.task(name).prompts()) * (part.samples * judges + 2)
+            for name, part in card.tasks.items()
+        )
+
     def rows(self, card: Card) -> dict[Key, Wanted]:
         """Every verdict that a submission with this card must have, and no other, in order."""
         return {
             (prompt.task, prompt.id, sample, *who): Wanted(
-                prompt, seed_of(SEED, prompt.text, sample), *what
+                prompt, unit, seed_of(SEED, prompt.text, sample), *what
             )
             for name, part in card.tasks.items()
             for prompt, verdicts in self._verdicts(card, self.task(name))
+            for unit in [cluster(prompt)]
             for sample in range(part.samples)
             for who, what in verdicts.items()
             if sample == 0 or who[0] not in ("mismatched", "partner")
@@ -106,12 +131,79 @@ class Installed:
             held: list[tuple[Role, Role, Prompt]] = [("own", "outside", prompt)]
             if place is not None:
                 held.append(("mismatched", "partner", prompts[place]))
-            for own, outside, asked in held:
-                verdicts[own, card.own] = (asked, sha256(asked.question), card.own_fingerprint)
-                if asked is prompt or judge.any_prompt:
-                    said = sha256(judge.question(asked))
-                    fingerprint = card.judges.get(judge.name, "")
-                    verdicts[outside, judge.name] = (asked, said, fingerprint)
+            for own, outside, about in held:
+                said = sha256(about.question)
+                verdicts[own, card.own] = (about, said, card.own_fingerprint, None)
+                if about is prompt or judge.any_prompt:
+                    said, fingerprint = (
+                        sha256(judge.question(about)),
+                        card.judges.get(judge.name, ""),
+                    )
+                    verdicts[outside, judge.name] = (about, said, fingerprint, judge)
             for name, fingerprint in extra_judges(card).items():
-                verdicts["other", name] = (prompt, None, fingerprint)
+                other = self.other(name, fingerprint)
+                asked = None if other is None else sha256(other.question(prompt))
+                verdicts["other", name] = (prompt, asked, fingerprint, other)
             yield prompt, verdicts
+
+
+def told_by(run: Run) -> dict[str, Any]:
+    """What a card says that a run says too."""
+    meta, plan = run.folder.meta, run.plan
+    about, identity = meta.get("model_about", {}), meta["identity"]
+    return {
+        "model": meta["model"],
+        "fingerprint": identity.get("model"),
+        "pair": bool(about.get("pair")),
+        "dtype": about.get("dtype"),
+        "recipe": identity.get("recipe"),
+        "seed": plan.seed,
+        "own": plan.own,
+        "own_fingerprint": plan.own_fingerprint,
+        "judges": plan.judges,
+        "scales": {name: scale for name, scale in plan.scales.items() if scale != SHARE},
+        "versions": {
+            key: str(value)
+            for key, value in {**meta.get("versions", {}), **(about.get("versions") or {})}.items()
+        },
+    }
+
+
+def rows_of(run: Run, card: Card, installed: Installed) -> Iterator[dict[str, Any]]:
+    """A row for every verdict that the card asks for, from a run. Raises GapbenchError where one is
+    missing."""
+    plan, drawn, verdicts = run.plan, run.folder.generations(), run.folder.verdicts()
+    asks = {(p.task, p.id): asked for p, asked in zip(plan.prompts, plan.asks, strict=True)}
+    for (task, prompt, sample, role, judge), wanted in installed.rows(card).items():
+        own = role in ("own", "mismatched")
+        asked = asks.get((task, wanted.asked.id), {})
+        question = wanted.asked.question if own else asked.get(judge, "")
+        generation = drawn.get((wanted.prompt.text, wanted.seed))
+        image = generation.image if generation else ""
+        verdict = verdicts.get((image, question, wanted.fingerprint))
+        if verdict is None:
+            what = f"verdict of {judge}" if generation else "image"
+            raise GapbenchError(
+                f"{run.path} is not complete: task {task}, prompt {prompt}, sample {sample} has no "
+                f"{what}; run the same command again"
+            )
+        yield {
+            "task": task,
+            "category": wanted.prompt.category,
+            "tier": wanted.prompt.tier,
+            "prompt": prompt,
+            "cluster": wanted.cluster,
+            "sample": sample,
+            "seed": wanted.seed,
+            "image": image,
+            "role": role,
+            "judge": judge,
+            "fingerprint": wanted.fingerprint,
+            "question": sha256(question),
+            "verdict": verdict.verdict,
+            "p_yes": verdict.p_yes,
+            "mass": verdict.mass,
+            "score": verdict.score,
+            "reply": verdict.text,
+            "reason": verdict.reason,
+        }

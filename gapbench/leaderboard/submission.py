@@ -9,14 +9,15 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gapbench.files import as_json, read_object
+from gapbench.files import as_json, first_line, read_object
 from gapbench.fix.leaks import Leaks
 from gapbench.tasks.spec import explain
 from gapbench.types import SHARE, GapbenchError, Scale
@@ -32,9 +33,16 @@ RANKED: Final = "ranked"
 """In rates.json: the figures by the tasks' own judges, which the leaderboard ranks by."""
 KEY: Final = ["task", "prompt", "sample"]
 NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}"
-LARGEST: Final = 100_000_000
-"""Bytes that a file of a submission may have."""
-MOST_ROWS: Final = 2_000_000
+LARGEST: Final = {CARD: 1_000_000, VERDICTS: 50_000_000, RATES: 10_000_000}
+"""Bytes that the files of a submission may have."""
+MOST_ROWS: Final = 250_000
+MOST_TEXT: Final = 100_000_000
+"""Bytes that the columns of verdicts.parquet may take uncompressed, and all of its texts written
+out: a small file may hold the same megabyte in every row."""
+MOST_MEMORY: Final = 500_000_000
+"""Bytes that reading verdicts.parquet may take: its footer may lie about the size of its pages."""
+BATCH: Final = 4096
+"""Rows that are read at once."""
 SEED: Final = 0
 """The run's seed that every submission has, so that nobody picks a lucky one."""
 SHA256: Final = "^[0-9a-f]{64}$"
@@ -45,6 +53,11 @@ Role = Literal["own", "mismatched", "outside", "partner", "other"]
 own on that pair, another outside judge's."""
 
 
+ONE_LINE: Final = r"^[^\x00-\x1f\x7f-\x9f]*$"
+Text = Annotated[str, Field(max_length=1000, pattern=ONE_LINE)]
+"""Words of a card, without control characters."""
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -52,27 +65,27 @@ class _Strict(BaseModel):
 class Origin(_Strict):
     """Where weights are: a hub repository at a commit, or "gapbench" at the file's sha256."""
 
-    role: str
-    repo: str
+    role: Text
+    repo: Text
     revision: str = Field(pattern="^([0-9a-f]{40}|[0-9a-f]{64})$")
 
 
 class TaskCard(_Strict):
     """What a task was: `prompts` is the sha256 of all that was asked, `judges` by category."""
 
-    version: str
+    version: Text
     prompts: str = Field(pattern=SHA256)
-    samples: int = Field(ge=1)
-    judges: dict[str, str] = Field(min_length=1)
+    samples: int = Field(ge=1, le=MOST_ROWS)
+    judges: dict[Text, Text] = Field(min_length=1, max_length=200)
 
 
 class Training(_Strict):
     """What `gapbench fix` trained a model on, by its fix.json: `prompts` as given, and what they
     have in common with test prompts, None where that was not looked at."""
 
-    base: str
-    method: str
-    prompts: list[str]
+    base: Text
+    method: Text
+    prompts: list[Text] = Field(max_length=1000)
     leaks: Leaks | None
 
 
@@ -87,22 +100,22 @@ class Card(_Strict):
 
     format: Literal[1] = 1
     name: str = Field(pattern=f"^{NAME}$")
-    model: str
-    fingerprint: str
-    checkpoints: list[Origin]
+    model: Text
+    fingerprint: Text
+    checkpoints: list[Origin] = Field(max_length=20)
     test_model: bool
     pair: bool
-    dtype: str | None
-    recipe: dict[str, str | bool | int | float | None]
-    seed: int
-    own: str
-    own_fingerprint: str
-    judges: dict[str, str]
-    tasks: dict[str, TaskCard] = Field(min_length=1)
-    versions: dict[str, str]
-    contact: str = Field(max_length=200)
-    files: dict[str, str]
-    scales: dict[str, Scale] = {}
+    dtype: Text | None
+    recipe: dict[Text, Text | bool | int | float | None] = Field(max_length=100)
+    seed: int = Field(ge=0, lt=2**64)
+    own: Literal["self", "self-text"]
+    own_fingerprint: Text
+    judges: dict[Text, Text] = Field(max_length=100)
+    tasks: dict[Text, TaskCard] = Field(min_length=1, max_length=100)
+    versions: dict[Text, Text] = Field(max_length=100)
+    contact: str = Field(max_length=200, pattern=ONE_LINE)
+    files: dict[Text, Text] = Field(max_length=2)
+    scales: dict[Text, Scale] = Field(default={}, max_length=100)
     training: Training | None = None
 
 
@@ -223,8 +236,8 @@ def read(folder: Path) -> Submission:
         file = folder / name
         if file.is_symlink() or not file.is_file():
             raise GapbenchError(f"{file}: missing, or no plain file")
-        if file.stat().st_size > LARGEST:
-            raise GapbenchError(f"{file}: larger than {LARGEST:,} bytes")
+        if file.stat().st_size > LARGEST[name]:
+            raise GapbenchError(f"{file}: larger than {LARGEST[name]:,} bytes")
         data[name] = file.read_bytes()
     try:
         card = Card.model_validate(read_object(folder / CARD))
@@ -238,6 +251,12 @@ def read(folder: Path) -> Submission:
                       read_object(folder / RATES))  # fmt: skip
 
 
+def records(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Each row by column, one at a time."""
+    for values in rows.itertuples(index=False, name=None):
+        yield dict(zip(rows.columns, values, strict=True))
+
+
 def submissions(results: Path) -> list[Submission]:
     """All submissions of a results folder, by name; hidden folders are unfinished ones."""
     if not results.is_dir():
@@ -248,17 +267,13 @@ def submissions(results: Path) -> list[Submission]:
 
 def _rows(file: Path, data: bytes) -> pd.DataFrame:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        opened = pq.ParquetFile(pa.BufferReader(data))
-        if opened.metadata.num_rows > MOST_ROWS:
-            raise GapbenchError(f"{file}: more than {MOST_ROWS:,} rows")
-        table = opened.read()
-    except (OSError, pa.ArrowException) as error:
-        raise GapbenchError(f"{file}: cannot be read as Parquet ({error})") from error
-    if not table.schema.equals(schema()):
-        raise GapbenchError(f"{file}: its columns are not {', '.join(schema().names)}")
+        with _bounded(MOST_MEMORY):
+            table = _table(file, data)
+    except (OSError, MemoryError, pa.ArrowException) as error:
+        said = first_line(error)
+        raise GapbenchError(f"{file}: cannot be read as Parquet ({said})") from error
     rows: pd.DataFrame = table.to_pandas(ignore_metadata=True)
     nullable = {"verdict", "p_yes", "mass", "score", "reply", "reason"}
     for column in set(rows.columns) - nullable:
@@ -268,3 +283,57 @@ def _rows(file: Path, data: bytes) -> pd.DataFrame:
     if bad.any():
         raise GapbenchError(f"{file}: a verdict is {rows.loc[bad, 'verdict'].iloc[0]}, not 1 or 0")
     return rows.fillna({"reply": "", "reason": ""})
+
+
+@contextmanager
+def _bounded(more: int) -> Iterator[None]:
+    """Let the process take so many bytes on top of those it has, and no more; only Linux does."""
+    import resource
+
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    most = int(statm.read_text().split()[5]) * resource.getpagesize() + more
+    least = most if before[0] == resource.RLIM_INFINITY else min(most, before[0])
+    resource.setrlimit(resource.RLIMIT_DATA, (least, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def _table(file: Path, data: bytes) -> pa.Table:
+    """The rows of a Parquet file whose author may want to fill the memory."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    columns = schema()
+    texts = [name for name in columns.names if columns.field(name).type == pa.string()]
+    limits = {"thrift_string_size_limit": 1_000_000, "thrift_container_size_limit": 100_000}
+    source = pa.BufferReader(data)
+    meta = pq.ParquetFile(source, **limits).metadata
+    if not meta.schema.to_arrow_schema().equals(columns):
+        raise GapbenchError(f"{file}: its columns are not {', '.join(columns.names)}")
+    if meta.num_rows > MOST_ROWS:
+        raise GapbenchError(f"{file}: more than {MOST_ROWS:,} rows")
+    size = sum(meta.row_group(group).total_byte_size for group in range(meta.num_row_groups))
+    batches: list[pa.Table] = []
+    if size <= MOST_TEXT:
+        size = 0
+        # Texts stay numbers and a list of the different ones until their length is known.
+        opened = pq.ParquetFile(source, read_dictionary=texts, **limits)
+        for batch in opened.iter_batches(BATCH, use_threads=False):
+            for name in texts:
+                lengths = pc.binary_length(batch[name].dictionary)
+                size += pc.sum(lengths.take(batch[name].indices)).as_py() or 0
+            if size > MOST_TEXT:
+                break
+            batches.append(pa.Table.from_batches([batch]).cast(columns))
+    if size > MOST_TEXT:
+        raise GapbenchError(f"{file}: its columns take more than {MOST_TEXT:,} bytes uncompressed")
+    table = pa.concat_tables(batches) if batches else columns.empty_table()
+    table.validate(full=True)  # texts that are no UTF-8
+    return table

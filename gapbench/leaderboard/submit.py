@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from pydantic import ValidationError
 
 from gapbench.files import read_object, write_atomic
-from gapbench.leaderboard.expected import Installed, said_in
+from gapbench.leaderboard.expected import Installed, rows_of, said_in, told_by
 from gapbench.leaderboard.submission import (
     MISMATCHED,
     SEED,
@@ -21,16 +20,14 @@ from gapbench.leaderboard.submission import (
     Training,
     contents,
     name_of,
-    sha256,
 )
 from gapbench.leaderboard.verify import TEST_MODELS, check
 from gapbench.models import load_model
 from gapbench.models.checkpoint import FIX_RECORD
 from gapbench.models.registry import MODELS
 from gapbench.runs.run import Run
-from gapbench.tasks.content import cluster
 from gapbench.tasks.spec import explain
-from gapbench.types import SHARE, GapbenchError, counted
+from gapbench.types import GapbenchError, counted
 
 _CHECKPOINT: Final = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})", re.ASCII)
 
@@ -69,7 +66,6 @@ def submit(
             f"{run.path} has other mismatched pairs than a leaderboard takes; run the same command "
             f"again with --mismatched {MISMATCHED}"
         )
-    about = meta.get("model_about", {})
     installed = Installed()
     _check_tasks(run, installed)
     tasks = {task: installed.card(task, plan.samples[task]) for task in plan.tasks}
@@ -79,31 +75,20 @@ def submit(
             f"{run.path} has no verdicts of {judge}, which ranks its task; run with --judge "
             f"{','.join([judge, *plan.judges])}"
         )
-    versions = {**meta.get("versions", {}), **(about.get("versions") or {})}
     try:
         card = Card(
             name=name,
-            model=meta["model"],
-            fingerprint=meta["identity"]["model"],
             checkpoints=_origins(run, checkpoint, test_model),
             test_model=test_model,
-            pair=bool(about.get("pair")),
-            dtype=about.get("dtype"),
-            recipe=meta["identity"]["recipe"],
-            seed=plan.seed,
-            own=plan.own,
-            own_fingerprint=plan.own_fingerprint,
-            judges=plan.judges,
             tasks=tasks,
-            versions={key: str(value) for key, value in versions.items()},
             contact=contact,
             files={},
-            training=_training(str(about.get("given", ""))),
-            scales={name: scale for name, scale in plan.scales.items() if scale != SHARE},
+            training=_training(str(meta.get("model_about", {}).get("given", ""))),
+            **told_by(run),
         )
     except ValidationError as error:
         raise GapbenchError(f"{run.path} makes no card: {explain(error)}") from error
-    files = contents(card.model_dump(exclude={"files"}), list(_rows(run, card, installed)))
+    files = contents(card.model_dump(exclude={"files"}), list(rows_of(run, card, installed)))
     part = results / f".{name}.{os.getpid()}.part"
     try:
         part.mkdir(parents=True)
@@ -209,41 +194,3 @@ def _commit(name: str, role: str) -> Origin:
             f"its commit; run `gapbench prepare --model {name}` and submit again"
         )
     return Origin(role=role, repo=need.repo, revision=revision)
-
-
-def _rows(run: Run, card: Card, installed: Installed) -> Iterator[dict[str, Any]]:
-    """A row for every planned verdict. Raises GapbenchError where one is missing."""
-    plan, drawn, verdicts = run.plan, run.folder.generations(), run.folder.verdicts()
-    asks = {(p.task, p.id): asked for p, asked in zip(plan.prompts, plan.asks, strict=True)}
-    for (task, prompt, sample, role, judge), wanted in installed.rows(card).items():
-        own = role in ("own", "mismatched")
-        question = wanted.asked.question if own else asks[task, wanted.asked.id][judge]
-        generation = drawn.get((wanted.prompt.text, wanted.seed))
-        image = generation.image if generation else ""
-        verdict = verdicts.get((image, question, wanted.fingerprint))
-        if verdict is None:
-            what = f"verdict of {judge}" if generation else "image"
-            raise GapbenchError(
-                f"{run.path} is not complete: task {task}, prompt {prompt}, sample {sample} has no "
-                f"{what}; run the same command again"
-            )
-        yield {
-            "task": task,
-            "category": wanted.prompt.category,
-            "tier": wanted.prompt.tier,
-            "prompt": prompt,
-            "cluster": cluster(wanted.prompt),
-            "sample": sample,
-            "seed": wanted.seed,
-            "image": image,
-            "role": role,
-            "judge": judge,
-            "fingerprint": wanted.fingerprint,
-            "question": sha256(question),
-            "verdict": verdict.verdict,
-            "p_yes": verdict.p_yes,
-            "mass": verdict.mass,
-            "score": verdict.score,
-            "reply": verdict.text,
-            "reason": verdict.reason,
-        }

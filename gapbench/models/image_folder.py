@@ -96,12 +96,12 @@ def read_folder(root: Path) -> Folder:
     return Folder(root, layout, pictures, digest, rewritten)
 
 
-def decode(file: Path) -> Image.Image:
-    """An image file as a viewer shows it.
+def decode(file: Path, data: bytes | None = None) -> Image.Image:
+    """An image file, or what was read of it, as a viewer shows it.
 
     Raises GapbenchError, naming it, where it is broken or too large.
     """
-    image = _header(_read(file), file)
+    image = _header(_read(file) if data is None else data, file)
     try:
         return shown(image)
     except Exception as error:  # Pillow raises many kinds

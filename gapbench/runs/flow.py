@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar, get_type_hints
 
 from gapbench.engines.local import BatchSize, work
+from gapbench.files import with_checksum
 from gapbench.judges.base import Judge
 from gapbench.models import load_model
 from gapbench.models.base import Drawing, Model, Unfinished
@@ -83,7 +84,7 @@ def _work(made: Prepared, items: list[Item]) -> Run:
     recorded = about(made.model, made.settings)
     folder = RunFolder.create(made.settings.out, made.model.name, made.identity, recorded)
     with folder.lock():
-        folder.write("plan.json", asdict(made.plan))
+        folder.write("plan.json", with_checksum(asdict(made.plan)))
         _draw(made.model, folder, items, batch_size, progress)
         drawn = folder.generations()
         asked = [(i.prompt, drawn[i.prompt.text, i.seed].image) for i in items]

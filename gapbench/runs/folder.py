@@ -4,6 +4,7 @@ run.json           identity, versions, machine
 plan.json          the prompts, samples and judges the latest command asked for
 generations.jsonl  one Generation a line
 verdicts.jsonl     one Verdict a line
+                   (each record of these four has a checksum; gapbench 0.1.0 wrote none)
 images/ab/<sha256>.png, tokens/ab/<sha256>.npy
 rates.json, sheets/
 labels.jsonl       one label of a person a line, which `gapbench label` appends
@@ -28,25 +29,55 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from gapbench.files import (
     append_lines,
     as_json,
     drop_torn_line,
+    first_line,
     read_lines,
     read_object,
+    sweep,
+    with_checksum,
+    without_checksum,
     write_atomic,
     write_json,
 )
+from gapbench.models.image_folder import decode
+from gapbench.tasks.spec import explain
 from gapbench.types import GapbenchError, Generation, Verdict
 
 FORMAT: Final = 1
 _SHA: Final = re.compile(r"[0-9a-f]{64}")
 
 _FILES: Final = {Generation: "generations.jsonl", Verdict: "verdicts.jsonl"}
+_RECORDS: Final[dict[type, TypeAdapter[Any]]] = {kind: TypeAdapter(kind) for kind in _FILES}
 R = TypeVar("R", Generation, Verdict)
 T = TypeVar("T")
 U = TypeVar("U")
+
+
+class _About(BaseModel, strict=True):
+    """What run.json says of a model beside its identity."""
+
+    fingerprint: str | None = None
+    given: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+    pair: bool = False
+    recipe: dict[str, Any] = {}
+    changed: dict[str, Any] = {}
+    versions: dict[str, str] | None = None
+
+
+class _Meta(BaseModel, strict=True):
+    """The form of run.json."""
+
+    model: str
+    identity: dict[str, Any]
+    model_about: _About = _About()
+    versions: dict[str, str] = {}
 
 
 class RunFolder:
@@ -78,7 +109,7 @@ class RunFolder:
         meta = {"format": FORMAT, "model": model, "identity": identity, **about}
         with _saying_how_to_resume(path):
             path.mkdir(parents=True, exist_ok=True)
-            write_json(path / "run.json", meta)
+            write_json(path / "run.json", with_checksum(meta))
         return cls(path, meta)
 
     @classmethod
@@ -87,20 +118,26 @@ class RunFolder:
         file = path / "run.json"
         if not file.exists():
             raise GapbenchError(f"{file}: cannot be read; is {path} a run folder?")
-        meta = read_object(file)
-        if meta.get("format") != FORMAT:
+        raw = read_object(file)
+        if raw.get("format") != FORMAT:
             raise GapbenchError(
-                f"{path} has run format {meta.get('format')}, this gapbench reads {FORMAT}; "
+                f"{path} has run format {raw.get('format')}, this gapbench reads {FORMAT}; "
                 "use the gapbench that wrote it, or run again into another --out"
             )
-        for key in ("model", "identity"):
-            if key not in meta:
-                raise GapbenchError(f"{path / 'run.json'}: {key!r} is missing; the file was edited")
+        try:
+            meta = without_checksum(raw)
+            _Meta.model_validate(meta)
+        except ValueError as error:
+            raise GapbenchError(f"{file}: broken ({explain(error)}); run again") from error
         return cls(path, meta)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep a second writer out, and drop a last line that a crash tore."""
+        """Keep a second writer out, and remove what a crash left: a torn last line, parts of files.
+
+        Raises GapbenchError where another process writes, and for a record or a file of tokens that
+        was altered.
+        """
         lock = FileLock(self.path / ".lock")
         with _saying_how_to_resume(self.path):
             try:
@@ -113,6 +150,10 @@ class RunFolder:
             with _saying_how_to_resume(self.path):
                 for name in _FILES.values():
                     drop_torn_line(self.path / name)
+                sweep(self.path)
+            for generation in self.generations().values():
+                if generation.tokens is not None:
+                    self.tokens(generation.tokens)
             yield
         finally:
             lock.release()
@@ -130,16 +171,14 @@ class RunFolder:
         """Add records: flushed and on disk when this returns."""
         rows: dict[str, list[dict[str, Any]]] = {}
         for record in records:
-            rows.setdefault(_FILES[type(record)], []).append(asdict(record))
+            rows.setdefault(_FILES[type(record)], []).append(with_checksum(asdict(record)))
         with _saying_how_to_resume(self.path):
             for name, new in rows.items():
                 append_lines(self.path / name, new)
 
     def add_image(self, image: Image.Image) -> str:
         """Store an image as PNG; returns the sha256 of its bytes."""
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        return self._add("images", ".png", buffer.getvalue())
+        return self._add("images", ".png", as_png(image))
 
     def add_images(self, images: Sequence[Image.Image]) -> list[str]:
         """Store images as `add_image` does, on all cores: one packs 14 of 384 x 384 pixels a
@@ -153,8 +192,9 @@ class RunFolder:
         return self._add("tokens", ".npy", buffer.getvalue())
 
     def image(self, sha256: str) -> Image.Image:
-        """An image by its digest, RGB. Raises GapbenchError where it is missing or altered."""
-        return Image.open(io.BytesIO(self.image_bytes(sha256))).convert("RGB")
+        """An image by its digest, RGB. Raises GapbenchError where it is missing, altered, broken or
+        too large."""
+        return decode(self.image_path(sha256), self.image_bytes(sha256))
 
     def images(self, digests: Sequence[str]) -> list[Image.Image]:
         """Images as `image` gives them, unpacked on all cores."""
@@ -165,9 +205,15 @@ class RunFolder:
         return self._get(self.image_path(sha256), sha256)
 
     def tokens(self, sha256: str) -> NDArray[np.int32]:
-        """Token ids by the digest of their file."""
-        data = self._get(self._place("tokens", ".npy", sha256), sha256)
-        tokens: NDArray[np.int32] = np.load(io.BytesIO(data), allow_pickle=False)
+        """Token ids by the digest of their file. Raises GapbenchError where it is missing, altered
+        or of another form."""
+        place = self._place("tokens", ".npy", sha256)
+        try:
+            tokens: NDArray[np.int32] = np.load(
+                io.BytesIO(self._get(place, sha256)), allow_pickle=False
+            )
+        except (ValueError, EOFError) as error:
+            raise GapbenchError(f"{place}: not a NumPy file ({first_line(error)})") from error
         return tokens
 
     def image_path(self, sha256: str) -> Path:
@@ -221,15 +267,28 @@ class RunFolder:
         return data
 
     def _read(self, kind: type[R]) -> list[R]:
-        file = self.path / _FILES[kind]
         names = {field.name for field in fields(kind)}
 
         def record(raw: Any) -> R:
-            if set(raw) != names:
-                raise ValueError(f"keys {sorted(set(raw) ^ names)} are missing or unknown")
-            return kind(**raw)
+            values = without_checksum(raw)
+            if set(values) != names:
+                raise ValueError(f"keys {sorted(set(values) ^ names)} are missing or unknown")
+            if values.get("verdict") not in (0, 1, None):
+                raise ValueError(f"the verdict is {values['verdict']}, not 1 or 0")
+            try:
+                read: R = _RECORDS[kind].validate_json(json.dumps(values), strict=True)
+            except ValidationError as error:
+                raise ValueError(explain(error)) from error
+            return read
 
-        return read_lines(file, record)
+        return read_lines(self.path / _FILES[kind], record)
+
+
+def as_png(image: Image.Image) -> bytes:
+    """The bytes that an image is stored as."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def folder_for(out: str | Path, model: str, identity: dict[str, Any]) -> Path:

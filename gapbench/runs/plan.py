@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice, zip_longest
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
+
+from pydantic import ConfigDict, TypeAdapter
 
 from gapbench.engines.processes import Copies
 from gapbench.judges import load_judge
@@ -28,6 +30,8 @@ PAIRS: Final[dict[Difficulty, str]] = {
     "far": "the other prompt shares as few content words as possible",
     "near": "the other prompt differs in as few content words as possible",
 }
+MOST_SAMPLES: Final = 100_000
+"""Images of a prompt that a plan which was read may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,7 @@ class Plan:
     `overalls` are the tasks' (`gapbench.metrics.rates.overalls`).
     """
 
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
     tasks: dict[str, str]
     prompts: list[Prompt]
     partner: list[int | None]
@@ -64,12 +69,21 @@ class Plan:
     mismatched: Difficulty | None = None
 
     @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> Plan:
-        scales = {name: Scale(*scale) for name, scale in raw.get("scales", {}).items()}
-        prompts, others = (
-            [Prompt(**p) for p in some] for some in (raw["prompts"], raw.get("others", []))
-        )
-        return cls(**{**raw, "prompts": prompts, "others": others, "scales": scales})
+    def from_json(cls, raw: Any) -> Plan:
+        """A plan as `asdict` gives it. Raises ValueError where it is of another form."""
+        plan = TypeAdapter(cls).validate_json(json.dumps(raw), strict=True)
+        count, places = len(plan.prompts), len(plan.prompts) + len(plan.others)
+        if not count == len(plan.asks) == len(plan.partner):
+            raise ValueError("prompts, asks and partner are not as many")
+        if plan.partner_asks and len(plan.partner_asks) != count:
+            raise ValueError("prompts and partner_asks are not as many")
+        if any(p is not None and not 0 <= p < places for p in plan.partner):
+            raise ValueError("a partner is the place of no prompt")
+        if any(not 0 < plan.samples.get(p.task, 0) <= MOST_SAMPLES for p in plan.prompts):
+            raise ValueError(f"a task's samples are not 1 to {MOST_SAMPLES}")
+        if any(a.keys() - plan.judges.keys() for a in [*plan.asks, *plan.partner_asks]):
+            raise ValueError("a prompt names a judge that has no fingerprint")
+        return plan
 
     def notes(self) -> list[str]:
         """What a reader of the plan's figures has to know of it."""

@@ -6,11 +6,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from gapbench.files import read_object
+from gapbench.files import read_object, without_checksum
 from gapbench.models.base import PAIR
 from gapbench.runs.folder import RunFolder
 from gapbench.runs.frame import row
 from gapbench.runs.plan import Plan
+from gapbench.tasks.spec import explain
 from gapbench.types import SHARE, Answer, GapbenchError, Rates
 
 if TYPE_CHECKING:
@@ -178,6 +179,8 @@ def open_run(path: str | Path) -> Run:
     folder = RunFolder.open(Path(path))
     raw = folder.read("plan.json")
     try:
-        return Run(folder, Plan.from_json(raw))
-    except (TypeError, KeyError) as error:
-        raise GapbenchError(f"{folder.path / 'plan.json'}: broken ({error}); run again") from error
+        return Run(folder, Plan.from_json(without_checksum(raw)))
+    except ValueError as error:
+        raise GapbenchError(
+            f"{folder.path / 'plan.json'}: broken ({explain(error)}); run again"
+        ) from error

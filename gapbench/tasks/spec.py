@@ -120,8 +120,10 @@ def read_spec(file: Path, variant: str) -> TaskFile:
     return spec
 
 
-def explain(error: ValidationError) -> str:
-    """A pydantic error in one line: the first culprit and what is wrong with it."""
+def explain(error: ValueError) -> str:
+    """An error in one line; of pydantic's, the first culprit and what is wrong with it."""
+    if not isinstance(error, ValidationError):
+        return str(error)
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":

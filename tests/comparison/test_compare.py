@@ -20,6 +20,7 @@ from gapbench import GapbenchError, open_run
 from gapbench.comparison import compare as comparison
 from gapbench.comparison.compare import WORDS, compare
 from gapbench.comparison.words import render
+from gapbench.files import without_checksum
 from gapbench.models.registry import MODELS
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -157,7 +158,7 @@ def test_several_runs_get_a_table(cli: Cli, runs: dict[str, Path]) -> None:
 def test_tables_fit_the_terminal(
     cli: Cli, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:
-    meta = json.loads((runs["slight"] / "run.json").read_text())
+    meta = without_checksum(json.loads((runs["slight"] / "run.json").read_text()))
     meta["model_about"]["changed"] = {"guidance": 4.0}
     (runs["slight"] / "run.json").write_text(json.dumps(meta))
     monkeypatch.setenv("COLUMNS", str(width))
@@ -185,7 +186,7 @@ def test_tables_fit_the_terminal(
 
 def test_a_model_that_was_moved_is_named(cli: Cli, made: Path, runs: dict[str, Path]) -> None:
     before, after = runs["janus-mini"], runs["broken"]
-    meta = json.loads((after / "run.json").read_text())
+    meta = without_checksum(json.loads((after / "run.json").read_text()))
     meta["model_about"]["given"] = str(made / "gone")
     (after / "run.json").write_text(json.dumps(meta))
     args = ("compare", short(before), short(after))
@@ -198,7 +199,7 @@ def test_a_model_that_was_moved_is_named(cli: Cli, made: Path, runs: dict[str, P
 
 
 def edit(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    plan = json.loads((run / "plan.json").read_text())
+    plan = without_checksum(json.loads((run / "plan.json").read_text()))
     change(plan)
     (run / "plan.json").write_text(json.dumps(plan))
 
@@ -260,7 +261,8 @@ def test_own_verdicts_by_older_rules_are_refused(runs: dict[str, Path]) -> None:
     fingerprint = open_run(after).plan.own_fingerprint
     for name in ("plan.json", "verdicts.jsonl"):
         file = after / name
-        file.write_text(file.read_text().replace(fingerprint, fingerprint.replace("-1-", "-0-", 1)))
+        older = file.read_text().replace(fingerprint, fingerprint.replace("-1-", "-0-", 1))
+        file.write_text(re.sub(r',\s*"checksum": "\w+"', "", older))
     with pytest.raises(GapbenchError, match=r"slight.* older rules of reading; run its .* again"):
         compare(before, [after])
 
@@ -312,7 +314,7 @@ def test_an_outside_judge_that_abstained_everywhere_gives_no_verdict(
         gapbench.run(model, limit=2, samples=1, verdict=own, out=tmp_path / own)
     before, [after] = _sides(tmp_path / own)
     file = (before, after)[side] / "verdicts.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = [without_checksum(json.loads(line)) for line in file.read_text().splitlines()]
     for row in rows:
         row["verdict"] = None if row["judge"] == "pixel" else row["verdict"]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import gapbench
 from gapbench import GapbenchError, load_model
 from gapbench.engines import local
-from gapbench.engines.local import BatchSize, work
+from gapbench.engines.local import BatchSize, held_back, work
 from gapbench.models.base import Batches, Drawing, Model
 from gapbench.models.janus.adapter import JanusModel
 from gapbench.types import Interrupted
@@ -159,18 +159,30 @@ def test_what_was_computed_is_kept_when_keeping_fails() -> None:
     assert kept == [2, 3]
 
 
-def test_ctrl_c_waits_for_the_batch_in_hand_alone() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_waits_for_the_batch_in_hand_alone(number: int) -> None:
     done: list[int] = []
     kept: list[int] = []
 
     def do(batch: Sequence[int]) -> None:
         done.extend(batch)
         if len(done) == 3:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
     with pytest.raises(Interrupted):
         work(range(9), "auto", do, lambda batch, _: kept.extend(batch), lambda _: None)
     assert done == kept == [0, 1, 2]
+
+
+def test_under_nohup_the_end_of_the_terminal_is_not_heard() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with held_back() as asked:
+            signal.raise_signal(signal.SIGHUP)
+        assert not asked
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_images_do_not_depend_on_memory(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

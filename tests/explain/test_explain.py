@@ -21,6 +21,7 @@ from gapbench import GapbenchError
 from gapbench.explain.page import write_page
 from gapbench.explain.run import explain
 from gapbench.explain.words import interval, summary, tested
+from gapbench.files import without_checksum
 
 from .conftest import Pair, plant
 
@@ -226,7 +227,7 @@ def test_bad_input_is_told_in_one_line(pair: Pair, tmp_path: Path, cli: Cli) -> 
     assert not (pair.after / "explain").exists()
     with refused("--projection 8", "trained LoRA"):
         explain(pair.before, pair.after, projection=8)
-    plan = json.loads((pair.after / "plan.json").read_text())
+    plan = without_checksum(json.loads((pair.after / "plan.json").read_text()))
     plan["samples"] = dict.fromkeys(plan["samples"], 1)
     (pair.after / "plan.json").write_text(json.dumps(plan))
     with refused("differ", "only BEFORE has"):
@@ -255,7 +256,7 @@ def test_a_fix_of_another_base_is_refused(pair: Pair, tmp_path: Path) -> None:
     (folder / "fix.json").write_text(json.dumps(record))
     with refused("the fix is not finished"):
         explain(pair.before, pair.after, fix=str(folder))
-    meta = json.loads((pair.before / "run.json").read_text())
+    meta = without_checksum(json.loads((pair.before / "run.json").read_text()))
     meta["identity"]["model"] = "1" * 64
     (pair.before / "run.json").write_text(json.dumps(meta))
     with refused("is a run of another model"):
@@ -306,7 +307,7 @@ def test_a_pair_shares_no_parameters(tiny_emu3: Path, tmp_path: Path, cli: Cli) 
 
 def test_models_without_gradients_are_refused(pair: Pair) -> None:
     file = pair.after / "run.json"
-    meta = json.loads(file.read_text())
+    meta = without_checksum(json.loads(file.read_text()))
     meta["model_about"]["given"] = "server:http://localhost:1/v1#some"
     file.write_text(json.dumps(meta))
     with refused("lacks", "train", "gradients of both heads"):

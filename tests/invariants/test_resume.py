@@ -14,6 +14,7 @@ import pytest
 from processes import COMMAND, Start, finish
 
 from gapbench import Generation, Verdict, open_run
+from gapbench.files import without_checksum
 from gapbench.runs.run import Run
 
 PROMPTS = 24
@@ -37,7 +38,8 @@ def lines(folder: Path, name: str) -> list[dict[str, Any]]:
     run = found(folder)
     if run is None or not (run / name).exists():
         return []
-    return [json.loads(line) for line in (run / name).read_bytes().split(b"\n")[:-1]]
+    kept = (run / name).read_bytes().split(b"\n")[:-1]
+    return [without_checksum(json.loads(line)) for line in kept]
 
 
 def count(folder: Path, judge: str | None = None) -> int:
@@ -139,13 +141,14 @@ def test_one_folder_survives_every_tear(start: Start, undisturbed: Run, tmp_path
     assert again.rates() == undisturbed.rates()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_with_whole_batches(
-    start: Start, wait_until: Any, undisturbed: Run, tmp_path: Path
+    start: Start, wait_until: Any, undisturbed: Run, tmp_path: Path, number: int
 ) -> None:
     process = start(tmp_path, *ARGUMENTS)
     wait_until(lambda: count(tmp_path) >= 4, process)
     assert process.pid is not None
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, number)
     assert finish(process) == 130
     path = found(tmp_path)
     assert path is not None

@@ -18,6 +18,7 @@ import pytest
 
 import gapbench
 from gapbench import GapbenchError, open_run
+from gapbench.files import without_checksum
 from gapbench.leaderboard.submit import submit
 from gapbench.leaderboard.verify import check
 from gapbench.models.registry import MODELS
@@ -134,7 +135,7 @@ def refuses(folder: RunFolder, tmp_path: Path, match: str, **more: Any) -> None:
 
 
 def edit(folder: RunFolder, name: str, change: Callable[[Any], Any]) -> None:
-    raw = folder.read(name)
+    raw = without_checksum(folder.read(name))
     change(raw)
     folder.write(name, raw)
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from gapbench import GapbenchError
+from gapbench.leaderboard.again import check_again
 from gapbench.leaderboard.board import markdown
 from gapbench.leaderboard.submission import CARD, RATES, VERDICTS, contents, read, schema, sha256
 from gapbench.leaderboard.submit import submit
-from gapbench.leaderboard.verify import check, check_images
+from gapbench.leaderboard.verify import ANSWER, check
 from gapbench.runs.plan import seed_of
 
 Rows = list[dict[str, Any]]
@@ -44,10 +48,111 @@ def sign_file(folder: Path, name: str) -> None:
     (folder / CARD).write_text(json.dumps(card))
 
 
+def agreeing(made: Any, rows: Rows, place: Path) -> Path:
+    """A copy of the run, forged so that its verdicts are those of the rows."""
+    run = Path(shutil.copytree(made.run.path, place / "forged"))
+    said = {(r["image"], r["question"], r["fingerprint"]): r for r in rows}
+    lines = []
+    for verdict in made.run.folder.verdicts().values():
+        row = said[verdict.image, sha256(verdict.question), verdict.fingerprint]
+        changed = {key: row[key] for key in ("verdict", "p_yes", "mass", "score")}
+        more = {"text": row["reply"] or None, "reason": row["reason"] or None}
+        lines.append(json.dumps(asdict(verdict) | changed | more) + "\n")
+    (run / "verdicts.jsonl").write_text("".join(lines))
+    return run
+
+
 def only_fault(folder: Path) -> str:
     faults = check(folder)
     assert faults, "the forgery was not caught"
     return faults[0]
+
+
+def test_failures_that_point_at_a_good_image_of_their_prompt(made: Any, copy: Path) -> None:
+    """Each verdict is true of the image that it names. Counting tells, and so does drawing."""
+    rows = rows_of(copy)
+    outside = {(r["prompt"], r["sample"]): r for r in rows if r["role"] == "outside"}
+    good = {prompt: sample for (prompt, sample), r in outside.items() if r["verdict"] == 1}
+    bad = [key for key, r in outside.items() if r["verdict"] == 0 and key[0] in good]
+    assert len(bad) > 2
+    said = {(r["prompt"], r["sample"], r["role"]): dict(r) for r in rows}
+    for row in rows:
+        if (row["prompt"], row["sample"]) in bad:
+            own = said[row["prompt"], good[row["prompt"]], "own"]
+            better = said.get((row["prompt"], good[row["prompt"]], row["role"]), row)
+            row.update({key: better[key] for key in ANSWER}, image=own["image"])
+    sign(copy, rows)
+    assert "images are equal to one of another prompt or seed" in only_fault(copy)
+    faults = check_again(copy, redraw=24)
+    assert len(faults) == len(bad)
+    assert all("drawn again it is another image" in fault for fault in faults)
+
+
+@pytest.mark.parametrize(
+    ("role", "change", "fault"),
+    [
+        ("outside", {"score": 50.0}, "score is 50.0, pixel gives 0 to 1"),
+        ("outside", {"score": 1.0}, "a score of 1.0; pixel gives none"),
+        ("own", {"score": 1.0}, "own verdicts have none"),
+        ("own", {"mass": 7.0}, "mass is 7.0"),
+        ("own", {"p_yes": None, "reply": "The score is 7."}, "not what the reply says"),
+        ("own", {"p_yes": None, "verdict": None, "reply": "The score is 0.", "reason": "tired"},
+         "no verdict, and the reply states one"),
+        ("own", {"p_yes": None, "reply": None, "verdict": 1}, "without a probability or a reply"),
+    ],
+)  # fmt: skip
+def test_answers_that_cannot_be(copy: Path, role: str, change: dict[str, Any], fault: str) -> None:
+    rows = rows_of(copy)
+    next(r for r in rows if r["role"] == role).update(change)
+    sign(copy, rows)
+    assert fault in only_fault(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"recipe": {"guidance": 9.0}}, "recipe is {'guidance': 9.0}"),
+        ({"pair": True}, "pair is True"),
+        ({"dtype": "float16"}, "dtype is 'float16'"),
+        ({"versions": {}}, "versions is {}"),
+    ],
+)
+def test_a_card_is_held_against_the_run(
+    made: Any, copy: Path, change: dict[str, Any], fault: str
+) -> None:
+    sign(copy, **change)
+    assert check(copy) == []
+    assert fault in check_again(copy, made.run.path)[0]
+
+
+def test_a_test_model_under_another_name(copy: Path) -> None:
+    origin = {"role": "model", "repo": "me/great", "revision": "a" * 40}
+    change = {"name": "great", "model": "great", "test_model": False, "checkpoints": [origin]}
+    sign(copy, **change)
+    copy = copy.rename(copy.parent / "great")
+    assert "has the weights of a test model, and another name" in only_fault(copy)
+    sign(copy, **change | {"name": "janus-pro", "model": "janus-pro", "fingerprint": "0" * 64})
+    copy = copy.rename(copy.parent / "janus-pro")
+    assert "janus-pro has its weights from deepseek-community" in only_fault(copy)
+
+
+def test_a_card_names_no_code_to_run(copy: Path) -> None:
+    sign(copy, name="os-abort", model="os:abort")
+    copy = copy.rename(copy.parent / "os-abort")
+    with pytest.raises(GapbenchError, match="give --model, no model is called 'os:abort'"):
+        check_again(copy, redraw=1)
+
+
+def test_words_of_a_submission_are_no_markup(copy: Path) -> None:
+    card, rows = read(copy).card.model_dump(), rows_of(copy)
+    evil = "![x](https://e.example/p.png)<img>|www.e.example|"
+    for row in rows:
+        row["judge"] = evil if row["role"] == "outside" else row["judge"]
+    tasks = card["tasks"]
+    tasks["few-shapes"]["judges"] = dict.fromkeys(tasks["few-shapes"]["judges"], evil)
+    sign(copy, rows, judges={evil: "x"}, tasks=tasks)
+    title = next(t for t in markdown([read(copy)]).splitlines() if "e.example" in t)
+    assert r"!\[x\](https:\//e.example/p.png)\<img\>\|www\.e.example\|" in title
 
 
 def test_what_submit_writes_verifies(made: Any, board_cli: Cli) -> None:
@@ -109,8 +214,8 @@ def test_an_edited_verdict(copy: Path, board_cli: Cli) -> None:
     assert done.stdout.startswith("FAIL  results/janus-mini: task few-shapes, prompt ")
 
 
-def test_an_edited_verdict_with_its_probability(made: Any, copy: Path) -> None:
-    """The rows alone cannot tell; asking the model again can."""
+def test_an_edited_verdict_with_its_probability(made: Any, copy: Path, tmp_path: Path) -> None:
+    """The rows alone cannot tell; the run can, and where it is forged too, the model."""
     rows = rows_of(copy)
     row = next(r for r in rows if r["role"] == "own")
     row["verdict"], row["p_yes"] = 1 - row["verdict"], 1 - row["p_yes"]
@@ -119,19 +224,21 @@ def test_an_edited_verdict_with_its_probability(made: Any, copy: Path) -> None:
             twin.update(verdict=row["verdict"], p_yes=row["p_yes"])
     sign(copy, rows)
     assert check(copy) == []
-    faults = check_images(copy, made.run.path, 24)
+    [fault] = check_again(copy, made.run.path)
+    assert f"own verdict of self: verdict is {row['verdict']}, {made.run.path} has" in fault
+    faults = check_again(copy, agreeing(made, rows, tmp_path), 24)
     assert faults
     assert all("own verdict" in fault and "asked again" in fault for fault in faults)
 
 
-def test_an_edited_outside_verdict(made: Any, copy: Path) -> None:
+def test_an_edited_outside_verdict(made: Any, copy: Path, tmp_path: Path) -> None:
     rows = rows_of(copy)
     for row in rows:
         if row["role"] == "outside":
             row["verdict"], row["reason"] = 1, None
     sign(copy, rows)
     assert check(copy) == []
-    faults = check_images(copy, made.run.path, 24)
+    faults = check_again(copy, agreeing(made, rows, tmp_path), 24)
     drawn_wrong = sum(made.run.frame()["outside"] == 0)
     assert 0 < drawn_wrong == len(faults)
     assert all("outside verdict of pixel" in fault for fault in faults)
@@ -216,7 +323,10 @@ def test_another_seeds_images(made: Any, copy: Path, tmp_path: Path) -> None:
         row["seed"] = seed_of(0, there[row["prompt"], row["sample"]].prompt.text, row["sample"])
     sign(copy, rows)
     assert check(copy) == []
-    assert "has another image" in check_images(copy, made.run.path, 24)[0]
+    assert f"{made.run.path} has " in check_again(copy, made.run.path)[0]
+    faults = check_again(copy, redraw=24)
+    assert len(faults) > 20  # janus-mini draws some images twice
+    assert all("drawn again it is another image" in fault for fault in faults)
 
 
 def test_rows_from_two_models(copy: Path) -> None:
@@ -236,8 +346,9 @@ def test_a_card_of_another_model(made: Any, copy: Path) -> None:
         if row["role"] in ("own", "mismatched"):
             row["fingerprint"] = other
     sign(copy, rows, fingerprint="b" * 64, own_fingerprint=other)
+    assert "fingerprint is 'bbb" in check_again(copy, made.run.path)[0]
     with pytest.raises(GapbenchError, match="other weights"):
-        check_images(copy, made.run.path, 24)
+        check_again(copy, redraw=1)
 
 
 @pytest.mark.parametrize("rules", [1, 2, 3])
@@ -308,7 +419,7 @@ def test_a_forged_image_digest(made: Any, copy: Path) -> None:
         sign(copy, rows)
         image = digest
         assert (fault in only_fault(copy)) if fault else (check(copy) == [])
-    assert "has another image" in check_images(copy, made.run.path, 24)[0]
+    assert "image is '000" in check_again(copy, made.run.path)[0]
 
 
 @pytest.mark.parametrize(
@@ -320,7 +431,7 @@ def test_a_forged_image_digest(made: Any, copy: Path) -> None:
         ({"checkpoints": [{"role": "m", "repo": "a/b", "revision": "main"}]}, "revision"),
         ({"surprise": 1}, "unknown key 'surprise'"),
         ({"tasks": {}}, "tasks"),
-        ({"own": "mother"}, "own verdicts are by 'mother'"),
+        ({"own": "mother"}, "own: Input should be 'self' or 'self-text'"),
         ({"judges": {}}, "has no fingerprint in the card"),
         ({"contact": "x" * 201}, "contact"),
     ],
@@ -354,11 +465,11 @@ def test_files_of_another_form(copy: Path, tmp_path: Path) -> None:
 
 def test_images_are_judged_again(made: Any, board_cli: Cli) -> None:
     folder, run = str(made.folder), str(made.run.path)
-    done = board_cli("verify", folder, "--run", run, "--rejudge", "5")
+    done = board_cli("verify", folder, "--run", run, "--rejudge", "5", "--redraw", "3")
     assert (done.returncode, done.stderr) == (0, ""), done.stderr[-3000:]
-    assert "5 images judged again" in done.stdout
+    said, again = done.stdout.splitlines()
+    assert said.endswith("all as in its run, 5 images judged again, 3 images drawn again")
+    assert re.fullmatch(r"The same images again: --draw \d+", again)
     refused = board_cli("verify", folder, "--rejudge", "5")
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr == (
-        "gapbench: --rejudge takes the images of --run, and --run is for --rejudge\n"
-    )
+    assert refused.stderr == ("gapbench: --rejudge takes the images of a run; give --run\n")

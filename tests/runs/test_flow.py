@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -188,7 +189,8 @@ def test_words_read_by_older_rules_are_kept_and_asked_for_again(run: Callable[..
     frame = words.frame()
     for name in ("plan.json", "verdicts.jsonl"):
         file = words.path / name
-        file.write_text(file.read_text().replace("self-text-2-", "self-text-1-"))
+        older = file.read_text().replace("self-text-2-", "self-text-1-")
+        file.write_text(re.sub(r',\s*"checksum": "\w+"', "", older))
     older = open_run(words.path)
     assert older.plan.own_fingerprint.startswith("self-text-1-")
     pd.testing.assert_frame_equal(older.frame(), frame)
