@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback as tracebacks
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,6 @@ from gapbench.runs.settings import Offline, RunSettings
 from gapbench.types import GapbenchError, Interrupted, counted
 
 app = typer.Typer(
-    help="Measure the gap between what a unified multimodal model can generate and what it understands.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -59,6 +59,12 @@ def run(
         f"gapbench show {done.path}",
         soft_wrap=True,
     )
+    if failed := done.failures():
+        count = sum(sum(reasons.values()) for reasons in failed.values())
+        raise GapbenchError(
+            f"{count} of the images and verdicts are missing, as said above; run the same command "
+            "again to try them again"
+        )
 
 
 def show(
@@ -88,19 +94,29 @@ for function in COMMANDS:
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer gives it no public name
 
 
+@app.callback()
+def options(
+    traceback: Annotated[bool, typer.Option("--traceback", help="Print errors whole, with Python's traceback. May stand anywhere.")] = False,
+) -> None:  # fmt: skip
+    """Measure the gap between what a unified multimodal model can generate and what it understands."""
+    if traceback:
+        import logging
+
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("gapbench").setLevel(logging.DEBUG)
+
+
 def main() -> None:
-    """Entry point: errors for people are one line on stderr and exit code 2."""
+    """Entry point: errors are one line on stderr and exit code 2."""
+    whole = "--traceback" in sys.argv
+    arguments = [word for word in sys.argv[1:] if word != "--traceback"] or ["--help"]
     try:
-        arguments = sys.argv[1:] or ["--help"]
-        sys.exit(app(arguments, prog_name="gapbench", standalone_mode=False))
+        code = app(["--traceback"] * whole + arguments, prog_name="gapbench", standalone_mode=False)
     except USAGE_ERROR as error:
         told = error.format_message().rstrip(".")
         place = error.ctx.command_path if error.ctx else "gapbench"
         more = "" if told.endswith("?") else f"; see `{place} --help`"
         typer.echo(f"gapbench: {told}{more}", err=True)
-        sys.exit(2)
-    except GapbenchError as error:
-        typer.echo(f"gapbench: {error}", err=True)
         sys.exit(2)
     except Interrupted:
         typer.echo(
@@ -111,3 +127,13 @@ def main() -> None:
     except BrokenPipeError:  # `gapbench show ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except (Exception, SystemExit) as error:  # an adapter may raise anything
+        from gapbench.files import blamed
+
+        if whole:
+            tracebacks.print_exception(error)
+        told = isinstance(error, GapbenchError)
+        more = "" if told else "; --traceback prints the whole error"
+        typer.echo(f"gapbench: {blamed(error)}{more}", err=True)
+        sys.exit(2)
+    sys.exit(code)
