@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from gapbench.models.base import Drawing
-from gapbench.types import Answer, GapbenchError
+from gapbench.types import Answer, GapbenchError, Unfinished
 
 HERE = Path(__file__).parent
 
