@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 import re
+import sysconfig
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeVar
 
-from gapbench.types import GapbenchError
+from gapbench.types import Crash, GapbenchError
 
 T = TypeVar("T")
 _PART: Final = re.compile(r"\.(\d+)\.\d+\.part")
@@ -208,9 +210,27 @@ def sha256_of(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an exception says, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def blamed(error: BaseException) -> str:
+    """What an exception says, in one line; one that is not meant for people with its kind, and the
+    file and line of the last code outside of this package and of installed ones."""
+    if isinstance(error, GapbenchError | Crash):
+        return str(error)
+    said = f"sys.exit({error.code})" if isinstance(error, SystemExit) else first_line(error)
+    kind = "" if isinstance(error, SystemExit) else f"{type(error).__name__}: "
+    frames = traceback.extract_tb(error.__traceback__)
+    installed = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), "<")
+    own = [
+        frame
+        for frame in frames
+        if not frame.filename.startswith(installed) and "site-packages" not in frame.filename
+    ]
+    place = next(iter([*own[-1:], *frames[-1:]]), None)
+    return f"{kind}{said}" + (f" ({place.filename}, line {place.lineno})" if place else "")
 
 
 def _to_disk(opened: BinaryIO) -> None:

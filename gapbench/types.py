@@ -1,4 +1,4 @@
-"""The four records that flow through gapbench (design: Prompt -> Generation -> Verdict -> Rates).
+"""The records that flow through gapbench (design: Prompt -> Generation -> Verdict -> Rates).
 
 All are frozen and hold plain values only, so that a record is a line of JSON and back.
 """
@@ -38,6 +38,32 @@ class Scale(NamedTuple):
 
 SHARE: Final = Scale()
 COSINE: Final = Scale("cosine", -1.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why one row of a batch came to nothing; `final` where asking again would not change it."""
+
+    reason: str
+    final: bool = False
+
+
+class Unfinished(GapbenchError):  # noqa: N818
+    """Some rows of a batch failed. `done` maps the places of others to what they gave, `failed`
+    those of rows that failed by themselves to why; a row in neither stops the command."""
+
+    def __init__(
+        self, message: str, done: Mapping[int, Any], failed: Mapping[int, Failure] | None = None
+    ) -> None:
+        super().__init__(message, done, failed)
+        self.done, self.failed = done, failed or {}
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Crash(RuntimeError):  # noqa: N818 (named for what it tells of)
+    """An adapter's own error in another process: its kind and place, in one line."""
 
 
 class Interrupted(Exception):  # noqa: N818 (no error)
@@ -90,6 +116,15 @@ class Generation:
     effective_prompt: str
     logprob: float | None
     seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """An image that the model does not draw, however often it is asked, and why."""
+
+    prompt: str
+    seed: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gapbench.client import KEYS
+from gapbench.client.client import KEYS
 
 Asked = dict[str, Any]
 Play = Callable[[Any, Asked], None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback as tracebacks
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,6 @@ from gapbench.runs.settings import Offline, RunSettings
 from gapbench.types import GapbenchError, Interrupted, counted, printable
 
 app = typer.Typer(
-    help="Measure the gap between what a unified multimodal model can generate and what it understands.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -61,6 +61,12 @@ def run(
         f"gapbench show {done.path}",
         soft_wrap=True,
     )
+    if failed := done.failures():
+        count = sum(sum(reasons.values()) for reasons in failed.values())
+        raise GapbenchError(
+            f"{count} of the images and verdicts are missing, as said above; run the same command "
+            "again to try them again"
+        )
 
 
 def show(
@@ -90,23 +96,33 @@ for function in COMMANDS:
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer gives it no public name
 
 
+@app.callback()
+def options(
+    traceback: Annotated[bool, typer.Option("--traceback", help="Print errors whole, with Python's traceback. May stand anywhere.")] = False,
+) -> None:  # fmt: skip
+    """Measure the gap between what a unified multimodal model can generate and what it understands."""
+    if traceback:
+        import logging
+
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("gapbench").setLevel(logging.DEBUG)
+
+
 def main() -> None:
     """Entry point: errors for people are one line on stderr and exit code 2. SIGTERM and SIGHUP end
     a command as Ctrl-C does."""
     for stop in STOPS:
         if signal.getsignal(stop) == signal.SIG_DFL:
             signal.signal(stop, signal.default_int_handler)
+    whole = "--traceback" in sys.argv
+    arguments = [word for word in sys.argv[1:] if word != "--traceback"] or ["--help"]
     try:
-        arguments = sys.argv[1:] or ["--help"]
-        sys.exit(app(arguments, prog_name="gapbench", standalone_mode=False))
+        code = app(["--traceback"] * whole + arguments, prog_name="gapbench", standalone_mode=False)
     except USAGE_ERROR as error:
         told = error.format_message().rstrip(".")
         place = error.ctx.command_path if error.ctx else "gapbench"
         more = "" if told.endswith("?") else f"; see `{place} --help`"
         typer.echo(printable(f"gapbench: {told}{more}"), err=True)
-        sys.exit(2)
-    except GapbenchError as error:
-        typer.echo(printable(f"gapbench: {error}"), err=True)
         sys.exit(2)
     except Interrupted:
         typer.echo(
@@ -117,3 +133,13 @@ def main() -> None:
     except BrokenPipeError:  # `gapbench show ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except (Exception, SystemExit) as error:  # an adapter may raise anything
+        from gapbench.files import blamed
+
+        if whole:
+            tracebacks.print_exception(error)
+        told = isinstance(error, GapbenchError)
+        more = "" if told else "; --traceback prints the whole error"
+        typer.echo(printable(f"gapbench: {blamed(error)}{more}"), err=True)
+        sys.exit(2)
+    sys.exit(code)

@@ -218,8 +218,13 @@ def cross(pair: Pair, models: Sequence[str], progress: Progress) -> list[float] 
             )
         folder = pair.before.folder
         with folder.lock():
-            judge_images("verdicts of AFTER", judge, folder, asked, "auto", progress)
+            failed = judge_images("verdicts of AFTER", judge, folder, asked, "auto", progress)
         judge.release()
+        if failed:
+            raise GapbenchError(
+                f"{pair.after.path}: {failed.total()} verdicts on BEFORE's images failed, the "
+                f"first: {next(iter(failed))}; run the same command again"
+            )
         there = pair.before.folder.verdicts()
     verdicts = [there[key].verdict for key in keys]
     return [float("nan") if verdict is None else float(verdict) for verdict in verdicts]

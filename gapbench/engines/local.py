@@ -63,7 +63,7 @@ def work(
                 try:
                     made = do(batch)
                 except (MemoryError, RuntimeError) as error:
-                    if len(batch) == 1 or not _out_of_memory(error):
+                    if len(batch) == 1 or not out_of_memory(error):
                         raise
                     size = most = len(batch) // 2
                     continue
@@ -82,7 +82,7 @@ def work(
             raise Interrupted
 
 
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory ran out; torch has a class for it on a GPU alone."""
     said = f"{type(error).__name__} {error}".lower()
     return any(words in said for words in ("outofmemory", "out of memory", "allocate memory"))

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gapbench.fetch.libraries import quiet
+from gapbench.files import blamed
 from gapbench.models import load_model
-from gapbench.models.base import Batches, Drawing, Model, Unfinished
-from gapbench.types import Answer, GapbenchError
+from gapbench.models.base import Batches, Drawing, Model
+from gapbench.types import Answer, Crash, Failure, GapbenchError, Unfinished
 
 Make = Callable[..., Model]
 DIED = (
@@ -128,17 +129,20 @@ class Copies(Model):
             with suppress(OSError):  # it died, which the answer that does not come tells
                 pipe.send((method, (one[rows], two[rows], *more)))
         done: dict[int, Any] = {}
+        failed: dict[int, Failure] = {}
         stops: list[Exception] = []
         for copy, rows in parts:
             values, stop = _received(copy)
             done |= {rows.start + place: value for place, value in values.items()}
+            if isinstance(stop, Unfinished):
+                failed |= {rows.start + place: why for place, why in stop.failed.items()}
             if stop is not None:
                 stops.append(stop)
         for stop in stops:
             if not isinstance(stop, GapbenchError):
                 raise stop
         if stops:
-            raise Unfinished(str(stops[0]), done) from stops[0]
+            raise Unfinished(str(stops[0]), done, failed) from stops[0]
         return [done[place] for place in range(len(one))]
 
 
@@ -168,10 +172,10 @@ def _deaf() -> Iterator[None]:
 def _received(copy: tuple[BaseProcess, Connection]) -> tuple[dict[int, Any], Exception | None]:
     """What a copy did, by place, and what stopped it."""
     try:
-        done, kind, said = copy[1].recv()
+        done, stop = copy[1].recv()
     except (EOFError, OSError):
         return {}, GapbenchError(DIED)
-    return done, None if kind is None else kind(said)
+    return done, stop
 
 
 def _serve(pipe: Connection, make: Make, device: str, threads: int) -> None:
@@ -205,15 +209,18 @@ def _rows(model: Model, method: str, given: Sequence[Any]) -> Sequence[Any]:
     return said
 
 
-def _tried(
-    call: Callable[[], Sequence[Any]],
-) -> tuple[dict[int, Any], type[Exception] | None, str]:
-    """What a call gave by place, and the kind and words of what stopped it."""
+def _tried(call: Callable[[], Sequence[Any]]) -> tuple[dict[int, Any], Exception | None]:
+    """What a call gave by place, and what stopped it."""
     try:
-        return dict(enumerate(call())), None, ""
+        return dict(enumerate(call())), None
     except Unfinished as stop:
-        return dict(stop.done), GapbenchError, str(stop)
+        return dict(stop.done), Unfinished(str(stop), {}, stop.failed)
     except GapbenchError as error:
-        return {}, GapbenchError, str(error)
-    except Exception:  # the adapter's own, which goes on in the first process
-        return {}, RuntimeError, traceback.format_exc()
+        return {}, GapbenchError(str(error))
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # the adapter's own, which goes on in the first process
+        crash = Crash(blamed(error))
+        crash.add_note(traceback.format_exc())
+        return {}, crash

@@ -139,6 +139,8 @@ def _transfer(source: Source, part: Path, advance: Callable[[int], None]) -> str
     """Append what is missing of a file; returns what went wrong, or nothing."""
     import httpx
 
+    from gapbench.fetch.http import open_client
+
     start = part.stat().st_size if part.exists() else 0
     if start > source.bytes:
         part.unlink()
@@ -147,9 +149,10 @@ def _transfer(source: Source, part: Path, advance: Callable[[int], None]) -> str
         return ""
     headers = {"Range": f"bytes={start}-"} if start else {}
     try:
-        with httpx.stream(
-            "GET", source.url, headers=headers, timeout=PATIENCE, follow_redirects=True
-        ) as answer:
+        with (
+            open_client(httpx.URL(source.url), timeout=PATIENCE, follow_redirects=True) as client,
+            client.stream("GET", source.url, headers=headers) as answer,
+        ):
             if answer.status_code not in {200, 206}:
                 return f"the server answers {answer.status_code}"
             # A server that ignores the range sends the file from its start.

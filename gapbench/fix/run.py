@@ -227,7 +227,10 @@ class _Fixing:
             only=self.texts,
             progress=self.progress,
         )
-        return flow.measure(replace(told, **more))
+        run = flow.measure(replace(told, **more))
+        if run.failures():
+            raise GapbenchError(f"{run.path}: {' '.join(run.notes())}")
+        return run
 
     def _first(self) -> Run:
         file = self.work / "check.json"

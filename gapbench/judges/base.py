@@ -8,8 +8,8 @@ from typing import Final
 
 from PIL import Image
 
-from gapbench.fetch.hub import Checkpoint
-from gapbench.fetch.sources import Source
+from gapbench.fetch.hub import Checkpoint, fetch
+from gapbench.fetch.sources import Source, cached
 from gapbench.models.base import Batches
 from gapbench.types import SHARE, Answer, GapbenchError, Prompt, Scale
 
@@ -50,6 +50,14 @@ class Judge:
         """
         return prompt.question
 
+    def check_ready(self) -> None:
+        """Raises GapbenchError where it could not judge; called before anything is drawn. By
+        default it takes what it `needs` to be here, checkpoints of the hub fetched."""
+        cached([need for need in self.needs if isinstance(need, Source)], f"judge {self.name}")
+        for need in self.needs:
+            if isinstance(need, Checkpoint):
+                fetch(need)
+
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
         """Answer for each (image, prompt), in order. Images are RGB. Loads what it needs."""
         raise GapbenchError(f"judge {self.name} has no method judge")
@@ -71,6 +79,10 @@ class Judge:
 
     def check_picture(self) -> str | None:
         """What is wrong with its answers about a picture whose truth is known, or None."""
+        return None
+
+    def served(self) -> str | None:
+        """What a server calls the model that answers, once it has said so."""
         return None
 
     def estimate_cost(self, images: int) -> str | None:

@@ -109,6 +109,13 @@ class DetectorJudge(Judge):
             )
         return json.dumps(prompt.requirement, sort_keys=True)
 
+    def check_ready(self) -> None:
+        if not self._official:
+            super().check_ready()
+            return
+        _official_file()  # it has two places
+        hub.fetch(CLIP)
+
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
         thin = {i for i, image in enumerate(images) if not min(rule.resized(*image.size))}
         pixels = {i: np.asarray(image) for i, image in enumerate(images) if i not in thin}
@@ -244,7 +251,7 @@ def _from_hub(folder: Path, device: str) -> Any:
     return model
 
 
-def _official(device: str) -> Any:
+def _official_file() -> Path:
     homes = (cache_folder() / OFFICIAL.name, place(OFFICIAL))
     file = next((home for home in homes if home.is_file()), None)
     if file is None:
@@ -252,6 +259,11 @@ def _official(device: str) -> Any:
             f"judge detector-official needs {OFFICIAL.url} ({OFFICIAL.bytes:,} bytes, sha256 "
             f"{OFFICIAL.sha256}); put it into {cache_folder()}"
         )
+    return file
+
+
+def _official(device: str) -> Any:
+    file = _official_file()
     hub.verify(file.parent, {file.name: OFFICIAL.sha256}, "judge detector-official")
     state = unpickled("judge detector-official", file, "state_dict")
     return load(file, device, config=swin_small(), tensors=from_mmdet(state))

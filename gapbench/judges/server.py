@@ -7,19 +7,19 @@ import json
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from PIL import Image
 
-from gapbench.client import LOGPROBS, Client
+from gapbench.client.client import LOGPROBS, Client
 from gapbench.judges.base import Judge
 from gapbench.models.base import Batches
-from gapbench.types import Answer, GapbenchError, Prompt
+from gapbench.types import Answer, Prompt
 from gapbench.verdict import RULES
 
-SETTINGS: Final = {"temperature": 0, "max_tokens": 64, "seed": 0, "n": 1}
-VARIANTS: Final = ({**SETTINGS, **LOGPROBS}, SETTINGS)
-"""Some servers refuse the request for log-probabilities, or for that many."""
+SETTINGS: Final = {"temperature": 0, "seed": 0, "n": 1}
+OPTIONAL: Final = (LOGPROBS, SETTINGS)
+"""Some servers refuse log-probabilities, or that many, and some any other of these fields."""
 PATCH: Final = 28 * 28
 """Pixels a token stands for in Qwen2.5-VL; other models differ, so a cost from it is rough."""
 
@@ -29,9 +29,9 @@ class ServerJudge(Judge):
 
     The verdict comes from the probabilities of 0 and 1 at the digit that decides, where the server
     gives both among the likeliest tokens (`mass` is then their sum at that place), else from the
-    words. A refusal, a time-out, a reply that was cut and one that is no chat completion are
-    abstentions. What the server runs under a model's name is its own: the fingerprint holds the
-    address and the name. The other arguments are gapbench.client's.
+    words. A refusal and a reply that was cut are abstentions. What the server runs under a model's
+    name is its own: the fingerprint holds the address, the name and the fields of the request. The
+    other arguments are the client's.
     """
 
     def __init__(
@@ -39,39 +39,35 @@ class ServerJudge(Judge):
         argument: str | None = None,
         device: str = "auto",  # noqa: ARG002
         *,
-        concurrency: int = 8,
         timeout: float = 120.0,
-        attempts: int = 5,
-        pause: float = 1.0,
+        **options: Any,
     ) -> None:
-        self._client = Client(
-            "judge", argument or "", concurrency=concurrency, timeout=timeout, attempts=attempts,
-            pause=pause,
-        )  # fmt: skip
+        self._client = Client("judge", argument or "", timeout=timeout, **options)
         self.name, self.model = self._client.name, self._client.model
-        self.batches = Batches(concurrency, 64)
+        self.batches = Batches(self._client.concurrency, 64)
         self.url = self._client.url + "/chat/completions"
-        recipe = json.dumps([self.url, self.model, SETTINGS], sort_keys=True)
+        settings = {**SETTINGS, "max_tokens": self._client.max_tokens, **self._client.fields}
+        recipe = json.dumps([self.url, self.model, settings], sort_keys=True)
         self.fingerprint = hashlib.sha256(f"server-{RULES} {recipe}".encode()).hexdigest()
+
+    def served(self) -> str | None:
+        return self._client.served
+
+    def check_ready(self) -> None:
+        self._client.reach()
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
         """Answer for each (image, prompt), in order.
 
-        Raises GapbenchError where the server cannot be reached, refuses the key or has no such
-        model.
+        Raises Unfinished where some were not answered: the server is away, refuses the key, has no
+        such model, or answers some requests with errors.
         """
-        answers = self._client.together(
+        return self._client.rows(
             [
-                partial(self._client.chat, image, prompt.question, VARIANTS)
+                partial(self._client.chat, image, prompt.question, OPTIONAL)
                 for image, prompt in zip(images, prompts, strict=True)
             ]
         )
-        verdicts: list[Answer] = []
-        for answer in answers:
-            if isinstance(answer, GapbenchError):
-                raise answer
-            verdicts.append(answer)
-        return verdicts
 
     def release(self) -> None:
         self._client.close()
@@ -80,5 +76,5 @@ class ServerJudge(Judge):
         tokens = images * (150 + math.ceil(512 * 512 / PATCH))
         return (
             f"{images:,} requests to {self.url}, roughly {tokens:,} input tokens and at most "
-            f"{images * SETTINGS['max_tokens']:,} output tokens"
+            f"{images * self._client.max_tokens:,} output tokens"
         )

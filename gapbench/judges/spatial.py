@@ -185,6 +185,8 @@ def wanted(prompt: Prompt) -> Want | None:
     """What a prompt asks for: counted things, a relation in depth, or one in the plane."""
     text = prompt.text
     include = prompt.requirement.get("include", ())
+    if include and not all({"class", "count"} <= set(item) for item in include):
+        return None  # a requirement of another task's
     if include and not any("position" in item for item in include):
         return Want("numeracy", tuple((item["class"], item["count"]) for item in include))
     in_depth, in_plane = rules.relation_3d(text), rules.relation_2d(text)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gapbench.types import Answer, GapbenchError
+from gapbench.types import Answer, GapbenchError, Unfinished
 from gapbench.verdict import ANSWERS, parse, weigh
 
 if TYPE_CHECKING:
@@ -72,14 +72,6 @@ class Drawing:
     tokens: NDArray[np.int32] | None
     effective_prompt: str
     logprob: float | None
-
-
-class Unfinished(GapbenchError):  # noqa: N818
-    """Some items of a batch failed; `done` maps the places of the others to what they gave."""
-
-    def __init__(self, message: str, done: Mapping[int, Any]) -> None:
-        super().__init__(message)
-        self.done = done
 
 
 class Batches(NamedTuple):
@@ -148,6 +140,10 @@ class Model:
         heed its seeds."""
         return None
 
+    def served(self) -> str | None:
+        """What a server calls the model, once it has said so."""
+        return None
+
     # -- generate, judge_logits, judge_text ------------------------------------------------
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Drawing]:
@@ -177,12 +173,17 @@ class Model:
         try:
             if words:
                 return [parse(text) for text in self.reply(images, questions)]
-            odds = self.judge(images, questions, ANSWERS)
+            odds = np.asarray(self.judge(images, questions, ANSWERS))
+            if odds.shape != (len(images), 2) or not (odds <= 1e-6).all():
+                raise GapbenchError(
+                    f"model {self.name}: judge gave, for {len(images)} images and 2 answers, "
+                    f"{odds.tolist()[:2]}, which are not log-probabilities"
+                )
             return [weigh(float(no), float(yes)) for no, yes in odds]
         except Unfinished as stop:
             read = parse if words else lambda row: weigh(*row)
             done = {place: read(said) for place, said in stop.done.items()}
-            raise Unfinished(str(stop), done) from stop
+            raise Unfinished(str(stop), done, stop.failed) from stop
 
     # -- image_logprobs, train, lora -------------------------------------------------------
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gapbench.files import first_line
+from gapbench.files import blamed
 from gapbench.models import is_import, lora
 from gapbench.models.base import CAPABILITIES, IMAGE, Drawing, Model, has_own
 from gapbench.verdict import ANSWERS
@@ -83,22 +83,20 @@ def check(name: str, load: Load) -> Iterator[Finding]:
         ("a released model comes back", None, lambda: _returns(model)),
     ]
     for rule, needs, attempt in rules:
-        if needs is not None and needs not in has:
-            there = [m for m in CAPABILITIES[needs].methods if has_own(model, m)]
-            hint = f", though it has {', '.join(there)}: declare it if that works" if there else ""
-            yield Finding(rule, skipped=f"it lacks {needs}{hint}")
-            continue
         try:
+            if needs is not None and needs not in has:
+                there = [m for m in CAPABILITIES[needs].methods if has_own(model, m)]
+                hint = f", though it has {', '.join(there)}: declare it if that works"
+                raise _Skip(f"it lacks {needs}{hint if there else ''}")
             attempt()
         except Broken as broken:
             yield Finding(rule, failure=str(broken))
         except _Skip as skip:
             yield Finding(rule, skipped=str(skip))
-        except Exception as error:  # an adapter may raise anything
-            yield Finding(rule, failure=f"it raised {type(error).__name__}: {first_line(error)}")
+        except (Exception, SystemExit) as error:  # an adapter may raise anything
+            yield Finding(rule, failure=f"it raised {blamed(error)}")
         else:
             yield Finding(rule)
-    model.release()
 
 
 class _Skip(Exception):  # noqa: N818 (no error either)

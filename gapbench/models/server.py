@@ -14,7 +14,6 @@ import json
 import math
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -22,10 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gapbench.client import LOGPROBS, Client, Reply
-from gapbench.models.base import Batches, Drawing, Model, Unfinished
+from gapbench.client.client import LOGPROBS, Client, value
+from gapbench.client.replies import Reply
+from gapbench.models.base import Batches, Drawing, Model
 from gapbench.models.image_folder import FORMATS, MAX_PIXELS
-from gapbench.types import Answer, GapbenchError
+from gapbench.types import Answer, Failure, GapbenchError, Unfinished
 
 ADAPTER: Final = "server-model-1"
 RECIPE: Final[dict[str, Any]] = {"size": "1024x1024"}
@@ -44,10 +44,10 @@ RECIPES: Final[dict[str, dict[str, Any]]] = {
         },
     },
 }
-OURS: Final = ("model", "prompt", "n", "seed", "response_format")
+OURS: Final = ("model", "prompt", "n", "seed")
 GREEDY: Final = {
     "temperature": 0, "top_p": 1, "frequency_penalty": 0, "presence_penalty": 0,
-    "max_tokens": 64, "seed": 0, "n": 1,
+    "seed": 0, "n": 1,
 }  # fmt: skip
 VLLM: Final = {"modalities": ["text"], "repetition_penalty": 1.0}
 """Without them vLLM-Omni answers BAGEL's questions by its deployment's defaults; others may not
@@ -63,9 +63,9 @@ class ServerModel(Model):
 
     `recipe` are fields of the image request; --set adds any that the server knows, and texts are
     read as JSON where they are. Each request asks for one image with a seed of its own. What the
-    server runs under a model's name is its own: the fingerprint holds the address and the name.
-    The other arguments are gapbench.client's. Raises GapbenchError for something that is not an
-    address, or a field that is gapbench's to set.
+    server runs under a model's name is its own: the fingerprint holds the address, the name and the
+    fields of a question. The other arguments are the client's. Raises GapbenchError for something
+    that is not an address, or a field that is gapbench's to set.
     """
 
     reads_words = True
@@ -78,26 +78,29 @@ class ServerModel(Model):
         device: str = "auto",  # noqa: ARG002
         dtype: str = "auto",  # noqa: ARG002
         *,
-        concurrency: int = 8,
         timeout: float = 600.0,
-        attempts: int = 5,
-        pause: float = 1.0,
+        **options: Any,
     ) -> None:
-        client = partial(
-            Client, "model", argument, concurrency=concurrency, timeout=timeout, attempts=attempts,
-            pause=pause,
-        )  # fmt: skip
+        client = partial(Client, "model", argument, timeout=timeout, **options)
         self._client, self._chat = client(largest=LARGEST), client()
         self.name = self._client.name
-        self.batches = Batches(concurrency, 64)
+        self.batches = Batches(self._client.concurrency, 64)
         self.recipe: dict[str, Any] = dict(RECIPES.get(self._client.model, RECIPE))
-        for key, value in (recipe or {}).items():
+        for key, given in (recipe or {}).items():
             if key in OURS:
-                raise GapbenchError(f"--set {key}={value}: gapbench sets {key} in each request")
-            self.recipe[key] = _value(value)
-        said = json.dumps([self._client.url, self._client.model, GREEDY, VLLM], sort_keys=True)
+                raise GapbenchError(f"--set {key}={given}: gapbench sets {key} in each request")
+            self.recipe[key] = value(given)
+        asked = {**GREEDY, "max_tokens": self._chat.max_tokens, **self._chat.fields}
+        said = json.dumps([self._client.url, self._client.model, asked, VLLM], sort_keys=True)
         self.fingerprint = hashlib.sha256(f"{ADAPTER} {said}".encode()).hexdigest()
         self._drawn: dict[tuple[str, int], Drawing] = {}
+
+    def served(self) -> str | None:
+        return self._client.served or self._chat.served
+
+    def load(self) -> None:
+        """Raises GapbenchError where there is no server at the address."""
+        self._client.reach()
 
     def release(self) -> None:
         self._client.close()
@@ -107,34 +110,20 @@ class ServerModel(Model):
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Drawing]:
         """An image for each (prompt, seed). Raises Unfinished where some could not be drawn."""
-        pairs = list(zip(prompts, seeds, strict=True))
-        kept = [self._drawn.pop(pair, None) for pair in pairs]
-        calls = [
-            partial(self._draw, *pair) for pair, one in zip(pairs, kept, strict=True) if not one
-        ]
-        fresh = iter(self._client.together(calls))
-        drawings = [one or next(fresh) for one in kept]
-        done = {place: one for place, one in enumerate(drawings) if isinstance(one, Drawing)}
-        fatal = next((str(one) for one in drawings if isinstance(one, GapbenchError)), None)
-        if fatal is not None:
-            raise Unfinished(fatal, done)
-        if len(done) < len(drawings):
-            first = next(place for place in range(len(drawings)) if place not in done)
-            raise Unfinished(
-                f"model {self.name}: {len(drawings) - len(done)} of {len(drawings)} images could "
-                f"not be drawn, first of {pairs[first][0]!r}: {drawings[first]}",
-                done,
-            )
-        return list(done.values())
+
+        def one(pair: tuple[str, int], stop: threading.Event) -> Drawing | Failure:
+            return self._drawn.pop(pair, None) or self._draw(*pair, stop)
+
+        return self._client.rows([partial(one, pair) for pair in zip(prompts, seeds, strict=True)])
 
     def check_seeds(self, prompt: str, seed: int) -> str | None:
         """What is wrong with the server's seeds, or None: it draws one image twice.
 
-        If the first image cannot be drawn, it says nothing here; drawing will.
+        If one of the two cannot be drawn, it says nothing here; drawing will.
         """
-        pair = [partial(self._draw, prompt, seed)] * 2
-        first, second = self._client.together(pair)
-        if not (isinstance(first, Drawing) and isinstance(second, Drawing)):
+        try:
+            first, second = self._client.rows([partial(self._draw, prompt, seed)] * 2)
+        except Unfinished:
             return None
         self._drawn[prompt, seed] = first
         if first.image.tobytes() == second.image.tobytes():
@@ -144,14 +133,13 @@ class ServerModel(Model):
             "cannot be drawn again, and samples are as the server's own chance has it"
         )
 
-    def _draw(self, prompt: str, seed: int, stop: threading.Event) -> Drawing | str:
+    def _draw(self, prompt: str, seed: int, stop: threading.Event) -> Drawing | Failure:
         """The image, or why there is none."""
-        seeded = {"seed": seed % SEEDS, "response_format": "b64_json"}
         # Some servers know neither field, and give what is asked for unasked.
-        said = self._client.send(
-            "/images/generations", {"prompt": prompt, "n": 1, **self.recipe}, (seeded, {}), stop
-        )
-        return said if isinstance(said, str) else _picture(said, prompt)
+        optional = ({"response_format": "b64_json"}, {"seed": seed % SEEDS})
+        payload = {"prompt": prompt, "n": 1, **self.recipe}
+        said = self._client.send("/images/generations", payload, optional, stop)
+        return said if isinstance(said, Failure) else _picture(said, prompt)
 
     # -- judging ---------------------------------------------------------------------------
 
@@ -159,19 +147,14 @@ class ServerModel(Model):
         self, images: Sequence[Image.Image], questions: Sequence[str], words: bool
     ) -> list[Answer]:
         """Verdicts by the probabilities of the digits where the server tells them (and `words` are
-        not wanted), else by the words. Raises GapbenchError where the server is out of reach."""
-        plain: list[dict[str, Any]] = [{**GREEDY, **VLLM}, GREEDY]
-        variants = plain if words else [*({**one, **LOGPROBS} for one in plain), *plain]
-        answers: list[Answer] = []
-        calls = [
-            partial(self._chat.chat, image, question, variants)
-            for image, question in zip(images, questions, strict=True)
-        ]
-        for answer in self._chat.together(calls):
-            if isinstance(answer, GapbenchError):
-                raise Unfinished(str(answer), dict(enumerate(answers))) from answer
-            answers.append(answer)
-        return answers
+        not wanted), else by the words. Raises Unfinished where some were not answered."""
+        optional = (VLLM, GREEDY) if words else (LOGPROBS, VLLM, GREEDY)
+        return self._chat.rows(
+            [
+                partial(self._chat.chat, image, question, optional)
+                for image, question in zip(images, questions, strict=True)
+            ]
+        )
 
     def judge(
         self,
@@ -195,29 +178,32 @@ class ServerModel(Model):
         return [said.text or "" for said in self.answers(images, questions, words=True)]
 
 
-def _value(given: Any) -> object:
-    with suppress(ValueError, TypeError):
-        return json.loads(given)
-    return given
-
-
-def _picture(reply: Reply, prompt: str) -> Drawing | str:
+def _picture(reply: Reply, prompt: str) -> Drawing | Failure:
     """The drawing in a reply, or why there is none."""
-    if reply.status != 200:
-        return f"the server gave status {reply.status}: {' '.join(reply.text[:200].split())}"
     try:
-        (entry,) = json.loads(reply.text)["data"]
-        data, revised = entry.get("b64_json"), entry.get("revised_prompt")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return "the reply is no JSON with one image in it"
+        entries = reply.body["data"]
+        entry = entries[0] if entries else {}
+        data, address = entry.get("b64_json"), entry.get("url")
+        revised = entry.get("revised_prompt")
+    except (LookupError, TypeError, AttributeError):
+        return Failure("the reply is no JSON with one image in it")
+    if data is None and isinstance(address, str):
+        if not address.startswith("data:"):
+            return Failure(
+                "the reply holds an image's address, which is not followed; --set "
+                "response_format=base64, or what else the server calls it, asks for the image"
+            )
+        data = address
     if not isinstance(data, str):
-        return "the reply holds no image data (b64_json)"
+        return Failure(f"the reply holds no image: {reply.short()}", final=True)
+    if data.startswith("data:"):
+        data = data.partition(",")[2]
     try:
         file = io.BytesIO(base64.b64decode(data, validate=True))
         picture = Image.open(file, formats=FORMATS)
         if picture.width * picture.height > MAX_PIXELS:
-            return f"the image has {picture.width} x {picture.height} pixels, which is too many"
+            return Failure(f"an image of {picture.width} x {picture.height} pixels is too large")
         image = picture.convert("RGB")
     except (binascii.Error, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return "the reply holds what is no PNG, JPEG or WebP image"
+        return Failure("the reply holds what is no PNG, JPEG or WebP image")
     return Drawing(image, None, revised if isinstance(revised, str) and revised else prompt, None)

@@ -99,7 +99,10 @@ def _about(run: Run, name: str) -> dict[str, Any]:
         "name": name,
         "facts": {key: value for key, value in facts.items() if value},
         "footnote": run.footnote,
-        "warnings": [f"{what} failed the check: {why}" for what, why in run.checks().items()],
+        "warnings": [
+            *(f"{what} failed the check: {why}" for what, why in run.checks().items()),
+            *(note.removeprefix("WARNING: ") for note in run.notes()),
+        ],
     }
 
 

@@ -48,7 +48,7 @@ def show_run(run: Run, judge: str | None, screen: Console) -> None:
         screen.print(f"{first} and {second} {tables.agreement(agreed)}", soft_wrap=True)
     for name in judges:
         tables.show_corrected(run.corrected(name), name or ", ".join(plan.judges), screen)
-    for note in [*plan.notes(), *_notes(run, judges)]:
+    for note in [*run.notes(), *_notes(run, judges)]:
         screen.print(note, soft_wrap=True, style="bold red" * note.startswith("WARNING"))
     for name, warning in run.checks().items():
         screen.print(f"WARNING: {name} failed the check: {warning}", style="bold red")

@@ -52,12 +52,15 @@ def estimate(prepared: Prepared) -> Estimate:
     folder = RunFolder.open(path) if (path / "run.json").exists() else None
     drawn = folder.generations() if folder else {}
     there = folder.verdicts() if folder else {}
-    missing = missing_items(items, drawn)
+    refused = folder.refusals() if folder and not prepared.settings.retry_refused else {}
+    missing = missing_items(items, {**drawn, **refused})
     refuse_prompts(prepared.model, {i.prompt.text: i.prompt for i in missing}.values())
 
     def unjudged(judge: Judge, pairs: Iterable[tuple[Prompt, Item]]) -> int:
         wanted = set()
         for prompt, item in pairs:
+            if (item.prompt.text, item.seed) in refused:
+                continue
             image = drawn.get((item.prompt.text, item.seed))
             question = judge.question(prompt)
             if image is None or (image.image, question, judge.fingerprint) not in there:

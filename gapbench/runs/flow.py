@@ -8,29 +8,29 @@ from __future__ import annotations
 
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from inspect import Signature, signature
 from pathlib import Path
-from typing import Any, Final, ParamSpec, TypeVar, get_type_hints
+from typing import Any, Final, ParamSpec, get_type_hints
 
 from gapbench.engines.local import BatchSize, work
+from gapbench.engines.rows import HOPELESS, Rows, check_answer, check_drawing, tried
 from gapbench.files import with_checksum
 from gapbench.judges.base import Judge
 from gapbench.models import load_model
-from gapbench.models.base import Drawing, Model, Unfinished
+from gapbench.models.base import Drawing, Model
 from gapbench.runs.folder import RunFolder, folder_for
 from gapbench.runs.plan import Item, Prepared, missing_items, prepare, refuse_prompts
-from gapbench.runs.run import HUMAN, Run
+from gapbench.runs.run import FAILURES, HUMAN, Run
 from gapbench.runs.settings import Progress, RunSettings
-from gapbench.types import Answer, GapbenchError, Generation, Prompt, Verdict
+from gapbench.types import Answer, GapbenchError, Generation, Prompt, Refusal, Verdict, counted
 
 P = ParamSpec("P")
-T = TypeVar("T")
-_Done = tuple[Mapping[int, T], Unfinished | None]
-"""What a batch gave by place, and what stopped it, if anything did."""
 SEEDS: Final = "the model's seeds"
+KEPT: Final = "the rest is kept, run the same command again to try what is left"
 
 
 def measure(settings: RunSettings) -> Run:
@@ -41,19 +41,22 @@ def measure(settings: RunSettings) -> Run:
     task's own number by default); `limit` prompts a task, spread over its categories; `judges`
     outside judges (each task's own by default; none where the list is empty); `workers` processes
     that draw and give own verdicts, each with a copy of the model; `only` the texts of the prompts
-    to keep. The same call again goes on where it stopped.
-    Raises GapbenchError for input that cannot be run, before anything is written.
+    to keep. The same call again goes on where it stopped. An image or a verdict that fails costs no
+    other: what is missing at the end, `Run.failures` and `Run.refused` say.
+    Raises GapbenchError for input that cannot be run, before anything is written, and where all
+    fails.
     """
     made = prepare(settings)
-    items, drawn = made.plan.items(), {}
+    items, missing = made.plan.items(), missing_items(made.plan.items(), ())
     path = folder_for(settings.out, made.model.name, made.identity)
     if (path / "run.json").exists():
-        drawn = RunFolder.open(path).generations()
-    missing = missing_items(items, drawn)
+        missing = _left(RunFolder.open(path), items, settings.retry_refused)
     refuse_prompts(made.model, {i.prompt.text: i.prompt for i in missing}.values())
     try:
-        if missing:
-            made.model.load()  # weights that cannot be loaded leave nothing behind
+        if missing:  # what cannot be loaded or reached leaves nothing behind
+            made.model.load()
+            for judge in made.judges:
+                judge.check_ready()
         return _work(made, items)
     finally:
         made.model.release()
@@ -81,25 +84,39 @@ run = _by_keyword(measure, RunSettings)
 def _work(made: Prepared, items: list[Item]) -> Run:
     """The stages of a checked command, kept in its run folder."""
     batch_size, progress = made.settings.batch_size, made.settings.progress
+    retry = made.settings.retry_refused
     recorded = about(made.model, made.settings)
     folder = RunFolder.create(made.settings.out, made.model.name, made.identity, recorded)
+    failures: dict[str, Mapping[str, int]] = {}
     with folder.lock():
         folder.write("plan.json", with_checksum(asdict(made.plan)))
-        _draw(made.model, folder, items, batch_size, progress)
+        missing = _left(folder, items, retry)
+        failures["images"] = _draw(made.model, folder, items, missing, batch_size, progress)
+        _note_served(folder, f"model {made.model.name}", made.model)
         drawn = folder.generations()
-        asked = [(i.prompt, drawn[i.prompt.text, i.seed].image) for i in items]
-        crossed = [(i.partner, drawn[i.prompt.text, i.seed].image) for i in items if i.partner]
+        there = [i for i in items if (i.prompt.text, i.seed) in drawn]
+        asked = [(i.prompt, drawn[i.prompt.text, i.seed].image) for i in there]
+        crossed = [(i.partner, drawn[i.prompt.text, i.seed].image) for i in there if i.partner]
+
+        def judged(stage: str, judge: Judge, pairs: Iterable[tuple[Prompt, str]]) -> None:
+            failures[stage] = judge_images(stage, judge, folder, pairs, batch_size, progress, retry)
+
         if made.own:
-            judge_images("own verdicts", made.own, folder, asked + crossed, batch_size, progress)
+            judged("own verdicts", made.own, asked + crossed)
+            _note_served(folder, f"model {made.model.name}", made.model)
         made.model.release()
         for judge in made.judges:
             mine = [
                 (prompt, drawn[i.prompt.text, i.seed].image)
-                for i in items
+                for i in there
                 for prompt in i.asked(judge.name)
             ]
-            judge_images(f"verdicts of {judge.name}", judge, folder, mine, batch_size, progress)
+            judged(f"verdicts of {judge.name}", judge, mine)
+            _note_served(folder, f"judge {judge.name}", judge)
             judge.release()
+        failures = {stage: reasons for stage, reasons in failures.items() if reasons}
+        if failures or (folder.path / FAILURES).exists():
+            folder.write(FAILURES, failures)
         finished = Run(folder, made.plan)
         names: list[str | None] = [*(made.plan.judges or [None])]
         names += [HUMAN] * (HUMAN in finished.judges())
@@ -165,25 +182,71 @@ def _place(given: str | Model) -> str:
     return str(Path(given).resolve()) if Path(given).is_dir() else given
 
 
+def _left(folder: RunFolder, items: Sequence[Item], retry: bool) -> list[Item]:
+    """The images that are neither drawn nor, but for `retry`, refused."""
+    refused = {} if retry else folder.refusals()
+    return missing_items(items, {**folder.generations(), **refused})
+
+
+class _Stage:
+    """Counts what fails while a stage goes on, and ends it where nothing else comes any more."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.reasons: Counter[str] = Counter()
+        self._in_a_row, self._some = 0, False
+
+    def count(self, rows: Rows[Any], size: int) -> None:
+        """Note the rows of a batch of so many. Raises GapbenchError to end the stage."""
+        for place in range(size):
+            failure = rows.failed.get(place)
+            if failure is None or failure.final:
+                self._in_a_row, self._some = 0, True
+            else:
+                self._in_a_row += 1
+                self.reasons[failure.reason] += 1
+                last = failure.reason
+            if self._in_a_row == HOPELESS:
+                self._give_up(last)
+        if rows.stop is not None:
+            raise GapbenchError(f"{rows.stop}; {KEPT}") from rows.stop
+
+    def end(self) -> Counter[str]:
+        """How often what made a row fail. Raises GapbenchError where nothing else came."""
+        if self.reasons and not self._some:
+            self._give_up(next(iter(self.reasons)))
+        return self.reasons
+
+    def _give_up(self, last: str) -> None:
+        failures = counted(self._in_a_row, "failure")
+        raise GapbenchError(f"{self.name}: {failures} in a row, the last: {last}; {KEPT}")
+
+
 def _draw(
-    model: Model, folder: RunFolder, items: list[Item], batch_size: BatchSize, progress: Progress
-) -> None:
-    missing = missing_items(items, folder.generations())
+    model: Model,
+    folder: RunFolder,
+    items: Sequence[Item],
+    missing: Sequence[Item],
+    batch_size: BatchSize,
+    progress: Progress,
+) -> Counter[str]:
+    """Draw what is missing and keep it; gives how often what made an image fail."""
     if missing:
         _note_check(folder, SEEDS, model.check_seeds(missing[0].prompt.text, missing[0].seed))
-    total = len({(item.prompt.text, item.seed) for item in items})
-    advance = progress("images", total - len(missing), total)
+    total, stage = len({(item.prompt.text, item.seed) for item in items}), _Stage("images")
+    advance = progress(stage.name, total - len(missing), total)
 
-    def do(batch: Sequence[Item]) -> tuple[_Done[Drawing], float]:
+    def draw(batch: Sequence[Item]) -> Sequence[Drawing]:
+        return model.generate([i.prompt.text for i in batch], [i.seed for i in batch])
+
+    def do(batch: Sequence[Item]) -> tuple[Rows[Drawing], float]:
         start = time.perf_counter()
-        drawn = _done(
-            lambda: model.generate([i.prompt.text for i in batch], [i.seed for i in batch])
-        )
-        return drawn, (time.perf_counter() - start) / len(batch)
+        rows = tried(f"model {model.name}", draw, batch, check_drawing)
+        return rows, (time.perf_counter() - start) / len(batch)
 
-    def keep(batch: Sequence[Item], made: tuple[_Done[Drawing], float]) -> None:
-        (drawings, stop), seconds = made
-        images = folder.add_images([drawing.image for drawing in drawings.values()])
+    def keep(batch: Sequence[Item], made: tuple[Rows[Drawing], float]) -> None:
+        rows, seconds = made
+        images = folder.add_images([drawing.image for drawing in rows.done.values()])
         folder.append(
             Generation(
                 prompt=item.prompt.text,
@@ -196,12 +259,18 @@ def _draw(
                 seconds=seconds,
             )
             for item, drawing, image in zip(
-                (batch[place] for place in drawings), drawings.values(), images, strict=True
+                (batch[place] for place in rows.done), rows.done.values(), images, strict=True
             )
         )
-        _go_on(stop)
+        folder.append(
+            Refusal(prompt=batch[place].prompt.text, seed=batch[place].seed, reason=failure.reason)
+            for place, failure in rows.failed.items()
+            if failure.final
+        )
+        stage.count(rows, len(batch))
 
     work(missing, batch_size, do, keep, advance, model.batches)
+    return stage.end()
 
 
 def judge_images(
@@ -211,30 +280,36 @@ def judge_images(
     asked: Iterable[tuple[Prompt, str]],
     batch_size: BatchSize,
     progress: Progress,
-) -> None:
+    retry: bool = False,
+) -> Counter[str]:
     """Let a judge judge images (by sha256) of a run folder that is locked, each against its prompt,
-    and keep the verdicts there; those that it has are not made again."""
+    and keep the verdicts there; those that it has are not made again, but for abstentions where
+    `retry` is set. Gives how often what made a verdict fail."""
     wanted = {(image, judge.question(p), judge.fingerprint): (p, image) for p, image in asked}
-    there = folder.verdicts()
+    there = {key for key, v in folder.verdicts().items() if not retry or v.verdict is not None}
     missing = [pair for key, pair in wanted.items() if key not in there]
     # Side by side, since questions about one image share most of their work.
     place = {image: number for number, (_, image) in enumerate(reversed(missing))}
     missing.sort(key=lambda pair: -place[pair[1]])
     if missing:
+        judge.check_ready()
         _note_check(folder, f"judge {judge.name}", judge.check_picture())
     advance = progress(stage, len(wanted) - len(missing), len(wanted))
+    counts = _Stage(stage)
 
-    def do(batch: Sequence[tuple[Prompt, str]]) -> _Done[Answer]:
+    def ask(batch: Sequence[tuple[Prompt, str]]) -> Sequence[Answer]:
         prompts, digests = [prompt for prompt, _ in batch], [image for _, image in batch]
+        known = judge.judge_digests(digests, prompts)
+        return judge.judge(folder.images(digests), prompts) if known is None else known
 
-        def ask() -> list[Answer]:
-            known = judge.judge_digests(digests, prompts)
-            return judge.judge(folder.images(digests), prompts) if known is None else known
+    def do(batch: Sequence[tuple[Prompt, str]]) -> Rows[Answer]:
+        return tried(f"judge {judge.name}", ask, batch, check_answer)
 
-        return _done(ask)
-
-    def keep(batch: Sequence[tuple[Prompt, str]], made: _Done[Answer]) -> None:
-        answers, stop = made
+    def keep(batch: Sequence[tuple[Prompt, str]], rows: Rows[Answer]) -> None:
+        # What no further try would answer is an abstention.
+        final = {
+            p: Answer(verdict=None, reason=f.reason) for p, f in rows.failed.items() if f.final
+        }
         folder.append(
             Verdict(
                 image=image,
@@ -243,25 +318,25 @@ def judge_images(
                 fingerprint=judge.fingerprint,
                 **asdict(answer),
             )
-            for (prompt, image), answer in ((batch[place], a) for place, a in answers.items())
+            for (prompt, image), answer in (
+                (batch[place], answer) for place, answer in sorted((rows.done | final).items())
+            )
         )
-        _go_on(stop)
+        counts.count(rows, len(batch))
 
     work(missing, batch_size, do, keep, advance, judge.batches)
+    return counts.end()
 
 
-def _done(call: Callable[[], Sequence[T]]) -> _Done[T]:
-    try:
-        return dict(enumerate(call())), None
-    except Unfinished as stop:
-        return stop.done, stop
-
-
-def _go_on(stop: Unfinished | None) -> None:
-    if stop is not None:
-        raise GapbenchError(
-            f"{stop}; the rest is kept, run the same command again to try what is left"
-        ) from stop
+def _note_served(folder: RunFolder, who: str, asked: Model | Judge) -> None:
+    """Keep what a server calls its model, and mark a name that is not the one asked for."""
+    if (said := asked.served()) is None:
+        return
+    file = folder.path / "served.json"
+    folder.write(file.name, (folder.read(file.name) if file.exists() else {}) | {who: said})
+    name, mine = said.rpartition("/")[2].lower(), asked.name.removeprefix("server-").lower()
+    other = mine not in name and name not in mine
+    _note_check(folder, who, f"the server says that it is {said}" if other else None)
 
 
 def _note_check(folder: RunFolder, what: str, warning: str | None) -> None:

@@ -4,7 +4,9 @@ run.json           identity, versions, machine
 plan.json          the prompts, samples and judges the latest command asked for
 generations.jsonl  one Generation a line
 verdicts.jsonl     one Verdict a line
-                   (each record of these four has a checksum; gapbench 0.1.0 wrote none)
+refusals.jsonl     one Refusal a line
+                   (each record of these has a checksum; gapbench 0.1.0 wrote none)
+failures.json      what failed in the latest command, by stage and reason
 images/ab/<sha256>.png, tokens/ab/<sha256>.npy
 rates.json, sheets/
 labels.jsonl       one label of a person a line, which `gapbench label` appends
@@ -46,14 +48,18 @@ from gapbench.files import (
 )
 from gapbench.models.image_folder import decode
 from gapbench.tasks.spec import explain
-from gapbench.types import GapbenchError, Generation, Verdict
+from gapbench.types import GapbenchError, Generation, Refusal, Verdict
 
 FORMAT: Final = 1
 _SHA: Final = re.compile(r"[0-9a-f]{64}")
 
-_FILES: Final = {Generation: "generations.jsonl", Verdict: "verdicts.jsonl"}
+_FILES: Final = {
+    Generation: "generations.jsonl",
+    Verdict: "verdicts.jsonl",
+    Refusal: "refusals.jsonl",
+}
 _RECORDS: Final[dict[type, TypeAdapter[Any]]] = {kind: TypeAdapter(kind) for kind in _FILES}
-R = TypeVar("R", Generation, Verdict)
+R = TypeVar("R", Generation, Verdict, Refusal)
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -163,11 +169,15 @@ class RunFolder:
         generations = {(g.prompt, g.seed): g for g in self._read(Generation)}
         return {k: g for k, g in generations.items() if self._complete(g)}
 
+    def refusals(self) -> dict[tuple[str, int], Refusal]:
+        """(prompt text, seed) -> Refusal, the latest."""
+        return {(r.prompt, r.seed): r for r in self._read(Refusal)}
+
     def verdicts(self) -> dict[tuple[str, str, str], Verdict]:
         """(image, question, judge fingerprint) -> Verdict."""
         return {(v.image, v.question, v.fingerprint): v for v in self._read(Verdict)}
 
-    def append(self, records: Iterable[Generation | Verdict]) -> None:
+    def append(self, records: Iterable[Generation | Verdict | Refusal]) -> None:
         """Add records: flushed and on disk when this returns."""
         rows: dict[str, list[dict[str, Any]]] = {}
         for record in records:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice, zip_longest
 from pathlib import Path
@@ -24,7 +24,7 @@ from gapbench.runs.settings import RunSettings
 from gapbench.tasks.content import Difficulty, partners
 from gapbench.tasks.spec import Overalls
 from gapbench.tasks.task import Task, select
-from gapbench.types import GapbenchError, Generation, Prompt, Scale
+from gapbench.types import GapbenchError, Prompt, Scale
 
 PAIRS: Final[dict[Difficulty, str]] = {
     "far": "the other prompt shares as few content words as possible",
@@ -231,7 +231,7 @@ def seed_of(run_seed: int, text: str, sample: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def missing_items(items: Iterable[Item], drawn: Mapping[tuple[str, int], Generation]) -> list[Item]:
+def missing_items(items: Iterable[Item], drawn: Container[tuple[str, int]]) -> list[Item]:
     """The items whose image is not drawn yet, each (prompt text, seed) once."""
     missing: dict[tuple[str, int], Item] = {}
     for item in items:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -12,7 +14,7 @@ from gapbench.runs.folder import RunFolder
 from gapbench.runs.frame import row
 from gapbench.runs.plan import Plan
 from gapbench.tasks.spec import explain
-from gapbench.types import SHARE, Answer, GapbenchError, Rates
+from gapbench.types import SHARE, Answer, GapbenchError, Rates, counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,6 +27,7 @@ HUMAN: Final = "human"
 LABELS: Final = "labels.jsonl"
 """The judge that people are, and the file in a run folder where `gapbench label` keeps what they
 say."""
+FAILURES: Final = "failures.json"
 IMAGE: Final = ["task", "category", "tier", "prompt", "sample"]
 
 
@@ -71,6 +74,34 @@ class Run:
         truth ("judge NAME"), or a model's seeds; empty if nothing was."""
         file = self.path / "checks.json"
         return {str(k): str(v) for k, v in read_object(file).items()} if file.exists() else {}
+
+    def failures(self) -> dict[str, dict[str, int]]:
+        """Stage of the latest command ("images", "own verdicts", ...) -> reason -> how many rows
+        failed for it; the same command again tries them again."""
+        file = self.path / FAILURES
+        return read_object(file) if file.exists() else {}
+
+    def refused(self) -> dict[str, int]:
+        """Reason -> how many of the planned images the model refused to draw for it."""
+        drawn, refusals = self.folder.generations(), self.folder.refusals()
+        planned = {(item.prompt.text, item.seed) for item in self.plan.items()}
+        reasons = [refusals[key].reason for key in sorted(planned & set(refusals) - set(drawn))]
+        return dict(Counter(reasons))
+
+    def notes(self) -> list[str]:
+        """What a reader of the run's figures has to know of its plan and of what is missing."""
+        notes, refused = self.plan.notes(), self.refused()
+        if refused:
+            notes.append(
+                f"WARNING: {counted(sum(refused.values()), 'image')} of {len(self.plan.items())} "
+                f"refused by the model are left out: {_by_reason(refused)}; --retry-refused asks "
+                "again."
+            )
+        return notes + [
+            f"WARNING: {stage}: {sum(reasons.values())} missing: {_by_reason(reasons)}; run the "
+            "same command again."
+            for stage, reasons in self.failures().items()
+        ]
 
     def agreements(self) -> list[tuple[str, str, Agreement]]:
         """Agreement of each two outside judges, and of each two people ("human:NAME"), on the
@@ -172,6 +203,13 @@ class Run:
         # Prompts that no outside judge was asked about are not its abstentions.
         alone = [rate for rate in rates(frame) if not METRICS[rate.metric].needs_outside]
         return alone + [rate for rate in rates(judged) if METRICS[rate.metric].needs_outside]
+
+
+def _by_reason(reasons: Mapping[str, int]) -> str:
+    """Reasons with their counts, the commonest first, a few of them."""
+    first = Counter(reasons).most_common(3)
+    told = "; ".join(f"{reason} ({count})" for reason, count in first)
+    return told + (f"; and {len(reasons) - 3} other reasons" if len(reasons) > 3 else "")
 
 
 def open_run(path: str | Path) -> Run:

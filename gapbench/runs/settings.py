@@ -136,6 +136,7 @@ class RunSettings:
     mismatched: Annotated[Difficulty, Option(help="The other prompt of a mismatched pair: far (shares as few content words as possible) or near (differs in as few).")] = "far"
     batch_size: Annotated[int | Literal["auto"], Option(min=1, help="Images per batch; auto increases it while a batch fits into memory and takes under ten seconds. Does not change results.")] = "auto"
     workers: Annotated[int, Option(min=1, help="Number of processes, each with its own copy of the model, distributed over the GPUs. Does not change results.")] = 1
+    retry_refused: Annotated[bool, Option("--retry-refused", help="Ask again for images that the model refused to draw, and for verdicts that were abstentions.")] = False
     seed: Annotated[int, Option(min=0, help="Seed of the run. Another seed starts a separate run.")] = 0
     device: Device = "auto"
     dtype: Dtype = "auto"

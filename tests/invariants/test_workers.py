@@ -27,8 +27,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gapbench.models.base import Drawing, Unfinished
-from gapbench.types import Answer, GapbenchError
+from gapbench.models.base import Drawing
+from gapbench.types import Answer, GapbenchError, Unfinished
 
 HERE = Path(__file__).parent
 
@@ -201,7 +201,9 @@ def test_other_errors_of_an_adapter_come_with_their_place(
     adapter: Callable[..., str], tmp_path: Path
 ) -> None:
     spec = adapter("Broken", draw="{}['colour']")
-    with pytest.raises(RuntimeError, match=r"(?s)broken_adapter.*KeyError: 'colour'"):
+    with pytest.raises(
+        GapbenchError, match=r"KeyError: 'colour' \(.*broken_adapter.py, line \d+\)"
+    ):
         gapbench.run(spec, samples=1, limit=4, judges=[], workers=2, out=tmp_path / "runs")
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from servers import Handler, Server
 
 from gapbench.judges.server import ServerJudge
-from gapbench.types import Answer, GapbenchError, Prompt
+from gapbench.types import Answer, Failure, GapbenchError, Prompt, Unfinished
 from gapbench.verdict import READ
 
 KEY = "sk-very-secret-0123456789"
@@ -234,6 +234,13 @@ def test_retry_after_is_honoured_within_bounds(server: Judging) -> None:
     assert 0.3 <= time.monotonic() - start < 5
 
 
+def left(judge: ServerJudge, *texts: str) -> tuple[dict[int, Any], dict[int, Failure]]:
+    """What is done, and what failed, of questions of which some fail."""
+    with pytest.raises(Unfinished) as stopped:
+        ask(judge, *texts)
+    return dict(stopped.value.done), dict(stopped.value.failed)
+
+
 def test_a_server_that_stays_busy_costs_only_its_own_images(server: Judging) -> None:
     def play(handler: Handler, asked: dict[str, Any]) -> None:
         if asked_text(asked) == "bad":
@@ -242,37 +249,35 @@ def test_a_server_that_stays_busy_costs_only_its_own_images(server: Judging) -> 
             handler.say("The score is 1.")
 
     server.play = play
-    good, bad, last = ask(server.judge(), "good", "bad", "last")
-    assert (good.verdict, last.verdict) == (1, 1)
-    assert bad == Answer(verdict=None, reason="the server gave status 500, 3 times")
+    done, failed = left(server.judge(), "good", "bad", "last")
+    assert {place: answer.verdict for place, answer in done.items()} == {0: 1, 2: 1}
+    assert failed == {1: Failure("the server gave status 500, 3 times")}
 
 
-def test_stalls_and_trickles_are_abstentions(server: Judging) -> None:
-    done = threading.Event()
+def test_stalls_and_trickles_are_no_abstentions(server: Judging) -> None:
+    over = threading.Event()
 
     def play(handler: Handler, asked: dict[str, Any]) -> None:
         if asked_text(asked) == "stall":
-            done.wait(10)
+            over.wait(10)
         elif asked_text(asked) == "trickle":
             handler.send("", length="1000")
-            while not done.wait(0.05):
+            while not over.wait(0.05):
                 handler.wfile.write(b" ")
         else:
             handler.say("The score is 0.")
 
     server.play = play
     start = time.monotonic()
-    stall, trickle, fine = ask(server.judge(timeout=0.4, attempts=2), "stall", "trickle", "fine")
-    done.set()
+    judge = server.judge(timeout=0.4, attempts=2)
+    done, failed = left(judge, "stall", "trickle", "fine")
+    over.set()
     assert time.monotonic() - start < 5
-    assert fine.verdict == 0
-    for answer in (stall, trickle):
-        assert answer == Answer(
-            verdict=None, reason="the server did not answer within 0.4 s, 2 times"
-        )
+    assert done[2].verdict == 0
+    assert set(failed.values()) == {Failure("the server did not answer within 0.4 s, 2 times")}
 
 
-GARBAGE = {
+UNASKED = {
     "not JSON": lambda h: h.send("The score is 1."),
     "truncated": lambda h: h.send('{"choices": [{"message": {"content": "The score is 1'),
     "array": lambda h: h.send("[1, 2]"),
@@ -280,37 +285,114 @@ GARBAGE = {
     "empty": lambda h: h.send(""),
     "no choices": lambda h: h.send('{"choices": []}'),
     "odd choices": lambda h: h.send('{"choices": {"message": 1}}'),
-    "no content": lambda h: h.say(None),
-    "parts": lambda h: h.say([{"type": "text", "text": "The score is 1."}]),
+    "odd parts": lambda h: h.say([{"type": "text"}]),
     "html": lambda h: h.send("<p>The score is 1.</p>", kind="text/html"),
     "deep": lambda h: h.send("[" * 200_000),
+    "elsewhere": lambda h: h.send("", 302, Location="http://127.0.0.1:9/"),
+    "not UTF-8": lambda h: h.send(b"\xff\xfe\x00"),
+    "cut off": lambda h: h.send('{"choices": [', length="5000"),
+    "no credit": lambda h: h.send({"error": {"message": "Insufficient credits"}}, 402),
+    "error": lambda h: h.send({"choices": None, "error": {"code": 429}}),
+    "error inside": lambda h: h.send({"choices": [{"message": {}, "error": {"code": 502}}]}),
+}
+ABSTAINED = {
+    "no content": lambda h: h.say(None),
     "no score": lambda h: h.say("I like this image very much."),
     "other score": lambda h: h.say("The score is 0.5."),
     "empty text": lambda h: h.say(""),
     "refusal": lambda h: h.say(None, refusal="I cannot help with that."),
     "teapot": lambda h: h.send("tea", 418),
-    "elsewhere": lambda h: h.send("", 302, Location="http://127.0.0.1:9/"),
-    "not UTF-8": lambda h: h.send(b"\xff\xfe\x00"),
-    "cut off": lambda h: h.send('{"choices": [', length="5000"),
+    "flagged": lambda h: h.send({"error": "flagged"}, 403),
+    "reasoning": lambda h: h.say(None, reasoning_content="The picture shows a red"),
 }
 
 
 def test_no_garbage_is_a_verdict(server: Judging) -> None:
+    """What could not be asked is no abstention either."""
+
     def play(handler: Handler, asked: dict[str, Any]) -> None:
-        GARBAGE.get(asked_text(asked), lambda h: h.say("The score is 1."))(handler)
+        answers = {**UNASKED, **ABSTAINED}
+        answers.get(asked_text(asked), lambda h: h.say("The score is 1."))(handler)
         handler.close_connection = True
 
     server.play = play
-    first, *answers, last = ask(server.judge(attempts=2), "first", *GARBAGE, "last")
-    assert (first.verdict, last.verdict) == (1, 1)
-    reasons = {name: a.reason for name, a in zip(GARBAGE, answers, strict=True)}
-    assert {a.verdict for a in answers} == {None}
-    assert all(reasons.values())
-    assert reasons["truncated"] == "the reply is not whole JSON"
-    assert reasons["html"] == "the reply is text/html, not JSON"
+    names = ["first", *UNASKED, *ABSTAINED, "last"]
+    judge = server.judge(attempts=2, concurrency=1)
+    done, failed = left(judge, *names)
+    told = {names[place]: answer for place, answer in done.items()}
+    assert {name for name, answer in told.items() if answer.verdict == 1} == {"first", "last"}
+    why = {names[place]: failure for place, failure in failed.items()}
+    assert {name for name, failure in why.items() if not failure.final} == set(UNASKED)
+    assert why["truncated"].reason == "the reply is broken, not JSON, 2 times"
+    assert why["html"].reason == "the reply is text/html, not JSON, 2 times"
+    assert "status 402" in why["no credit"].reason
+    assert "connection failed" in why["cut off"].reason
+    # The server refuses these, and answers others: they are written down as abstentions.
+    assert why["teapot"] == Failure("the server gave status 418: tea", final=True)
+    assert why["flagged"].final
+    reasons = {name: answer.reason for name, answer in told.items() if answer.verdict is None}
     assert reasons["refusal"] == "the server refused: I cannot help with that."
-    assert reasons["teapot"] == "the server gave status 418: tea"
-    assert "connection failed" in (reasons["cut off"] or "")
+    assert reasons["reasoning"] == "only reasoning came"
+    assert set(reasons) | {"teapot", "flagged"} == set(ABSTAINED)
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/plain; charset=utf-8"])
+def test_parts_of_content_are_put_together(server: Judging, kind: str) -> None:
+    parts = [{"type": "thinking", "thinking": []}, {"type": "text", "text": "The score is 1."}]
+    body = {"choices": [{"message": {"content": parts}}], "model": "org/some-vl-2"}
+    server.play = lambda handler, _: handler.send(body, kind=kind)
+    judge = server.judge()
+    assert ask(judge, "a") == [Answer(verdict=1, text="The score is 1.")]
+    assert judge.served() == "org/some-vl-2"
+
+
+def test_fields_are_options(server: Judging) -> None:
+    base = f"http://127.0.0.1:{server.server_port}/v1#m"
+    server.play = lambda handler, _: handler.say("The score is 1.")
+    spec = f"{base}?max_tokens=4096&reasoning_effort=low&concurrency=2&timeout=9.5&attempts=1"
+    judge = ServerJudge(spec)
+    ask(judge, "a")
+    (asked,) = server.asked
+    assert (asked["max_tokens"], asked["reasoning_effort"], asked["model"]) == (4096, "low", "m")
+    assert not {"concurrency", "timeout", "attempts"} & set(asked)
+    assert judge.batches.first == 2
+    # What changes no answer is no part of the fingerprint.
+    assert judge.fingerprint != ServerJudge(base).fingerprint
+    assert ServerJudge(f"{base}?attempts=1&timeout=9").fingerprint == ServerJudge(base).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("query", "why"),
+    [
+        ("max_tokens", "must be KEY=VALUE"),
+        ("attempts=0", "attempts must be a number up to 100, not 0"),
+        ("timeout=nan", "timeout must be a number"),
+        ("concurrency=2.5", "concurrency must be a number up to 256"),
+        ("stream=true", "gapbench sets stream"),
+    ],
+)
+def test_options_that_are_refused(query: str, why: str) -> None:
+    with pytest.raises(GapbenchError, match=f"judge server-m: .*{why}"):
+        ServerJudge(f"http://localhost/v1#m?{query}")
+
+
+def test_refused_fields_are_left_out_one_at_a_time(server: Judging) -> None:
+    """As OpenAI's newer models do."""
+
+    def play(handler: Handler, asked: dict[str, Any]) -> None:
+        for name in ("max_tokens", "temperature", "logprobs"):
+            if name in asked:
+                error = {"message": f"Unsupported parameter: '{name}'. Other fields: seed."}
+                handler.send({"error": error}, 400)
+                return
+        handler.say("The score is 1.")
+
+    server.play = play
+    judge = server.judge(concurrency=1)
+    assert [answer.verdict for answer in ask(judge, "a", "b")] == [1, 1]
+    assert len(server.asked) == 4 + 1
+    assert server.asked[-1]["max_completion_tokens"] == 64
+    assert server.asked[-1]["seed"] == 0
 
 
 def test_half_a_surrogate_can_be_written_down(server: Judging) -> None:

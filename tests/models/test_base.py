@@ -16,8 +16,8 @@ from PIL import Image
 import gapbench
 from gapbench import GapbenchError, load_model
 from gapbench.engines import local
-from gapbench.models.base import CAPABILITIES, Batches, Drawing, Model, Unfinished, has_own
-from gapbench.types import Answer, Generation
+from gapbench.models.base import CAPABILITIES, Batches, Drawing, Model, has_own
+from gapbench.types import Answer, Generation, Unfinished
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 OLD = """

@@ -16,11 +16,10 @@ from servers import Asked, Handler, Play, Server
 
 from gapbench.judges.own import OwnJudge
 from gapbench.models import load_model
-from gapbench.models.base import Unfinished
 from gapbench.models.server import ServerModel
 from gapbench.runs.flow import run
 from gapbench.runs.run import open_run
-from gapbench.types import GapbenchError
+from gapbench.types import GapbenchError, Unfinished
 
 PROMPTS = ["a red circle", "a green square", "a blue cross"]
 SEEDS = [2**62 + 1, 2**62 + 2, 2**62 + 3]
@@ -169,10 +168,11 @@ def hang(handler: Painter, asked: Asked) -> None:
     [
         (lambda h, _: h.send({"error": "busy"}, 500), "the server gave status 500, 3 times"),
         (hang, "did not answer within 0.2 s"),
-        (lambda h, _: h.send(b"<html>garbage"), "no JSON with one image"),
-        (lambda h, _: h.send(b"[" * 100_000), "no JSON with one image"),
-        (lambda h, _: h.send({"data": []}), "no JSON with one image"),
-        (lambda h, _: h.send({"data": [{"url": "http://x/y.png"}]}), "no image data"),
+        (lambda h, _: h.send(b"<html>garbage"), "the reply is broken, not JSON"),
+        (lambda h, _: h.send(b"[" * 100_000), "the reply is broken, not JSON"),
+        (lambda h, _: h.send({"data": 5}), "no JSON with one image"),
+        (lambda h, _: h.send({"data": []}), "the reply holds no image"),
+        (lambda h, _: h.send({"data": [{"url": "http://x/y.png"}]}), "response_format=base64"),
         (lambda h, _: h.give(b"no image"), "no PNG, JPEG or WebP"),
         (lambda h, _: h.send({"data": [{"b64_json": "\u00e9?"}]}), "no PNG, JPEG or WebP"),
         (lambda h, _: h.send({"error": "not\nthat prompt"}, 400), "status 400: "),
@@ -185,7 +185,8 @@ def test_what_goes_wrong_leaves_the_others_done(server: Painting, play: Play, wo
         model.generate(PROMPTS, SEEDS)
     model.release()
     assert words in str(stopped.value)
-    assert "1 of 3 images could not be drawn, first of 'a green square'" in str(stopped.value)
+    assert "model server-painter: 1 of 3 requests failed: " in str(stopped.value)
+    assert set(stopped.value.failed) == {1}
     assert "\n" not in str(stopped.value)
     assert sorted(stopped.value.done) == [0, 2]
 
@@ -245,7 +246,7 @@ def test_fields_that_a_server_refuses_are_left_out(server: Painting) -> None:
     answers = model.answers([d.image for d in drawings], PROMPTS, words=False)
     model.release()
     assert [(a.verdict, a.p_yes) for a in answers] == [(1, None)] * 3
-    assert len(server.chats) == 4 + 2
+    assert len(server.chats) == 3 + 2
 
 
 def test_log_probabilities(server: Painting) -> None:
@@ -291,15 +292,103 @@ def test_seeds_that_are_not_heeded_are_marked(
     assert open_run(done.path).checks() == done.checks()
 
 
-def test_images_that_came_are_kept(server: Painting, tmp_path: Path) -> None:
-    word = run(f"server:{server.argument}", limit=3, samples=1, out=tmp_path / "a").plan.prompts[1]
+def test_a_field_that_is_named_leaves_alone(server: Painting) -> None:
     server.draws = lambda h, asked: (
-        h.send({"error": "no"}, 400) if asked["prompt"] == word.text else h.draw(asked)
+        h.send({"error": "Unknown parameter: 'response_format'"}, 400)
+        if "response_format" in asked
+        else h.draw(asked)
     )
-    with pytest.raises(GapbenchError, match=r"1 of 3 images could not.*; the rest is kept"):
-        run(f"server:{server.argument}", limit=3, samples=1, out=tmp_path / "b")
-    server.draws = Painter.draw
+    model = server.model(concurrency=1)
+    model.generate(PROMPTS, SEEDS)
+    model.release()
+    assert [asked["seed"] for asked in server.drawn] == [1, 1, 2, 3]
+
+
+def test_data_addresses_and_other_formats(server: Painting) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(buffer, "PNG")
+    address = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    model = server.model(recipe={"response_format": "base64"})
+    for key in ("b64_json", "url"):
+        server.draws = lambda h, _, key=key: h.send({"data": [{key: address}]})
+        (drawing,) = model.generate(["a cat"], [1])
+        assert drawing.image.getpixel((0, 0)) == (255, 0, 0)
+    model.release()
+    assert {asked["response_format"] for asked in server.drawn} == {"base64"}
+
+
+Cli = Callable[..., Any]
+COMMAND = ("--limit", "12", "--samples", "1", "--batch-size", "4")
+
+
+def test_a_refused_prompt_costs_no_other(server: Painting, tmp_path: Path, cli: Cli) -> None:
+    server.draws = lambda h, asked: (
+        h.send({"error": {"code": "moderation_blocked"}}, 400)
+        if "red" in asked["prompt"]
+        else h.draw(asked)
+    )
+    command = ("run", "--model", f"server:{server.argument}", *COMMAND, "--out", str(tmp_path))
+    first = cli(*command)
+    assert first.returncode == 0, first.stderr
+    (folder,) = tmp_path.iterdir()
+    refused = {prompt.text for prompt in open_run(folder).plan.prompts if "red" in prompt.text}
+    note = f"{len(refused)} image{'s' * (len(refused) > 1)} of 12 refused by the model are left out"
+    assert refused
+    for shown in (first, cli("show", str(folder))):
+        assert note in shown.stdout
+        assert "moderation_blocked" in shown.stdout
+    assert len(open_run(folder).frame()) == 12 - len(refused)
     before = len(server.drawn)
-    done = run(f"server:{server.argument}", limit=3, samples=1, out=tmp_path / "b")
-    assert len(done.frame()) == 3
-    assert len(server.drawn) - before == 2  # the missing one, twice for its seed
+    assert cli(*command).returncode == 0
+    assert len(server.drawn) == before  # remembered
+    server.draws = Painter.draw
+    again = cli(*command, "--retry-refused")
+    assert again.returncode == 0
+    assert "refused by the model" not in again.stdout
+    assert len(open_run(folder).frame()) == 12
+
+
+def test_what_could_not_be_asked_is_asked_again(server: Painting, tmp_path: Path, cli: Cli) -> None:
+    """One question fails, and the others end in a table; nothing is written of it."""
+    lost: list[str] = []
+
+    def says(handler: Painter, asked: Asked) -> None:
+        question = str(asked["messages"][0]["content"][1])
+        lost[:] = lost or [question]
+        if question == lost[0]:
+            handler.send({"choices": None, "error": {"message": "overloaded"}})
+        else:
+            handler.answer(asked)
+
+    server.says = says
+    spec = f"server:{server.argument}?attempts=1"
+    command = ("run", "--model", spec, *COMMAND, "--out", str(tmp_path))
+    first = cli(*command)
+    assert first.returncode == 2
+    assert "overall" in first.stdout
+    assert "WARNING: own verdicts: " in first.stdout
+    assert "overloaded" in first.stdout
+    assert "are missing, as said above; run the same command again" in first.stderr
+    (folder,) = tmp_path.iterdir()
+    assert "overloaded" not in (folder / "verdicts.jsonl").read_text()
+    server.says = Painter.answer
+    second = cli(*command)
+    assert second.returncode == 0
+    assert "missing" not in second.stdout
+    assert open_run(folder).failures() == {}
+
+
+def test_a_server_that_is_away_leaves_nothing(tmp_path: Path, cli: Cli) -> None:
+    for option in ("--model", "--judge"):
+        ended = cli("run", option, "server:http://127.0.0.1:9/v1#m", "--out", str(tmp_path / "r"))
+        assert ended.returncode == 2
+        assert "http://127.0.0.1:9/v1 cannot be reached" in ended.stderr
+        assert not (tmp_path / "r").exists()
+
+
+def test_another_model_than_asked_for_is_marked(server: Painting, tmp_path: Path) -> None:
+    body = {"choices": [{"message": {"content": "The score is 1"}}], "model": "tiny-256m.gguf"}
+    server.says = lambda h, _: h.send(body)
+    done = run(f"server:{server.argument}", limit=2, samples=1, out=tmp_path)
+    assert done.folder.read("served.json") == {"model server-painter": "tiny-256m.gguf"}
+    assert done.checks() == {"model server-painter": "the server says that it is tiny-256m.gguf"}

@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gapbench.models.base import CAPABILITIES, Drawing, Model, Unfinished
+from gapbench.models.base import CAPABILITIES, Drawing, Model
 from gapbench.models.image_folder import MAX_PIXELS
-from gapbench.types import GapbenchError
+from gapbench.types import Failure, GapbenchError, Unfinished
 
 ADAPTER: Final = "worker-1"
 PROTOCOL: Final = 1
@@ -177,6 +177,7 @@ class WorkerModel(Model):
                 f"model {self.name}: its worker failed at {len(failed)} of {len(items)} items, "
                 f"first {subject!r}: {failed[first]}",
                 done,
+                {place: Failure(f"model {self.name}: {why}") for place, why in failed.items()},
             )
         return [done[i] for i in range(len(items))]
 

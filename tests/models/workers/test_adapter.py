@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 import gapbench
-from gapbench.models.base import Drawing, Unfinished
+from gapbench.models.base import Drawing
 from gapbench.models.workers.adapter import WorkerModel
 from gapbench.runs.flow import run
-from gapbench.types import GapbenchError
+from gapbench.types import GapbenchError, Unfinished
 
 SERVE = Path(gapbench.__file__).parent / "models/workers/scripts/serve.py"
 HERE = Path(__file__).parent / "scripts"
