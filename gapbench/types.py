@@ -6,6 +6,7 @@ All are frozen and hold plain values only, so that a record is a line of JSON an
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
@@ -66,8 +67,12 @@ class Crash(RuntimeError):  # noqa: N818 (named for what it tells of)
     """An adapter's own error in another process: its kind and place, in one line."""
 
 
+STOPS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What asks a command to end: Ctrl-C, a batch system, a terminal that is closed."""
+
+
 class Interrupted(Exception):  # noqa: N818 (no error)
-    """Ctrl-C came; the batch in hand was finished and kept."""
+    """One of STOPS came; the batch in hand was finished and kept."""
 
 
 def printable(text: str) -> str:

@@ -16,10 +16,9 @@ import typer
 from gapbench.cli import catalog, compare, explain, fix, leaderboard, lm_eval, report
 from gapbench.cli.options import Command, Judge, RunPath, command
 from gapbench.cli.terminal import console
-from gapbench.engines.local import STOPS
 from gapbench.fetch.libraries import go_offline, quiet
 from gapbench.runs.settings import Offline, RunSettings
-from gapbench.types import GapbenchError, Interrupted, counted, printable
+from gapbench.types import STOPS, GapbenchError, Interrupted, counted, printable
 
 app = typer.Typer(
     add_completion=False,

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Final, Literal, TypeVar
 
 from gapbench.models.base import Batches, Model
-from gapbench.types import Interrupted
+from gapbench.types import STOPS, Interrupted
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -21,8 +21,6 @@ R = TypeVar("R")
 BatchSize = int | Literal["auto"]
 PATIENCE: Final = 10.0
 """Seconds that a batch may take: nothing is shown or stored meanwhile, and Ctrl-C has to wait."""
-STOPS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""What asks a command to end: Ctrl-C, a batch system, a terminal that is closed."""
 CHEAPER: Final = 0.75
 """Share of an item's seconds in a smaller batch under which a larger batch is worth its time."""
 
