@@ -29,6 +29,8 @@ settings.load_profile("same")
 
 # A shell's background job ignores Ctrl-C, and so would every process that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Threads that wait must not take the cores from the tests beside them; read as torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.pop("COLUMNS", None)  # tables of commands would be as narrow as the tests' terminal
 CLI = [sys.executable, "-c", "from gapbench.cli.main import main; main()"]
 

@@ -69,7 +69,7 @@ def _notes(run: Run, judges: list[str | None]) -> list[str]:
 
 
 def _abstentions(who: str, frame: pd.DataFrame, side: str) -> list[str]:
-    """A warning where more than half of the verdicts were abstentions, with the main reason."""
+    """A line where more than half of the verdicts were abstentions, with the main reason."""
     if not len(frame):
         return []
     # A score without a verdict is no abstention: its judge gives none.
@@ -79,6 +79,6 @@ def _abstentions(who: str, frame: pd.DataFrame, side: str) -> list[str]:
         return []
     [(reason, count)] = reasons.most_common(1)
     return [
-        f"WARNING: {reasons.total()} of {len(frame)} {who} are abstentions; the commonest reason, "
+        f"{reasons.total()} of {len(frame)} {who} are abstentions; the commonest reason, "
         f"{count} times, is: {reason}"
     ]

@@ -49,7 +49,7 @@ def test_without_probabilities_there_is_no_line(odd: Make) -> None:
 def test_a_judge_that_mostly_abstains_is_told_with_its_reason(odd: Make) -> None:
     """Four of seven images have a verdict of the outside judge that is not an abstention: three
     have none, which is no majority."""
-    few, many = odd(tuple("abcdefg")), "WARNING: 7 of 7 verdicts of pixel are abstentions"
+    few, many = odd(tuple("abcdefg")), "7 of 7 verdicts of pixel are abstentions"
     text = printed(few)
     assert many in text
     assert "the commonest reason, 7 times, is: <img" in text
