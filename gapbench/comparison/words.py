@@ -18,7 +18,7 @@ from gapbench.metrics.power import SAMPLES, Spread, family
 from gapbench.types import PERCENT, GapbenchError, counted
 
 FORMATS: Final = ("text", "markdown", "json")
-COLUMNS: Final = ("%", "before", "after", "change", "p", "Holm p", "detectable", "images (prompts)")
+COLUMNS: Final = ("%", "before", "after", "change", "p", "Holm p", "detectable", "images (clusters)")
 
 GROUPS: Final = {"11": "both", "10": "only BEFORE", "01": "only AFTER", "00": "neither"}
 """(verdict of BEFORE's model, of AFTER's) -> the column of the table of groups."""

@@ -177,7 +177,7 @@ def test_tables_fit_the_terminal(
         "- ",
     )
     assert [x for x in lines if len(x) > width and not x.startswith(prose)] == []
-    for head in ("detectable", "images (prompts)", "Holm p", "gap-gain rho", "only BEFORE"):
+    for head in ("detectable", "images (clusters)", "Holm p", "gap-gain rho", "only BEFORE"):
         assert head in done.stdout
     rows = [line for line in lines if line.startswith("understanding ")]
     assert len(rows) == 2 * (2 if width == 80 else 1)  # two comparisons, in two parts or one
