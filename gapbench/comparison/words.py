@@ -18,7 +18,16 @@ from gapbench.metrics.power import SAMPLES, Spread, family
 from gapbench.types import PERCENT, GapbenchError, counted
 
 FORMATS: Final = ("text", "markdown", "json")
-COLUMNS: Final = ("%", "before", "after", "change", "p", "Holm p", "detectable", "images (clusters)")
+COLUMNS: Final = (
+    "%",
+    "before",
+    "after",
+    "change",
+    "p",
+    "Holm p",
+    "detectable",
+    "images (clusters)",
+)
 
 GROUPS: Final = {"11": "both", "10": "only BEFORE", "01": "only AFTER", "00": "neither"}
 """(verdict of BEFORE's model, of AFTER's) -> the column of the table of groups."""
@@ -82,9 +91,9 @@ def plan(spread: Spread, metric: str, change: float) -> str:
         f"To detect a change of {change:g} {points} with a probability of 80 %:\n\n"
         f"{tabulate(rows, heads)}\n\n"
         "At best, every prompt changes by the same amount. At worst, a prompt's rate after has "
-        f"nothing to do with its rate before.\nThis run, with {spread.prompts} prompts and "
-        f"{spread.samples:.3g} images each, detects a change of {here[0]} {points} at best and "
-        f"{here[1]} at worst."
+        f"nothing to do with its rate before.\nThis run, with {spread.prompts} clusters of "
+        f"prompts and {spread.samples:.3g} images each, detects a change of {here[0]} {points} at "
+        f"best and {here[1]} at worst."
     )
 
 

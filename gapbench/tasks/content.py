@@ -56,11 +56,13 @@ def partners(
     is a partner whose content contains, or is part of, that of the other in any order or relation,
     since one image may show both.
     """
-    known = [(other, _asked(other), _facts(other)) for other in category]
+    # By text, so that neither the order of the file nor the ids change a choice.
+    listed = sorted(category, key=lambda other: other.text)
+    known = [(other, _asked(other), _facts(other)) for other in listed]
     chosen: list[Prompt | None] = []
     for prompt in prompts:
         asked, facts = _asked(prompt), _facts(prompt)
-        stream = Random(f"{seed} {prompt.task} {prompt.id}")  # noqa: S311 (no secret)
+        stream = Random(f"{seed} {prompt.task} {prompt.text}")  # noqa: S311 (no secret)
         best, least = None, float("inf")
         for other, theirs, their_facts in stream.sample(known, min(len(known), MOST)):
             apart = facts & their_facts if difficulty == "far" else facts ^ their_facts

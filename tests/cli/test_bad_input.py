@@ -159,7 +159,7 @@ def test_a_server_of_garbage_costs_its_own_verdicts_alone(
     folder = user_task([{"text": f"a {fruit}"} for fruit in fruits], judge=None, samples=1)
     done = cli("run", "--tasks", str(folder), "--judge", f"{garbage}?attempts=1")
     assert done.returncode == 2
-    assert "WARNING: verdicts of server-fruit: 3 missing: the reply is broken" in done.stdout
+    assert "WARNING: verdicts of server-fruit: 5 missing: the reply is broken" in done.stdout
     frame = open_run(next((tmp_path / "runs").iterdir())).frame()
     assert frame["text"].tolist() == [f"a {fruit}" for fruit in fruits]
     assert frame["own"].notna().all()

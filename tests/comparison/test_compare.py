@@ -205,7 +205,7 @@ def edit(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def drop_prompts(plan: dict[str, Any]) -> None:
-    for key in ("prompts", "partner", "asks"):
+    for key in ("prompts", "partner", "asks", "partner_asks"):
         plan[key] = plan[key][:15]
     plan["partner"] = [None] * 15
 
@@ -339,7 +339,7 @@ def test_power_plans_from_a_run(cli: Cli, runs: dict[str, Path]) -> None:
     best = [int(row[1]) for row in rows]
     assert best == sorted(best, reverse=True)
     assert all(int(row[1]) <= int(row[2]) for row in rows)
-    assert "This run, with 22 prompts and 2 images each, detects a change of" in done.stdout
+    assert "This run, with 21 clusters of prompts and 2.1 images each, detects" in done.stdout
 
 
 def test_every_verdict_has_its_words(

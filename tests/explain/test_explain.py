@@ -18,9 +18,9 @@ import pytest
 
 import gapbench
 from gapbench import GapbenchError
+from gapbench.explain import words
 from gapbench.explain.page import write_page
 from gapbench.explain.run import explain
-from gapbench.explain.words import interval, summary, tested
 from gapbench.files import without_checksum
 
 from .conftest import Pair, plant
@@ -146,7 +146,7 @@ def test_what_a_prompt_says_is_text(found: Path, made: Pair, tmp_path: Path) -> 
 
 def test_the_summary_says_what_holds(found: Path) -> None:
     told = read(found)
-    lines = summary(told)
+    lines = words.summary(told)
     assert len(lines) <= 14
     pieces = told["evidence"]
     assert set(pieces) == {"prompts", "images", "kernel", "likelihood", "together"}
@@ -156,10 +156,12 @@ def test_the_summary_says_what_holds(found: Path) -> None:
     fall = told["shift"]["fall"]
     assert f"{-fall['value']:+.3g} [" in c.partition(f"nats: {pieces['likelihood']['verdict']}")[0]
     apart = told["shift"]["fall_below_control"]
-    assert c.endswith(f"Below their controls' by {tested(apart)}")
+    assert c.endswith(f"Below their controls' by {words.tested(apart)}")
     b = next(line for line in lines if line.startswith("(b) "))
-    assert f"{interval(told['kernel']['log_ratio'])}: {pieces['kernel']['verdict']}" in b
-    assert b.endswith(f"random training pair as Yu {tested(told['kernel']['log_ratio_random'])}")
+    assert f"{words.interval(told['kernel']['log_ratio'])}: {pieces['kernel']['verdict']}" in b
+    assert b.endswith(
+        f"random training pair as Yu {words.tested(told['kernel']['log_ratio_random'])}"
+    )
     ranks = told["effective_rank"]
     assert 1 < ranks["before"] != ranks["after"] > 1
     assert any(f"before {ranks['before']:.4g}, after {ranks['after']:.4g}" in x for x in lines)
@@ -238,7 +240,7 @@ def test_bad_input_is_told_in_one_line(pair: Pair, tmp_path: Path, cli: Cli) -> 
     assert len(done.stderr.splitlines()) == 1
     done = cli("explain", str(pair.before), str(pair.after), "--device", "abacus")
     assert done.returncode == 2
-    assert "--device abacus" in done.stderr
+    assert "--device must be auto, cpu, cuda, cuda:1 or mps, not 'abacus'" in done.stderr
 
 
 def moved(fix: Path, to: Path) -> tuple[Path, dict[str, Any]]:

@@ -279,10 +279,13 @@ def test_the_docs_template_is_short_and_keeps_the_contract(cli: Cli, toys: Path)
 
 def test_a_run_with_ones_own_model(cli: Cli, toys: Path) -> None:
     args = ("run", "--model", "my_model:MyModel", "--limit", "2", "--samples", "1")
-    for setting in ((), ("--set", "temperature=0.5")):
+    for name, setting in (
+        ("my-model", ()),
+        ("my-model (temperature=0.5)", ("--set", "temperature=0.5")),
+    ):
         done = cli(*args, *setting)
         assert done.returncode == 0, done.stderr
-        assert "my-model on shapes" in done.stdout
+        assert f"{name} on shapes" in done.stdout
     assert len(list((toys / "runs").iterdir())) == 2  # another recipe, another run
 
 

@@ -938,7 +938,9 @@ def test_a_run_stops_at_nan_with_one_line(cli: Cli, copy: Copy) -> None:
     folder = spoilt(copy(), list(SPOILT)[-1])
     done = cli("run", "--model", str(folder), "--limit", "1", "--samples", "1")
     assert done.returncode == 2
-    assert "gapbench: model copy: its vision tower gives NaN" in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("gapbench: own verdicts: ")
+    assert "model copy: its vision tower gives NaN" in last
     assert "Traceback" not in done.stderr
 
 
