@@ -311,6 +311,11 @@ def with_defaults(made: Any, contract: type[T], required: Sequence[str], who: st
         if not (name.startswith("_") or isinstance(default, property) or hasattr(made, name)):
             method = isinstance(default, FunctionType)
             setattr(made, name, MethodType(default, made) if method else default)
+    match made.batches:
+        case (int(), int()):
+            pass
+        case other:
+            raise GapbenchError(f"{who}: its batches are {other!r}, not Batches(first, most)")
     adapter: T = made
     return adapter
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -110,7 +110,8 @@ def _expect(holds: bool, otherwise: str) -> None:
 
 def _describes(model: Model) -> None:
     _expect(bool(model.name), "its name is empty")
-    _expect(isinstance(model.fingerprint, str) and len(model.fingerprint) >= 8, "no fingerprint")
+    _expect(len(str(model.fingerprint)) >= 8, "its fingerprint has fewer than 8 characters")
+    _expect(isinstance(model.capabilities, Set), "its capabilities are no frozenset")
     for unknown in sorted(set(model.capabilities) - set(CAPABILITIES)):
         raise Broken(f"capability {unknown!r} is not one of {', '.join(CAPABILITIES)}")
     for name in model.capabilities:
@@ -130,6 +131,7 @@ def _draw(model: Model, prompts: tuple[str, ...], seeds: tuple[int, ...]) -> lis
         image = drawing.image
         _expect(isinstance(image, Image.Image), f"image is a {type(image).__name__}, no PIL image")
         _expect(image.mode == "RGB", f"an image is of mode {image.mode}, not RGB")
+        _expect(isinstance(drawing.logprob, float | None), "a logprob is neither a float nor None")
     return drawn
 
 
@@ -189,6 +191,8 @@ def _judges(model: Model, pictures: list[Image.Image]) -> None:
     _expect(bool((scores <= 1e-6).all()), "a log-probability is above 0")
     mass = float(np.exp(scores).sum(1).max())
     _expect(mass <= 1 + 1e-6, f"two different answers have {mass:.3f} of probability together")
+    rows = model.answers(pictures, QUESTIONS, words=False)
+    _expect(len(rows) == 3, f"answers gave {len(rows)} rows for 3 images")
 
 
 def _tolerance(model: Model) -> float:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,15 @@ from PIL import Image
 import gapbench
 from gapbench import GapbenchError, load_model
 from gapbench.engines import local
-from gapbench.models.base import CAPABILITIES, Batches, Drawing, Model, has_own
+from gapbench.models.base import (
+    CAPABILITIES,
+    REQUIRED,
+    Batches,
+    Drawing,
+    Model,
+    has_own,
+    with_defaults,
+)
 from gapbench.types import Answer, Generation, Unfinished
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -232,3 +241,10 @@ def test_seeds_that_are_not_heeded_stand_in_the_run(tmp_path: Path) -> None:
 
     run = gapbench.run(Deaf(), samples=1, limit=2, judges=[], out=tmp_path)
     assert run.folder.read("checks.json") == {"the model's seeds": "two images differ"}
+
+
+def test_batches_that_are_no_pair_are_told_before_a_run() -> None:
+    said = {"name": "m", "fingerprint": "0" * 8, "recipe": {}, "capabilities": frozenset()}
+    with pytest.raises(GapbenchError, match=r"m: its batches are 4, not Batches\(first, most\)"):
+        with_defaults(SimpleNamespace(**said, batches=4), Model, REQUIRED, "m")
+    assert with_defaults(SimpleNamespace(**said), Model, REQUIRED, "m").batches == (1, 64)

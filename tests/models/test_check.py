@@ -124,6 +124,19 @@ class Endless(Toy):
         return super().complete(images, texts, tokens)
 
 
+class Brief(Toy):
+    fingerprint = "brief"
+
+
+class Listed(Toy):
+    capabilities = [*Toy.capabilities]
+
+
+class Short(Toy):
+    def answers(self, images, questions, words):
+        return super().answers(images, questions, words)[1:]
+
+
 class OneStream(Toy):
     def generate(self, prompts, seeds):
         points = np.random.default_rng(seeds[0]).random((len(seeds), 16))
@@ -315,6 +328,9 @@ def test_a_whole_toy_keeps_every_rule(toys: Path) -> None:
         ("Partless", "a network in memory", "no parameter's name fits its part 'language-model'"),
         ("Unmoved", "LoRA", "an adapter leaves its fingerprint"),
         ("Bent", "LoRA", "with an adapter that changes nothing it draws other images"),
+        ("Brief", "describes itself", "its fingerprint has fewer than 8 characters"),
+        ("Listed", "describes itself", "its capabilities are no frozenset"),
+        ("Short", "answers have log-probabilities", "answers gave 2 rows for 3 images"),
         ("Hungry", "describes itself", "batches of 0 to 64 images"),
         ("Mute", "describes itself", "it says text and has no chat"),
         ("Mute", "a text does not", "lacks text: its adapter has no chat"),
