@@ -1,7 +1,7 @@
 """How often 95 % intervals cover what they should, and tests reject what is not there.
 
     python benchmarks/coverage.py               # the tables of docs/statistics.md
-    python benchmarks/coverage.py 100           # the quick form
+    python benchmarks/coverage.py 30            # the quick form: two minutes
     python benchmarks/coverage.py 500 rates     # one table
 
 A prompt's ease is beta-distributed about the wanted rate, its images are independent given it. Each
