@@ -217,10 +217,7 @@ def _tried(call: Callable[[], Sequence[Any]]) -> tuple[dict[int, Any], Exception
         return dict(stop.done), Unfinished(str(stop), {}, stop.failed)
     except GapbenchError as error:
         return {}, GapbenchError(str(error))
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # the adapter's own, which goes on in the first process
+    except (Exception, SystemExit) as error:  # the adapter's own; the first process raises it
         crash = Crash(blamed(error))
         crash.add_note(traceback.format_exc())
         return {}, crash

@@ -135,10 +135,8 @@ class Installed:
                 said = sha256(about.question)
                 verdicts[own, card.own] = (about, said, card.own_fingerprint, None)
                 if about is prompt or judge.any_prompt:
-                    said, fingerprint = (
-                        sha256(judge.question(about)),
-                        card.judges.get(judge.name, ""),
-                    )
+                    said = sha256(judge.question(about))
+                    fingerprint = card.judges.get(judge.name, "")
                     verdicts[outside, judge.name] = (about, said, fingerprint, judge)
             for name, fingerprint in extra_judges(card).items():
                 other = self.other(name, fingerprint)
