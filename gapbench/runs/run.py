@@ -110,9 +110,10 @@ class Run:
 
         people = self.people()
         raters = [f"{HUMAN}:{rater}" for rater in people.raters()] if people else []
-        frames = {name: self.frame(name) for name in [*self.judges(), *raters]}
+        pairs = [*combinations(self.judges(), 2), *combinations(raters, 2)]
+        frames = {name: self.frame(name) for name in {name for pair in pairs for name in pair}}
         agreements = []
-        for first, second in [*combinations(self.judges(), 2), *combinations(raters, 2)]:
+        for first, second in pairs:
             if not len(frames[first]) or not len(frames[second]):
                 continue
             both = frames[first].merge(
