@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -65,6 +66,18 @@ def test_the_seed_chooses_among_equals() -> None:
     texts = [f"{word}{word}" for word in "abcdefghij"]
     assert chosen(texts, "far") == chosen(texts, "far")
     assert chosen(texts, "far") != chosen(texts, "far", seed=1)
+
+
+@pytest.mark.parametrize("difficulty", ["far", "near"])
+def test_neither_order_nor_ids_change_a_partner(difficulty: Difficulty) -> None:
+    known = [p for p in load_task("shapes").prompts() if p.category == "colors"]
+    moved = [replace(p, id=f"{number}") for number, p in enumerate(reversed(known))]
+
+    def texts(category: list[Prompt]) -> dict[str, str | None]:
+        others = partners(category, category, difficulty, 0)
+        return {p.text: o.text if o else None for p, o in zip(category, others, strict=True)}
+
+    assert texts(moved) == texts(known)
 
 
 def test_shapes_has_partners_that_share_nothing() -> None:
