@@ -35,6 +35,8 @@ from gapbench.cli.main import main
 main()
 """
 WARM = """
+import os
+os.environ.pop("COLUMNS", None)  # readline, which pytest may import, sets it for processes
 from gapbench.models import torchvision_shim
 torchvision_shim.ensure()
 import accelerate, datasets, peft, pandas, matplotlib.figure, PIL.ImageFont

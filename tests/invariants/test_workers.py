@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ import pytest
 from processes import COMMAND, Start, finish
 
 import gapbench
-from gapbench.engines.processes import DIED, places
+from gapbench.engines.processes import DIED, Copies, places
 from gapbench.types import GapbenchError
 
 from .test_batching import measure, same_images, same_verdicts
@@ -79,6 +80,14 @@ ANSWERS = """
 USUAL = {"load": "pass", "draw": "pass", "more": ""}
 
 
+@pytest.fixture(autouse=True)
+def _forked(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of this process come from the server that has imported all, which saves seconds
+    each; those of the command that Ctrl-C stops are spawned, as a user's are."""
+    server = multiprocessing.get_context("forkserver")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: server)
+
+
 @pytest.fixture
 def adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Write an adapter that has a trouble; gives its import path."""
@@ -100,9 +109,11 @@ def calls(folder: Path, name: str = "calls") -> list[list[int]]:
 
 def test_three_workers_give_the_images_and_verdicts_of_one(tmp_path: Path) -> None:
     alone = measure("janus-mini", "shapes", 16, tmp_path / "alone", 8)
-    # 7 rows share themselves out unevenly, and the last 3 leave each with one.
-    together = measure("janus-mini", "shapes", 7, tmp_path / "together", 8, workers=3)
-    assert len(alone.files) == 24
+    # 13 rows share themselves out unevenly, and the last 3 leave each with one.
+    copies = Copies("janus-mini", "auto", "auto", None, 3)
+    together = measure(copies, "shapes", 13, tmp_path / "together", 8)
+    copies.release()
+    assert len(alone.files) == 16
     same_images(together, alone)
     same_verdicts(together.verdicts, alone.verdicts)
 
