@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.forkserver import ensure_running
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -76,6 +77,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("PYTHONPATH", os.pathsep.join([str(warm), *sys.path]))
+        ensure_running()  # now: a test may set another PYTHONPATH
         yield call
 
 

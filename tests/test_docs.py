@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -20,8 +20,6 @@ from gapbench.report import tables
 from gapbench.runs.folder import folder_for
 from gapbench.runs.plan import prepare
 from gapbench.runs.settings import RunSettings
-
-from .conftest import CLI
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -130,7 +128,12 @@ def test_the_reference_holds_every_public_name() -> None:
     assert missing == []
 
 
-def test_the_examples_of_a_task_and_a_judge_work(tmp_path: Path, tiny_janus: Path) -> None:
+def test_the_examples_of_a_task_and_a_judge_work(
+    cli: Callable[..., subprocess.CompletedProcess[str]],
+    tiny_janus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The guides' task and judge, copied from them and installed as they say."""
     folder, site = tmp_path / "fruit", tmp_path / "site"
     folder.mkdir()
@@ -152,16 +155,10 @@ def test_the_examples_of_a_task_and_a_judge_work(tmp_path: Path, tiny_janus: Pat
     (site / "my_package" / "tasks.py").write_text(
         f"from pathlib import Path\nFRUIT = Path({str(folder)!r})\n"
     )
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)]),
-        "OMP_NUM_THREADS": "1",
-    }
+    monkeypatch.setenv("PYTHONPATH", str(site))
 
     def call(*arguments: str) -> str:
-        done = subprocess.run(
-            [*CLI, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
+        done = cli(*arguments)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

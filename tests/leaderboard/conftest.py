@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -91,15 +90,11 @@ def copy(made: Made, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def board_cli(made: Made, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`gapbench ARGS` as a process that has the task installed."""
-
-    def call(*args: str) -> subprocess.CompletedProcess[str]:
-        path = os.pathsep.join([str(made.site), os.environ.get("PYTHONPATH", "")])
-        return subprocess.run(
-            [sys.executable, "-c", "from gapbench.cli.main import main; main()", *args],
-            cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-
-    return call
+def board_cli(
+    made: Made,
+    cli: Callable[..., subprocess.CompletedProcess[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`cli` with the task installed."""
+    monkeypatch.setenv("PYTHONPATH", str(made.site))
+    return cli
