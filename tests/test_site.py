@@ -59,18 +59,21 @@ def test_every_page_is_quiet_and_fits(browser: Any, site: str, width: int, schem
     )
     asked: list[str] = []
     context.on("request", lambda request: asked.append(request.url))
+    opened = {}
     for name in PAGES:
-        # A page of its own each: what leaving one cuts off is no fault of it.
+        # A page of its own each, all at once: what leaving one cuts off is no fault of it, and
+        # they grow quiet side by side.
         page, heard = context.new_page(), []
         page.on("console", lambda message, heard=heard: heard.append(message.text))
         page.on("pageerror", lambda error, heard=heard: heard.append(str(error)))
         page.on("requestfailed", lambda request, heard=heard: heard.append(request.url))
         page.goto(f"{site}/{name}.html")
+        opened[name] = page, heard
+    for name, (page, heard) in opened.items():
         page.wait_for_load_state("networkidle")
         assert page.locator("h1").count() == 1, name
         assert page.evaluate("document.documentElement.scrollWidth") <= width, name
         assert heard == [], name
-        page.close()
     context.close()
     assert [url for url in asked if not url.startswith((site, "data:", "blob:"))] == []
 
