@@ -22,7 +22,7 @@ ANSWERS: Final = (" The score is 0", " The score is 1")
 """What the verdict question asks for (paper section 1), up to the digit that decides."""
 LEAST_MASS: Final = 0.1
 """Where the median `mass` is less, the model would mostly have said something else."""
-RULES: Final = 2
+RULES: Final = 3
 """The version of the rules of `parse`, part of the fingerprint of a judge that answers in words."""
 READ: Final = 4000
 """Characters at a reply's end that are read, a run of blanks counted as one."""
@@ -95,14 +95,20 @@ _ENGLISH: Final = {  # in this order: the longer words of Chinese first
     "否则|否則": "otherwise",
     "因为|因為|所以|因此": "so",
     "(?:不|并非|无法|無法)[能应應会會是]?": "not",
-    "还是|還是|或者|或": "or",
+    "还是|還是|或者|或|から|または|에서|또는": "or",
     "应该|應該|应|應|给出|給出|认为|認為": "",
     "满分|滿分": "out of",
+    "スコア|得点|点数|점수": "score",
+    r"(?:は|는|은)(?=\s?[01])": "is",
     "是|为|為": "is",
     "分": "points",
+    r"(?<=is )zero(?: \(0\))?(?=[.,;!])": "0",
+    r"(?<=is )one(?: \(1\))?(?=[.,;!])": "1",
 }
 _ASIDE: Final = re.compile(r"[(\[](?!\s?(?:/|out\b|of\b|on\b|[0-9.]+\s?[)\]]))[^()\[\]]*[)\]]")
-_SENTENCE: Final = re.compile(r"[.!][\"')\]}]*+\s|[;!]|(?<=\?)|(?<![,:=])(?<! is)\n|,\s?(?=\")")
+_SENTENCE: Final = re.compile(
+    r"[.!][\"')\]}]*+\s|[;!]|(?<=\?)|(?<![,:=])(?<! is)\n|,\s?(?=\")|(?=<[a-z])"
+)
 _TOKEN: Final = re.compile(
     r"(?:(?<![\w)\]])[-+])?[0-9]++(?:[.,:][0-9]++)*+[a-z%]*+"  # a number
     r"|[^\W\d]++(?:'[a-z]++)?|[^\w\s\"'()\[\]{}<>\\.]"  # a word, a sign; quotes and brackets go
@@ -145,9 +151,12 @@ def _any(words: str) -> str:
     return f"(?:(?:{'|'.join(map(re.escape, words.split()))}) )"
 
 
-_NAME: Final = _any("score scores scored scoring rating rate rated grade verdict answer boxed")
-_GIVE: Final = _any("give assign get gets receives earns deserves")
-_LINK: Final = _any("is was be equals : = |")
+_NAME: Final = _any(
+    "score scores scored scoring rating rate rated grade verdict answer boxed"
+    " punktzahl bewertung puntuación puntaje punteggio pontuação оценка"
+)
+_GIVE: Final = _any("give gives gave assign get gets got receives earns deserves merits warrants")
+_LINK: Final = _any("is was be est es ist è é equals : = |")
 _FILLER: Final = _any(
     "a the as to it this image picture clearly definitely therefore thus hence just only exactly"
     " still now equal perfect -"
@@ -162,11 +171,22 @@ _TOP: Final = (
 )
 # "score of 1", "score for this image is 1", "gets a 1"
 _STATED: Final = re.compile(
-    rf"(?<= )(?:{_NAME}(?P<link>(?:of )?(?:{_BETWEEN})?(?:{_FILLER}|{_LINK})*+)|{_GIVE}{_FILLER}*?a"
-    rf" )(?P<number>[-+]?[0-9][^ ]*+) {_TOP}"
+    rf"(?<= )(?:{_NAME}(?P<link>(?:of )?(?:{_BETWEEN})?(?:{_FILLER}|{_LINK})*+)|{_GIVE}{_FILLER}*?"
+    rf"(?:a |(?=[01] (?:$|points? |out |/ ))))(?P<number>[-+]?[0-9][^ ]*+) {_TOP}"
 )
 _ALONE: Final = re.compile(rf"(?P<number>[01](?:\.0+)?) {_TOP}")
-_DIGIT: Final = re.compile(r"([01])(?:\.0+)?")
+_LEADING: Final = re.compile(r"(?P<number>[01](?:\.0+)?) (?:[-:,] )[^0-9]+")
+_DIGIT: Final = re.compile(r"\+?([01])(?:\.0+)?")
+# Before a score that is read only where nothing is stated plainly: "images that match get a score
+# of 1", "confidence score: 1", "the maximum score is 1"; "a score of 1 needs a cat", if it is not
+# what the image gets.
+_OTHER: Final = re.compile(
+    r"\b(?:(?:images|pictures|an? (?:[^ ]+ )?(?:image|picture|judge)) (?!(?:is|was|,|.*, )).*"
+    r"|(?:confidence|certainty|max|maximum|min|minimum|highest|lowest|possible) "
+    r"|(?:improve|increase|raise|bring) (?:[^ ]+ )?)$"
+)
+_MENTIONED: Final = re.compile(r"\b(?:an?|any|with) (?:[^ ,]+ )?$")
+_GETS: Final = re.compile(rf"\b(?:{_GIVE}(?:[^ ,]+ ){{0,5}}|is an? (?:[^ ,]+ )?)$")
 # Before a score: a condition that no "so" ends, or a denial just before it.
 _CONDITION: Final = re.compile(
     r"(?:(?<!even )(?<!as )(?<!see )(?<!check )(?<!checked )(?<!determine )\bif |\bunless "
@@ -177,7 +197,7 @@ _GIVING: Final = _any(
     "of that be given receive earn deserve merit warrant think believe say sure true enough for"
 )
 _DENIED: Final = re.compile(
-    rf"(?:\bto (?=get |receive |earn |deserve |$)|^for |n't |\b{_NOT})"
+    rf"(?:(?<!have )(?<!has )\bto (?=get |receive |earn |deserve |$)|^for |n't |\b{_NOT})"
     rf"(?:{_FILLER}|{_GIVE}|{_GIVING})*+$"
 )
 # After a score: another number, a denial, a definition, or a condition within a few words.
@@ -194,12 +214,19 @@ def _last_score(text: str) -> str | None:
     sentences, first = _sentences(text), _sentences(text.partition("\n")[0])
     if sentences and (alone := _ALONE.fullmatch(sentences[-1])):
         return _value(alone)
+    mentioned = None
     for sentence in reversed(sentences):
         scores = [*_STATED.finditer(f" {sentence}")][-8:]  # a bound on the work
-        stated = {_value(score) for score in scores if _is_meant(score)}
+        meant = [score for score in scores if _is_meant(score)]
+        stated = {_value(score) for score in meant if not _is_mentioned(score)}
         if len(stated) == 1:  # a sentence that states two scores weighs them
             return stated.pop()
-    return _value(alone) if first and (alone := _ALONE.fullmatch("".join(first))) else None
+        if not stated and mentioned is None and len(values := {*map(_value, meant)}) == 1:
+            mentioned = values.pop()
+    if first and (alone := _ALONE.fullmatch("".join(first))):
+        return _value(alone)
+    leading = _LEADING.fullmatch("".join(sentences))
+    return mentioned or (leading and leading["number"])
 
 
 def _value(score: re.Match[str]) -> str:
@@ -210,10 +237,23 @@ def _value(score: re.Match[str]) -> str:
 
 def _is_meant(score: re.Match[str]) -> bool:
     """Whether a sentence states the score rather than asks for it, defines, denies or weighs it."""
-    sentence, start, end = score.string, score.start(), score.end()
+    sentence, end = score.string, score.end()
     # "score 1: it matches" and "score 1 for a match" define
     defined = score["link"] == "" and sentence.startswith((": ", "for "), end)
     if defined or sentence.endswith("? ") or _WEIGHED.match(sentence, end):
         return False
-    before = sentence[max(start - 300, 1) : start]
+    before = _before(score)
     return not (_CONDITION.search(before) or _DENIED.search(before))
+
+
+def _is_mentioned(score: re.Match[str]) -> bool:
+    """Whether a score is spoken of rather than given."""
+    before = _before(score)
+    if _MENTIONED.search(before) and not _GETS.search(before):
+        return True
+    return _OTHER.search(before) is not None
+
+
+def _before(score: re.Match[str]) -> str:
+    """The sentence before a score, its last 300 characters."""
+    return score.string[max(score.start() - 300, 1) : score.start()]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from gapbench.tasks.content import words
+from gapbench.tasks.content import cluster, words
 from gapbench.tasks.task import Task, select, task_folders
 from gapbench.types import GapbenchError, Prompt, counted
 
@@ -18,12 +18,14 @@ NEAR: Final = 0.8
 class Leaks:
     """What training and test prompts have in common: the test splits that are trained on, how many
     training prompts were left out as copies of a test prompt (but for punctuation and case, or for
-    the order of words), and how many near copies stayed."""
+    the order of words), how many near copies stayed, and how many that stayed have the requirement
+    of a test prompt of their category in other words."""
 
     test_splits: list[str] = field(default_factory=list)
     same: int = 0
     reordered: int = 0
     near: int = 0
+    reworded: int = 0
 
     def words(self) -> list[str]:
         """In lines to print; none where there is nothing to say."""
@@ -43,6 +45,11 @@ class Leaks:
                 f"Trained on although {100 * NEAR:.0f} % or more of the words are a test prompt's: "
                 f"{counted(self.near, 'prompt')}"
             )
+        if self.reworded:
+            lines.append(
+                "Trained on although a test prompt of the category has the same requirement: "
+                f"{counted(self.reworded, 'prompt')}"
+            )
         return lines
 
 
@@ -53,7 +60,7 @@ def find(prompts: Sequence[str], despite: bool) -> tuple[Leaks, set[str] | None]
     it. A task folder that names no splits holds whatever its owner made it for.
     """
     tests, texts = [], set[str]()
-    same = reordered = near = 0
+    same = reordered = near = reworded = 0
     for task, chosen in select(prompts):
         if _is_test(task):
             if not despite:
@@ -64,14 +71,17 @@ def find(prompts: Sequence[str], despite: bool) -> tuple[Leaks, set[str] | None]
                 )
             tests.append(task.name)
         elif task.split != "test" and "test" in task.splits() and not despite:
-            known = [words(prompt.text) for prompt in task.prompts("test")]
+            tested = task.prompts("test")
+            known = [words(prompt.text) for prompt in tested]
+            contents = {(p.category, cluster(p)) for p in tested if p.requirement}
             copies = _copies(chosen, known)
             same += sum(kind == "same" for kind in copies.values())
             reordered += sum(kind == "reordered" for kind in copies.values())
             chosen = [prompt for prompt in chosen if prompt.text not in copies]
             near += _near(chosen, known)
+            reworded += sum((p.category, cluster(p)) in contents for p in chosen)
         texts.update(prompt.text for prompt in chosen)
-    return Leaks(tests, same, reordered, near), texts if same or reordered else None
+    return Leaks(tests, same, reordered, near, reworded), texts if same or reordered else None
 
 
 def _is_test(task: Task) -> bool:

@@ -28,10 +28,11 @@ def words(text: str) -> list[str]:
 
 def cluster(prompt: Prompt) -> str:
     """A name that the prompts of a category share if they have the same requirement, whatever the
-    order of its things and the side from which it names a relation; without one, the prompt's id.
+    order of its things and the side from which it names a relation; without one, its words, since
+    equal texts get equal images.
     """
     if not prompt.requirement:
-        return prompt.id
+        return " ".join(words(prompt.text)) or prompt.text
     content: Any = dict(prompt.requirement)
     if things := _things(prompt):
         relations = []
@@ -93,8 +94,9 @@ def _things(prompt: Prompt) -> list[str] | None:
 
 
 def _asked(prompt: Prompt) -> frozenset[str]:
-    """What an image must show: the things of the requirement, else the content words."""
-    return frozenset(_things(prompt) or _content_words(prompt.text))
+    """What an image must show, wherever: the things of the requirement, else the content words."""
+    content = _content_words(prompt.text)
+    return frozenset(_things(prompt) or content - _PLACES or content)
 
 
 def _facts(prompt: Prompt) -> frozenset[str]:
@@ -109,3 +111,8 @@ def _content_words(text: str) -> frozenset[str]:
     """Cut short, so that a plural is the same word; the text itself if it has none."""
     content = {w[:5].rstrip("es") or w for w in words(text) if w not in FUNCTION_WORDS}
     return frozenset(content or {text})
+
+
+_PLACES: Final = _content_words(
+    "left right top bottom side front behind above below under over near next beside hidden"
+)

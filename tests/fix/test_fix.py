@@ -94,7 +94,13 @@ def test_the_record_says_what_was_done(fixed: Path, tiny_janus: Path) -> None:
     found = record(fixed / "fixed")
     assert found["done"]
     assert found["settings"]["method"] == "c-sft"
-    assert found["leaks"] == {"test_splits": [], "same": 0, "reordered": 0, "near": 14}
+    assert found["leaks"] == {
+        "test_splits": [],
+        "same": 0,
+        "reordered": 0,
+        "near": 14,
+        "reworded": 40,
+    }
     assert found["base"]["fingerprint"] == load_model(str(tiny_janus)).fingerprint
     assert {"torch", "transformers", "peft", "accelerate", "datasets"} <= set(found["versions"])
     assert {row["rule"] for row in found["counts"]} >= {"all", "mixed", "best:1", "above:0.4675"}

@@ -79,7 +79,7 @@ def test_the_two_modes_are_two_judges_of_one_model(tiny_janus: Path, mode: Mode)
     model = JanusModel("tiny", tiny_janus)
     judge = OwnJudge(model, mode)
     assert judge.name == NAMES[mode]
-    rules = {"logits": "self-1", "text": "self-text-2"}[mode]
+    rules = {"logits": "self-1", "text": "self-text-3"}[mode]
     assert judge.fingerprint == f"{rules}-{model.fingerprint}"
     assert NEEDS[mode] in model.capabilities
     assert NEEDS[mode] in CAPABILITIES

@@ -196,7 +196,7 @@ def test_runs_without_the_verdicts_that_rank(made: Any, tmp_path: Path) -> None:
 def test_the_card_says_what_a_fix_trained_on(made: Any, tmp_path: Path) -> None:
     assert json.loads((made.folder / "card.json").read_text())["training"] is None
     folder = tampered(made, tmp_path)
-    leaks = {"test_splits": ["geneval"], "same": 1, "reordered": 2, "near": 3}
+    leaks = {"test_splits": ["geneval"], "same": 1, "reordered": 2, "near": 3, "reworded": 4}
     settings = {"model": "janus-mini", "method": "sft", "prompts": ["geneval"], "lora": 32}
     (tmp_path / "fix.json").write_text(json.dumps({"settings": settings, "leaks": leaks}))
     edit(folder, "run.json", lambda meta: meta["model_about"].update(given=str(tmp_path)))

@@ -113,8 +113,8 @@ def test_what_is_sent(server: Painting) -> None:
 
 def test_its_own_verdicts_name_the_rules_of_reading_in_both_modes(server: Painting) -> None:
     model = server.model()
-    assert OwnJudge(model, "logits").fingerprint == f"self-2-{model.fingerprint}"
-    assert OwnJudge(model, "text").fingerprint == f"self-text-2-{model.fingerprint}"
+    assert OwnJudge(model, "logits").fingerprint == f"self-3-{model.fingerprint}"
+    assert OwnJudge(model, "text").fingerprint == f"self-text-3-{model.fingerprint}"
 
 
 def test_a_known_model_comes_with_its_recipe(server: Painting) -> None:

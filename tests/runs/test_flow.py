@@ -189,7 +189,7 @@ def test_words_read_by_older_rules_are_kept_and_asked_for_again(run: Callable[..
     frame = words.frame()
     for name in ("plan.json", "verdicts.jsonl"):
         file = words.path / name
-        older = file.read_text().replace("self-text-2-", "self-text-1-")
+        older = file.read_text().replace("self-text-3-", "self-text-1-")
         file.write_text(re.sub(r',\s*"checksum": "\w+"', "", older))
     older = open_run(words.path)
     assert older.plan.own_fingerprint.startswith("self-text-1-")
@@ -199,7 +199,7 @@ def test_words_read_by_older_rules_are_kept_and_asked_for_again(run: Callable[..
     added = lines(again, "verdicts.jsonl")[len(before) :].splitlines()
     assert lines(again, "verdicts.jsonl").startswith(before)
     assert len(added) == 6
-    assert all(json.loads(line)["fingerprint"].startswith("self-text-2-") for line in added)
+    assert all(json.loads(line)["fingerprint"].startswith("self-text-3-") for line in added)
 
 
 def test_a_model_by_name_and_as_object_are_the_same_run(run: Callable[..., Run]) -> None:

@@ -34,7 +34,7 @@ def test_wordings_of_one_requirement_are_one_cluster() -> None:
     assert cluster(both) == cluster(order)
     assert len({cluster(p) for p in (left, turned, both)}) == 3
     assert cluster(prompt("a", {"list": ["q"]})) == cluster(prompt("b", {"list": ["q"]}))
-    assert cluster(prompt("a car")) == "a car"
+    assert cluster(prompt("a car")) == cluster(prompt("A car.")) != cluster(prompt("a bus"))
     prompts = load_task("shapes").prompts()
     assert len({(p.category, cluster(p)) for p in prompts}) == 194
 
@@ -59,6 +59,10 @@ def test_what_may_match_is_no_partner(difficulty: Difficulty) -> None:
     assert set(chosen(order, difficulty).values()) == {None}
     known = ["a cat", "cats"]
     assert set(chosen(known, difficulty).values()) == {None}
+    places = ["a giraffe near a wallet", "a giraffe on the right of a wallet"]
+    turned = ["a boy on the bottom of a bee", "a bee on the top of a boy", "a bee next to a boy"]
+    assert set(chosen(places, difficulty).values()) == {None}
+    assert set(chosen(turned, difficulty).values()) == {None}
     assert chosen(["!", "?"], difficulty) == {"!": "?", "?": "!"}
 
 

@@ -2,8 +2,9 @@
 stand for (easy: GenEval, medium: T2I-CompBench++, hard: Science-T2I).
 
 A prompt is a wording around a content. In the medium and hard tiers the test split holds contents
-that the train split never has in any wording; the easy tier has too few contents for that, so
-there only the wording is new.
+that the train split has in no wording around it, though it may have them in another order or with
+other facts for the same shapes; the easy tier has too few contents for that, so there only the
+wording is new.
 """
 
 from __future__ import annotations
