@@ -56,8 +56,8 @@ def run(
     sheets = write_sheets(done)
     show_run(done, None, console())
     console().print(
-        f"Pictures: {sheets[0].parent} ({counted(len(sheets), 'contact sheet')}). The table again: "
-        f"gapbench show {done.path}",
+        f"Pictures: {done.path / 'sheets'} ({counted(len(sheets), 'contact sheet')}). The table "
+        f"again: gapbench show {done.path}",
         soft_wrap=True,
     )
     if failed := done.failures():

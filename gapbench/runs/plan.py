@@ -24,7 +24,7 @@ from gapbench.runs.settings import RunSettings
 from gapbench.tasks.content import Difficulty, partners
 from gapbench.tasks.spec import Overalls
 from gapbench.tasks.task import Task, select
-from gapbench.types import GapbenchError, Prompt, Scale
+from gapbench.types import GapbenchError, Prompt, Refusal, Scale
 
 PAIRS: Final[dict[Difficulty, str]] = {
     "far": "the other prompt shares as few content words as possible",
@@ -241,14 +241,14 @@ def missing_items(items: Iterable[Item], drawn: Container[tuple[str, int]]) -> l
     return list(missing.values())
 
 
-def refuse_prompts(model: Model, prompts: Iterable[Prompt]) -> None:
-    """Raises GapbenchError naming the first prompt that the model cannot draw."""
-    for prompt in prompts:
-        reason = model.refuses(prompt.text)
-        if reason:
-            raise GapbenchError(
-                f"task {prompt.task}, prompt {prompt.id}: {reason}; change or remove the prompt"
-            )
+def refusals(model: Model, items: Sequence[Item]) -> dict[tuple[str, int], Refusal]:
+    """(prompt text, seed) -> Refusal, of the items whose prompt the model says it cannot draw."""
+    reasons = {text: model.refuses(text) for text in dict.fromkeys(i.prompt.text for i in items)}
+    return {
+        (i.prompt.text, i.seed): Refusal(prompt=i.prompt.text, seed=i.seed, reason=reason)
+        for i in items
+        if (reason := reasons[i.prompt.text])
+    }
 
 
 def limited(of_task: Sequence[Prompt], limit: int | None) -> list[Prompt]:
