@@ -333,7 +333,7 @@ def _note_served(folder: RunFolder, who: str, asked: Model | Judge) -> None:
     """Keep what a server calls its model, and mark a name that is not the one asked for."""
     if (said := asked.served()) is None:
         return
-    file = folder.path / "served.json"
+    said, file = str(said), folder.path / "served.json"
     folder.write(file.name, (folder.read(file.name) if file.exists() else {}) | {who: said})
     name, mine = said.rpartition("/")[2].lower(), asked.name.removeprefix("server-").lower()
     other = mine not in name and name not in mine

@@ -17,7 +17,7 @@ from gapbench.judges import load_judge
 from gapbench.judges.base import Judge
 from gapbench.judges.own import NEEDS, OwnJudge
 from gapbench.models import as_model
-from gapbench.models.base import Model, require
+from gapbench.models.base import Model, misdescribed, require
 from gapbench.models.images import ImagesModel
 from gapbench.runs.needs import judges_here
 from gapbench.runs.settings import RunSettings
@@ -171,6 +171,8 @@ def prepare(settings: RunSettings) -> Prepared:
         adapter = Copies(model, settings.device, settings.dtype, recipe, workers)
     else:
         adapter = as_model(model, settings.device, settings.dtype, recipe)
+    if wrong := misdescribed(adapter):
+        raise GapbenchError(f"model {model if isinstance(model, str) else adapter.name}: {wrong}")
     require(adapter, ["generate"], "it cannot draw")
     own = None
     if verdict != "none":
