@@ -193,8 +193,7 @@ def _scores(model: Model, places: list[int], pictures: list[Image.Image]) -> NDA
 
 
 def _judges(model: Model, pictures: list[Image.Image]) -> None:
-    scores = _scores(model, [0, 1, 2], pictures)
-    mass = float(np.exp(scores).sum(1).max())
+    mass = float(np.exp(_scores(model, [0, 1, 2], pictures)).sum(1).max())
     _expect(mass <= 1 + 1e-6, f"two different answers have {mass:.3f} of probability together")
     rows = model.answers(pictures, QUESTIONS, words=False)
     _expect(len(rows) == 3, f"answers gave {len(rows)} rows for 3 images")

@@ -147,7 +147,7 @@ def fault(capfd: pytest.CaptureFixture[str], command: str, model: str, folder: P
     told = out + last if command == "check-model" else last
     told = told.replace("Odd.", "odd_")  # Python names the method whose arguments do not fit
     if (f"({PACKAGE}" in told and "odd_" not in told) or (
-        "--traceback" in last and "odd_" not in last
+        "--traceback" in last and "odd_" not in told
     ):
         return "ours: " + next(x for x in (out + err).splitlines() if PACKAGE in x or x == last)
     return None
