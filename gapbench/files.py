@@ -211,8 +211,12 @@ def sha256_of(file: Path) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """What an exception says, in one line; its kind where it says nothing or cannot."""
+    try:
+        said = str(error).strip()
+    except Exception:  # somebody else's class
+        said = ""
+    return (said or type(error).__name__).splitlines()[0]
 
 
 def blamed(error: BaseException) -> str:

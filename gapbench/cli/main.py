@@ -9,7 +9,7 @@ import traceback as tracebacks
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TextIO
 
 import typer
 
@@ -56,8 +56,8 @@ def run(
     sheets = write_sheets(done)
     show_run(done, None, console())
     console().print(
-        f"Pictures: {sheets[0].parent} ({counted(len(sheets), 'contact sheet')}). The table again: "
-        f"gapbench show {done.path}",
+        f"Pictures: {done.path / 'sheets'} ({counted(len(sheets), 'contact sheet')}). The table "
+        f"again: gapbench show {done.path}",
         soft_wrap=True,
     )
     if failed := done.failures():
@@ -129,12 +129,12 @@ def main() -> None:
             err=True,
         )
         sys.exit(130)
-    except BrokenPipeError:  # `gapbench show ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except (Exception, SystemExit) as error:  # an adapter may raise anything
+    except BaseException as error:  # an adapter may raise anything
         from gapbench.files import blamed
 
+        if isinstance(error, BrokenPipeError) and _is_closed(sys.stdout):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
         if whole:
             tracebacks.print_exception(error)
         told = isinstance(error, GapbenchError)
@@ -142,3 +142,12 @@ def main() -> None:
         typer.echo(printable(f"gapbench: {blamed(error)}{more}"), err=True)
         sys.exit(2)
     sys.exit(code)
+
+
+def _is_closed(stream: TextIO) -> bool:
+    """Whether nobody reads a stream any more, as in `gapbench show ... | head`."""
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        return True
+    return False

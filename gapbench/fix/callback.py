@@ -20,7 +20,7 @@ from gapbench.metrics.rates import rates  # noqa: E402
 from gapbench.models import load_model  # noqa: E402
 from gapbench.models.base import require, require_shared  # noqa: E402
 from gapbench.runs.frame import row  # noqa: E402
-from gapbench.runs.plan import prepare, refuse_prompts  # noqa: E402
+from gapbench.runs.plan import prepare, refusals  # noqa: E402
 from gapbench.runs.settings import RunSettings  # noqa: E402
 from gapbench.types import SHARE, GapbenchError  # noqa: E402
 
@@ -64,7 +64,10 @@ class GapCallback(TrainerCallback):  # type: ignore[misc]
         self.items = made.plan.items()
         self.judges = {judge.name: judge for judge in made.judges}
         self.own = OwnJudge(self.model, "logits")
-        refuse_prompts(self.model, [item.prompt for item in self.items])
+        for refused in refusals(self.model, self.items).values():
+            raise GapbenchError(
+                f"GapCallback: {model} cannot draw {refused.prompt!r}: {refused.reason}"
+            )
         self.start: dict[str, float] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:  # noqa: ARG002

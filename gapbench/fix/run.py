@@ -230,6 +230,8 @@ class _Fixing:
         run = flow.measure(replace(told, **more))
         if run.failures():
             raise GapbenchError(f"{run.path}: {' '.join(run.notes())}")
+        if run.refused():
+            self.say(" ".join(run.notes()))
         return run
 
     def _first(self) -> Run:

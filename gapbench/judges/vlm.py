@@ -37,6 +37,7 @@ from gapbench.models.checkpoint import (
     load_pretrained,
     model_type,
     require_weights,
+    settings_files,
 )
 from gapbench.types import Answer, GapbenchError, Prompt
 from gapbench.verdict import ANSWERS, QUESTION, weigh
@@ -45,6 +46,8 @@ ADAPTER: Final = "vlm-1"
 DEFAULT: Final = "72b"
 SETTINGS: Final = ("*.json", "*.jinja", "*.txt", "*.model")
 WEIGHTS: Final = "*.safetensors"
+READ: Final = (WEIGHTS, "*.index.json", "*.model", "vocab.txt", "video_preprocessor_config.json")
+"""What a judge may read of a folder beside `settings_files`; other JSON there are logs."""
 _HUB: Final = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w.-]+))?")
 
 
@@ -86,7 +89,8 @@ class VlmJudge(Judge):
         if (Path(given) / "config.json").is_file():
             self.folder = Path(given)
             require_weights("judge vlm", self.folder)
-            files = sorted({f for kind in (*SETTINGS, WEIGHTS) for f in self.folder.glob(kind)})
+            more = {f for kind in READ for f in self.folder.glob(kind)}
+            files = sorted({*settings_files(self.folder), *more})
             origin, short = digest("", files), self.folder.resolve().name
         else:
             matched = _HUB.fullmatch(given)

@@ -220,7 +220,7 @@ def _rates(submission: Submission) -> Iterator[str]:
             yield f"rates.json, {judge}: not a list of figures"
             return
         # A submission older than a figure lacks all of it; the board computes it from the rows.
-        known = {rate.get("metric") for rate in given}
+        known = [rate.get("metric") for rate in given]
         expected = [rate for rate in expected if rate["metric"] in known]
         if not given or len(given) != len(expected):
             yield f"rates.json, {judge}: {len(given)} figures, not {len(expected)}"

@@ -11,11 +11,11 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Final
 
-from gapbench.files import read_object, sha256_of
+from gapbench.files import blamed, read_object, sha256_of
 from gapbench.models.base import REQUIRED, Model, require, with_defaults
 from gapbench.models.entry import Entry, changed
 from gapbench.models.registry import FAMILIES, FOLDERS, MODELS
-from gapbench.types import GapbenchError
+from gapbench.types import Crash, GapbenchError
 
 _IMPORT: Final = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)(?:@(.+))?")
 
@@ -176,7 +176,10 @@ def _third_party(
                 f"model {name}: its adapter takes no recipe, so --set cannot be used"
             )
         more["recipe"] = changes
-    made = make(device=device, dtype=dtype, **more)
+    try:
+        made = make(device=device, dtype=dtype, **more)
+    except StopIteration as error:  # would end a loop of ours
+        raise Crash(blamed(error)) from error
     return with_defaults(made, Model, REQUIRED, f"model {name}")
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType, MethodType
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gapbench.types import Answer, GapbenchError, Unfinished
+from gapbench.types import Answer, GapbenchError, Unfinished, counted
 from gapbench.verdict import ANSWERS, parse, weigh
 
 if TYPE_CHECKING:
@@ -173,12 +174,8 @@ class Model:
         try:
             if words:
                 return [parse(text) for text in self.reply(images, questions)]
-            odds = np.asarray(self.judge(images, questions, ANSWERS))
-            if odds.shape != (len(images), 2) or not (odds <= 1e-6).all():
-                raise GapbenchError(
-                    f"model {self.name}: judge gave, for {len(images)} images and 2 answers, "
-                    f"{odds.tolist()[:2]}, which are not log-probabilities"
-                )
+            gave = self.judge(images, questions, ANSWERS)
+            odds = log_probabilities(f"model {self.name}", gave, len(images))
             return [weigh(float(no), float(yes)) for no, yes in odds]
         except Unfinished as stop:
             read = parse if words else lambda row: weigh(*row)
@@ -280,6 +277,45 @@ class Model:
         """Log-probability in nats of each text's ending, and whether it is what greedy decoding
         would say."""
         raise _lacking(self, "score")
+
+
+def misdescribed(model: Model) -> str | None:
+    """What is wrong with what an adapter says of itself, or None."""
+    for field in ("name", "fingerprint"):
+        if not isinstance(said := getattr(model, field), str) or not said:
+            return f"its {field} is {said!r:.80}, not a text"
+    if not isinstance(model.capabilities, Collection) or isinstance(model.capabilities, str):
+        return f"its capabilities are {model.capabilities!r:.80}, no set of names"
+    if not isinstance(model.device, str | None) or not isinstance(model.dtype, str | None):
+        return "its device or its dtype is no text"
+    if min(model.batches) < 1:
+        return f"its batches are of {model.batches[0]} to {model.batches[1]} images"
+    for method in ("generate", "judge", "reply"):
+        if not callable(getattr(model, method)):
+            return f"its {method} is no method"
+    try:
+        json.dumps(dict(model.recipe))
+    except (TypeError, ValueError) as error:
+        return f"its recipe is no JSON ({error})"
+    return None
+
+
+def log_probabilities(who: str, gave: Any, images: int) -> NDArray[np.float64]:
+    """What `judge` gave for so many images and two answers, (images, 2). Raises GapbenchError where
+    it is anything else than log-probabilities."""
+    try:
+        if np.iscomplexobj(gave):
+            raise TypeError
+        odds = np.array([[float(odd) for odd in row] for row in gave])
+        fine = odds.shape == (images, 2) and bool((odds <= 1e-6).all())
+    except (TypeError, ValueError):
+        fine = False
+    if not fine:
+        raise GapbenchError(
+            f"{who}: judge gave, for {counted(images, 'image')} and 2 answers, "
+            f"{' '.join(repr(gave).split()):.80}, which are not log-probabilities"
+        )
+    return odds
 
 
 def require(model: Model, capabilities: Sequence[str], why: str) -> None:

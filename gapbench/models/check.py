@@ -20,7 +20,15 @@ from PIL import Image
 
 from gapbench.files import blamed
 from gapbench.models import is_import, lora
-from gapbench.models.base import CAPABILITIES, IMAGE, Drawing, Model, has_own
+from gapbench.models.base import (
+    CAPABILITIES,
+    IMAGE,
+    Drawing,
+    Model,
+    has_own,
+    log_probabilities,
+    misdescribed,
+)
 from gapbench.verdict import ANSWERS
 
 PROMPTS: Final = ("a red circle", "a blue square above two green stars", "three dogs")
@@ -109,7 +117,7 @@ def _expect(holds: bool, otherwise: str) -> None:
 
 
 def _describes(model: Model) -> None:
-    _expect(bool(model.name), "its name is empty")
+    _expect(not (wrong := misdescribed(model)), str(wrong))
     _expect(len(str(model.fingerprint)) >= 8, "its fingerprint has fewer than 8 characters")
     _expect(isinstance(model.capabilities, Set), "its capabilities are no frozenset")
     for unknown in sorted(set(model.capabilities) - set(CAPABILITIES)):
@@ -117,8 +125,6 @@ def _describes(model: Model) -> None:
     for name in model.capabilities:
         for method in CAPABILITIES[name].methods:
             _expect(has_own(model, method), f"it says {name} and has no {method}")
-    first, most = model.batches
-    _expect(min(first, most) >= 1, f"batches of {first} to {most} images")
     for key, value in dict(model.recipe).items():
         plain = value is None or isinstance(value, (bool, int, float, str))
         _expect(plain, f"recipe: {key} is a {type(value).__name__}, not a plain value")
@@ -126,12 +132,15 @@ def _describes(model: Model) -> None:
 
 def _draw(model: Model, prompts: tuple[str, ...], seeds: tuple[int, ...]) -> list[Drawing]:
     drawn = model.generate(list(prompts), list(seeds))
+    _expect(isinstance(drawn, list | tuple), f"generate gave a {type(drawn).__name__}, not a list")
     _expect(len(drawn) == len(prompts), f"{len(prompts)} prompts gave {len(drawn)} drawings")
     for drawing in drawn:
+        _expect(isinstance(drawing, Drawing), f"generate gave a {type(drawing).__name__} in a row")
         image = drawing.image
         _expect(isinstance(image, Image.Image), f"image is a {type(image).__name__}, no PIL image")
         _expect(image.mode == "RGB", f"an image is of mode {image.mode}, not RGB")
-        _expect(isinstance(drawing.logprob, float | None), "a logprob is neither a float nor None")
+        logprob = 0.0 if drawing.logprob is None else drawing.logprob
+        _expect(isinstance(logprob, float) and logprob <= 1e-6, f"a logprob is {logprob!r:.40}")
     return drawn
 
 
@@ -179,17 +188,12 @@ def _pictures(model: Model) -> list[Image.Image]:
 
 
 def _scores(model: Model, places: list[int], pictures: list[Image.Image]) -> NDArray[np.float64]:
-    return np.asarray(
-        model.judge([pictures[p] for p in places], [QUESTIONS[p] for p in places], ANSWERS)
-    )
+    gave = model.judge([pictures[p] for p in places], [QUESTIONS[p] for p in places], ANSWERS)
+    return log_probabilities("the model", gave, len(places))
 
 
 def _judges(model: Model, pictures: list[Image.Image]) -> None:
-    scores = _scores(model, [0, 1, 2], pictures)
-    _expect(scores.shape == (3, 2), f"3 images and 2 answers gave an array of {scores.shape}")
-    _expect(not np.isnan(scores).any(), "a log-probability is NaN")
-    _expect(bool((scores <= 1e-6).all()), "a log-probability is above 0")
-    mass = float(np.exp(scores).sum(1).max())
+    mass = float(np.exp(_scores(model, [0, 1, 2], pictures)).sum(1).max())
     _expect(mass <= 1 + 1e-6, f"two different answers have {mass:.3f} of probability together")
     rows = model.answers(pictures, QUESTIONS, words=False)
     _expect(len(rows) == 3, f"answers gave {len(rows)} rows for 3 images")
@@ -200,12 +204,12 @@ def _tolerance(model: Model) -> float:
 
 
 def _company_of(model: Model, pictures: list[Image.Image]) -> None:
-    most = _tolerance(model)
-    together = _scores(model, [0, 1, 2], pictures)
+    together, most = _scores(model, [0, 1, 2], pictures), _tolerance(model)
     alone = np.concatenate([_scores(model, [place], pictures) for place in range(3)])
     turned = _scores(model, [2, 1, 0], pictures)[::-1]
     for other, how in ((alone, "alone"), (turned, "in another order")):
-        apart = float(np.abs(other - together).max())
+        differ = other != together  # both may be -inf
+        apart = float(np.abs(other[differ] - together[differ]).max(initial=0))
         _expect(apart <= most, f"log-probabilities {how} differ by {apart:.2g} (allowed {most:g})")
 
 
@@ -252,8 +256,6 @@ def _tokens(model: Model) -> None:
         drawn.append(tokens.tolist())
         _expect(tokens.ndim == 1 and tokens.dtype == np.int32, "tokens are no (T,) int32")
         _expect(bool((tokens >= 0).all()), "a token is negative")
-        if drawing.logprob is not None:
-            _expect(drawing.logprob <= 1e-6, "a drawing's log-probability is above 0")
     _expect(drawn[0] != drawn[1], "two images have the same tokens")
 
 
@@ -299,10 +301,8 @@ def _refuses(model: Model) -> None:
 
 
 def _odd(model: Model) -> None:
-    sizes = [(1, 1), (400, 8), (8, 400)]
-    pictures = [Image.new("RGB", size, "white") for size in sizes]
-    scores = np.asarray(model.judge(pictures, list(QUESTIONS), ANSWERS))
-    _expect(scores.shape == (3, 2), f"3 images and 2 answers gave an array of {scores.shape}")
+    pictures = [Image.new("RGB", size, "white") for size in ((1, 1), (400, 8), (8, 400))]
+    _scores(model, [0, 1, 2], pictures)
 
 
 def _greedy(name: str, load: Load, model: Model) -> None:

@@ -35,7 +35,8 @@ def write_sheets(run: Run) -> list[Path]:
     each, in equal parts from the four groups of verdicts. Returns the files."""
     frame = run.frame()
     written = []
-    for (task, category), rows in frame.groupby(["task", "category"], sort=False):
+    groups = frame.groupby(["task", "category"], sort=False) if len(frame) else ()
+    for (task, category), rows in groups:
         name = f"sheets/{task}-{category}.png"
         buffer = io.BytesIO()
         _sheet(run, f"{task}: {category}", rows).save(buffer, "PNG")

@@ -12,7 +12,7 @@ from typing import Final
 from gapbench.judges.base import Judge
 from gapbench.models.base import Drawing
 from gapbench.runs.folder import RunFolder, folder_for
-from gapbench.runs.plan import Item, Prepared, missing_items, refuse_prompts
+from gapbench.runs.plan import Item, Prepared, missing_items, refusals
 from gapbench.types import Prompt, counted
 
 CALIBRATION: Final = 8
@@ -53,8 +53,8 @@ def estimate(prepared: Prepared) -> Estimate:
     drawn = folder.generations() if folder else {}
     there = folder.verdicts() if folder else {}
     refused = folder.refusals() if folder and not prepared.settings.retry_refused else {}
+    refused |= refusals(prepared.model, missing_items(items, {**drawn, **refused}))
     missing = missing_items(items, {**drawn, **refused})
-    refuse_prompts(prepared.model, {i.prompt.text: i.prompt for i in missing}.values())
 
     def unjudged(judge: Judge, pairs: Iterable[tuple[Prompt, Item]]) -> int:
         wanted = set()

@@ -23,7 +23,7 @@ from gapbench.judges.base import Judge
 from gapbench.models import load_model
 from gapbench.models.base import Drawing, Model
 from gapbench.runs.folder import RunFolder, folder_for
-from gapbench.runs.plan import Item, Prepared, missing_items, prepare, refuse_prompts
+from gapbench.runs.plan import Item, Prepared, missing_items, prepare, refusals
 from gapbench.runs.run import FAILURES, HUMAN, Run
 from gapbench.runs.settings import Progress, RunSettings
 from gapbench.types import Answer, GapbenchError, Generation, Prompt, Refusal, Verdict, counted
@@ -51,13 +51,13 @@ def measure(settings: RunSettings) -> Run:
     path = folder_for(settings.out, made.model.name, made.identity)
     if (path / "run.json").exists():
         missing = _left(RunFolder.open(path), items, settings.retry_refused)
-    refuse_prompts(made.model, {i.prompt.text: i.prompt for i in missing}.values())
+    refused = refusals(made.model, missing)
     try:
-        if missing:  # what cannot be loaded or reached leaves nothing behind
+        if len(missing) > len(refused):  # what cannot be loaded or reached leaves nothing behind
             made.model.load()
             for judge in made.judges:
                 judge.check_ready()
-        return _work(made, items)
+        return _work(made, items, refused)
     finally:
         made.model.release()
 
@@ -81,8 +81,8 @@ run = _by_keyword(measure, RunSettings)
 """`measure`, with the fields of RunSettings as keywords."""
 
 
-def _work(made: Prepared, items: list[Item]) -> Run:
-    """The stages of a checked command, kept in its run folder."""
+def _work(made: Prepared, items: list[Item], refused: Mapping[tuple[str, int], Refusal]) -> Run:
+    """The stages of a checked command, kept in its run folder; `refused` are not drawn."""
     batch_size, progress = made.settings.batch_size, made.settings.progress
     retry = made.settings.retry_refused
     recorded = about(made.model, made.settings)
@@ -90,7 +90,8 @@ def _work(made: Prepared, items: list[Item]) -> Run:
     failures: dict[str, Mapping[str, int]] = {}
     with folder.lock():
         folder.write("plan.json", with_checksum(asdict(made.plan)))
-        missing = _left(folder, items, retry)
+        folder.append(refused.values())
+        missing = [i for i in _left(folder, items, retry) if (i.prompt.text, i.seed) not in refused]
         failures["images"] = _draw(made.model, folder, items, missing, batch_size, progress)
         _note_served(folder, f"model {made.model.name}", made.model)
         drawn = folder.generations()
@@ -332,7 +333,7 @@ def _note_served(folder: RunFolder, who: str, asked: Model | Judge) -> None:
     """Keep what a server calls its model, and mark a name that is not the one asked for."""
     if (said := asked.served()) is None:
         return
-    file = folder.path / "served.json"
+    said, file = str(said), folder.path / "served.json"
     folder.write(file.name, (folder.read(file.name) if file.exists() else {}) | {who: said})
     name, mine = said.rpartition("/")[2].lower(), asked.name.removeprefix("server-").lower()
     other = mine not in name and name not in mine

@@ -17,14 +17,14 @@ from gapbench.judges import load_judge
 from gapbench.judges.base import Judge
 from gapbench.judges.own import NEEDS, OwnJudge
 from gapbench.models import as_model
-from gapbench.models.base import Model, require
+from gapbench.models.base import Model, misdescribed, require
 from gapbench.models.images import ImagesModel
 from gapbench.runs.needs import judges_here
 from gapbench.runs.settings import RunSettings
 from gapbench.tasks.content import Difficulty, partners
 from gapbench.tasks.spec import Overalls
 from gapbench.tasks.task import Task, select
-from gapbench.types import GapbenchError, Prompt, Scale
+from gapbench.types import GapbenchError, Prompt, Refusal, Scale
 
 PAIRS: Final[dict[Difficulty, str]] = {
     "far": "the other prompt shares as few content words as possible",
@@ -171,6 +171,8 @@ def prepare(settings: RunSettings) -> Prepared:
         adapter = Copies(model, settings.device, settings.dtype, recipe, workers)
     else:
         adapter = as_model(model, settings.device, settings.dtype, recipe)
+    if wrong := misdescribed(adapter):
+        raise GapbenchError(f"model {model if isinstance(model, str) else adapter.name}: {wrong}")
     require(adapter, ["generate"], "it cannot draw")
     own = None
     if verdict != "none":
@@ -241,14 +243,14 @@ def missing_items(items: Iterable[Item], drawn: Container[tuple[str, int]]) -> l
     return list(missing.values())
 
 
-def refuse_prompts(model: Model, prompts: Iterable[Prompt]) -> None:
-    """Raises GapbenchError naming the first prompt that the model cannot draw."""
-    for prompt in prompts:
-        reason = model.refuses(prompt.text)
-        if reason:
-            raise GapbenchError(
-                f"task {prompt.task}, prompt {prompt.id}: {reason}; change or remove the prompt"
-            )
+def refusals(model: Model, items: Sequence[Item]) -> dict[tuple[str, int], Refusal]:
+    """(prompt text, seed) -> Refusal, of the items whose prompt the model says it cannot draw."""
+    reasons = {text: model.refuses(text) for text in dict.fromkeys(i.prompt.text for i in items)}
+    return {
+        (i.prompt.text, i.seed): Refusal(prompt=i.prompt.text, seed=i.seed, reason=reason)
+        for i in items
+        if (reason := reasons[i.prompt.text])
+    }
 
 
 def limited(of_task: Sequence[Prompt], limit: int | None) -> list[Prompt]:

@@ -301,12 +301,25 @@ def test_edited_weights_are_not_the_bundled_model(
         load_model("janus-mini")
 
 
-def test_special_tokens_in_prompts_are_refused(
+def test_a_prompt_that_cannot_be_drawn_costs_no_other(
     cli: Cli, user_task: Callable[..., Path], tmp_path: Path
 ) -> None:
-    folder = user_task(
-        [{"text": "a circle"}, {"text": "a <begin_of_image> circle", "id": "two"}], judge=None
-    )
+    folder = user_task([{"text": "a circle"}, {"text": "a <begin_of_image> circle"}], judge=None)
+    assert "Left to do: 2 images" in cli("run", "--tasks", str(folder), "--dry-run").stdout
+    for more in ((), ("--retry-refused",)):
+        done = cli("run", "--tasks", str(folder), *more)
+        assert done.returncode == 0, done.stderr
+        assert "2 images of 4 refused by the model are left out: it contains" in done.stdout
+        assert "'<begin_of_image>'" in done.stdout
+    run = open_run(next((tmp_path / "runs").iterdir()))
+    assert set(run.frame()["text"]) == {"a circle"}
+
+
+def test_a_run_of_which_every_prompt_is_refused_says_so(
+    cli: Cli, user_task: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = user_task([{"text": "a <begin_of_image> circle"}], judge=None)
     done = cli("run", "--tasks", str(folder))
-    assert_refused(done, "task mine, prompt two", "'<begin_of_image>'", "special token")
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert (done.returncode, "2 images of 2 refused" in done.stdout) == (0, True), done.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    assert cli("show", str(run)).returncode == 0

@@ -170,6 +170,8 @@ def test_name_and_fingerprint_follow_the_files(tiny_qwen: Path, tmp_path: Path) 
     first, second = VlmJudge(str(tiny_qwen)), VlmJudge(str(copy))
     assert (first.name, second.name) == ("vlm-tiny-qwen", "vlm-other")
     assert first.fingerprint == second.fingerprint
+    (copy / "trainer_state.json").write_text("{}")  # a log is no part of a judge
+    assert VlmJudge(str(copy)).fingerprint == first.fingerprint
     settings = json.loads((copy / "preprocessor_config.json").read_text())
     (copy / "preprocessor_config.json").write_text(json.dumps(settings | {"min_pixels": 28 * 28}))
     assert VlmJudge(str(copy)).fingerprint != first.fingerprint

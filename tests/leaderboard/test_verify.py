@@ -193,6 +193,7 @@ def test_a_rate_left_out_or_added(copy: Path) -> None:
         lambda r: r["ranked"].pop(),
         lambda r: r["ranked"].clear(),
         lambda r: r.update(ranked=[1]),
+        lambda r: r["ranked"][-1].update(metric=[]),
         lambda r: r.update(mine=r["ranked"]),
     ):
         rates = json.loads((copy / RATES).read_text())

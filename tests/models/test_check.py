@@ -331,7 +331,7 @@ def test_a_whole_toy_keeps_every_rule(toys: Path) -> None:
         ("Brief", "describes itself", "its fingerprint has fewer than 8 characters"),
         ("Listed", "describes itself", "its capabilities are no frozenset"),
         ("Short", "answers have log-probabilities", "answers gave 2 rows for 3 images"),
-        ("Hungry", "describes itself", "batches of 0 to 64 images"),
+        ("Hungry", "describes itself", "its batches are of 0 to 64 images"),
         ("Mute", "describes itself", "it says text and has no chat"),
         ("Mute", "a text does not", "lacks text: its adapter has no chat"),
         ("Plain", "describes itself", "it says judge_text and has no reply"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -115,6 +116,14 @@ def test_its_own_verdicts_name_the_rules_of_reading_in_both_modes(server: Painti
     model = server.model()
     assert OwnJudge(model, "logits").fingerprint == f"self-3-{model.fingerprint}"
     assert OwnJudge(model, "text").fingerprint == f"self-text-3-{model.fingerprint}"
+
+
+def test_one_number_is_one_value_however_it_is_written(server: Painting) -> None:
+    made = [
+        ServerModel(server.argument, recipe={"guidance_scale": said, "extra": f'{{"cfg": {said}}}'})
+        for said in ("5", "5.0")
+    ]
+    assert [json.dumps(model.recipe) for model in made] == [json.dumps(made[0].recipe)] * 2
 
 
 def test_a_known_model_comes_with_its_recipe(server: Painting) -> None:
