@@ -86,11 +86,12 @@ class Batches(NamedTuple):
     most: int = 64
 
     @classmethod
-    def on(cls, device: str, small: bool) -> Batches:
-        """For weights in this process. A GPU says when its memory is full; on a CPU the process
-        would be killed, by a large model's keys and values, and more rows are no faster anyway."""
+    def on(cls, device: str, small: bool, block: int = 0) -> Batches:
+        """For weights in this process, which may compute in blocks. A GPU says when its memory is
+        full; on a CPU the process would be killed, by a large model's keys and values, and more
+        rows are no faster anyway."""
         if device.startswith("cuda"):
-            return cls(64, 1024)
+            return cls(block, block) if block else cls(64, 1024)
         return cls(64, 64) if small else cls(8, 8)
 
 

@@ -7,19 +7,17 @@ so they are fed and never drawn. Source: baaivision/Emu3 f6ea9aa, image_generati
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import linear
 
 from gapbench.files import digest
+from gapbench.models.autoregressive.draw import Language
 from gapbench.models.autoregressive.model import (
     PADDED,
     AutoregressiveModel,
@@ -30,7 +28,7 @@ from gapbench.models.autoregressive.sampling import Recipe
 from gapbench.models.base import IMAGE
 from gapbench.models.checkpoint import load_pretrained, require_weights, settings_files
 from gapbench.models.entry import Entry, changed, pick_device, weights
-from gapbench.models.registry import MODELS
+from gapbench.models.registry import JANUS_RECIPE, MODELS
 from gapbench.types import GapbenchError
 
 ADAPTER: Final = "emu3-2"
@@ -62,19 +60,15 @@ class Emu3Model(AutoregressiveModel):
         dtype: str = "auto",
         origin: str | None = None,
     ) -> None:
-        self.recipe = dict(recipe or MODELS["emu3"].recipe)
-        sampling = Recipe(
-            **{key: self.recipe[key] for key in ("guidance", "temperature", "top_k", "top_p")}
-        )
-        self.recipe |= asdict(sampling)
-        if self.recipe["image_area"] < DOWN * DOWN:
-            raise GapbenchError(
-                f"recipe: image_area is {self.recipe['image_area']}, must be at least 64"
-            )
-        self.side = round(self.recipe["image_area"] ** 0.5 / DOWN)
+        whole = dict(recipe or MODELS["emu3"].recipe)
+        sampling = Recipe(**{key: whole[key] for key in JANUS_RECIPE})
+        if whole["image_area"] < DOWN * DOWN:
+            raise GapbenchError(f"recipe: image_area is {whole['image_area']}, must be at least 64")
+        self.side = round(whole["image_area"] ** 0.5 / DOWN)
         folders: dict[Role, Path] = {"gen": gen, "und": und}
         files = {role: require_weights(f"model {name}", folder) for role, folder in folders.items()}
         super().__init__(name, folders, files["gen"], sampling, device, dtype)
+        self.recipe = whole | self.recipe
         header = f"{ADAPTER} {self.dtype}\n{origin or ''}"
         for role, own in files.items() if not origin else ():
             header = digest(f"{header}{role}\n", own + settings_files(folders[role]))
@@ -133,19 +127,15 @@ class Emu3Model(AutoregressiveModel):
         ids = mapping.img2bpe_mapping_tensor.long().to(self.device)
         return ids, int(mapping.eol_token_id)
 
-    def _classify(self) -> Callable[[Tensor], Tensor]:
-        weight = self.network.lm_head.weight[self._codes()[0]]
-        return lambda hidden: linear(hidden, weight)
-
-    def _follow(self) -> Callable[[Tensor, int], Iterable[Tensor]]:
+    def _language(self) -> Language:
         (codes, end), embed = self._codes(), self._core.get_input_embeddings()
-
-        def follow(token: Tensor, step: int) -> Iterable[Tensor]:
-            yield embed(codes[token])
-            if (step + 1) % self.side == 0:
-                yield embed(torch.full_like(token, end))
-
-        return follow
+        weight = self.network.lm_head.weight[codes]
+        return Language(
+            head=lambda hidden: linear(hidden, weight),
+            embed=lambda token: embed(codes[token]),
+            line=self.side,
+            between=embed.weight[end],
+        )
 
     def _row(self, tokens: Tensor) -> tuple[Tensor, Any]:
         codes, end = self._codes()
@@ -155,13 +145,13 @@ class Emu3Model(AutoregressiveModel):
         places = torch.arange(lines.shape[1] - 1, device=self.device) % (self.side + 1) != self.side
         return self._core.get_input_embeddings()(lines[:, :-2]), places
 
-    @torch.inference_mode()
-    def decode(self, tokens: NDArray[np.int32]) -> Image.Image:
-        grid = torch.from_numpy(tokens).long().reshape(1, self.side, self.side).to(self.device)
-        pixels = self.network.model.vqmodel.decode(grid)[0].float().permute(1, 2, 0)
+    def _brightness(self, tokens: Tensor) -> Tensor:
+        grid = tokens.reshape(-1, self.side, self.side)
+        pixels = self.network.model.vqmodel.decode(grid).float().permute(0, 2, 3, 1)
         how = self.processor().image_processor
         mean, std = (pixels.new_tensor(value) for value in (how.image_mean, how.image_std))
-        return self._image(pixels * std + mean)
+        brightness: Tensor = pixels * std + mean
+        return brightness
 
     # -- judging and texts -----------------------------------------------------------------
 

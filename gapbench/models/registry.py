@@ -28,7 +28,9 @@ FOLDERS: Final = {
 """A checkpoint's model_type -> what makes its adapter, called as make(name, folder, recipe=changes,
 device=..., dtype=...)."""
 BUNDLED: Final = Path(__file__).parent / "bundled"
-JANUS_RECIPE: Final = {"guidance": 5.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+JANUS_RECIPE: Final = {
+    "guidance": 5.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "block": 0
+}  # fmt: skip
 JANUS_SOURCE: Final = "deepseek-ai/Janus 1daa72f, generation_inference.py, defaults of generate()"
 DEEPSEEK: Final = "DeepSeek Model License"
 EMU3_POSITIVE: Final = " masterpiece, film grained, best quality."
@@ -114,6 +116,7 @@ MODELS: Final[dict[str, Entry]] = {
             "temperature": 1.0,
             "top_k": 2048,
             "top_p": 1.0,
+            "block": 0,
             "image_area": 518400,
             "positive": EMU3_POSITIVE,
             "negative": EMU3_NEGATIVE,

@@ -1,159 +1,156 @@
-"""Drawing long rows of tokens: prefixes computed once, then one token a row at a time."""
+"""Rows of tokens in a Llama-like core: beginnings computed once, then one token a row at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch import Tensor, nn
+from torch.nn.functional import linear
 from transformers import DynamicCache
 
-from gapbench.models.autoregressive.answers import cache_name, positions
-from gapbench.models.autoregressive.sampling import Recipe, draw, guide, uniforms, warp
+from gapbench.models.autoregressive import plain
+from gapbench.models.autoregressive.answers import cache_name
 
-SPAN: Final = 128
-"""On a GPU attention looks over a multiple of this many tokens: one CUDA graph for each."""
+Row = tuple[int, ...]
+"""Token ids of what a row begins with."""
+BUCKET: Final = 32
+"""Beginnings are padded to a multiple of so many tokens: a shape that a row's companions do not
+change."""
+ROOM: Final = 64
+"""Buffers have place for a multiple of so many tokens, so that most batches fit into one's."""
 
 
 class Decoder:
-    """Rows of tokens in a Llama-like core of transformers' (Llama, Emu3), in inference mode.
+    """Keys and values of `rows` rows in a core of transformers' (Llama, Emu3), with place for
+    beginnings of `length` tokens and `room` tokens more; in inference mode.
 
-    `ids` and `mask` (R, T) are the rows' beginnings, padded on the left; rows that begin alike are
-    computed once. `hidden` (R, W) is what the core gives for the last token, `step` gives that for
-    one more token a row, at most `room` times.
+    `begin` fills them and gives what the core gives for each row's last token, (R, W); `step` gives
+    that for one more token a row. A row's tokens lie from place 0 on. Where `fixed`, all shapes are
+    the same whatever the rows are, so that none changes another's rounding.
 
-    A step calls the core's own layers and computes what its `forward` does, bit for bit, without
-    building masks, positions and outputs anew. Keys and values go into buffers made once:
-    transformers' growing cache copies all of them at each token, its static one attends over the
-    room that is still empty.
+    A step computes what the core's `forward` does without building masks, positions and outputs
+    anew. Keys and values go into buffers made once: transformers' growing cache copies all of them
+    at each token, its static one attends over the places that are still empty.
     """
 
-    def __init__(self, core: Any, ids: Tensor, mask: Tensor, room: int) -> None:
-        begins = [tuple(row) for row in torch.cat([ids, mask], 1).tolist()]
-        place = {begin: number for number, begin in enumerate(dict.fromkeys(begins))}
-        rows = [place[begin] for begin in begins]
-        ids, mask = torch.tensor(list(place), device=ids.device).chunk(2, 1)
-        embeds, cache = core.get_input_embeddings()(ids), DynamicCache()
-        self.hidden: Tensor = core(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=positions(mask),
+    def __init__(
+        self, core: Any, rows: int, length: int, room: int, fixed: bool, ops: Any = plain
+    ) -> None:
+        weight = core.get_input_embeddings().weight
+        self._core, self._ops, self._fixed, self.rows = core, ops, fixed, rows
+        self.length = -(-length // ROOM) * ROOM if fixed else length
+        self.room = self.length + room
+        config = core.config
+        groups = config.num_key_value_heads
+        width = core.layers[0].self_attn.head_dim
+        # Zeros, since what is masked is still multiplied by 0.
+        held = weight.new_zeros(config.num_hidden_layers, 2, rows, groups, self.room, width)
+        self._held = [(keys, values) for keys, values in held]
+        self._layers = [_Layer(layer) for layer in core.layers]
+        places = torch.arange(self.room, device=weight.device)
+        self._turns = [t[0] for t in core.rotary_emb(weight[:1], position_ids=places[None])]
+        self._places = places.new_zeros(rows)
+        self._end = 0
+        self.hidden = weight.new_zeros(rows, weight.shape[1])
+        """Of each row's last token."""
+
+    def begin(self, rows: Sequence[Row]) -> None:
+        """Compute the rows' beginnings; those that are alike once."""
+        distinct = list(dict.fromkeys(rows))
+        groups: dict[int, list[Row]] = {}
+        for row in distinct:
+            groups.setdefault(-(-len(row) // BUCKET) * BUCKET if self._fixed else 0, []).append(row)
+        for width, alike in groups.items():
+            size = self.rows if self._fixed else len(alike)
+            for first in range(0, len(alike), size):
+                self._fill(rows, alike[first : first + size], size, width or max(map(len, alike)))
+        self._places.copy_(torch.tensor([len(row) for row in rows]))
+        self._end = max(map(len, rows))
+
+    def _fill(self, rows: Sequence[Row], alike: Sequence[Row], size: int, width: int) -> None:
+        """Compute `size` beginnings padded on the right to a width, which a causal core does not
+        see, and keep them for the rows that have them."""
+        place = {row: number for number, row in enumerate(alike)}
+        mine = [number for number, row in enumerate(rows) if row in place]
+        padded = [[*row, *[0] * (width - len(row))] for row in alike]
+        padded += [padded[0]] * (size - len(alike))
+        device, cache = self.hidden.device, DynamicCache()
+        states = self._core(
+            input_ids=torch.tensor(padded, device=device),
             use_cache=True,
-            **{cache_name(core): cache},
-        ).last_hidden_state[rows, -1]
-        self._core, self._length, self._start = core, ids.shape[1], ids.shape[1]
-        self._total = self._start + room
-        # With room, which holds zeros, since what is masked is still multiplied by 0.
-        self._held = [
-            (pad(layer.keys[rows], (0, 0, 0, room)), pad(layer.values[rows], (0, 0, 0, room)))
-            for layer in cache.layers
-        ]
-        mask = mask[rows]
-        self._mask = embeds.new_full((len(rows), 1, 1, self._total), -torch.inf)
-        self._mask[..., : self._start].masked_fill_(mask[:, None, None].bool(), 0)
-        steps = mask.sum(1, keepdim=True) + torch.arange(room, device=ids.device)
-        # (R, 1, room, D) each: what the rotary embedding multiplies by, for all steps.
-        self._turns = tuple(t.unsqueeze(1) for t in core.rotary_emb(embeds, position_ids=steps))
-        self._at = torch.tensor([self._start], device=ids.device)
-        self._fed = torch.empty_like(self.hidden)
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] | None = (
-            {} if embeds.is_cuda else None
+            **{cache_name(self._core): cache},
+        ).last_hidden_state
+        own = torch.tensor([place[rows[number]] for number in mine], device=device)
+        last = torch.tensor([len(rows[number]) - 1 for number in mine], device=device)
+        to = torch.tensor(mine, device=device)
+        self.hidden[to] = states[own, last]
+        for (keys, values), layer in zip(self._held, cache.layers, strict=True):
+            keys[to, :, :width] = layer.keys[own]
+            values[to, :, :width] = layer.values[own]
+
+    def step(self, embeds: Tensor) -> None:
+        """Put (R, W) embeddings of one more token a row through the core, into `hidden`."""
+        self._end += 1
+        span = -(-self._end // plain.SPAN) * plain.SPAN if self._fixed else self._end
+        self.forward(embeds, min(span, self.room))
+
+    def forward(self, embeds: Tensor, span: int) -> None:
+        """`step` over the first `span` places: tensor operations alone, as a CUDA graph needs."""
+        ops, places = self._ops, self._places
+        hidden, more = embeds, torch.zeros_like(embeds)
+        for layer, (keys, values) in zip(self._layers, self._held, strict=True):
+            hidden, normed = ops.add_norm(hidden, more, *layer.first)
+            joined = layer.attention(normed)
+            query = ops.rotate_and_keep(joined, *self._turns, places, keys, values)
+            seen = ops.attend(query, keys, values, places, layer.scale, span)
+            hidden, normed = ops.add_norm(hidden, layer.out(seen), *layer.second)
+            more = layer.down(ops.swiglu(layer.up(normed)))
+        norm = self._core.norm
+        _, last = ops.add_norm(hidden, more, norm.weight, norm.variance_epsilon)
+        self.hidden.copy_(last)
+        places += 1
+
+
+class _Layer:
+    """What a step needs of a decoder layer."""
+
+    def __init__(self, layer: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.first, self.second = (
+            (norm.weight, norm.variance_epsilon)
+            for norm in (layer.input_layernorm, layer.post_attention_layernorm)
+        )
+        self.attention = joined([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.scale = attention.scaling
+        self.out, self.up, self.down = (
+            attention.o_proj,
+            joined([mlp.gate_proj, mlp.up_proj]),
+            mlp.down_proj,
         )
 
-    def step(self, embeds: Tensor) -> Tensor:
-        """(R, W) embeddings of one more token a row to (R, W) hidden states."""
-        self._length += 1
-        after = None
-        if self._graphs is not None:
-            after = self._replayed(embeds, min(self._total, -(-self._length // SPAN) * SPAN))
-        if after is None:
-            after = self._forward(embeds, self._length)
-        self._at += 1
-        return after
 
-    def _forward(self, hidden: Tensor, span: int) -> Tensor:
-        """A step at place `_at` that looks over the first `span` places."""
-        cos, sin = (turns.index_select(2, self._at - self._start) for turns in self._turns)
-        mask = self._mask.index_fill_(3, self._at, 0)[..., :span]
-        for layer, (keys, values) in zip(self._core.layers, self._held, strict=True):
-            attention, normed = layer.self_attn, layer.input_layernorm(hidden)
-            query, key, value = (
-                project(normed).unflatten(1, (-1, 1, attention.head_dim))
-                for project in (attention.q_proj, attention.k_proj, attention.v_proj)
-            )
-            keys.index_copy_(2, self._at, _turned(key, cos, sin))
-            values.index_copy_(2, self._at, value)
-            seen = scaled_dot_product_attention(
-                _turned(query, cos, sin),
-                keys[:, :, :span],
-                values[:, :, :span],
-                attn_mask=mask,
-                scale=attention.scaling,
-                enable_gqa=attention.num_key_value_groups > 1,
-            )
-            hidden = hidden + attention.o_proj(seen.flatten(1))
-            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-        last: Tensor = self._core.norm(hidden)
-        return last
+@torch.inference_mode(False)
+@torch.no_grad()
+def joined(layers: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
+    """Linear layers of one input as one function, whose outputs follow one another.
 
-    def _replayed(self, embeds: Tensor, span: int) -> Tensor | None:
-        """`_forward` as a CUDA graph, since launching its kernels one by one takes longer than they
-        run; None, from then on, where it cannot be made one or gives something else."""
-        assert self._graphs is not None
-        self._fed.copy_(embeds)
-        if span not in self._graphs:
-            try:
-                plain = self._forward(self._fed, span)  # warms up; done twice it gives the same
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph):
-                    out = self._forward(self._fed, span)
-                graph.replay()
-                same = torch.allclose(out, plain, rtol=0.05, atol=0.05)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError:
-                same = False
-            if not same:
-                self._graphs = None
-                return None
-            self._graphs[span] = graph, out
-        graph, out = self._graphs[span]
-        graph.replay()
-        return out
-
-
-def _turned(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The rotary embedding of (R, H, 1, D) as transformers lays it out: in halves, not pairs."""
-    one, two = states.chunk(2, -1)
-    return states * cos + torch.cat((-two, one), -1) * sin
-
-
-def draw_tokens(
-    hidden: Tensor,
-    head: Callable[[Tensor], Tensor],
-    feed: Callable[[Tensor, int], Tensor],
-    recipe: Recipe,
-    seeds: Sequence[int],
-    steps: int,
-) -> tuple[NDArray[np.int32], list[float]]:
-    """(B, steps) tokens, each row from its seed's own stream, and their log-probabilities' sums.
-
-    `hidden` goes before the first token: (2B, W), conditional rows first, where the recipe guides,
-    else (B, W). `head` makes logits of it, `feed` the next from the (B,) tokens drawn at a step.
+    Their weights become views of one tensor, so that training one changes the other. Layers that
+    are more than a linear map, such as those with a LoRA adapter, are called one by one.
     """
-    uniform = uniforms(list(seeds), steps).to(hidden.device)
-    tokens = torch.empty(len(seeds), steps, dtype=torch.long, device=hidden.device)
-    total = torch.zeros(len(seeds), dtype=torch.float64, device=hidden.device)
-    for step in range(steps):
-        logits = head(hidden).double()
-        logprobs = warp(guide(logits, recipe.guidance) if recipe.guided else logits, recipe)
-        token = draw(logprobs, uniform[:, step])
-        tokens[:, step] = token
-        total += logprobs.gather(1, token.unsqueeze(1)).squeeze(1)
-        if step + 1 < steps:
-            hidden = feed(token, step)
-    return tokens.to("cpu", torch.int32).numpy(), total.tolist()
+    if not all(type(layer) is nn.Linear for layer in layers):
+        return lambda given: torch.cat([layer(given) for layer in layers], -1)
+    whole: list[Tensor | None] = []
+    for name in ("weight", "bias"):
+        own = [getattr(layer, name) for layer in layers]
+        if own[0] is None:
+            whole.append(None)
+            continue
+        together = torch.cat([each.data for each in own])
+        for each, part in zip(own, torch.split(together, list(map(len, own))), strict=True):
+            each.data = part
+        whole.append(together)
+    weight, bias = whole
+    assert weight is not None
+    return lambda given: linear(given, weight, bias)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
@@ -28,9 +29,10 @@ from gapbench.models.autoregressive.answers import (
     positions,
 )
 from gapbench.models.autoregressive.continuations import greedy
-from gapbench.models.autoregressive.decode import Decoder, draw_tokens
+from gapbench.models.autoregressive.decode import Row
+from gapbench.models.autoregressive.draw import Drawer, Language
 from gapbench.models.autoregressive.finite import require_finite, watched
-from gapbench.models.autoregressive.sampling import Recipe, logprobs_of
+from gapbench.models.autoregressive.sampling import SAMPLER, Recipe, logprobs_of
 from gapbench.models.base import IMAGE, Batches, Drawing, Model, require_shared
 from gapbench.models.checkpoint import device_here
 from gapbench.types import GapbenchError
@@ -41,6 +43,12 @@ Images = Sequence[Sequence[Image.Image]]
 SMALL: Final = 100_000_000
 """Bytes of weights under which a CPU computes in float64 by default: it costs little, and a batch's
 make-up cannot change a result by rounding."""
+BLOCK: Final = {"cuda": 64, "cpu": 8}
+"""Images that are drawn together, by kind of device."""
+CHECKED: Final = 16
+"""Tokens of an image that are drawn twice before a run, to see whether its batch changes them."""
+PICTURES: Final = 16
+"""Pictures that a GPU decodes together; a CPU is no faster with more than one."""
 REPLY_TOKENS: Final = 64
 PADDED: Final = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
 """The side is said because a tokenizer_config.json may name the other one."""
@@ -73,9 +81,15 @@ class AutoregressiveModel(Model, ABC):
         self._sampling = sampling
         self.device = device_here(f"model {name}", device)
         small = sum(file.stat().st_size for file in files) < SMALL
-        self.batches = Batches.on(self.device, small)
         auto = "bfloat16" if self.device != "cpu" else "float64" if small else "float32"
         self.dtype = auto if dtype == "auto" else dtype
+        kind = torch.device(self.device).type
+        # In float64 on a CPU no rounding is ever seen, so shapes may follow the batch.
+        free = kind == "cpu" and self.dtype == "float64"
+        self.block = sampling.block or (0 if free else BLOCK.get(kind, BLOCK["cpu"]))
+        self.batches = Batches.on(self.device, small, self.block)
+        self.recipe = asdict(replace(sampling, block=self.block)) | {"sampler": SAMPLER}
+        self._drawers: dict[int, tuple[list[int], Drawer]] = {}
         self._lora: Path | None = None
         self._loaded: tuple[Path, Any] | None = None
         self._processors: dict[Path, Any] = {}
@@ -95,6 +109,7 @@ class AutoregressiveModel(Model, ABC):
 
     def release(self) -> None:
         self._loaded = None
+        self._drawers.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -104,6 +119,8 @@ class AutoregressiveModel(Model, ABC):
         folder = self.folders[role]
         if self._loaded is None or self._loaded[0] != folder:
             self.release()
+            if ":" in self.device and self.device.startswith("cuda"):
+                torch.cuda.set_device(self.device)  # where Triton launches its kernels
             network = self._load(folder)
             if self._lora and folder == self.folders["gen"]:
                 lora.merge(self._who, network, self._lora)
@@ -186,13 +203,8 @@ class AutoregressiveModel(Model, ABC):
         image's first token. `unconditional` marks rows of the branch that guidance subtracts."""
 
     @abstractmethod
-    def _classify(self) -> Callable[[Tensor], Tensor]:
-        """A function from hidden states (..., W) to logits over the image's codes (..., V)."""
-
-    @abstractmethod
-    def _follow(self) -> Callable[[Tensor, int], Iterable[Tensor]]:
-        """A function from the (B,) tokens drawn at a step, and the step, to the embeddings (B, W)
-        that the core gets next, in order."""
+    def _language(self) -> Language:
+        """How an image's tokens are drawn; its head takes hidden states of any shape (..., W)."""
 
     @abstractmethod
     def _row(self, tokens: Tensor) -> tuple[Tensor, Any]:
@@ -201,15 +213,24 @@ class AutoregressiveModel(Model, ABC):
         before the image on, that a drawn token follows."""
 
     @abstractmethod
-    def decode(self, tokens: NDArray[np.int32]) -> Image.Image:
-        """(T,) tokens to a picture. One at a time, so that its bytes depend on them alone."""
+    def _brightness(self, tokens: Tensor) -> Tensor:
+        """The pictures (B, H, W, 3) of (B, T) tokens, where 0 is black and 1 full brightness."""
 
-    def _image(self, brightness: Tensor) -> Image.Image:
-        """A decoder's (H, W, 3) values as a picture, where 0 is black and 1 is full brightness;
-        what lies between two of the 256 levels becomes the lower one, as in Janus's, Emu3's and
-        transformers' own code."""
-        require_finite(self._who, "picture decoder", brightness)
-        return Image.fromarray((brightness.clamp(0, 1) * 255).to(torch.uint8).cpu().numpy())
+    @torch.inference_mode()
+    def decode(self, tokens: NDArray[np.int32]) -> list[Image.Image]:
+        """The pictures of (B, T) tokens: always so many at a time that the shape is the same, so
+        that a picture's bytes depend on its own tokens alone."""
+        size = min(PICTURES, self.block) if self.device.startswith("cuda") else 1
+        codes = torch.from_numpy(tokens).long().to(self.device)
+        pictures: list[Image.Image] = []
+        for some in torch.split(codes, size):
+            full = torch.cat([some, some[:1].expand(size - len(some), -1)])
+            brightness = self._brightness(full)[: len(some)]
+            require_finite(self._who, "picture decoder", brightness)
+            # Between two levels the lower one, as in Janus's, Emu3's and transformers' own code.
+            levels = (brightness.clamp(0, 1) * 255).to(torch.uint8).cpu().numpy()
+            pictures += map(Image.fromarray, levels)
+        return pictures
 
     def refuses(self, text: str) -> str | None:
         for token in self.processor().tokenizer.get_added_vocab():
@@ -226,30 +247,74 @@ class AutoregressiveModel(Model, ABC):
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Drawing]:
-        recipe, (steps, length) = self._sampling, self._lengths
+        size = self.block or len(prompts)
+        drawings: list[Drawing] = []
+        for first in range(0, len(prompts), size):
+            some = slice(first, first + size)
+            effective, tokens, logprobs = self._tokens(prompts[some], seeds[some])
+            require_finite(self._who, "language model", torch.tensor(logprobs))
+            pictures = self.decode(tokens)
+            drawings += map(Drawing, pictures, tokens, effective, logprobs)
+        return drawings
+
+    def _tokens(
+        self, prompts: Sequence[str], seeds: Sequence[int], steps: int | None = None
+    ) -> tuple[list[str], NDArray[np.int32], list[float]]:
+        """For a block of images: effective prompts, tokens, and their log-probabilities' sums."""
         distinct = list(dict.fromkeys(prompts))
-        order = [distinct.index(prompt) for prompt in prompts]
-        if recipe.guided:
-            unconditional = [False] * len(distinct) + [True] * len(distinct)
-            effective, ids, mask = self._heads(distinct * 2, unconditional)
-            rows = order + [len(distinct) + place for place in order]
-        else:
-            effective, ids, mask = self._heads(distinct)
-            rows = order
-        decoder = Decoder(self._core, ids[rows], mask[rows], length)
-        follow = self._follow()
+        place = {prompt: number for number, prompt in enumerate(distinct)}
+        branches = 2 if self._sampling.guided else 1
+        unconditional = [False] * len(distinct) + [True] * (branches - 1) * len(distinct)
+        effective, ids, mask = self._heads(distinct * branches, unconditional)
+        begins = [tuple(row[keep].tolist()) for row, keep in zip(ids, mask.bool(), strict=True)]
+        rows = [begins[b * len(distinct) + place[p]] for b in range(branches) for p in prompts]
+        drawer = self._drawer(self._language(), self._sampling, self._lengths[0], rows)
+        tokens, logprobs = drawer.draw(rows, seeds, steps)
+        return [effective[place[prompt]] for prompt in prompts], tokens, logprobs
 
-        def feed(token: Tensor, step: int) -> Tensor:
-            for embeds in follow(token, step):
-                hidden = decoder.step(embeds.repeat(2, 1) if recipe.guided else embeds)
-            return hidden
+    def _drawer(
+        self, language: Language, recipe: Recipe, steps: int, rows: Sequence[Row], stream: int = 0
+    ) -> Drawer:
+        """What draws these rows, kept from block to block: made anew where a row does not fit, or
+        the network's weights have moved."""
+        weights, drawer = self._drawers.get(stream, ([], None))
+        longest = max(map(len, rows))
+        if (
+            drawer is None
+            or not self.block
+            or longest > drawer.decoder.length
+            or weights != self._addresses()
+        ):
+            self._drawers.pop(stream, None)
+            drawer = None  # first gives its memory back
+            images = self.block or len(rows) // (2 if recipe.guided else 1)
+            fixed = bool(self.block)
+            drawer = Drawer(self._core, language, recipe, images, steps, longest, fixed, stream)
+            if fixed:
+                self._drawers[stream] = self._addresses(), drawer
+        return drawer
 
-        tokens, logprobs = draw_tokens(decoder.hidden, self._classify(), feed, recipe, seeds, steps)
-        require_finite(self._who, "language model", torch.tensor(logprobs))
-        return [
-            Drawing(self.decode(row), row, effective[place], logprob)
-            for place, row, logprob in zip(order, tokens, logprobs, strict=True)
-        ]
+    def _addresses(self) -> list[int]:
+        return [weight.data_ptr() for weight in self.network.parameters()]
+
+    @torch.inference_mode()
+    def check_seeds(self, prompt: str, seed: int) -> str | None:
+        """Draws an image's first tokens alone, and as the last of a full block of others."""
+        if not self.block:
+            return None
+        others = [f"{prompt} {number}" for number in range(1, self.block)]
+        seeds = [*range(seed + 1, seed + self.block), seed]
+        steps = min(CHECKED, self._lengths[0])
+        alone = self._tokens([prompt], [seed], steps)[1][0]
+        beside = self._tokens([*others, prompt], seeds, steps)[1][-1]
+        changed = np.count_nonzero(alone != beside)
+        warnings = [drawer.why for _, drawer in self._drawers.values() if drawer.why]
+        if changed:
+            warnings.append(
+                f"{changed} of an image's first {steps} tokens change with the images beside it, "
+                "so on this device images depend on their batch"
+            )
+        return "; ".join(warnings) or None
 
     def image_logits(
         self,
@@ -267,7 +332,7 @@ class AutoregressiveModel(Model, ABC):
             position_ids=positions(mask),
             use_cache=False,
         ).last_hidden_state[:, ids.shape[1] - 1 :]
-        return self._classify()(hidden[:, places])
+        return self._language().head(hidden[:, places])
 
     def image_logprobs(
         self,

@@ -6,13 +6,17 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gapbench.files import read_object
 from gapbench.types import GapbenchError
+
+SAMPLER: Final = "gumbel-1"
+"""How tokens are drawn, which is part of every recipe: `draw` with noise.gumbel. Until version 0.1
+it was by inverting the cumulative distribution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +24,15 @@ class Recipe:
     """Sampling parameters of an autoregressive image model.
 
     `guidance` follows the Janus convention, uncond + guidance * (cond - uncond): 1 means none.
-    `top_k` 0 and `top_p` 1 keep every token; `temperature` 0 takes the likeliest token.
+    `top_k` 0 and `top_p` 1 keep every token; `temperature` 0 takes the likeliest token. `block` is
+    how many images the network computes together, always: 0 leaves it to the device.
     """
 
     guidance: float = 5.0
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    block: int = 0
 
     def __post_init__(self) -> None:
         # The values may come from a checkpoint's JSON, so they can be of any type.
@@ -35,6 +41,7 @@ class Recipe:
             ("temperature", (int, float), sys.float_info.max, "a number, 0 or more"),
             ("top_k", int, math.inf, "a whole number, 0 or more"),
             ("top_p", (int, float), 1, "a number above 0 and at most 1"),
+            ("block", int, math.inf, "a whole number, 0 or more"),
         )
         for name, kind, most, range_ in bounds:
             value = getattr(self, name)
@@ -63,17 +70,6 @@ def recipe_of(folder: Path) -> Recipe:
     return Recipe(**{k: config[v] for k, v in names.items() if config.get(v) is not None})
 
 
-def uniforms(seeds: list[int], steps: int, stream: int = 0) -> Tensor:
-    """(len(seeds), steps) numbers in [0, 1), row i from seed i alone, the same on every device.
-
-    A seed has several streams, for what a model draws one after the other. NumPy's, since torch's
-    on a CPU read only the lower half of a seed's 64 bits.
-    """
-    roots = [(seed, stream) if stream else seed for seed in seeds]
-    streams = [np.random.Generator(np.random.PCG64(root)) for root in roots]
-    return torch.from_numpy(np.stack([stream.random(steps) for stream in streams]))
-
-
 def guide(logits: Tensor, guidance: float) -> Tensor:
     """Combine (2B, V) logits, conditional rows first, into (B, V)."""
     cond, uncond = logits.chunk(2)
@@ -99,16 +95,15 @@ def warp(logits: Tensor, recipe: Recipe) -> Tensor:
     return logits.log_softmax(-1)
 
 
-def draw(logprobs: Tensor, uniform: Tensor) -> Tensor:
-    """(B,) tokens by inverting the cumulative distribution of (B, V) at (B,) uniforms."""
-    cumulative = logprobs.exp().cumsum(-1)
-    total = cumulative[..., -1:].contiguous()
-    point = uniform.to(cumulative.device).unsqueeze(-1) * total
-    token = torch.searchsorted(cumulative, point, right=True)
-    # Rounding may leave the point on the last edge: the last token that can be drawn is meant.
-    token = torch.minimum(token, torch.searchsorted(cumulative, total)).squeeze(-1)
-    # Among NaN there is no place to find; a drawing's log-probability tells of them.
-    return token.clamp(max=logprobs.shape[-1] - 1)
+def draw(logprobs: Tensor, noise: Tensor) -> Tensor:
+    """(B,) tokens of (B, V) log-probabilities and standard Gumbel noise: the largest sum's place is
+    distributed as they say.
+
+    Rounding moves a draw only where two sums nearly tie, and a small training only where it changes
+    which is the largest. Inverting the cumulative distribution, every change of a probability moves
+    all tokens behind it.
+    """
+    return (logprobs + noise).argmax(-1)
 
 
 def logprobs_of(logits: Tensor, tokens: Tensor) -> Tensor:

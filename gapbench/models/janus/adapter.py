@@ -6,8 +6,7 @@ top-k 50 unasked, has no guidance-free path and returns no log-probabilities; he
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +19,7 @@ from torch import Tensor
 from gapbench.files import digest
 from gapbench.models.autoregressive.answers import positions
 from gapbench.models.autoregressive.continuations import parts
+from gapbench.models.autoregressive.draw import Language
 from gapbench.models.autoregressive.model import PADDED, AutoregressiveModel, Images
 from gapbench.models.autoregressive.sampling import Recipe, recipe_of
 from gapbench.models.base import CAPABILITIES
@@ -55,7 +55,6 @@ class JanusModel(AutoregressiveModel):
         files = files_of(f"model {name}", folder)
         sampling = recipe or recipe_of(folder)
         super().__init__(name, {"gen": folder, "und": folder}, files, sampling, device, dtype)
-        self.recipe = asdict(sampling)
         self.fingerprint = digest(
             f"{ADAPTER} {self.dtype}\n{origin or ''}",
             [] if origin else files + settings_files(folder),
@@ -124,23 +123,18 @@ class JanusModel(AutoregressiveModel):
         effective = [text + processor.image_start_token for text in texts]
         return effective, ids.to(self.device), batch["attention_mask"].to(self.device)
 
-    def _classify(self) -> Callable[[Tensor], Tensor]:
-        head: Callable[[Tensor], Tensor] = self.network.model.generation_head
-        return head
-
-    def _follow(self) -> Callable[[Tensor, int], Iterable[Tensor]]:
-        embed = self.network.prepare_embeddings_for_image_generation
-        return lambda token, _step: [embed(token)]
+    def _language(self) -> Language:
+        return Language(
+            self.network.model.generation_head, self.network.prepare_embeddings_for_image_generation
+        )
 
     def _row(self, tokens: Tensor) -> tuple[Tensor, Any]:
         embeds = self.network.prepare_embeddings_for_image_generation(tokens[:, :-1])
         return embeds, slice(None)
 
-    @torch.inference_mode()
-    def decode(self, tokens: NDArray[np.int32]) -> Image.Image:
-        row = torch.from_numpy(tokens).long().unsqueeze(0).to(self.device)
-        pixels = self.network.decode_image_tokens(row)[0].float()
-        return self._image((pixels + 1) / 2)
+    def _brightness(self, tokens: Tensor) -> Tensor:
+        pixels: Tensor = self.network.decode_image_tokens(tokens)
+        return (pixels.float() + 1) / 2
 
     # -- embedding -------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """T2I-R1: a Janus that writes a plan of the picture before it draws it.
 
-Source: CaraJ7/T2I-R1 2d9d4d1 (Apache-2.0), src/t2i-r1/src/infer/reason_inference.py. Upstream pads
-on the right and samples from one global stream; here rows are padded on the left and each has
-streams of its own, one for the plan and one for the picture. The judge sees the prompt alone.
+Source: CaraJ7/T2I-R1 2d9d4d1 (Apache-2.0), src/t2i-r1/src/infer/reason_inference.py. Upstream
+samples from one global stream; here each row has noise of its own, one stream for the plan and one
+for the picture. The judge sees the prompt alone.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
 import torch
 
-from gapbench.models.autoregressive.decode import Decoder
-from gapbench.models.autoregressive.model import PADDED
-from gapbench.models.autoregressive.sampling import Recipe, draw, uniforms, warp
+from gapbench.models.autoregressive.draw import Language
+from gapbench.models.autoregressive.sampling import Recipe
 from gapbench.models.base import Drawing
 from gapbench.models.janus.adapter import JanusModel, turn
 from gapbench.types import GapbenchError
@@ -92,24 +92,18 @@ class T2IR1Model(JanusModel):
             )
             for prompt in distinct
         ]
-        batch = tokenizer(asked, **PADDED).to(self.device)
-        rows = [distinct.index(prompt) for prompt in prompts]
+        begins = dict(zip(distinct, map(tuple, tokenizer(asked)["input_ids"]), strict=True))
+        end = tokenizer.eos_token_id
+        language = Language(self.network.lm_head, core.get_input_embeddings(), end=end)
         steps, recipe = self.reasoning.reasoning_tokens, self.reasoning.recipe()
-        decoder = Decoder(core, batch["input_ids"][rows], batch["attention_mask"][rows], steps)
-        hidden = decoder.hidden
-        uniform = uniforms(list(seeds), steps, stream=1)
-        tokens = torch.full((len(prompts), steps), tokenizer.eos_token_id, device=self.device)
-        ended = torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
-        for step in range(steps):
-            logprobs = warp(self.network.lm_head(hidden), recipe)
-            token = draw(logprobs, uniform[:, step]).masked_fill(ended, tokenizer.eos_token_id)
-            tokens[:, step] = token
-            ended |= token == tokenizer.eos_token_id
-            if step + 1 == steps or bool(ended.all()):
-                break
-            hidden = decoder.step(core.get_input_embeddings()(token))
+        plans, size = [], self.block or len(prompts)
+        for first in range(0, len(prompts), size):
+            rows = [begins[prompt] for prompt in prompts[first : first + size]]
+            drawer = self._drawer(language, recipe, steps, rows, stream=1)
+            tokens, _ = drawer.draw(rows, seeds[first : first + size])
+            plans += [list(takewhile(lambda token: token != end, row)) for row in tokens.tolist()]
         return [
-            self._plain(text) for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)
+            self._plain(text) for text in tokenizer.batch_decode(plans, skip_special_tokens=True)
         ]
 
     def _plain(self, text: str) -> str:
