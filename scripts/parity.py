@@ -106,8 +106,8 @@ def janus(clone: Path) -> Iterator[Row]:
             model.network = SimpleNamespace(
                 decode_image_tokens=lambda row: network.decode(row).permute(0, 2, 3, 1)
             )
-            model.device, model._image = "cpu", lambda x: JanusModel._image(model, x)
-            picture = JanusModel.decode(model, codes[0].int().numpy())
+            model.device, model._brightness = "cpu", lambda x: JanusModel._brightness(model, x)
+            (picture,) = JanusModel.decode(model, codes.int().numpy())
             gaps.append(np.abs(levels - np.asarray(picture)).max())
     yield "Janus: decoded images, VQ-16 with random weights, in levels of 256", 3, max(gaps)
 

@@ -21,6 +21,8 @@ from processes import wait_until as wait_until
 
 from gapbench.models.torchvision_shim import ensure
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read as triton is imported
 ensure()  # before transformers, which imports torchvision where it is installed
 
 # The same examples in every run.

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gapbench import GapbenchError, load_model
-from gapbench.models.autoregressive.sampling import Recipe, draw, uniforms, warp
+from gapbench.models.autoregressive.noise import gumbel, keys
+from gapbench.models.autoregressive.sampling import Recipe, draw, warp
 from gapbench.models.base import require_shared
 from gapbench.models.emu3 import Emu3Model
 from gapbench.models.registry import MODELS
@@ -122,7 +123,9 @@ def test_teacher_forced_logits_reproduce_every_draw(
         cond = plain_logits(model, prompt + model.recipe["positive"], drawing.tokens)
         uncond = plain_logits(model, model.recipe["negative"], drawing.tokens)
         logprobs = warp(uncond + recipe.guidance * (cond - uncond), recipe)
-        drawn = draw(logprobs, uniforms([seed], SIDE * SIDE)[0])
+        steps = torch.arange(SIDE * SIDE).unsqueeze(1)
+        noise = torch.cat([gumbel(keys([seed]), step, CODES) for step in steps])
+        drawn = draw(logprobs, noise)
         assert drawn.tolist() == drawing.tokens.tolist()
         total = logprobs.gather(1, torch.from_numpy(drawing.tokens).long()[:, None]).sum()
         assert drawing.logprob == pytest.approx(float(total), abs=1e-9)
@@ -229,7 +232,7 @@ def test_pixels_between_two_levels_become_the_lower_one(model: Emu3Model) -> Non
         mean, std = np.float32(how.image_mean), np.float32(how.image_std)
         levels = (values * std + mean) * np.float32(255)
         np.testing.assert_array_equal(
-            np.asarray(model.decode(row)), levels.clip(0, 255).astype(np.uint8)
+            np.asarray(model.decode(row[None])[0]), levels.clip(0, 255).astype(np.uint8)
         )
 
 
@@ -292,7 +295,7 @@ def test_broken_folders_are_refused(tiny_emu3: Path, tmp_path: Path) -> None:
 
 def test_upstreams_recipe_is_the_default(tiny_emu3: Path) -> None:
     model = load_model(str(tiny_emu3))
-    assert dict(model.recipe) == dict(MODELS["emu3"].recipe)
+    assert dict(model.recipe) == {**MODELS["emu3"].recipe, "sampler": "gumbel-1"}
     assert (model.recipe["guidance"], model.recipe["top_k"]) == (3.0, 2048)
 
 

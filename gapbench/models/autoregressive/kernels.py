@@ -100,7 +100,7 @@ def _add_norm(
     # Rounded where torch rounds.
     own = (own + tl.load(more + at, mask=inside, other=0.0).to(WIDE)).to(kind)
     tl.store(total + at, own, mask=inside)
-    wide = own.to(WIDE)
+    wide = own.to(tl.float32)  # also of float64, as in transformers
     wide = wide * tl.rsqrt(tl.sum(wide * wide, 0) / width + EPS)
     scaled = tl.load(weight + place, mask=inside, other=0.0).to(WIDE) * wide.to(kind).to(WIDE)
     tl.store(normed + at, scaled.to(kind), mask=inside)

@@ -23,7 +23,7 @@ __all__ = ["add_norm", "attend", "gumbel", "rotate_and_keep", "swiglu"]
 def add_norm(hidden: Tensor, more: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The sum of two (R, W), and its root-mean-square norm times `weight` (W,)."""
     hidden = hidden + more
-    wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+    wide = hidden.float()  # also of float64, as in transformers
     wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     return hidden, weight * wide.to(hidden.dtype)
 

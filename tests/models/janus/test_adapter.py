@@ -8,10 +8,10 @@ import json
 import shutil
 import subprocess
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import asdict
+from functools import partial
 from logging import WARNING, Handler, LogRecord
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import DynamicCache
 from transformers.utils import logging
 
 from gapbench import load_model
-from gapbench.models.autoregressive.answers import positions
 from gapbench.models.autoregressive.decode import Decoder
-from gapbench.models.autoregressive.sampling import Recipe, draw, uniforms, warp
+from gapbench.models.autoregressive.noise import gumbel, keys
+from gapbench.models.autoregressive.sampling import Recipe, draw, warp
 from gapbench.models.base import CAPABILITIES
 from gapbench.models.janus.adapter import JanusModel
 from gapbench.models.janus.t2i_r1 import Reasoning
@@ -184,9 +183,16 @@ def test_teacher_forced_logits_reproduce_every_draw_and_its_logprob(
         alone = {1.0: cond, 0.0: uncond}.get(recipe.guidance)
         guided = uncond + recipe.guidance * (cond - uncond) if alone is None else alone
         logprobs = warp(guided, recipe)
-        assert draw(logprobs, uniforms([seed], STEPS)[0]).tolist() == drawing.tokens.tolist()
+        assert drawn(logprobs, seed) == drawing.tokens.tolist()
         total = logprobs.gather(1, torch.from_numpy(drawing.tokens).long()[:, None]).sum()
         assert drawing.logprob == pytest.approx(float(total), abs=1e-9)
+
+
+def drawn(logprobs: Tensor, seed: int) -> list[int]:
+    """The tokens of (T, V) log-probabilities, one step after the other."""
+    steps = torch.arange(len(logprobs)).unsqueeze(1)
+    noise = torch.cat([gumbel(keys([seed]), step, logprobs.shape[1]) for step in steps])
+    return draw(logprobs, noise).tolist()
 
 
 def test_guidance_one_runs_no_unconditional_rows(tiny_janus: Path) -> None:
@@ -226,109 +232,117 @@ def test_pitfall_7_seeds_are_honoured_whatever_else_is_drawn(model: JanusModel) 
 
 
 def test_rows_that_begin_alike_are_computed_once_for_all_samples(model: JanusModel) -> None:
-    shapes: list[tuple[int, ...]] = []
-    layer = model.network.model.language_model.layers[0].self_attn.q_proj
-    handle = layer.register_forward_pre_hook(lambda _m, args: shapes.append(tuple(args[0].shape)))
-    prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[0], PROMPTS[1]]
-    try:
-        model.generate(prompts, range(5))
-        model.generate(["x", "y"], range(2))
-    finally:
-        handle.remove()
-    # Twice as many rows as there are distinct prompts, then as there are samples, for guidance.
-    assert shapes[0][0] == 2 * 2
-    assert shapes[0][1] > 1
-    assert shapes[1:STEPS] == [(2 * 5, 64)] * (STEPS - 1)
-    # Prompts of one length have one unconditional row.
-    assert shapes[STEPS][0] == 2 + 1
-    assert shapes[STEPS + 1 :] == [(2 * 2, 64)] * (STEPS - 1)
+    seen = text_ids(model, lambda: model.generate(["red", "red cube", "red", "red"], range(4)))
+    # Two beginnings, each with an unconditional one.
+    assert [len(ids) for ids in seen] == [4]
+    # Beginnings of one length have one unconditional row.
+    assert [len(ids) for ids in text_ids(model, lambda: model.generate(["x", "y"], [0, 1]))] == [3]
 
 
+@pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_a_decoding_step_is_what_transformers_computes_bit_for_bit(
-    model: JanusModel, dtype: torch.dtype
+def test_a_decoding_step_is_what_transformers_computes(
+    model: JanusModel, dtype: torch.dtype, fixed: bool
 ) -> None:
     core = deepcopy(model.network.model.language_model).to(dtype)
-    ids = torch.randint(5, 300, (4, 9), generator=torch.Generator().manual_seed(0))
-    mask = torch.ones_like(ids)
-    mask[0, :4] = 0
-    more = torch.randint(5, 300, (3, 4), generator=torch.Generator().manual_seed(1))
+    texts = [[5, 9, 200, 31, 7, 8, 120, 77, 6], [12, 290, 14], [5, 9, 200, 31, 7, 8, 120, 77, 6]]
+    rows = [tuple(text) for text in texts]
+    more = torch.randint(5, 300, (3, len(texts)), generator=torch.Generator().manual_seed(1))
+    close = partial(torch.testing.assert_close, rtol=0, atol=1e-12 if dtype.itemsize == 8 else 1e-5)
     with torch.inference_mode():
-        decoder, cache = Decoder(core, ids, mask, len(more)), DynamicCache()
-        fed, found = ids, decoder.hidden
+        decoder = Decoder(core, len(rows), 9, len(more), fixed)
+        decoder.begin(rows)
         for step in range(len(more) + 1):
             if step:
-                fed = more[step - 1, :, None]
-                found = decoder.step(core.embed_tokens(fed[:, 0]))
-                mask = torch.cat([mask, mask.new_ones(4, 1)], 1)
-            expected = core(
-                input_ids=fed,
-                attention_mask=mask,
-                position_ids=positions(mask)[:, -fed.shape[1] :],
-                past_key_values=cache,
-            ).last_hidden_state[:, -1]
-            assert torch.equal(found, expected)
+                decoder.step(core.embed_tokens(more[step - 1]))
+                for text, token in zip(texts, more[step - 1].tolist(), strict=True):
+                    text.append(token)
+            for text, hidden in zip(texts, decoder.hidden, strict=True):
+                close(hidden, core(input_ids=torch.tensor([text])).last_hidden_state[0, -1])
 
 
-def test_a_decoding_step_can_be_captured_and_may_look_over_empty_places(model: JanusModel) -> None:
+def test_training_the_weights_changes_what_the_next_block_draws(tiny_janus: Path) -> None:
+    """The decoder joins weights; both must stay one."""
+    recipe = Recipe(block=2)
+    model = JanusModel("tiny", tiny_janus, recipe, dtype="float32")
+    before = tokens_of(model, PROMPTS[:2], [1, 2])
+    layer = model.network.model.language_model.layers[0]
+    optimizer = torch.optim.SGD([layer.self_attn.k_proj.weight, layer.mlp.up_proj.weight], lr=50)
+    target = torch.zeros(2, STEPS, dtype=torch.int32).numpy()
+    (-model.image_logprobs(PROMPTS[:2], target).mean()).backward()
+    optimizer.step()
+    after = tokens_of(model, PROMPTS[:2], [1, 2])
+    assert after.tolist() != before.tolist()
+    fresh = JanusModel("fresh", tiny_janus, recipe, dtype="float32")
+    fresh.use(deepcopy(model.network))
+    assert tokens_of(fresh, PROMPTS[:2], [1, 2]).tolist() == after.tolist()
+
+
+def test_a_network_whose_weights_are_replaced_is_drawn_with_the_new_ones(tiny_janus: Path) -> None:
+    model = JanusModel("tiny", tiny_janus, Recipe(block=2), dtype="float32")
+    before = tokens_of(model, PROMPTS[:2], [1, 2])
+    weight = model.network.model.language_model.layers[0].self_attn.q_proj.weight
+    kept, weight.data = weight.data, torch.randn_like(weight)
+    assert tokens_of(model, PROMPTS[:2], [1, 2]).tolist() != before.tolist()
+    weight.data = kept
+    assert tokens_of(model, PROMPTS[:2], [1, 2]).tolist() == before.tolist()
+
+
+def test_joined_weights_are_saved_like_any_other(tiny_janus: Path, tmp_path: Path) -> None:
+    model = JanusModel("tiny", tiny_janus, Recipe(block=2), dtype="float32")
+    drawn = tokens_of(model, PROMPTS[:2], [1, 2])
+    model.save(tmp_path / "saved")
+    again = JanusModel("saved", tmp_path / "saved", Recipe(block=2), dtype="float32")
+    assert tokens_of(again, PROMPTS[:2], [1, 2]).tolist() == drawn.tolist()
+    sizes = [
+        sum(f.stat().st_size for f in d.glob("*.safetensors"))
+        for d in (tiny_janus, tmp_path / "saved")
+    ]
+    assert sizes[1] <= sizes[0] * 1.01 + 10_000
+
+
+def test_what_draws_is_kept_from_block_to_block(tiny_janus: Path) -> None:
+    model = JanusModel("tiny", tiny_janus, Recipe(block=2), dtype="float32")
+    model.generate(PROMPTS[:2], [1, 2])
+    (kept,) = model._drawers.values()
+    model.generate([*PROMPTS, *PROMPTS], range(2 * len(PROMPTS)))
+    assert list(model._drawers.values()) == [kept]
+    model.release()
+    assert not model._drawers
+
+
+def test_a_step_can_be_captured(model: JanusModel) -> None:
     """What a CUDA graph needs, as far as a CPU shows it: one trace of tensor operations, without a
-    look at a value, which for places that are still empty gives the same."""
+    look at a value."""
     core = model.network.model.language_model
-    ids, mask = torch.arange(5, 14).reshape(1, 9), torch.ones(1, 9, dtype=torch.long)
     with torch.inference_mode():
-        plain, wide = (Decoder(core, ids, mask, 7) for _ in range(2))
-        traced = torch.compile(wide._forward, backend="eager", fullgraph=True)
-        hidden = plain.hidden
-        for _ in range(7):
-            found = traced(hidden, 16)
-            wide._at += 1
-            hidden = plain.step(hidden)
-            torch.testing.assert_close(found, hidden, rtol=0, atol=1e-6)
+        decoder = Decoder(core, 2, 9, 7, fixed=True)
+        decoder.begin([(5, 6, 7), (8, 9)])
+        start = decoder.hidden.clone()
+        decoder.step(start)
+        expected = decoder.hidden.clone()
+        decoder.begin([(5, 6, 7), (8, 9)])
+        torch.compile(decoder.forward, backend="eager", fullgraph=True)(start, decoder.room)
+        torch.testing.assert_close(decoder.hidden, expected, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["right", "wrong", "none"])
-def test_a_cuda_graph_is_held_against_a_plain_step_before_it_is_trusted(
-    model: JanusModel, monkeypatch: pytest.MonkeyPatch, kind: str
+def test_a_model_says_that_its_images_depend_on_their_batch(
+    tiny_janus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a stand-in for CUDA's, which computes the captured step anew when it is replayed."""
-    core, replays = model.network.model.language_model, []
-    ids, mask = torch.arange(5, 14).reshape(1, 9), torch.ones(1, 9, dtype=torch.long)
-    plain, graphed = (Decoder(core, ids, mask, 7) for _ in range(2))
-    made: list[tuple[Tensor, Tensor, int]] = []
-    forward = graphed._forward
+    model = JanusModel("tiny", tiny_janus, Recipe(block=4), dtype="float32")
+    assert model.check_seeds(PROMPTS[0], 7) is None
+    begin = Decoder.begin
 
-    def noted(hidden: Tensor, span: int) -> Tensor:
-        out = forward(hidden, span)
-        made.append((out, hidden, span))
-        return out
+    def noisy(decoder: Decoder, rows: Any) -> None:
+        begin(decoder, rows)
+        for _, values in decoder._held:
+            values *= len(set(rows))
 
-    class Graph:
-        def replay(self) -> None:
-            replays.append(self)
-            out, hidden, span = self.captured  # type: ignore[attr-defined]
-            out.copy_(forward(hidden, span) + (kind == "wrong"))
-
-    @contextmanager
-    def capture(graph: Graph) -> Iterator[None]:
-        if kind == "none":
-            raise RuntimeError("operation not permitted when stream is capturing")
-        yield
-        graph.captured = made[-1]  # type: ignore[attr-defined]
-
-    monkeypatch.setattr(graphed, "_forward", noted)
-    monkeypatch.setattr(graphed, "_graphs", {})
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", capture)
-    monkeypatch.setattr("gapbench.models.autoregressive.decode.SPAN", 12)
-    with torch.inference_mode():
-        hidden = plain.hidden
-        for _ in range(7):
-            found = graphed.step(hidden).clone()
-            hidden = plain.step(hidden)
-            torch.testing.assert_close(found, hidden, rtol=0, atol=1e-6)
-    # Two spans, 12 and 16: each graph is replayed once to look at it, and for every step.
-    assert len(replays) == {"right": 9, "wrong": 1, "none": 0}[kind]
-    assert (graphed._graphs is None) == (kind != "right")
+    monkeypatch.setattr(Decoder, "begin", noisy)
+    said = model.check_seeds(PROMPTS[0], 7)
+    assert said is not None
+    assert "images depend on their batch" in said
+    assert JanusModel("tiny", tiny_janus).check_seeds(PROMPTS[0], 7) is None
 
 
 def test_pitfall_3_no_top_k_is_applied_unasked(tiny_janus: Path) -> None:
@@ -355,6 +369,8 @@ def test_the_checkpoints_own_recipe_is_used_where_none_is_given(copy: Copy) -> N
         "temperature": 0.7,
         "top_k": 9,
         "top_p": 0.8,
+        "block": 0,
+        "sampler": "gumbel-1",
     }
     assert JanusModel("m", folder, Recipe(guidance=2)).recipe["top_k"] == 0
 
@@ -465,9 +481,8 @@ def test_pitfall_15_padding_is_on_the_left_whatever_the_tokenizer_says(
     right = JanusModel("right", folder)
     assert right.processor().tokenizer.padding_side == "right"
     (ids,) = text_ids(right, lambda: right.generate(PROMPTS, [1, 2, 3]))
-    assert (ids[:, -1] == 4).all()
-    firsts = [row.index(1) for row in ids[: len(PROMPTS)].tolist()]
-    assert min(firsts) == 0 < max(firsts)
+    lengths = [row.index(4) + 1 for row in ids[: len(PROMPTS)].tolist()]
+    assert min(lengths) < max(lengths) == ids.shape[1]
     assert tokens_of(right, PROMPTS, [1, 2, 3]).tolist() == (
         tokens_of(model, PROMPTS, [1, 2, 3]).tolist()
     )
@@ -495,7 +510,7 @@ def test_pitfalls_16_to_18_decoding_gives_upstreams_pixels_and_keeps_no_graph(
     tokens = np.arange(STEPS, dtype=np.int32) * 7 % CODES
     grads: list[bool] = []
     handle = last.register_forward_hook(lambda _m, _args, out: grads.append(out.requires_grad))
-    image = model.decode(tokens)
+    (image,) = model.decode(tokens[None])
     handle.remove()
     assert grads == [False]
     assert (image.mode, image.size) == ("RGB", (32, 32))
@@ -537,7 +552,7 @@ def test_pictures_of_any_shape_reach_the_model_as_upstream_scales_them(
 def test_a_drawings_image_is_the_decoding_of_its_tokens(model: JanusModel) -> None:
     for drawing in model.generate(PROMPTS, [1, 2, 3]):
         assert drawing.tokens is not None
-        assert drawing.image.tobytes() == model.decode(drawing.tokens).tobytes()
+        assert drawing.image.tobytes() == model.decode(drawing.tokens[None])[0].tobytes()
 
 
 # -- judging -----------------------------------------------------------------------------------
@@ -844,7 +859,7 @@ def test_other_dtypes_draw_judge_reply_and_score(
     logprobs = model.image_logprobs(PROMPTS, tokens)
     assert logprobs.dtype == torch.float32
     assert torch.isfinite(logprobs).all()
-    assert model.decode(tokens[0]).size == (32, 32)
+    assert model.decode(tokens)[0].size == (32, 32)
 
 
 @pytest.mark.parametrize(("small", "dtype"), [(1000, torch.float32), (10**8, torch.float64)])

@@ -1,0 +1,91 @@
+"""The Triton kernels in Triton's interpreter against the same functions in torch."""
+
+from __future__ import annotations
+
+from functools import partial
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from gapbench.models.autoregressive import plain
+from gapbench.models.autoregressive.noise import keys
+
+ROWS, HEADS, GROUPS, WIDTH, ROOM = 5, 4, 2, 24, 200
+PLACES = torch.tensor([0, 3, 64, 130, 199])
+TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 0.05, torch.float64: 1e-14}
+Draw = partial[Tensor]
+
+
+@pytest.fixture(scope="module")
+def kernels() -> ModuleType:
+    from gapbench.models.autoregressive import kernels
+
+    return kernels
+
+
+@pytest.fixture(params=TOLERANCE, ids=str)
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    kind: torch.dtype = request.param
+    return kind
+
+
+def random(dtype: torch.dtype, *shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def close(one: Tensor, two: Tensor) -> None:
+    torch.testing.assert_close(one, two, rtol=TOLERANCE[one.dtype], atol=TOLERANCE[one.dtype])
+
+
+def test_add_norm(kernels: ModuleType, dtype: torch.dtype) -> None:
+    given = random(dtype, ROWS, 48), random(dtype, ROWS, 48, seed=1), random(dtype, 48, seed=2)
+    for one, two in zip(kernels.add_norm(*given, 1e-6), plain.add_norm(*given, 1e-6), strict=True):
+        close(one, two)
+
+
+def test_rotate_and_keep(kernels: ModuleType, dtype: torch.dtype) -> None:
+    joined = random(dtype, ROWS, (HEADS + 2 * GROUPS) * WIDTH)
+    cos, sin = random(dtype, 2, ROOM, WIDTH, seed=1)
+    mine, theirs = (random(dtype, 2, ROWS, GROUPS, ROOM, WIDTH, seed=2) for _ in range(2))
+    before = mine.clone()
+    close(
+        kernels.rotate_and_keep(joined, cos, sin, PLACES, *mine),
+        plain.rotate_and_keep(joined, cos, sin, PLACES, *theirs),
+    )
+    close(mine, theirs)
+    changed = (mine != before).any(-1).nonzero()
+    assert {(int(row), int(place)) for _, row, _, place in changed} == set(
+        enumerate(PLACES.tolist())
+    )
+
+
+def test_attend(kernels: ModuleType, dtype: torch.dtype) -> None:
+    query = random(dtype, ROWS, HEADS, WIDTH)
+    held = random(dtype, 2, ROWS, GROUPS, ROOM, WIDTH, seed=1)
+    given = (PLACES, WIDTH**-0.5, ROOM)
+    close(kernels.attend(query, *held, *given), plain.attend(query, *held, *given))
+
+
+def test_attention_does_not_see_other_rows_or_empty_places(
+    kernels: ModuleType, dtype: torch.dtype
+) -> None:
+    query = random(dtype, ROWS, HEADS, WIDTH)
+    held = random(dtype, 2, ROWS, GROUPS, ROOM, WIDTH, seed=1)
+    together = kernels.attend(query, *held, PLACES, 0.2, ROOM)
+    for row, place in enumerate(PLACES.tolist()):
+        alone = held[:, row : row + 1, :, : place + 1].contiguous()
+        own = kernels.attend(query[row : row + 1], *alone, PLACES[row : row + 1], 0.2, place + 1)
+        assert torch.equal(own[0], together[row])
+
+
+def test_swiglu(kernels: ModuleType, dtype: torch.dtype) -> None:
+    joined = random(dtype, ROWS, 2 * 1500)
+    close(kernels.swiglu(joined), plain.swiglu(joined))
+
+
+@pytest.mark.parametrize("codes", [1, 130, 2050])
+def test_gumbel_noise_is_the_same_numbers(kernels: ModuleType, codes: int) -> None:
+    rows, step = keys([0, 2**40 + 5, 2**63 - 1]), torch.tensor([7])
+    close(kernels.gumbel(rows, step, codes, 1), plain.gumbel(rows, step, codes, 1))
