@@ -102,6 +102,11 @@ def _model(folder: Path, card: Card, given: str | None) -> Model:
     changes = {key: value for key, value in card.recipe.items() if made.recipe.get(key) != value}
     if changes:
         made = load_model(name, dtype=dtype, recipe=changes)
+    if others := {k: v for k, v in made.recipe.items() if card.recipe.get(k) != v}:
+        raise GapbenchError(
+            f"{folder}: {name} draws otherwise here: {others}; the submission was drawn with "
+            f"{card.recipe}"
+        )
     if made.fingerprint != card.fingerprint:
         raise GapbenchError(
             f"{name} here has other weights than {folder} was made with; give --model the "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gapbench.models.base import IMAGE
 from gapbench.models.checkpoint import unwarned
+from gapbench.types import GapbenchError
 
 
 def greedy(
@@ -40,6 +41,37 @@ def greedy(
         min((text.partition(word)[0] for word in words), key=len, default=text)
         for text in said(out)
     ]
+
+
+def shared(
+    cut: Callable[[str], list[int]],
+    images: Sequence[Sequence[object]],
+    texts: Sequence[str],
+    endings: Sequence[str],
+    who: str,
+) -> tuple[list[int], list[tuple[int, ...]], list[tuple[int, tuple[int, ...]]]]:
+    """Which texts to compute, each with the tokens behind it but for the last one; and for every
+    ending its place among them and its tokens. Endings of one text that differ in their last token
+    only share a row.
+
+    An ending's tokens are those that the whole text has after the text alone, as in lm-eval. Raises
+    GapbenchError for an ending that has none.
+    """
+    rows: dict[tuple[str, tuple[int, ...], tuple[int, ...]], int] = {}
+    places: list[int] = []
+    tails: list[tuple[int, tuple[int, ...]]] = []
+    for place, (text, ending) in enumerate(zip(texts, endings, strict=True)):
+        tail = tuple(cut(text + ending)[len(cut(text)) :])
+        if not tail:
+            raise GapbenchError(
+                f"{who}: the ending {ending!r} has no token of its own after {text[-60:]!r}"
+            )
+        key = (text, tuple(map(id, images[place])), tail[:-1])
+        if key not in rows:
+            rows[key] = len(places)
+            places.append(place)
+        tails.append((rows[key], tail))
+    return places, [head for _, _, head in rows], tails
 
 
 def parts(text: str) -> list[dict[str, str]]:

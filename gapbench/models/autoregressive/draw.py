@@ -66,6 +66,7 @@ class Drawer:
         lines = steps // language.line if language.line else 0
         branches = 2 if recipe.guided else 1
         self.decoder = Decoder(core, branches * images, length, steps + lines, fixed, self._ops)
+        self.length = self.decoder.length
         self._keys = torch.zeros(images, 2, dtype=torch.long, device=device)
         self._step = torch.zeros(1, dtype=torch.long, device=device)
         self._tokens = torch.zeros(images, steps, dtype=torch.long, device=device)

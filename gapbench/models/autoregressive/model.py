@@ -28,7 +28,8 @@ from gapbench.models.autoregressive.answers import (
     following,
     positions,
 )
-from gapbench.models.autoregressive.continuations import greedy
+from gapbench.models.autoregressive.blocks import CHECKED, Blocks, size_for
+from gapbench.models.autoregressive.continuations import greedy, shared
 from gapbench.models.autoregressive.decode import Row
 from gapbench.models.autoregressive.draw import Drawer, Language
 from gapbench.models.autoregressive.finite import require_finite, watched
@@ -43,12 +44,6 @@ Images = Sequence[Sequence[Image.Image]]
 SMALL: Final = 100_000_000
 """Bytes of weights under which a CPU computes in float64 by default: it costs little, and a batch's
 make-up cannot change a result by rounding."""
-BLOCK: Final = {"cuda": 64, "cpu": 8}
-"""Images that are drawn together, by kind of device."""
-CHECKED: Final = 16
-"""Tokens of an image that are drawn twice before a run, to see whether its batch changes them."""
-PICTURES: Final = 16
-"""Pictures that a GPU decodes together; a CPU is no faster with more than one."""
 REPLY_TOKENS: Final = 64
 PADDED: Final = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
 """The side is said because a tokenizer_config.json may name the other one."""
@@ -80,19 +75,17 @@ class AutoregressiveModel(Model, ABC):
         self.pair = folders["gen"] != folders["und"]
         self._sampling = sampling
         self.device = device_here(f"model {name}", device)
-        small = sum(file.stat().st_size for file in files) < SMALL
+        weights = sum(file.stat().st_size for file in files)
+        small = weights < SMALL
         auto = "bfloat16" if self.device != "cpu" else "float64" if small else "float32"
         self.dtype = auto if dtype == "auto" else dtype
-        kind = torch.device(self.device).type
-        # In float64 on a CPU no rounding is ever seen, so shapes may follow the batch.
-        free = kind == "cpu" and self.dtype == "float64"
-        self.block = sampling.block or (0 if free else BLOCK.get(kind, BLOCK["cpu"]))
-        self.batches = Batches.on(self.device, small, self.block)
-        self.recipe = asdict(replace(sampling, block=self.block)) | {"sampler": SAMPLER}
-        self._drawers: dict[int, tuple[list[int], Drawer]] = {}
         self._lora: Path | None = None
         self._loaded: tuple[Path, Any] | None = None
         self._processors: dict[Path, Any] = {}
+        size = sampling.block or size_for(self.device, self.dtype, weights, self._image_bytes)
+        self.blocks = Blocks(size)
+        self.batches = Batches.on(self.device, small, size)
+        self.recipe = asdict(replace(sampling, block=size)) | {"sampler": SAMPLER}
 
     # -- loading ---------------------------------------------------------------------------
 
@@ -109,7 +102,7 @@ class AutoregressiveModel(Model, ABC):
 
     def release(self) -> None:
         self._loaded = None
-        self._drawers.clear()
+        self.blocks.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -174,13 +167,22 @@ class AutoregressiveModel(Model, ABC):
     @cached_property
     def _rooms(self) -> dict[Role, int]:
         """The most tokens of a row."""
-        return {role: self._room(folder) for role, folder in self.folders.items()}
+        folders = self.folders.items()
+        return {r: int(self._text_config(f).max_position_embeddings) for r, f in folders}
 
-    def _room(self, folder: Path) -> int:
+    def _text_config(self, folder: Path) -> Any:
+        """The settings of a folder's language model."""
         from transformers import AutoConfig
 
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        return int(config.text_config.max_position_embeddings)
+        return AutoConfig.from_pretrained(folder, local_files_only=True).text_config
+
+    def _image_bytes(self) -> int:
+        """Of the keys and values of an image that is drawn, its prompt aside."""
+        config = self._text_config(self.folders["gen"])
+        width = getattr(config, "head_dim", 0) or config.hidden_size // config.num_attention_heads
+        numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * width
+        rows = 2 if self._sampling.guided else 1
+        return int(numbers * getattr(torch, self.dtype).itemsize * self._lengths[1] * rows)
 
     # -- drawing ---------------------------------------------------------------------------
 
@@ -218,19 +220,13 @@ class AutoregressiveModel(Model, ABC):
 
     @torch.inference_mode()
     def decode(self, tokens: NDArray[np.int32]) -> list[Image.Image]:
-        """The pictures of (B, T) tokens: always so many at a time that the shape is the same, so
-        that a picture's bytes depend on its own tokens alone."""
-        size = min(PICTURES, self.block) if self.device.startswith("cuda") else 1
+        """The pictures of (B, T) tokens; a picture's bytes depend on its own tokens alone."""
         codes = torch.from_numpy(tokens).long().to(self.device)
-        pictures: list[Image.Image] = []
-        for some in torch.split(codes, size):
-            full = torch.cat([some, some[:1].expand(size - len(some), -1)])
-            brightness = self._brightness(full)[: len(some)]
-            require_finite(self._who, "picture decoder", brightness)
-            # Between two levels the lower one, as in Janus's, Emu3's and transformers' own code.
-            levels = (brightness.clamp(0, 1) * 255).to(torch.uint8).cpu().numpy()
-            pictures += map(Image.fromarray, levels)
-        return pictures
+        brightness = self.blocks.pictures(self._brightness, codes)
+        require_finite(self._who, "picture decoder", brightness)
+        # Between two levels the lower one, as in Janus's, Emu3's and transformers' own code.
+        levels = (brightness.clamp(0, 1) * 255).to(torch.uint8).cpu().numpy()
+        return list(map(Image.fromarray, levels))
 
     def refuses(self, text: str) -> str | None:
         for token in self.processor().tokenizer.get_added_vocab():
@@ -247,11 +243,17 @@ class AutoregressiveModel(Model, ABC):
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Drawing]:
-        size = self.block or len(prompts)
+        size = self.blocks.size or len(prompts)
         drawings: list[Drawing] = []
         for first in range(0, len(prompts), size):
             some = slice(first, first + size)
-            effective, tokens, logprobs = self._tokens(prompts[some], seeds[some])
+            try:
+                effective, tokens, logprobs = self._tokens(prompts[some], seeds[some])
+            except torch.OutOfMemoryError as error:
+                raise GapbenchError(
+                    f"{self._who}: {size} images drawn together do not fit into the memory of "
+                    f"{self.device}; try --set block={max(1, size // 2)}"
+                ) from error
             require_finite(self._who, "language model", torch.tensor(logprobs))
             pictures = self.decode(tokens)
             drawings += map(Drawing, pictures, tokens, effective, logprobs)
@@ -275,46 +277,13 @@ class AutoregressiveModel(Model, ABC):
     def _drawer(
         self, language: Language, recipe: Recipe, steps: int, rows: Sequence[Row], stream: int = 0
     ) -> Drawer:
-        """What draws these rows, kept from block to block: made anew where a row does not fit, or
-        the network's weights have moved."""
-        weights, drawer = self._drawers.get(stream, ([], None))
-        longest = max(map(len, rows))
-        if (
-            drawer is None
-            or not self.block
-            or longest > drawer.decoder.length
-            or weights != self._addresses()
-        ):
-            self._drawers.pop(stream, None)
-            drawer = None  # first gives its memory back
-            images = self.block or len(rows) // (2 if recipe.guided else 1)
-            fixed = bool(self.block)
-            drawer = Drawer(self._core, language, recipe, images, steps, longest, fixed, stream)
-            if fixed:
-                self._drawers[stream] = self._addresses(), drawer
-        return drawer
-
-    def _addresses(self) -> list[int]:
-        return [weight.data_ptr() for weight in self.network.parameters()]
+        core, network = self._core, self.network
+        return self.blocks.drawer(network, core, language, recipe, steps, rows, stream)
 
     @torch.inference_mode()
     def check_seeds(self, prompt: str, seed: int) -> str | None:
-        """Draws an image's first tokens alone, and as the last of a full block of others."""
-        if not self.block:
-            return None
-        others = [f"{prompt} {number}" for number in range(1, self.block)]
-        seeds = [*range(seed + 1, seed + self.block), seed]
         steps = min(CHECKED, self._lengths[0])
-        alone = self._tokens([prompt], [seed], steps)[1][0]
-        beside = self._tokens([*others, prompt], seeds, steps)[1][-1]
-        changed = np.count_nonzero(alone != beside)
-        warnings = [drawer.why for _, drawer in self._drawers.values() if drawer.why]
-        if changed:
-            warnings.append(
-                f"{changed} of an image's first {steps} tokens change with the images beside it, "
-                "so on this device images depend on their batch"
-            )
-        return "; ".join(warnings) or None
+        return self.blocks.warnings(lambda p, s: self._tokens(p, s, steps)[1], prompt, seed)
 
     def image_logits(
         self,
@@ -404,24 +373,7 @@ class AutoregressiveModel(Model, ABC):
     def score(
         self, images: Images, texts: Sequence[str], endings: Sequence[str]
     ) -> list[tuple[float, bool]]:
-        """An ending's tokens are those that the whole text has after the text alone, as in lm-eval.
-        Endings of one text that differ in their last token only share a row."""
-        rows: dict[tuple[str, tuple[int, ...], tuple[int, ...]], int] = {}
-        places: list[int] = []
-        tails: list[tuple[int, tuple[int, ...]]] = []
-        for place, (text, ending) in enumerate(zip(texts, endings, strict=True)):
-            tail = tuple(self._cut(text + ending)[len(self._cut(text)) :])
-            if not tail:
-                raise GapbenchError(
-                    f"{self._who}: the ending {ending!r} has no token of its own after "
-                    f"{text[-60:]!r}"
-                )
-            key = (text, tuple(map(id, images[place])), tail[:-1])
-            if key not in rows:
-                rows[key] = len(places)
-                places.append(place)
-            tails.append((rows[key], tail))
-        heads = [head for _, _, head in rows]
+        places, heads, tails = shared(self._cut, images, texts, endings, self._who)
         shown, asked = [images[place] for place in places], [texts[place] for place in places]
         pad = self.processor("und").tokenizer.pad_token_id
         with self._watched():

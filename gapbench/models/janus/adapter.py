@@ -86,10 +86,10 @@ class JanusModel(AutoregressiveModel):
         processor.apply_chat_template([turn({"type": "text", "text": ""})])  # it may have none
         return processor
 
-    def _room(self, folder: Path) -> int:
+    def _text_config(self, folder: Path) -> Any:
         if self._original:
-            return int(original.language_config(folder).max_position_embeddings)
-        return super()._room(folder)
+            return original.language_config(folder)
+        return super()._text_config(folder)
 
     @property
     def codes(self) -> int:

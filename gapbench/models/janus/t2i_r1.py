@@ -96,7 +96,7 @@ class T2IR1Model(JanusModel):
         end = tokenizer.eos_token_id
         language = Language(self.network.lm_head, core.get_input_embeddings(), end=end)
         steps, recipe = self.reasoning.reasoning_tokens, self.reasoning.recipe()
-        plans, size = [], self.block or len(prompts)
+        plans, size = [], self.blocks.size or len(prompts)
         for first in range(0, len(prompts), size):
             rows = [begins[prompt] for prompt in prompts[first : first + size]]
             drawer = self._drawer(language, recipe, steps, rows, stream=1)

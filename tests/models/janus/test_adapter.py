@@ -304,11 +304,11 @@ def test_joined_weights_are_saved_like_any_other(tiny_janus: Path, tmp_path: Pat
 def test_what_draws_is_kept_from_block_to_block(tiny_janus: Path) -> None:
     model = JanusModel("tiny", tiny_janus, Recipe(block=2), dtype="float32")
     model.generate(PROMPTS[:2], [1, 2])
-    (kept,) = model._drawers.values()
+    (kept,) = model.blocks._kept.values()
     model.generate([*PROMPTS, *PROMPTS], range(2 * len(PROMPTS)))
-    assert list(model._drawers.values()) == [kept]
+    assert list(model.blocks._kept.values()) == [kept]
     model.release()
-    assert not model._drawers
+    assert not model.blocks._kept
 
 
 def test_a_step_can_be_captured(model: JanusModel) -> None:
