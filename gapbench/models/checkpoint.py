@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +31,21 @@ def device_here(who: str, device: str) -> str:
             f"{who}: --device {device}: torch does not see it on this machine; use --device cpu"
         )
     return device
+
+
+def gpu(device: str | None) -> dict[str, str] | None:
+    """A GPU's name, and the versions of what computes on it; None for any other device."""
+    import torch
+
+    if device is None or not device.startswith("cuda") or not torch.cuda.is_available():
+        return None
+    triton = find_spec("triton") and version("triton")
+    return {
+        "name": torch.cuda.get_device_name(device),
+        "cuda": str(torch.version.cuda),
+        "cudnn": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
+        "triton": str(triton),
+    }
 
 
 def model_type(folder: Path) -> str | None:

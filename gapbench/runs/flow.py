@@ -22,6 +22,7 @@ from gapbench.files import with_checksum
 from gapbench.judges.base import Judge
 from gapbench.models import load_model
 from gapbench.models.base import Drawing, Model
+from gapbench.models.checkpoint import gpu
 from gapbench.runs.folder import RunFolder, folder_for
 from gapbench.runs.plan import Item, Prepared, missing_items, prepare, refusals
 from gapbench.runs.run import FAILURES, HUMAN, Run
@@ -88,7 +89,10 @@ def _work(made: Prepared, items: list[Item], refused: Mapping[tuple[str, int], R
     recorded = about(made.model, made.settings)
     folder = RunFolder.create(made.settings.out, made.model.name, made.identity, recorded)
     failures: dict[str, Mapping[str, int]] = {}
+    begun, here = (meta.get("model_about", {}).get("gpu") for meta in (folder.meta, recorded))
     with folder.lock():
+        other = f"begun with {begun}, gone on with {here}, which may round otherwise"
+        _note_check(folder, "the GPU", other if begun != here else None)
         folder.write("plan.json", with_checksum(asdict(made.plan)))
         folder.append(refused.values())
         missing = [i for i in _left(folder, items, retry) if (i.prompt.text, i.seed) not in refused]
@@ -142,6 +146,7 @@ def about(model: Model, settings: RunSettings) -> dict[str, Any]:
             "changed": changed | ({} if settings.dtype == "auto" else {"dtype": model.dtype}),
             "device": model.device,
             "dtype": model.dtype,
+            "gpu": gpu(model.device),
             "versions": model.versions,
         },
         "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},

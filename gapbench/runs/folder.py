@@ -74,6 +74,7 @@ class _About(BaseModel, strict=True):
     pair: bool = False
     recipe: dict[str, Any] = {}
     changed: dict[str, Any] = {}
+    gpu: dict[str, str] | None = None
     versions: dict[str, str] | None = None
 
 

@@ -159,3 +159,29 @@ def test_the_order_of_the_prompts_changes_no_image_and_no_verdict(
 
     assert len(matched(found.verdicts)) >= len(asked)
     same_verdicts(matched(found.verdicts), matched(known.verdicts))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_where_rounding_shows_blocks_of_one_shape_keep_every_byte(dtype: str) -> None:
+    """132 images in blocks of 8: in batches of 7 and of 64, and the first 12 one by one. Without
+    blocks, three of the 132 have other tokens in bfloat16."""
+    model = gapbench.load_model("janus-mini", dtype=dtype)
+    prompts = [prompt.text for prompt in gapbench.load_task("shapes").prompts()[::10]] * 3
+    seeds = range(1000, 1000 + len(prompts))
+
+    def drawn(batch: int, count: int) -> list[tuple[list[int], float | None, bytes]]:
+        made = []
+        for first in range(0, count, batch):
+            some = slice(first, min(first + batch, count))
+            made += model.generate(prompts[some], seeds[some])
+        tokens = [drawing.tokens for drawing in made]
+        return [
+            (row.tolist(), drawing.logprob, drawing.image.tobytes())
+            for row, drawing in zip(tokens, made, strict=True)
+            if row is not None
+        ]
+
+    whole = drawn(64, len(prompts))
+    assert len(whole) == 132
+    assert drawn(7, len(prompts)) == whole
+    assert drawn(1, 12) == whole[:12]

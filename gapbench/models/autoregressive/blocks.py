@@ -28,18 +28,31 @@ Draw = Callable[[Sequence[str], Sequence[int]], NDArray[np.int32]]
 
 
 def size_for(device: str, dtype: str, weights: int, image: Callable[[], int]) -> int:
-    """How many images a block has: on a GPU as many as it has memory for, by the bytes of the
-    weights and of an image's keys and values; 0, as many as the batch, in float64 on a CPU, where
-    no rounding is ever seen."""
+    """How many images a block has: on a GPU as many as its memory has place for, by the bytes of
+    the weights and of an image's keys and values; 0, as many as the batch, in float64 on a CPU,
+    where no rounding is ever seen."""
     kind = torch.device(device).type
-    if kind == "cpu" and dtype == "float64":
+    if (kind, dtype) == ("cpu", "float64"):
         return 0
     size = SIZE.get(kind, SIZE["cpu"])
-    if kind == "cuda":
-        room = SHARE * torch.cuda.get_device_properties(device).total_memory - weights
-        while size > 1 and size * image() > room:
-            size //= 2
+    if kind != "cuda":
+        return size
+    return fitting(size, torch.cuda.get_device_properties(device).total_memory, weights, image())
+
+
+def fitting(size: int, memory: float, weights: int, image: int) -> int:
+    """`size`, halved until the weights and so many images' keys and values fit into a memory; all
+    in bytes."""
+    while size > 1 and weights + size * image > SHARE * memory:
+        size //= 2
     return size
+
+
+def image_bytes(config: Any, tokens: int, dtype: str) -> int:
+    """Of the keys and values of so many tokens in a Llama-like network of this configuration."""
+    width = getattr(config, "head_dim", 0) or config.hidden_size // config.num_attention_heads
+    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * width
+    return int(numbers * getattr(torch, dtype).itemsize * tokens)
 
 
 class Blocks:

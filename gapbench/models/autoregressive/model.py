@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,10 +28,10 @@ from gapbench.models.autoregressive.answers import (
     following,
     positions,
 )
-from gapbench.models.autoregressive.blocks import CHECKED, Blocks, size_for
+from gapbench.models.autoregressive.attention import repeatable
+from gapbench.models.autoregressive.blocks import CHECKED, Blocks, image_bytes, size_for
 from gapbench.models.autoregressive.continuations import greedy, shared
-from gapbench.models.autoregressive.decode import Row
-from gapbench.models.autoregressive.draw import Drawer, Language
+from gapbench.models.autoregressive.draw import Language
 from gapbench.models.autoregressive.finite import require_finite, watched
 from gapbench.models.autoregressive.sampling import SAMPLER, Recipe, logprobs_of
 from gapbench.models.base import IMAGE, Batches, Drawing, Model, require_shared
@@ -82,6 +82,7 @@ class AutoregressiveModel(Model, ABC):
         self._lora: Path | None = None
         self._loaded: tuple[Path, Any] | None = None
         self._processors: dict[Path, Any] = {}
+        self._branches = 2 if sampling.guided else 1
         size = sampling.block or size_for(self.device, self.dtype, weights, self._image_bytes)
         self.blocks = Blocks(size)
         self.batches = Batches.on(self.device, small, size)
@@ -177,12 +178,8 @@ class AutoregressiveModel(Model, ABC):
         return AutoConfig.from_pretrained(folder, local_files_only=True).text_config
 
     def _image_bytes(self) -> int:
-        """Of the keys and values of an image that is drawn, its prompt aside."""
-        config = self._text_config(self.folders["gen"])
-        width = getattr(config, "head_dim", 0) or config.hidden_size // config.num_attention_heads
-        numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * width
-        rows = 2 if self._sampling.guided else 1
-        return int(numbers * getattr(torch, self.dtype).itemsize * self._lengths[1] * rows)
+        config, rows = self._text_config(self.folders["gen"]), self._branches
+        return rows * image_bytes(config, self._lengths[1], self.dtype)
 
     # -- drawing ---------------------------------------------------------------------------
 
@@ -222,7 +219,8 @@ class AutoregressiveModel(Model, ABC):
     def decode(self, tokens: NDArray[np.int32]) -> list[Image.Image]:
         """The pictures of (B, T) tokens; a picture's bytes depend on its own tokens alone."""
         codes = torch.from_numpy(tokens).long().to(self.device)
-        brightness = self.blocks.pictures(self._brightness, codes)
+        with repeatable():
+            brightness = self.blocks.pictures(self._brightness, codes)
         require_finite(self._who, "picture decoder", brightness)
         # Between two levels the lower one, as in Janus's, Emu3's and transformers' own code.
         levels = (brightness.clamp(0, 1) * 255).to(torch.uint8).cpu().numpy()
@@ -263,22 +261,17 @@ class AutoregressiveModel(Model, ABC):
         self, prompts: Sequence[str], seeds: Sequence[int], steps: int | None = None
     ) -> tuple[list[str], NDArray[np.int32], list[float]]:
         """For a block of images: effective prompts, tokens, and their log-probabilities' sums."""
-        distinct = list(dict.fromkeys(prompts))
-        place = {prompt: number for number, prompt in enumerate(distinct)}
-        branches = 2 if self._sampling.guided else 1
+        place = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+        distinct, branches = list(place), self._branches
         unconditional = [False] * len(distinct) + [True] * (branches - 1) * len(distinct)
         effective, ids, mask = self._heads(distinct * branches, unconditional)
         begins = [tuple(row[keep].tolist()) for row, keep in zip(ids, mask.bool(), strict=True)]
         rows = [begins[b * len(distinct) + place[p]] for b in range(branches) for p in prompts]
-        drawer = self._drawer(self._language(), self._sampling, self._lengths[0], rows)
-        tokens, logprobs = drawer.draw(rows, seeds, steps)
-        return [effective[place[prompt]] for prompt in prompts], tokens, logprobs
-
-    def _drawer(
-        self, language: Language, recipe: Recipe, steps: int, rows: Sequence[Row], stream: int = 0
-    ) -> Drawer:
-        core, network = self._core, self.network
-        return self.blocks.drawer(network, core, language, recipe, steps, rows, stream)
+        with repeatable():
+            given = self._language(), self._sampling, self._lengths[0], rows
+            drawer = self.blocks.drawer(self.network, self._core, *given)
+            drawn = drawer.draw(rows, seeds, steps)
+        return [effective[place[prompt]] for prompt in prompts], *drawn
 
     @torch.inference_mode()
     def check_seeds(self, prompt: str, seed: int) -> str | None:
@@ -296,10 +289,7 @@ class AutoregressiveModel(Model, ABC):
         embeds = torch.cat([self._core.get_input_embeddings()(ids), drawn], 1)
         mask = torch.cat([mask, mask.new_ones(drawn.shape[:2])], 1)
         hidden = self._core(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=positions(mask),
-            use_cache=False,
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions(mask), use_cache=False
         ).last_hidden_state[:, ids.shape[1] - 1 :]
         return self._language().head(hidden[:, places])
 
@@ -319,9 +309,12 @@ class AutoregressiveModel(Model, ABC):
     def _features(self) -> Any:
         """The layer of the judging network that pictures come out of."""
 
-    def _watched(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
         head = self.module("und").get_output_embeddings()
-        return watched(self._who, {"vision tower": self._features, "language model": head})
+        layers = {"vision tower": self._features, "language model": head}
+        with watched(self._who, layers), repeatable():
+            yield
 
     @abstractmethod
     def _chat(self, question: str) -> str:

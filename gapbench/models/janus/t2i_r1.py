@@ -99,7 +99,7 @@ class T2IR1Model(JanusModel):
         plans, size = [], self.blocks.size or len(prompts)
         for first in range(0, len(prompts), size):
             rows = [begins[prompt] for prompt in prompts[first : first + size]]
-            drawer = self._drawer(language, recipe, steps, rows, stream=1)
+            drawer = self.blocks.drawer(self.network, core, language, recipe, steps, rows, stream=1)
             tokens, _ = drawer.draw(rows, seeds[first : first + size])
             plans += [list(takewhile(lambda token: token != end, row)) for row in tokens.tolist()]
         return [
