@@ -24,6 +24,7 @@ from gapbench.models.autoregressive.model import (
     Images,
     Role,
 )
+from gapbench.models.autoregressive.questions import Reader
 from gapbench.models.autoregressive.sampling import Recipe
 from gapbench.models.base import IMAGE
 from gapbench.models.checkpoint import load_pretrained, require_weights, settings_files
@@ -189,6 +190,16 @@ class Emu3Model(AutoregressiveModel):
                 ids[ids == processor.image_token_id] = torch.cat(codes).to(ids)
             rows.append(ids.tolist())
         return dict(processor.tokenizer.pad({"input_ids": rows}, **PADDED).to(self.device))
+
+    def _reader(self, batch: Mapping[str, Tensor]) -> Reader:  # noqa: ARG002 (its rows are codes)
+        module = self.module("und")
+        core = module.model.text_model
+        return Reader(
+            lambda ids, _images: core.get_input_embeddings()(ids),
+            core,
+            module.lm_head,
+            self.blocks.size,
+        )
 
     def _cut(self, text: str) -> list[int]:
         return list(self.processor("und").tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -18,6 +18,7 @@ from gapbench.judges.own import Mode
 from gapbench.models.base import Model
 from gapbench.runs.run import Run
 from gapbench.types import Verdict
+from gapbench.verdict import ANSWERS
 
 PROMPTS, SAMPLES = 8, 2
 Key = tuple[str, int]
@@ -185,3 +186,26 @@ def test_where_rounding_shows_blocks_of_one_shape_keep_every_byte(dtype: str) ->
     assert len(whole) == 132
     assert drawn(7, len(prompts)) == whole
     assert drawn(1, 12) == whole[:12]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_blocks_keep_every_bit_of_a_verdict(dtype: str) -> None:
+    """24 images in blocks of 8, of which 12 are asked a second question: in batches of 7 and 36,
+    and one by one."""
+    model = gapbench.load_model("janus-mini", dtype=dtype)
+    chosen = gapbench.load_task("shapes").prompts()[::18][:24]
+    images = [drawing.image for drawing in model.generate([p.text for p in chosen], range(24))]
+    asked = [(image, prompt.question) for image, prompt in zip(images, chosen, strict=True)]
+    asked += [(image, prompt.question) for image, prompt in zip(images, chosen[12:], strict=False)]
+
+    def judged(batch: int) -> list[list[float]]:
+        rows = []
+        for first in range(0, len(asked), batch):
+            some = asked[first : first + batch]
+            rows += model.judge(*zip(*some, strict=True), ANSWERS).tolist()
+        return rows
+
+    whole = judged(len(asked))
+    assert judged(7) == whole
+    assert judged(1) == whole
+    assert len({tuple(row) for row in whole}) > 20

@@ -24,7 +24,6 @@ from gapbench.files import first_line
 from gapbench.models import lora, torchvision_shim
 from gapbench.models.autoregressive.answers import (
     answer_ids,
-    answer_logprobs,
     following,
     positions,
 )
@@ -33,6 +32,7 @@ from gapbench.models.autoregressive.blocks import CHECKED, Blocks, image_bytes, 
 from gapbench.models.autoregressive.continuations import greedy, shared
 from gapbench.models.autoregressive.draw import Language
 from gapbench.models.autoregressive.finite import require_finite, watched
+from gapbench.models.autoregressive.questions import Reader, answer_logprobs
 from gapbench.models.autoregressive.sampling import SAMPLER, Recipe, logprobs_of
 from gapbench.models.base import IMAGE, Batches, Drawing, Model, require_shared
 from gapbench.models.checkpoint import device_here
@@ -326,6 +326,10 @@ class AutoregressiveModel(Model, ABC):
         processor's image token for each of their images."""
 
     @abstractmethod
+    def _reader(self, batch: Mapping[str, Tensor]) -> Reader:
+        """The judging network, for the images of a batch of `_asked`."""
+
+    @abstractmethod
     def _cut(self, text: str) -> list[int]:
         """Token ids of a text without its images."""
 
@@ -334,10 +338,11 @@ class AutoregressiveModel(Model, ABC):
     ) -> Tensor:
         texts = [self._chat(question) for question in questions]
         tails = answer_ids(self._cut, texts, answers, self._who)
-        pad = self.processor("und").tokenizer.pad_token_id
+        processor = self.processor("und")
         with self._watched():
             batch = self._asked([[image] for image in images], texts)
-            return answer_logprobs(self.module("und"), batch, tails, pad, images)
+            end = processor.tokenizer.convert_tokens_to_ids(processor.image_end_token)
+            return answer_logprobs(self._reader(batch), batch, images, end, tails)
 
     @torch.inference_mode()
     def judge(

@@ -7,6 +7,7 @@ top-k 50 unasked, has no guidance-free path and returns no log-probabilities; he
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from gapbench.models.autoregressive.answers import positions
 from gapbench.models.autoregressive.continuations import parts
 from gapbench.models.autoregressive.draw import Language
 from gapbench.models.autoregressive.model import PADDED, AutoregressiveModel, Images
+from gapbench.models.autoregressive.questions import Reader
 from gapbench.models.autoregressive.sampling import Recipe, recipe_of
 from gapbench.models.base import CAPABILITIES
 from gapbench.models.checkpoint import load_pretrained, require_weights, settings_files
@@ -163,30 +165,70 @@ class JanusModel(AutoregressiveModel):
         return self.network.model.aligner
 
     def _chat(self, question: str) -> str:
-        processor = self.processor()  # first: it makes the import below possible beside torchvision
-        from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
-
-        # The processor puts the system prompt first; a question that brings it would say it twice.
-        system = DEFAULT_SYSTEM_PROMPT.strip()
-        if processor.use_default_system_prompt and question.startswith(system):
+        processor, system = self.processor(), self._system.strip()
+        # It is put first; a question that brings it would say it twice.
+        if system and question.startswith(system):
             question = question[len(system) :].lstrip()
         chat = [turn({"type": "image"}, {"type": "text", "text": question})]
         text: str = processor.apply_chat_template(chat, add_generation_prompt=True)
         return text
 
+    @property
+    def _system(self) -> str:
+        """What the processor puts before a text."""
+        if not self.processor().use_default_system_prompt:
+            return ""
+        from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
+
+        return str(DEFAULT_SYSTEM_PROMPT)
+
     def _asked(self, images: Images, texts: Sequence[str]) -> dict[str, Tensor]:
-        flat = [self._scaled(image) for own in images for image in own]
-        batch = self.processor()(text=list(texts), images=flat or None, **PADDED).to(self.device)
+        processor, flat = self.processor(), [image for own in images for image in own]
+        shown = processor.image_start_token + processor.image_token * processor.num_image_tokens
+        shown += processor.image_end_token
+        given = [self._system + text.replace(processor.image_token, shown) for text in texts]
+        batch = dict(processor.tokenizer(given, **PADDED).to(self.device))
         if flat:
-            batch["pixel_values"] = batch["pixel_values"].to(self.network.dtype)
-        return dict(batch)
+            batch["pixel_values"] = self._pixels(flat)
+        return batch
+
+    def _reader(self, batch: Mapping[str, Tensor]) -> Reader:
+        model, processor = self.network.model, self.processor()
+        token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+
+        def embed(ids: Tensor, images: Sequence[int]) -> Tensor:
+            embeds: Tensor = model.get_input_embeddings()(ids)
+            if not images:
+                return embeds
+            pixels = batch["pixel_values"][list(images)]
+            features = model.get_image_features(pixels).pooler_output.to(embeds)
+            places = (ids == token).unsqueeze(-1)
+            return embeds.masked_scatter(places, features)
+
+        return Reader(
+            embed, model.language_model, self.network.get_output_embeddings(), self.blocks.size
+        )
+
+    def _pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        """(N, 3, H, W) as the processor makes them, to the bit: scaled in threads, the rest on the
+        device."""
+        how = self.processor().image_processor
+        with ThreadPoolExecutor() as threads:
+            scaled = [np.asarray(image) for image in threads.map(self._scaled, images)]
+        whole = torch.from_numpy(np.stack(scaled)).to(self.device).permute(0, 3, 1, 2).contiguous()
+        pixels = (whole.double() * how.rescale_factor).float()
+        mean, std = (
+            pixels.new_tensor(value).view(3, 1, 1) for value in (how.image_mean, how.image_std)
+        )
+        normal: Tensor = (pixels - mean) / std
+        return normal.to(self.network.dtype)
 
     def _scaled(self, image: Image.Image) -> Image.Image:
         """A picture that is not square as upstream puts it on a square (VLMImageProcessor.resize):
         the shorter side is cut to whole pixels, where transformers rounds it."""
         image, how = image.convert("RGB"), self.processor().image_processor
         width, height = image.size
-        if width == height:
+        if image.size == (how.size["width"], how.size["height"]):
             return image
         side, longest = how.size["height"], max(image.size)
         width, height = (max(int(edge / longest * side), how.min_size) for edge in image.size)

@@ -126,6 +126,12 @@ def read(model: JanusModel, ids: Tensor) -> list[str]:
     return [str(text) for text in model.processor().tokenizer.batch_decode(ids)]
 
 
+def whole(model: JanusModel, call: Call) -> list[str]:
+    """What the rows read during a call, which may take several passes."""
+    passes = [read(model, ids) for ids in text_ids(model, call)]
+    return ["".join(parts) for parts in zip(*passes, strict=True)]
+
+
 def refusal(call: Call, names: Path) -> str:
     """The message of a GapbenchError, which is one line that names a folder."""
     with pytest.raises(GapbenchError) as caught:
@@ -428,7 +434,7 @@ def test_pitfall_12_the_users_text_is_really_in_what_the_model_reads(
         ("logits", lambda: model.judge(images, PROMPTS, ANSWERS)),
         ("text", lambda: model.reply(images, PROMPTS)),
     ):
-        texts = read(model, text_ids(model, call)[0])
+        texts = whole(model, call)
         for prompt, text in zip(PROMPTS, texts, strict=False):
             assert f"{prompt}\n\nAssistant:" in text, mode
 
@@ -451,7 +457,7 @@ def test_pitfall_14_the_system_prompt_is_read_once_in_text_mode_and_never_in_ima
             lambda q=bringing: model.judge(images[:1], [q], ANSWERS),
             lambda q=bringing: model.reply(images[:1], [q]),
         ):
-            (text,) = read(model, text_ids(model, call)[0])
+            (text,) = whole(model, call)
             assert text.count(SYSTEM) == 1
             assert text.startswith("<|bos|>" + DEFAULT_SYSTEM_PROMPT)
             assert text.count(QUESTIONS[1]) == 1
@@ -469,7 +475,7 @@ def test_pitfall_14_a_question_keeps_its_system_prompt_where_the_processor_adds_
     model = JanusModel("m", folder)
     for question, count in (("q?", 0), (f"{DEFAULT_SYSTEM_PROMPT.strip()} q?", 1)):
         call = lambda q=question: model.judge(images[:1], [q], ANSWERS)  # noqa: E731
-        (text,) = read(model, text_ids(model, call)[0])
+        (text,) = whole(model, call)
         assert text.count(SYSTEM) == count
 
 
@@ -522,6 +528,24 @@ def test_pitfalls_16_to_18_decoding_gives_upstreams_pixels_and_keeps_no_graph(
     expected = np.clip((levels.astype(np.float32) + 1) / 2 * 255, 0, 255).astype(np.uint8)
     np.testing.assert_array_equal(np.asarray(image), expected)
     assert expected.std() > 1
+
+
+def test_pixels_are_the_processors_to_the_bit(model: JanusModel) -> None:
+    """Of 200 sizes, every fourth of them square, in four modes."""
+    chance = np.random.default_rng(0)
+    how, pictures = model.processor().image_processor, []
+    for number in range(200):
+        height, width = chance.integers(2, 90, 2)
+        values = chance.integers(0, 256, (height, width if number % 4 else height, 4), np.uint8)
+        pictures.append(Image.fromarray(values).convert(("RGB", "L", "P", "CMYK")[number // 4 % 4]))
+    expected = how([model._scaled(picture) for picture in pictures], return_tensors="pt")
+    found = model._pixels(pictures)
+    assert found.shape == (200, 3, 32, 32)
+    assert torch.equal(found, expected["pixel_values"].to(found.dtype))
+    squares = [p.convert("RGB") for p in pictures if p.width == p.height]
+    assert len(squares) >= 50
+    theirs = how(squares, return_tensors="pt")["pixel_values"]
+    assert torch.equal(model._pixels(squares), theirs.to(found.dtype))
 
 
 def upstreams_pixels(image: Image.Image, side: int, least: int) -> NDArray[np.float64]:
@@ -617,7 +641,7 @@ def test_answers_that_share_all_but_the_last_token_take_one_forward_of_one_row_e
 ) -> None:
     assert [
         len(ids) for ids in text_ids(model, lambda: model.judge(images, QUESTIONS, ANSWERS))
-    ] == [3]
+    ] == [3, 3]
     tails = [model.processor().tokenizer(a)["input_ids"][1:] for a in ANSWERS]
     assert tails[0][:-1] == tails[1][:-1]
     assert tails[0][-1] != tails[1][-1]
