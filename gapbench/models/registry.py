@@ -29,7 +29,8 @@ FOLDERS: Final = {
 device=..., dtype=...)."""
 BUNDLED: Final = Path(__file__).parent / "bundled"
 JANUS_RECIPE: Final = {
-    "guidance": 5.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "block": 0
+    "guidance": 5.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "block": 0,
+    "sampler": "gumbel-1",
 }  # fmt: skip
 JANUS_SOURCE: Final = "deepseek-ai/Janus 1daa72f, generation_inference.py, defaults of generate()"
 DEEPSEEK: Final = "DeepSeek Model License"
@@ -117,6 +118,7 @@ MODELS: Final[dict[str, Entry]] = {
             "top_k": 2048,
             "top_p": 1.0,
             "block": 0,
+            "sampler": "gumbel-1",
             "image_area": 518400,
             "positive": EMU3_POSITIVE,
             "negative": EMU3_NEGATIVE,

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
 
@@ -33,7 +33,7 @@ from gapbench.models.autoregressive.continuations import greedy, shared
 from gapbench.models.autoregressive.draw import Language
 from gapbench.models.autoregressive.finite import require_finite, watched
 from gapbench.models.autoregressive.questions import Reader, answer_logprobs
-from gapbench.models.autoregressive.sampling import SAMPLER, Recipe, logprobs_of
+from gapbench.models.autoregressive.sampling import Recipe, logprobs_of
 from gapbench.models.base import IMAGE, Batches, Drawing, Model, require_shared
 from gapbench.models.checkpoint import device_here
 from gapbench.types import GapbenchError
@@ -86,7 +86,7 @@ class AutoregressiveModel(Model, ABC):
         size = sampling.block or size_for(self.device, self.dtype, weights, self._image_bytes)
         self.blocks = Blocks(size)
         self.batches = Batches.on(self.device, small, size)
-        self.recipe = asdict(replace(sampling, block=size)) | {"sampler": SAMPLER}
+        self.recipe = asdict(replace(sampling, block=size))
 
     # -- loading ---------------------------------------------------------------------------
 
@@ -178,8 +178,8 @@ class AutoregressiveModel(Model, ABC):
         return AutoConfig.from_pretrained(folder, local_files_only=True).text_config
 
     def _image_bytes(self) -> int:
-        config, rows = self._text_config(self.folders["gen"]), self._branches
-        return rows * image_bytes(config, self._lengths[1], self.dtype)
+        config = self._text_config(self.folders["gen"])
+        return self._branches * image_bytes(config, self._lengths[1], self.dtype)
 
     # -- drawing ---------------------------------------------------------------------------
 
@@ -234,16 +234,15 @@ class AutoregressiveModel(Model, ABC):
 
     def _no_room(self, text: str, more: int = 0) -> str | None:
         tokens = self._heads([text])[1].shape[1] + self._lengths[1] + self.closing + more
-        room = self._rooms["gen"]
-        if tokens > room:
-            return f"with its image it takes {tokens} tokens, {self.name} has room for {room}"
-        return None
+        if tokens <= (room := self._rooms["gen"]):
+            return None
+        return f"with its image it takes {tokens} tokens, {self.name} has room for {room}"
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Drawing]:
-        size = self.blocks.size or len(prompts)
+        size = self.blocks.size or len(seeds)
         drawings: list[Drawing] = []
-        for first in range(0, len(prompts), size):
+        for first in range(0, len(seeds), size):
             some = slice(first, first + size)
             try:
                 effective, tokens, logprobs = self._tokens(prompts[some], seeds[some])
@@ -253,8 +252,7 @@ class AutoregressiveModel(Model, ABC):
                     f"{self.device}; try --set block={max(1, size // 2)}"
                 ) from error
             require_finite(self._who, "language model", torch.tensor(logprobs))
-            pictures = self.decode(tokens)
-            drawings += map(Drawing, pictures, tokens, effective, logprobs)
+            drawings += map(Drawing, self.decode(tokens), tokens, effective, logprobs)
         return drawings
 
     def _tokens(
@@ -275,8 +273,8 @@ class AutoregressiveModel(Model, ABC):
 
     @torch.inference_mode()
     def check_seeds(self, prompt: str, seed: int) -> str | None:
-        steps = min(CHECKED, self._lengths[0])
-        return self.blocks.warnings(lambda p, s: self._tokens(p, s, steps)[1], prompt, seed)
+        some = partial(self._tokens, steps=min(CHECKED, self._lengths[0]))
+        return self.blocks.warnings(lambda p, s: some(p, s)[1], prompt, seed)
 
     def image_logits(
         self,
@@ -338,10 +336,9 @@ class AutoregressiveModel(Model, ABC):
     ) -> Tensor:
         texts = [self._chat(question) for question in questions]
         tails = answer_ids(self._cut, texts, answers, self._who)
-        processor = self.processor("und")
         with self._watched():
             batch = self._asked([[image] for image in images], texts)
-            end = processor.tokenizer.convert_tokens_to_ids(processor.image_end_token)
+            end = self._cut(self.processor("und").image_end_token)[-1]
             return answer_logprobs(self._reader(batch), batch, images, end, tails)
 
     @torch.inference_mode()
@@ -352,9 +349,9 @@ class AutoregressiveModel(Model, ABC):
 
     @torch.inference_mode()
     def reply(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
-        texts, tokenizer = list(map(self._chat, questions)), self.processor("und").tokenizer
+        tokenizer = self.processor("und").tokenizer
         with self._watched():
-            batch = self._asked([[image] for image in images], texts)
+            batch = self._asked([[i] for i in images], [self._chat(q) for q in questions])
             said = greedy(self.module("und"), tokenizer, batch, REPLY_TOKENS)
         return [words.strip() for words in said]
 
@@ -362,9 +359,8 @@ class AutoregressiveModel(Model, ABC):
     def complete(
         self, images: Images, texts: Sequence[str], tokens: int, until: Sequence[str] = ()
     ) -> list[str]:
-        tokenizer = self.processor("und").tokenizer
         with self._watched():
-            batch = self._batch(images, texts, tokens)
+            batch, tokenizer = self._batch(images, texts, tokens), self.processor("und").tokenizer
             return greedy(self.module("und"), tokenizer, batch, tokens, until)
 
     @torch.inference_mode()
@@ -372,10 +368,10 @@ class AutoregressiveModel(Model, ABC):
         self, images: Images, texts: Sequence[str], endings: Sequence[str]
     ) -> list[tuple[float, bool]]:
         places, heads, tails = shared(self._cut, images, texts, endings, self._who)
-        shown, asked = [images[place] for place in places], [texts[place] for place in places]
+        asked = [images[place] for place in places], [texts[place] for place in places]
         pad = self.processor("und").tokenizer.pad_token_id
         with self._watched():
-            batch = self._batch(shown, asked, max(map(len, heads)))
+            batch = self._batch(*asked, max(map(len, heads)))
             logprobs = following(self.module("und"), batch, heads, pad)
         scores = []
         for row, tail in tails:
@@ -385,8 +381,7 @@ class AutoregressiveModel(Model, ABC):
         return scores
 
     def _batch(self, images: Images, texts: Sequence[str], more: int) -> dict[str, Tensor]:
-        """A batch of texts with IMAGE for each of their images, and room for so many tokens more
-        behind them."""
+        """A batch of texts with IMAGE for each of their images, and room for more tokens."""
         mark, room = self.processor("und").image_token, self._rooms["und"]
         marked = [text.replace(IMAGE, mark) for text in texts]
         for text, own in zip(marked, images, strict=True):

@@ -25,7 +25,8 @@ class Recipe:
 
     `guidance` follows the Janus convention, uncond + guidance * (cond - uncond): 1 means none.
     `top_k` 0 and `top_p` 1 keep every token; `temperature` 0 takes the likeliest token. `block` is
-    how many images the network computes together, always: 0 leaves it to the device.
+    how many images the network computes together, always: 0 leaves it to the device. `sampler`
+    names how a token is drawn.
     """
 
     guidance: float = 5.0
@@ -33,6 +34,7 @@ class Recipe:
     top_k: int = 0
     top_p: float = 1.0
     block: int = 0
+    sampler: str = SAMPLER
 
     def __post_init__(self) -> None:
         # The values may come from a checkpoint's JSON, so they can be of any type.
@@ -50,6 +52,11 @@ class Recipe:
                 raise GapbenchError(f"recipe: {name} is {value!r}, must be {range_}")
             if kind is not int:  # 5 and 5.0 are one recipe, so they are one run
                 object.__setattr__(self, name, float(value))
+
+        if self.sampler != SAMPLER:
+            raise GapbenchError(
+                f"recipe: sampler is {self.sampler!r}, this version of gapbench draws by {SAMPLER}"
+            )
 
     @property
     def guided(self) -> bool:

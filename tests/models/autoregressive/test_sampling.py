@@ -241,3 +241,8 @@ def test_a_recipe_takes_the_ends_of_its_ranges() -> None:
 
 def test_the_default_recipe_is_upstreams() -> None:
     assert Recipe() == Recipe(guidance=5.0, temperature=1.0, top_k=0, top_p=1.0)
+
+
+def test_another_versions_sampler_is_refused() -> None:
+    with pytest.raises(GapbenchError, match=r"sampler is 'cdf', this version .* draws by gumbel-1"):
+        Recipe(sampler="cdf")
