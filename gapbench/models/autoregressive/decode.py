@@ -147,10 +147,23 @@ def joined(layers: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
         if own[0] is None:
             whole.append(None)
             continue
-        together = torch.cat([each.data for each in own])
-        for each, part in zip(own, torch.split(together, list(map(len, own))), strict=True):
-            each.data = part
-        whole.append(together)
+        if not _follow(own):  # as they do where another decoder has joined them
+            together = torch.cat([each.data for each in own])
+            for each, part in zip(own, torch.split(together, list(map(len, own))), strict=True):
+                each.data = part
+        first = own[0].data
+        whole.append(first.as_strided((sum(map(len, own)), *first.shape[1:]), first.stride()))
     weight, bias = whole
     assert weight is not None
     return lambda given: linear(given, weight, bias)
+
+
+def _follow(tensors: Sequence[Tensor]) -> bool:
+    """Whether each one begins where the one before it ends, in one tensor."""
+    one = all(
+        each.is_contiguous()
+        and each.untyped_storage().data_ptr() == tensors[0].untyped_storage().data_ptr()
+        for each in tensors
+    )
+    ends = (each.data_ptr() + each.nbytes for each in tensors)
+    return one and all(end == each.data_ptr() for end, each in zip(ends, tensors[1:], strict=False))

@@ -53,16 +53,8 @@ class Drawer:
         stream: int = 0,
     ) -> None:
         self._language, self._recipe, self._stream = language, recipe, stream
-        self.why: str | None = None
         device = core.get_input_embeddings().weight.device
-        self._ops: Any = plain
-        if device.type == "cuda":
-            try:
-                from gapbench.models.autoregressive import kernels as ops
-
-                self._ops = ops
-            except ImportError as error:
-                self.why = f"Triton is not there, so attention is slower: {first_line(error)}"
+        self._ops, self.why = operations(device)
         lines = steps // language.line if language.line else 0
         branches = 2 if recipe.guided else 1
         self.decoder = Decoder(core, branches * images, length, steps + lines, fixed, self._ops)
@@ -71,16 +63,18 @@ class Drawer:
         self._step = torch.zeros(1, dtype=torch.long, device=device)
         self._tokens = torch.zeros(images, steps, dtype=torch.long, device=device)
         self._logprobs = torch.zeros(images, dtype=torch.float64, device=device)
-        self._next, self._between = self._one, self._forced
+        # Not the methods where there are no graphs: a drawer that holds itself keeps its memory.
+        self._graph: Callable[[], None] | None = None
+        self._forced_graph: Callable[[], None] | None = None
         if device.type == "cuda":
             try:
-                self._next = graph(self._one)
                 if language.line:
-                    self._between = graph(self._forced)
+                    self._forced_graph = graph(self._forced)
+                self._graph = graph(self._one)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
-                self._next, self._between = self._one, self._forced
+                self._forced_graph = None
                 self.why = f"no CUDA graph, so drawing is slower: {first_line(error)}"
 
     def draw(
@@ -99,10 +93,11 @@ class Drawer:
         self._step.zero_()
         self._logprobs.zero_()
         steps, line, end = steps or whole, self._language.line, self._language.end
+        one, forced = self._graph or self._one, self._forced_graph or self._forced
         for step in range(steps - 1):
-            self._next()
+            one()
             if line and (step + 1) % line == 0:
-                self._between()
+                forced()
             if end is not None and step % PATIENCE == 0 and self._ended(step + 1, count, end):
                 steps = step + 1
                 break
@@ -133,13 +128,29 @@ class Drawer:
 
     def _forced(self) -> None:
         assert self._language.between is not None
-        self._feed(self._language.between.expand_as(self.decoder.hidden))
+        # A row each in memory: the kernels know no strides.
+        self._feed(self._language.between.expand_as(self.decoder.hidden).contiguous())
 
     def _feed(self, embeds: Tensor) -> None:
         if embeds.is_cuda:
             self.decoder.forward(embeds, self.decoder.room)
         else:
             self.decoder.step(embeds)
+
+
+def operations(device: torch.device) -> tuple[Any, str | None]:
+    """The small functions of a step on a device, and why they are not Triton's kernels on a GPU."""
+    if device.type == "cuda":
+        try:
+            from gapbench.models.autoregressive import kernels
+
+            nothing = torch.zeros(1, 2, dtype=torch.long, device=device)
+            kernels.gumbel(nothing, nothing[0, :1], 1)  # it needs a C compiler, for one
+            return kernels, None
+        except Exception as error:  # of Triton, its compilers and the driver
+            why = f"Triton does not work here, so attention is slower: {first_line(error)}"
+            return plain, why
+    return plain, None
 
 
 def graph(do: Callable[[], None]) -> Callable[[], None]:
@@ -154,6 +165,6 @@ def graph(do: Callable[[], None]) -> Callable[[], None]:
         do()
     torch.cuda.current_stream().wait_stream(side)
     captured = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(captured):
+    with torch.cuda.graph(captured, capture_error_mode="thread_local"):  # others may use the GPU
         do()
     return captured.replay

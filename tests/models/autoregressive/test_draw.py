@@ -1,0 +1,75 @@
+"""What draws a block: where its memory goes, what it shares, and Triton's kernels in its place."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+
+from gapbench import load_model
+from gapbench.models.autoregressive import draw, kernels, plain
+from gapbench.models.emu3 import MODELS, Emu3Model
+from gapbench.models.janus.t2i_r1 import T2IR1Model
+
+PROMPTS = ["a red circle", "a blue square and a red circle"]
+
+
+RECIPE = {**MODELS["emu3"].recipe, "image_area": 1024, "top_k": 8}
+
+
+def test_memory_is_given_back_at_once(tiny_janus: Path) -> None:
+    """Gigabytes on a GPU, which the next block or a judge needs."""
+    model = load_model(str(tiny_janus), "cpu", "float32")
+    model.generate(PROMPTS, [0, 1])
+    kept = [weakref.ref(drawer) for _, drawer in model.blocks._kept.values()]  # type: ignore[attr-defined]
+    gc.disable()
+    try:
+        model.release()
+        assert kept
+        assert [drawer() for drawer in kept] == [None]
+    finally:
+        gc.enable()
+
+
+def test_plan_and_picture_keep_a_drawer_each(tiny_janus: Path) -> None:
+    model = T2IR1Model("r1", tiny_janus, device="cpu", dtype="float32")
+    model.reasoning = type(model.reasoning)(reasoning_tokens=4)
+    seen = []
+    for seed in range(2):
+        model.generate(PROMPTS, [seed, seed + 1])
+        seen.append([drawer for _, drawer in model.blocks._kept.values()])
+    assert len(seen[0]) == 2
+    assert set(map(id, seen[0])) == set(map(id, seen[1]))
+
+
+def test_images_are_the_same_by_the_kernels(
+    tiny_emu3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Emu3's, which has fewer keys than queries and forced ends of lines."""
+    tokens = []
+    for ops in (plain, kernels):
+        monkeypatch.setattr(draw, "operations", lambda device, ops=ops: (ops, None))
+        model = Emu3Model("pair", tiny_emu3 / "gen", tiny_emu3 / "gen", RECIPE, "cpu", "float64")
+        with torch.inference_mode():
+            tokens.append(model._tokens(PROMPTS[:1], [3], steps=7)[1].tolist())
+    assert tokens[0] == tokens[1]
+
+
+def test_a_gpu_without_a_compiler_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*given: object) -> None:
+        raise RuntimeError("Failed to find C compiler. Please specify via CC")
+
+    class Cuda:
+        type = "cuda"
+
+    monkeypatch.setattr(kernels, "gumbel", fails)
+    monkeypatch.setattr(torch, "zeros", lambda *shape, **_more: torch.ones(shape).long())
+    ops, why = draw.operations(Cuda())  # type: ignore[arg-type]
+    assert ops is plain
+    assert why == (
+        "Triton does not work here, so attention is slower: Failed to find C compiler. Please "
+        "specify via CC"
+    )
