@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from functools import partial
 from types import ModuleType
 
@@ -16,6 +19,35 @@ ROWS, HEADS, GROUPS, WIDTH, ROOM = 5, 4, 2, 24, 200
 PLACES = torch.tensor([0, 3, 64, 130, 199])
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 0.05, torch.float64: 1e-14}
 Draw = partial[Tensor]
+COMPILE = """
+import triton.language as tl
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from gapbench.models.autoregressive import kernels
+
+POINTERS = {"places": "*i64", "step": "*i64", "out": "*fp64"}
+NUMBERS = ("width", "heads", "groups", "room", "codes", "stream")
+CONSTANTS = {
+    "_add_norm": {"EPS": 1e-6, "SIZE": 2048},
+    "_rotate_and_keep": {"HALF": 64, "SIZE": 64},
+    "_attend": {"SCALE": 0.1, "EACH": 1, "WIDTH": 128, "SIZE": 128, "TILE": kernels.TILE},
+    "_swiglu": {"SIZE": 1024},
+    "_gumbel": {"ROUNDS": 10, "SIZE": kernels.WORDS},
+}
+for name, constants in CONSTANTS.items():
+    kernel, noise = getattr(kernels, name), name == "_gumbel"
+    constants |= {} if noise else {"WIDE": tl.float32}
+    own = {**POINTERS, "keys": "*i64"} if noise else {"places": "*i64"}
+    signature = {
+        argument: "constexpr" if argument in constants
+        else "i32" if argument in NUMBERS else own.get(argument, "*bf16")
+        for argument in kernel.arg_names
+    }
+    where = {(kernel.arg_names.index(key),): value for key, value in constants.items()}
+    made = compile(ASTSource(kernel, signature, where), target=GPUTarget("cuda", 90, 32))
+    print(name, len(made.asm["cubin"]) > 0)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +124,16 @@ def test_swiglu(kernels: ModuleType, dtype: torch.dtype) -> None:
 def test_gumbel_noise_is_the_same_numbers(kernels: ModuleType, codes: int) -> None:
     rows, step = keys([0, 2**40 + 5, 2**63 - 1]), torch.tensor([7])
     close(kernels.gumbel(rows, step, codes, 1), plain.gumbel(rows, step, codes, 1))
+
+
+def test_they_compile_for_an_h100() -> None:
+    """Triton's own compiler needs no GPU for it."""
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    said = subprocess.run(
+        [sys.executable, "-c", COMPILE], capture_output=True, text=True, env=env, check=False
+    )
+    assert said.stdout.split() == [
+        word
+        for name in ("_add_norm", "_rotate_and_keep", "_attend", "_swiglu", "_gumbel")
+        for word in (name, "True")
+    ], said.stderr
