@@ -16,6 +16,7 @@ from typing import Final
 
 import torch
 
+from gapbench.models.autoregressive.attention import repeatable
 from gapbench.models.autoregressive.draw import Language
 from gapbench.models.autoregressive.sampling import Recipe
 from gapbench.models.base import Drawing
@@ -99,8 +100,10 @@ class T2IR1Model(JanusModel):
         plans, size = [], self.blocks.size or len(prompts)
         for first in range(0, len(prompts), size):
             rows = [begins[prompt] for prompt in prompts[first : first + size]]
-            drawer = self.blocks.drawer(self.network, core, language, recipe, steps, rows, stream=1)
-            tokens, _ = drawer.draw(rows, seeds[first : first + size])
+            given = self.network, core, language, recipe, steps, rows
+            with repeatable():
+                drawer = self.blocks.drawer(*given, stream=1)
+                tokens, _ = drawer.draw(rows, seeds[first : first + size])
             plans += [list(takewhile(lambda token: token != end, row)) for row in tokens.tolist()]
         return [
             self._plain(text) for text in tokenizer.batch_decode(plans, skip_special_tokens=True)
