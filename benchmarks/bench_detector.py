@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,24 @@ from gapbench.tasks.prompts.geneval import CLASSES
 SIDE, OBJECTS, BATCHES = 1024, 5, (1, 2, 4)
 
 
+def loaded(device: str, tiny: bool) -> tuple[Any, Any, Any, Any]:
+    """What DetectorJudge loads, with random weights; `tiny` for trying a program."""
+    ensure()
+    open_clip, transformers = import_module("open_clip"), import_module("transformers")
+    config = swin_small()
+    sizes: dict[str, Any] = {"embed_dim": 768}
+    sizes["vision_cfg"] = {"image_size": 224, "layers": 24, "width": 1024, "patch_size": 14}
+    sizes["text_cfg"] = {"vocab_size": 49408, "width": 768, "heads": 12, "layers": 12}
+    if tiny:
+        config.backbone_config.update({"embed_dim": 24, "depths": [1, 1, 1, 1]})
+        config.update({"encoder_layers": 1, "decoder_layers": 2, "encoder_feedforward_dim": 64})
+        sizes["vision_cfg"]["layers"] = sizes["text_cfg"]["layers"] = 1
+    detector = transformers.Mask2FormerForUniversalSegmentation(config).eval().to(device)
+    clip = open_clip.CLIP(**sizes, quick_gelu=True).eval().to(device)
+    transform = open_clip.image_transform(224, is_train=False)
+    return detector, clip, transform, open_clip.get_tokenizer("ViT-L-14-quickgelu")
+
+
 def rate(work: Callable[[int], None], images: int) -> float:
     """Images a CPU second of `work` on that many; other processes cannot slow that clock."""
     start = time.process_time()
@@ -40,12 +59,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     images = int(sys.argv[1]) if len(sys.argv) > 1 else 8
-    ensure()
-    open_clip = import_module("open_clip")
-    from transformers import Mask2FormerForUniversalSegmentation
-
-    detector = Mask2FormerForUniversalSegmentation(swin_small()).eval()
-    clip = open_clip.create_model("ViT-L-14-quickgelu", pretrained=None).eval()
+    detector, clip, *_ = loaded("cpu", tiny=False)
     pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
     logits = torch.zeros(100, len(CLASSES) + 1)
     logits[:, -1] = 9

@@ -1,7 +1,7 @@
 """Drawing and own verdicts of the Janus adapter against transformers' own ways, on the same random
 weights, device and dtype.
 
-    python benchmarks/bench_generate.py [--size mini|small|long|1b|7b] [--batch 1 16 64]
+    python benchmarks/bench_generate.py [--size tiny|mini|small|long|1b|7b] [--batch 1 16 64]
         [--rounds 2] [--threads 1] [--workers 1]
 
 References, measured in the same run and in turns: for drawing, transformers'
@@ -10,10 +10,10 @@ batch; for verdicts, generating a reply of REPLY tokens, as one in the asked for
 time. On a CPU, `--threads` are for all ways; take a machine with nothing else to do. With
 `--workers`, ours are so many processes, which share the threads and each batch.
 
-`1b` and `7b` are Janus-Pro's own geometry. `small` is a hundredth of the parameters with width and
-image tokens scaled alike, so that an image's keys and values weigh against the weights as in `1b`;
-`long` has all 576 tokens on `small`'s weights; `mini` is janus-mini's. Guidance is on, as Janus-Pro
-needs it.
+`1b` and `7b` are Janus-Pro's published geometry, vision tower and VQ included. `small` is a
+hundredth of the parameters with width and image tokens scaled alike, so that an image's keys and
+values weigh against the weights as in `1b`; `long` has all 576 tokens on `small`'s weights; `mini`
+is janus-mini's. Guidance is on, as Janus-Pro needs it.
 """
 
 from __future__ import annotations
@@ -24,17 +24,20 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from gapbench import load_task, torchvision_shim
+from gapbench import load_task
 from gapbench.engines.processes import Copies
+from gapbench.models import torchvision_shim
 from gapbench.models.autoregressive.sampling import Recipe
 from gapbench.models.base import Model
 from gapbench.models.janus.adapter import JanusModel
@@ -42,6 +45,7 @@ from gapbench.verdict import ANSWERS
 
 MINI = Path(__file__).parents[1] / "gapbench/models/bundled/janus-mini"
 LAYERS = {
+    "tiny": (2, 64, 2, 128),
     "mini": (5, 192, 6, 512),
     "small": (6, 384, 6, 1024),
     "long": (6, 384, 6, 1024),
@@ -50,6 +54,7 @@ LAYERS = {
 }
 """Layers, width, heads and width of the feed-forward part of the language model."""
 SIZES = {
+    "tiny": (64, 4),
     "mini": (256, 6),
     "small": (4096, 10),
     "long": (4096, 24),
@@ -58,18 +63,34 @@ SIZES = {
 }
 """Image codes, and an image's side in tokens."""
 EMBED = 8
-PATCH = 4
+PUBLISHED = ("1b", "7b")
+"""Sizes with Janus-Pro's vision tower, VQ and vocabulary; the others have janus-mini's."""
+TOWER = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "mlp_ratio": 4.0}
+"""SigLIP-L."""
+VQ = {
+    "base_channels": 128,
+    "channel_multiplier": [1, 1, 2, 2, 4],
+    "num_res_blocks": 2,
+    "latent_channels": 256,
+}
+VOCABULARY = 102_400
 BATCHES = (1, 16, 64)
 REPLY = 8
 
 
-def build(folder: Path, size: str) -> Path:
-    """A random Janus with janus-mini's processor and tokenizer."""
+def patch(size: str) -> int:
+    """Pixels of an image's side for each token."""
+    return 16 if size in PUBLISHED else 4
+
+
+def network(size: str, device: str, dtype: str) -> Any:
+    """A random Janus, made where it stays: 2 billion parameters take seconds on a GPU."""
     torchvision_shim.ensure()
-    from transformers import JanusConfig, JanusForConditionalGeneration
+    from transformers import GenerationConfig, JanusConfig, JanusForConditionalGeneration
 
     (layers, width, heads, inner), (codes, side) = LAYERS[size], SIZES[size]
     config = json.loads((MINI / "config.json").read_text())
+    config["dtype"] = dtype
     config["text_config"] |= {
         "num_hidden_layers": layers,
         "hidden_size": width,
@@ -80,7 +101,8 @@ def build(folder: Path, size: str) -> Path:
         "max_position_embeddings": 2048,
     }
     config["vision_config"] |= {
-        "image_size": PATCH * side,
+        "image_size": patch(size) * side,
+        "patch_size": patch(size),
         "projection_dim": width,
         "num_image_tokens": side**2,
     }
@@ -90,8 +112,31 @@ def build(folder: Path, size: str) -> Path:
         "image_token_embed_dim": width,
         "num_embeddings": codes,
     }
+    if size in PUBLISHED:
+        config["text_config"]["vocab_size"] = VOCABULARY
+        config["vision_config"] |= TOWER
+        config["vq_config"] |= VQ
+    with made_there(device, dtype):
+        made = JanusForConditionalGeneration(JanusConfig(**config)).eval()
+    made.generation_config = GenerationConfig.from_pretrained(MINI)
+    return made
+
+
+@contextmanager
+def made_there(device: str, dtype: str) -> Iterator[None]:
+    """New parameters are of this dtype, on this device, and the same each time."""
+    before = torch.get_default_dtype()
     torch.manual_seed(0)
-    JanusForConditionalGeneration(JanusConfig(**config)).save_pretrained(folder)
+    torch.set_default_dtype(getattr(torch, dtype))
+    try:
+        with torch.device(device), torch.inference_mode(False):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def settings(folder: Path, size: str) -> None:
+    """What a checkpoint has beside its weights: janus-mini's processor and tokenizer."""
     for name in (
         "generation_config.json",
         "chat_template.jinja",
@@ -99,10 +144,17 @@ def build(folder: Path, size: str) -> Path:
         "tokenizer_config.json",
     ):
         shutil.copy(MINI / name, folder)
-    processor = json.loads((MINI / "processor_config.json").read_text())
+    processor, side = json.loads((MINI / "processor_config.json").read_text()), SIZES[size][1]
     processor["num_image_tokens"] = side**2
-    processor["image_processor"]["size"] = {"height": PATCH * side, "width": PATCH * side}
+    pixels = patch(size) * side
+    processor["image_processor"]["size"] = {"height": pixels, "width": pixels}
     (folder / "processor_config.json").write_text(json.dumps(processor))
+
+
+def build(folder: Path, size: str, device: str = "cpu", dtype: str = "float32") -> Path:
+    """The checkpoint of a random Janus."""
+    network(size, device, dtype).save_pretrained(folder)
+    settings(folder, size)
     return folder
 
 
@@ -145,8 +197,12 @@ def said(model: JanusModel, image: Image.Image, question: str) -> str:
     return str(model.processor().tokenizer.decode(out[0, batch["input_ids"].shape[1] :]))
 
 
+def prompts_of(count: int) -> list[str]:
+    return [f"a picture of {n} red circles and a blue square" for n in range(count)]
+
+
 def drawing(model: JanusModel, ours: Model, batches: list[int], rounds: int) -> None:
-    prompts = [f"a picture of {n} red circles and a blue square" for n in range(max(batches))]
+    prompts = prompts_of(max(batches))
     upstream(model, prompts[:1])
     print("drawing   images/s   x transformers one at a time   x transformers at the same batch")
     for batch in batches:
@@ -166,10 +222,9 @@ def drawing(model: JanusModel, ours: Model, batches: list[int], rounds: int) -> 
 
 def shares(model: JanusModel, batch: int) -> None:
     """Of the time of drawing, by operator."""
-    prompts = [f"a picture of {n} red circles and a blue square" for n in range(batch)]
-    with torch.profiler.profile() as found:
-        model.generate(prompts, list(range(batch)))
-    times = {event.key: event.self_cpu_time_total for event in found.key_averages()}
+    with torch.profiler.profile() as profile:
+        model.generate(prompts_of(batch), list(range(batch)))
+    times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
     whole = sum(times.values())
     kinds = {
         "matmul": ("::mm", "::addmm"),
@@ -181,7 +236,10 @@ def shares(model: JanusModel, batch: int) -> None:
         print(f"{name}: {100 * mine / whole:.0f} % of the time of drawing {batch}")
 
 
-def judging(model: JanusModel, ours: Model, batch: int, rounds: int) -> None:
+def judging(
+    model: JanusModel, ours: Model, batch: int, rounds: int
+) -> Iterator[tuple[int, float, float]]:
+    """Questions about each image, the seconds that a batch of verdicts takes, and a reply's."""
     noise = np.random.default_rng(0)
     side = model.processor().image_processor.size["height"]
     images = [
@@ -189,7 +247,6 @@ def judging(model: JanusModel, ours: Model, batch: int, rounds: int) -> None:
     ]
     questions = [prompt.question for prompt in load_task("shapes").prompts()[:batch]]
     said(model, images[0], questions[0])
-    print(f"verdicts, batch {batch}      /s   x a reply of {REPLY} tokens, one at a time")
     for each in (1, 2, 8):
         asked = [images[number // each] for number in range(batch)]
         alone, mine = seconds(
@@ -200,7 +257,7 @@ def judging(model: JanusModel, ours: Model, batch: int, rounds: int) -> None:
                 partial(ours.judge, asked, questions, ANSWERS),
             ],
         )
-        print(f"{each} an image {batch / mine:17.2f} {alone * batch / mine:10.2f}")
+        yield each, mine, alone
 
 
 def main() -> None:
@@ -214,8 +271,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as name:
-        folder = build(Path(name), args.size)
         dtype = "float32" if args.device == "cpu" else "bfloat16"
+        folder = build(Path(name), args.size, args.device, dtype)
         model = JanusModel("bench", folder, Recipe(guidance=5.0), args.device, dtype)
         model.load()
         where = platform.processor() if args.device == "cpu" else torch.cuda.get_device_name()
@@ -230,7 +287,10 @@ def main() -> None:
         drawing(model, ours, args.batch, args.rounds)
         if args.device == "cpu" and args.workers == 1:
             shares(model, max(args.batch))
-        judging(model, ours, max(args.batch), args.rounds)
+        batch = max(args.batch)
+        print(f"verdicts, batch {batch}      /s   x a reply of {REPLY} tokens, one at a time")
+        for each, mine, alone in judging(model, ours, batch, args.rounds):
+            print(f"{each} an image {batch / mine:17.2f} {alone * batch / mine:10.2f}")
         ours.release()
 
 

@@ -64,35 +64,41 @@ def tokenizer(template: str = TEMPLATE, special: tuple[str, ...] = SPECIAL) -> A
     )
 
 
-def build(folder: Path, hidden: int = 64, layers: int = 2, sharpen: float = 1.0) -> Path:
-    """A random Qwen2.5-VL in the hub's layout; `sharpen` scales what it says."""
-    torchvision_shim.ensure()
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "text": {
+        "vocab_size": 152_064,
+        "hidden_size": 3584,
+        "intermediate_size": 18_944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+    },
+    "vision": {
+        "depth": 32,
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "out_hidden_size": 3584,
+        "window_size": 112,
+        "fullatt_block_indexes": [7, 15, 23, 31],
+    },
+}
+"""Qwen2.5-VL-7B-Instruct's config.json."""
 
-    words = tokenizer()
-    ids = dict(zip(SPECIAL, words.convert_tokens_to_ids(list(SPECIAL)), strict=True))
+
+def small(words: Any, hidden: int = 64, layers: int = 2) -> dict[str, dict[str, Any]]:
+    """Settings as PUBLISHED's of a model of a few layers."""
     heads = max(2, hidden // 64)
-    size = hidden // heads
-    config = Qwen2_5_VLConfig(
-        text_config={
+    return {
+        "text": {
             "vocab_size": len(words),
             "hidden_size": hidden,
             "intermediate_size": 4 * hidden,
             "num_hidden_layers": layers,
             "num_attention_heads": heads,
             "num_key_value_heads": heads,
-            "max_position_embeddings": 4096,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 1e6,
-                "mrope_section": [size // 8, size // 8, size // 4],
-            },
-            "pad_token_id": ids["<|endoftext|>"],
-            "bos_token_id": None,
-            "eos_token_id": ids["<|im_end|>"],
         },
-        vision_config={
+        "vision": {
             "depth": 2,
             "hidden_size": 32,
             "intermediate_size": 64,
@@ -101,21 +107,69 @@ def build(folder: Path, hidden: int = 64, layers: int = 2, sharpen: float = 1.0)
             "window_size": 56,
             "fullatt_block_indexes": [1],
         },
+    }
+
+
+def settings(folder: Path, words: Any, sizes: dict[str, dict[str, Any]]) -> Any:
+    """Write what a checkpoint has beside its weights; gives the configuration."""
+    torchvision_shim.ensure()
+    from transformers import Qwen2_5_VLConfig
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    ids = dict(zip(SPECIAL, words.convert_tokens_to_ids(list(SPECIAL)), strict=True))
+    size = sizes["text"]["hidden_size"] // sizes["text"]["num_attention_heads"]
+    section = [size // 8, size // 2 - size // 8 - size // 4, size // 4]
+    config = Qwen2_5_VLConfig(
+        text_config=sizes["text"]
+        | {
+            "max_position_embeddings": 4096,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e6,
+                "mrope_section": section,
+            },
+            "pad_token_id": ids["<|endoftext|>"],
+            "bos_token_id": None,
+            "eos_token_id": ids["<|im_end|>"],
+        },
+        vision_config=sizes["vision"],
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=False,
     )
+    config.save_pretrained(folder)
+    words.save_pretrained(folder)
+    pixels = {} if sizes is PUBLISHED else {"min_pixels": 56 * 56, "max_pixels": 112 * 112}
+    Qwen2VLImageProcessorPil(**pixels).save_pretrained(folder)
+    return config
+
+
+def build(folder: Path, hidden: int = 64, layers: int = 2, sharpen: float = 1.0) -> Path:
+    """A random Qwen2.5-VL in the hub's layout; `sharpen` scales what it says."""
+    words = tokenizer()
+    config = settings(folder, words, small(words, hidden, layers))
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
     torch.manual_seed(0)
     model = Qwen2_5_VLForConditionalGeneration(config)
     with torch.no_grad():
         model.lm_head.weight.mul_(sharpen)
         model.model.language_model.embed_tokens.weight.mul_(sharpen)
     model.save_pretrained(folder)
-    words.save_pretrained(folder)
-    Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=112 * 112).save_pretrained(folder)
     return folder
+
+
+def asked(count: int) -> list[Prompt]:
+    """Prompts of a judge."""
+    return [
+        Prompt(
+            id=str(i), task="bench", category="only", tier="easy", text=f"{i} apples",
+            question=QUESTION.replace("{prompt}", f"{i} apples"), requirement={},
+        )
+        for i in range(count)
+    ]  # fmt: skip
 
 
 @torch.inference_mode()
@@ -138,13 +192,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     images = [Image.effect_noise((112, 112), 20 + i).convert("RGB") for i in range(args.images)]
-    prompts = [
-        Prompt(
-            id=str(i), task="bench", category="only", tier="easy", text=f"{i} apples",
-            question=QUESTION.replace("{prompt}", f"{i} apples"), requirement={},
-        )
-        for i in range(args.images)
-    ]  # fmt: skip
+    prompts = asked(args.images)
     with tempfile.TemporaryDirectory() as folder:
         judge = VlmJudge(str(build(Path(folder) / "vlm", args.hidden, args.layers)), device="cpu")
         judge.judge(images[:2], prompts[:2])

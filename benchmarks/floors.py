@@ -1,6 +1,6 @@
 """How fast drawing could be at best: bytes and FLOPs of a token against a device's ceilings.
 
-    python benchmarks/floors.py [--size mini|small|long|1b|7b] [--device cpu|h100|h200]
+    python benchmarks/floors.py [--size tiny|mini|small|long|1b|7b] [--device cpu|h100|h200]
 
 A step feeds one token a row: it reads every weight of the language model, of the image head and of
 the aligner once, and every row's keys and values, and multiplies each weight with each row.
@@ -22,7 +22,7 @@ import torch
 from bench_generate import BATCHES, EMBED, LAYERS, SIZES
 
 PROMPT = 25
-QUESTION = {"mini": 20, "small": 20, "long": 20, "1b": 110, "7b": 110}
+QUESTION = {"tiny": 20, "mini": 20, "small": 20, "long": 20, "1b": 110, "7b": 110}
 """Tokens of a prompt before an image, and of a verdict question with its answer, about; the small
 ones have janus-mini's tokenizer, which knows the question."""
 CEILINGS = {"h100": (3.35e12, 989e12, 2), "h200": (4.8e12, 989e12, 2)}
