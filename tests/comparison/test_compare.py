@@ -181,7 +181,15 @@ def test_tables_fit_the_terminal(
         assert head in done.stdout
     rows = [line for line in lines if line.startswith("understanding ")]
     assert len(rows) == 2 * (2 if width == 80 else 1)  # two comparisons, in two parts or one
-    assert " >100 " in done.stdout
+
+
+def test_no_share_can_change_by_more_than_100_points(runs: dict[str, Path]) -> None:
+    made = compare(open_run(runs["janus-mini"]), [open_run(runs["broken"])])
+    [found] = made.comparisons
+    beyond = [replace(change, detectable=1.5) for change in found.changes]
+    wide = replace(made, comparisons=[replace(found, changes=beyond)])
+    assert " >100 " in render(wide)
+    assert " 150" not in render(wide)
 
 
 def test_a_model_that_was_moved_is_named(cli: Cli, made: Path, runs: dict[str, Path]) -> None:
