@@ -191,18 +191,19 @@ def test_where_rounding_shows_blocks_of_one_shape_keep_every_byte(dtype: str) ->
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_blocks_keep_every_bit_of_a_verdict(dtype: str) -> None:
     """24 images in blocks of 8, of which 12 are asked a second question: in batches of 7 and 36,
-    and one by one."""
+    and one by one, with answers of one token and of several."""
     model = gapbench.load_model("janus-mini", dtype=dtype)
     chosen = gapbench.load_task("shapes").prompts()[::18][:24]
     images = [drawing.image for drawing in model.generate([p.text for p in chosen], range(24))]
     asked = [(image, prompt.question) for image, prompt in zip(images, chosen, strict=True)]
     asked += [(image, prompt.question) for image, prompt in zip(images, chosen[12:], strict=False)]
+    answers = (*ANSWERS, " yes", " a red circle")
 
     def judged(batch: int) -> list[list[float]]:
         rows = []
         for first in range(0, len(asked), batch):
             some = asked[first : first + batch]
-            rows += model.judge(*zip(*some, strict=True), ANSWERS).tolist()
+            rows += model.judge(*zip(*some, strict=True), answers).tolist()
         return rows
 
     whole = judged(len(asked))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any, TypeVar
 
 import torch
@@ -48,11 +49,10 @@ def answer_logprobs(
     """Log-probability in nats of each answer, (N, answers), float64, on the CPU.
 
     `batch` has the left-padded `input_ids` and `attention_mask` of N questions about `images`, each
-    with a token `end` behind its image. Answers that differ in their last token
-    only share a row.
+    with a token `end` behind its image. Answers that differ in their last token only share a row.
     """
-    padded = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
-    rows = [tuple(row[keep].tolist()) for row, keep in padded]
+    padded = zip(batch["input_ids"].tolist(), batch["attention_mask"].tolist(), strict=True)
+    rows = [tuple(compress(row, keep)) for row, keep in padded]
     seen = [(image.mode, image.size, image.tobytes()) for image in images]
     begins: dict[tuple[Row, object], list[int]] = {}
     for number, row in enumerate(rows):
@@ -115,6 +115,7 @@ def _ended(
         return -(-length // BUCKET) * BUCKET if reader.size else longest
 
     longest = max(len(rows[number]) - start + len(context) for _, number, context in asked)
+    most = 1 + max(len(context) for _, _, context in asked)
     device, made = reader_device(reader), {}
     for width, some in _blocks(asked, padded, reader.size):
         whole = [*some, *[some[0]] * (reader.size - len(some))]
@@ -129,14 +130,14 @@ def _ended(
             use_cache=True,
             **{cache_name(reader.core): cache},
         ).last_hidden_state
-        # What is padded lies behind, where a causal network does not look.
-        after = [
-            state[len(end) - len(context) - 1 : len(end)]
-            for state, end, (_, _, context) in zip(states, ends, whole, strict=True)
-        ]
-        said = torch.split(reader.head(torch.cat(after)), list(map(len, after)))
-        for (_, number, context), logits in zip(some, said, strict=False):
-            made[number, context] = logits.double().log_softmax(-1)
+        # What is padded lies behind, where a causal network does not look. The head gets as many
+        # states of each row: its rounding follows from their number.
+        last = torch.tensor([len(end) for end in ends], device=device).unsqueeze(1)
+        places = (last + torch.arange(-most, 0, device=device)).clamp(min=0)
+        logits = reader.head(states.take_along_dim(places.unsqueeze(2), 1))
+        said = logits.double().log_softmax(-1)
+        for (_, number, context), each in zip(some, said, strict=False):
+            made[number, context] = each[most - len(context) - 1 :]
     return made
 
 

@@ -152,9 +152,7 @@ class JanusModel(AutoregressiveModel):
 
     @torch.inference_mode()
     def embed_images(self, images: Sequence[Image.Image]) -> NDArray[np.float64]:
-        pictures = [self._scaled(image) for image in images]
-        pixels = self.processor().image_processor(pictures, return_tensors="pt")["pixel_values"]
-        seen = self.network.model.vision_model(pixels.to(self.device, self.network.dtype))
+        seen = self.network.model.vision_model(self._pixels(images))
         means: NDArray[np.float64] = seen.last_hidden_state.double().mean(1).cpu().numpy()
         return means
 
@@ -210,27 +208,25 @@ class JanusModel(AutoregressiveModel):
         )
 
     def _pixels(self, images: Sequence[Image.Image]) -> Tensor:
-        """(N, 3, H, W) as the processor makes them, to the bit: scaled in threads, the rest on the
-        device."""
-        how = self.processor().image_processor
+        """(N, 3, H, W), to the bit as the processor makes them: scaled in threads; what it makes of
+        each level of a channel is looked up on the device."""
+        ramp = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("RGB")
+        made = self.processor().image_processor(ramp, do_resize=False, return_tensors="pt")
+        values = made["pixel_values"][0].flatten(1).to(self.device, self.network.dtype)
         with ThreadPoolExecutor() as threads:
-            scaled = [np.asarray(image) for image in threads.map(self._scaled, images)]
-        whole = torch.from_numpy(np.stack(scaled)).to(self.device).permute(0, 3, 1, 2).contiguous()
-        pixels = (whole.double() * how.rescale_factor).float()
-        mean, std = (
-            pixels.new_tensor(value).view(3, 1, 1) for value in (how.image_mean, how.image_std)
-        )
-        normal: Tensor = (pixels - mean) / std
-        return normal.to(self.network.dtype)
+            levels = np.stack([np.asarray(image) for image in threads.map(self._scaled, images)])
+        places = torch.from_numpy(levels).to(self.device).permute(0, 3, 1, 2).long()
+        pixels: Tensor = values[torch.arange(3, device=self.device).view(3, 1, 1), places]
+        return pixels
 
     def _scaled(self, image: Image.Image) -> Image.Image:
-        """A picture that is not square as upstream puts it on a square (VLMImageProcessor.resize):
-        the shorter side is cut to whole pixels, where transformers rounds it."""
+        """A picture of the processor's size. One that is not square is put on a square as upstream
+        does (VLMImageProcessor.resize): the shorter side is cut to whole pixels, where transformers
+        rounds it."""
         image, how = image.convert("RGB"), self.processor().image_processor
-        width, height = image.size
-        if image.size == (how.size["width"], how.size["height"]):
-            return image
         side, longest = how.size["height"], max(image.size)
+        if image.width == image.height:
+            return image.resize((side, side), how.resample)
         width, height = (max(int(edge / longest * side), how.min_size) for edge in image.size)
         square = Image.new("RGB", (side, side), how.background_color)
         scaled = image.resize((width, height), Image.Resampling.BICUBIC)

@@ -530,10 +530,13 @@ def test_pitfalls_16_to_18_decoding_gives_upstreams_pixels_and_keeps_no_graph(
     assert expected.std() > 1
 
 
-def test_pixels_are_the_processors_to_the_bit(model: JanusModel) -> None:
+@pytest.mark.parametrize("changed", [{}, {"resample": 0, "image_std": [0.27, 0.26, 0.28]}], ids=str)
+def test_pixels_are_the_processors_to_the_bit(tiny_janus: Path, changed: dict[str, object]) -> None:
     """Of 200 sizes, every fourth of them square, in four modes."""
-    chance = np.random.default_rng(0)
+    model, chance = JanusModel("m", tiny_janus), np.random.default_rng(0)
     how, pictures = model.processor().image_processor, []
+    for name, value in changed.items():
+        setattr(how, name, value)
     for number in range(200):
         height, width = chance.integers(2, 90, 2)
         values = chance.integers(0, 256, (height, width if number % 4 else height, 4), np.uint8)
