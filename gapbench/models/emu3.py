@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from gapbench.files import digest
+from gapbench.models.autoregressive.answers import require_places
 from gapbench.models.autoregressive.draw import Language
 from gapbench.models.autoregressive.model import (
     PADDED,
@@ -173,6 +174,7 @@ class Emu3Model(AutoregressiveModel):
         """Each picture is cut into codes alone: padded to another's size, its edge would depend on
         it."""
         processor, module, rows = self.processor("und"), self.module("und"), []
+        require_places(texts, images, processor.image_token, self._who)
         for own, text in zip(images, texts, strict=True):
             # transformers takes a side of 1 or 3 pixels for the channels.
             pictures = [

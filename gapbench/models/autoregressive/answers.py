@@ -47,6 +47,18 @@ def answer_ids(
     return ids_of_answers
 
 
+def require_places(
+    texts: Sequence[str], images: Sequence[Sequence[Image.Image]], mark: str, who: str
+) -> None:
+    """Raises GapbenchError unless each text has as many marks as images."""
+    for text, own in zip(texts, images, strict=True):
+        if text.count(mark) != len(own):
+            raise GapbenchError(
+                f"{who}: a text has places for {text.count(mark)} images and comes with "
+                f"{len(own)}: {text[-60:]!r}"
+            )
+
+
 def answer_logprobs(
     model: Any,
     batch: Mapping[str, Tensor],

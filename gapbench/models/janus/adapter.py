@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from gapbench.files import digest
-from gapbench.models.autoregressive.answers import positions
+from gapbench.models.autoregressive.answers import positions, require_places
 from gapbench.models.autoregressive.continuations import parts
 from gapbench.models.autoregressive.draw import Language
 from gapbench.models.autoregressive.model import PADDED, AutoregressiveModel, Images
@@ -182,6 +182,7 @@ class JanusModel(AutoregressiveModel):
 
     def _asked(self, images: Images, texts: Sequence[str]) -> dict[str, Tensor]:
         processor, flat = self.processor(), [image for own in images for image in own]
+        require_places(texts, images, processor.image_token, self._who)
         shown = processor.image_start_token + processor.image_token * processor.num_image_tokens
         shown += processor.image_end_token
         given = [self._system + text.replace(processor.image_token, shown) for text in texts]

@@ -650,6 +650,19 @@ def test_answers_that_share_all_but_the_last_token_take_one_forward_of_one_row_e
     assert tails[0][-1] != tails[1][-1]
 
 
+def test_a_question_with_a_place_for_another_image_is_refused(
+    model: JanusModel, images: list[Image.Image]
+) -> None:
+    for call in (
+        lambda: model.judge(images[:1], ["is it <image_placeholder>?"], ANSWERS),
+        lambda: model.reply(images[:1], ["is it <image_placeholder>?"]),
+    ):
+        with pytest.raises(GapbenchError, match=r"has places for 2 images and comes with 1: "):
+            call()
+    with pytest.raises(ValueError, match="longer"):
+        model.judge(images[:2], ["q?"], ANSWERS)
+
+
 def test_the_image_is_looked_at(model: JanusModel, images: list[Image.Image]) -> None:
     scores = model.judge(images, [QUESTIONS[0]] * 3, ANSWERS)
     assert len({tuple(row) for row in scores.tolist()}) == 3
