@@ -161,6 +161,22 @@ def build(folder: Path, hidden: int = 64, layers: int = 2, sharpen: float = 1.0)
     return folder
 
 
+def random(
+    folder: Path, device: str, dtype: str, sizes: dict[str, dict[str, Any]] | None = None
+) -> VlmJudge:
+    """The judge of a random Qwen2.5-VL, made where it stays: its folder has no weights."""
+    words = tokenizer()
+    config = settings(folder, words, sizes or small(words))
+    (folder / "model.safetensors").touch()
+    judge = VlmJudge(str(folder), device)
+    from bench_generate import made_there
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    with made_there(device, dtype):
+        judge._model = Qwen2_5_VLForConditionalGeneration(config).eval()
+    return judge
+
+
 def asked(count: int) -> list[Prompt]:
     """Prompts of a judge."""
     return [

@@ -36,8 +36,10 @@ import bench_generate
 from floors import Geometry
 from gpu_parts import PARTS, table
 
+from gapbench.models.autoregressive import plain
 from gapbench.models.autoregressive.sampling import Recipe
 from gapbench.models.janus.adapter import JanusModel
+from gapbench.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 GAPBENCH = [sys.executable, "-c", "from gapbench.cli.main import main; main()"]
@@ -51,7 +53,8 @@ class Bench:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.name = torch.cuda.get_device_name() if self.device == "cuda" else "a CPU"
         self.size, self.dtype = ("tiny", "float32") if tiny else ("1b", "bfloat16")
-        self.block = 4 if tiny else 64
+        self.batches = (1, 2, 4) if tiny else (1, 16, 64)
+        self.block = self.batches[-1]
         self.checkpoint, self.scratch = folder / f"janus-{self.size}", folder
         self.figures: dict[str, float] = {}
 
@@ -115,15 +118,35 @@ class Bench:
         """The images a second that steps of so many images allow."""
         return batch / self.floor(batch, size) / Geometry.of(size or self.size).tokens
 
+    def figure(self, batch: int) -> str:
+        """The name of what is drawn at a batch size, images a second."""
+        return "drawing_block" if batch == self.block else f"drawing_{batch}"
+
+    @torch.inference_mode()
+    def begin(self, model: JanusModel, prompts: list[str], steps: int = 8) -> None:
+        """Draw a block's first tokens."""
+        model._tokens(prompts, range(len(prompts)), steps)
+
+    def way(self, model: JanusModel) -> str:
+        """How a block's steps are computed."""
+        drawer = model.blocks._kept[0][1]
+        graph = "a CUDA graph" if drawer._graph else "no CUDA graph"
+        ops = "torch's functions" if drawer._ops is plain else "Triton's kernels"
+        return f"Steps: {graph}, {ops}{f' ({drawer.why})' if drawer.why else ''}."
+
+    def reset_peak(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+
     def peak(self) -> str:
         """GiB of the device that were in use at most."""
         if self.device == "cpu":
             return "not measured"
         return f"{torch.cuda.max_memory_allocated() / 2**30:.1f}"
 
-    def command(self, out: Path, limit: int, *more: str) -> tuple[list[str], dict[str, str]]:
-        """A `gapbench run` of the checkpoint on GenEval without outside judges, and its
-        environment."""
+    def start(self, out: Path, limit: int, *more: str) -> subprocess.Popen[str]:
+        """A `gapbench run` of the checkpoint on GenEval without outside judges."""
+        self.model  # noqa: B018 (its checkpoint)
         config = self.scratch / "no-judges.yaml"
         config.write_text("judge: []\n")
         told = {
@@ -133,10 +156,24 @@ class Bench:
         }  # fmt: skip
         words = [str(word) for pair in told.items() for word in pair]
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        return (
+        return subprocess.Popen(
             [*GAPBENCH, "run", "--offline", *words, "--set", f"block={self.block}", *more],
-            {**os.environ, "PYTHONPATH": path},
+            env={**os.environ, "PYTHONPATH": path},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
+
+    def run(self, out: Path, limit: int, *more: str) -> RunFolder:
+        """The folder of such a run, when it is done."""
+        process = self.start(out, limit, *more)
+        try:
+            said, _ = process.communicate(timeout=300)
+        finally:
+            process.kill()
+        if process.returncode:
+            raise RuntimeError(f"gapbench run: {said[-2000:]}")
+        return RunFolder.open(next(out.glob("*/run.json")).parent)
 
 
 @dataclass(frozen=True)
@@ -160,12 +197,12 @@ class Target:
 
 
 TARGETS = (
-    Target("drawing at batch 64, images/s", "drawing_64", 18),
-    Target("… against transformers at the same batch", "ratio_64", 3.5, "{:.2f} x"),
-    Target("… of its limit", "share_64", 0.5, "{:.0%}"),
+    Target("drawing at batch 64, images/s", "drawing_block", 18),
+    Target("… against transformers at the same batch", "ratio_drawing_block", 3.5, "{:.2f} x"),
+    Target("… of its limit", "share_drawing_block", 0.5, "{:.0%}"),
     Target("at batch 1, in a fixed block, images/s", "drawing_1", 0.431),
     Target("at batch 1, in a block of one, images/s", "block_of_one", 1.0),
-    Target("… against transformers", "ratio_of_one", 12, "{:.1f} x"),
+    Target("… against transformers", "ratio_block_of_one", 12, "{:.1f} x"),
     Target("verdicts/s, one question an image", "verdicts_1", 250, "{:.0f}"),
     Target("320 GenEval prompts, whole command, s", "run", 45, "{:.1f}", most=True),
     Target("… without loading, against the model's own time", "run_ratio", 1.1, "{:.2f} x", True),
@@ -191,6 +228,8 @@ def about(bench: Bench) -> list[str]:
         ["CPU cores", str(os.cpu_count())],
         ["CUDA, cuDNN", f"{torch.version.cuda}, {torch.backends.cudnn.version()}"],  # type: ignore[no-untyped-call]
         ["Python", platform.python_version()],
+        ["copy, read and written", f"{bench.ceilings[0] / 1e12:.3f} TB/s"],
+        [f"matmul, {bench.dtype}", f"{bench.ceilings[1] / 1e12:.1f} TFLOP/s"],
         *([name, known(name)] for name in ("gapbench", "torch", "triton", "transformers")),
         ["model", f"Janus, {bench.size}, {bench.dtype}, random weights, guidance 5"],
     ]
@@ -232,6 +271,7 @@ def page(bench: Bench, sections: dict[str, list[str]]) -> str:
 
 def measured(part: Callable[[Bench], Iterator[str]], bench: Bench) -> tuple[list[str], bool]:
     """The lines of a part, the last of which says its seconds, and whether it came to its end."""
+    bench.reset_peak()
     start, whole = time.perf_counter(), True
     lines: list[str] = []
     try:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import bench_detector
 import bench_generate
@@ -15,13 +14,13 @@ import bench_vlm
 import numpy as np
 import torch
 from bench_generate import REPLY, judging, prompts_of, upstream
-from floors import PROMPT, Geometry
+from floors import PROMPT, QUESTION, Geometry
 from PIL import Image
 from torch import Tensor
 
+from gapbench import load_task
 from gapbench.models.autoregressive import noise, plain
-from gapbench.models.janus.adapter import JanusModel
-from gapbench.runs.folder import RunFolder
+from gapbench.models.autoregressive.attention import repeatable
 from gapbench.runs.plan import prepare
 from gapbench.runs.settings import RunSettings
 
@@ -47,35 +46,24 @@ def row(*cells: object) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def ceilings(bench: Bench) -> Iterator[str]:
-    bandwidth, flops = bench.ceilings
-    yield from table(
-        ["ceiling", "measured"],
-        [
-            ["copy, read and written", f"{bandwidth / 1e12:.3f} TB/s"],
-            [f"matmul, {bench.dtype}", f"{flops / 1e12:.1f} TFLOP/s"],
-        ],
-    )
-
-
 @torch.inference_mode()
 def kernels(bench: Bench) -> Iterator[str]:
     """The kernels against the same functions in torch, and the noise against the CPU's."""
     from gapbench.models.autoregressive import kernels as fast
 
-    heads = ("kernel", "dtype", "largest difference", "of at most", "repeats", "µs", "in torch, µs")
-    yield from table(heads)
+    yield from table(
+        ["kernel", "dtype", "largest difference", "of at most", "repeats", "µs", "in torch, µs"]
+    )
+    times = 1 if bench.tiny else 50
     for dtype in (torch.float32, torch.bfloat16):
         for name, call in cases(bench, dtype).items():
-            mine, theirs = call(fast), call(plain)
-            yield row(
-                name, str(dtype).removeprefix("torch."),
-                f"{float((mine.double() - theirs.double()).abs().max()):.2g}",
-                f"{float(theirs.double().abs().max()):.2g}",
-                "yes" if torch.equal(mine, call(fast)) else "no",
-                f"{1e6 * bench.seconds(partial(call, fast), 1 if bench.tiny else 50):.1f}",
-                f"{1e6 * bench.seconds(partial(call, plain), 1 if bench.tiny else 50):.1f}",
-            )  # fmt: skip
+            with repeatable():
+                mine, again, theirs = call(fast), call(fast), call(plain)
+                taken = [1e6 * bench.seconds(partial(call, ops), times) for ops in (fast, plain)]
+            far, most = (mine.double() - theirs.double()).abs().max(), theirs.double().abs().max()
+            repeats = "yes" if torch.equal(mine, again) else "no"
+            said = [name, str(dtype).removeprefix("torch."), f"{far:.2g}", f"{most:.2g}", repeats]
+            yield row(*said, *(f"{each:.1f}" for each in taken))
     seeds, step, codes = [0, 2**40 + 5, 2**63 - 1], torch.tensor([7]), 130 if bench.tiny else 16384
     known = noise.gumbel(noise.keys(seeds), step, codes, 1)
     keys = noise.keys(seeds, bench.device)
@@ -83,15 +71,9 @@ def kernels(bench: Bench) -> Iterator[str]:
     yield from table(["noise, against the CPU's", "largest difference", "words that differ"])
     for name, ops in (("torch", plain), ("Triton", fast)):
         values = ops.gumbel(keys, step.to(bench.device), codes, 1).cpu()
-        differ = int((words(values) != words(known)).sum())
-        yield row(
-            name, f"{float((values - known).abs().max()):.2g}", f"{differ} of {known.numel()}"
-        )
-
-
-def words(gumbel: Tensor) -> Tensor:
-    """The 32 bits that each value was made of."""
-    return ((-(-gumbel).exp()).exp() * 2**32 - 0.5).round()
+        words = [((-(-each).exp()).exp() * 2**32 - 0.5).round() for each in (values, known)]
+        differ, far = (words[0] != words[1]).sum(), (values - known).abs().max()
+        yield row(name, f"{far:.2g}", f"{differ} of {known.numel()}")
 
 
 def cases(bench: Bench, dtype: torch.dtype) -> dict[str, Callable[[Any], Tensor]]:
@@ -109,7 +91,8 @@ def cases(bench: Bench, dtype: torch.dtype) -> dict[str, Callable[[Any], Tensor]
 
     def rotated(ops: Any) -> Tensor:
         turned: Tensor = ops.rotate_and_keep(joined, cos, sin, places, *held)
-        return torch.cat([turned.flatten(), held[:, :, :, :8].flatten()])
+        kept = held[:, torch.arange(rows, device=bench.device), :, places]
+        return torch.cat([turned.flatten(), kept.flatten()])
 
     return {
         "add_norm": lambda ops: torch.cat(ops.add_norm(*hidden, weight, 1e-6)),
@@ -120,78 +103,52 @@ def cases(bench: Bench, dtype: torch.dtype) -> dict[str, Callable[[Any], Tensor]
 
 
 def drawing(bench: Bench) -> Iterator[str]:
-    """Whole images: ours, and transformers' generate."""
-    start = time.perf_counter()
-    model = bench.model
-    built = time.perf_counter() - start
-    batches = (1, 2, 4, 8) if bench.tiny else (1, 16, 64, 128)
-    prompts, seeds = prompts_of(batches[-1]), list(range(batches[-1]))
-    first = bench.seconds(partial(begun, model, prompts[:1]), warm=0)
+    """Whole images."""
+    built = bench.seconds(lambda: bench.model, warm=0)
+    model, prompts = bench.model, prompts_of(2 * bench.block)
+    first = bench.seconds(partial(bench.begin, model, prompts[:1]), warm=0)
     yield f"Random weights made and saved in {built:.1f} s; the first block's buffers, kernels and "
-    yield f"graph in {first:.1f} s. {way(model)}"
+    yield f"graph in {first:.1f} s. {bench.way(model)}"
     yield ""
-    alone = bench.seconds(partial(upstream, model, prompts[:1]), warm=0)
-    heads = (
-        "batch",
-        "images/s",
-        "of its limit",
-        "transformers, images/s",
-        "ratio",
-        "one at a time",
-    )
-    yield from table(heads)
-    for batch in batches:
-        some = prompts[:batch]
-        mine = bench.seconds(partial(model.generate, some, seeds[:batch]), warm=int(batch == 1))
-        bench.figures[f"drawing_{batch}"] = batch / mine
-        share = batch / mine / bench.limit(bench.block)
-        theirs, compared = alone, batch <= bench.block
-        if 1 < batch <= bench.block:
-            theirs = bench.seconds(partial(upstream, model, some), warm=0)
-        said = [f"{batch / theirs:.3f}", f"{theirs / mine:.2f} x"] if compared else ["", ""]
-        times = f"{alone * batch / mine:.1f} x"
-        yield row(batch, f"{batch / mine:.3f}", f"{share:.0%}", *said, times)
-        if batch == bench.block:
-            bench.figures |= {"ratio_64": theirs / mine, "share_64": share}
-            bench.figures["drawing_64"] = batch / mine
+    yield from table(["batch", "images/s", "of its limit"])
     lone = bench.around(model.network, bench.checkpoint, 1)
-    mine = bench.seconds(partial(lone.generate, prompts[:1], [0]), warm=1)
-    share, times = 1 / mine / bench.limit(1), f"{alone / mine:.1f} x"
-    yield row(
-        "1, block of one", f"{1 / mine:.3f}", f"{share:.0%}", f"{1 / alone:.3f}", times, times
-    )
-    bench.figures |= {"block_of_one": 1 / mine, "ratio_of_one": alone / mine}
+    ways = {bench.figure(batch): (model, batch) for batch in (*bench.batches, 2 * bench.block)}
+    for figure, (drawer, batch) in {**ways, "block_of_one": (lone, 1)}.items():
+        draw = partial(drawer.generate, prompts[:batch], list(range(batch)))
+        rate = batch / bench.seconds(draw, warm=int(batch == 1))
+        share = rate / bench.limit(drawer.blocks.size)
+        yield row(f"{batch}, in blocks of {drawer.blocks.size}", f"{rate:.3f}", f"{share:.0%}")
+        bench.figures |= {figure: rate, f"share_{figure}": share}
     lone.release()
 
 
-@torch.inference_mode()
-def begun(model: JanusModel, prompts: list[str]) -> None:
-    """A block's first tokens."""
-    model._tokens(prompts, range(len(prompts)), steps=8)
-
-
-def way(model: JanusModel) -> str:
-    """How a block's steps are computed."""
-    drawer = model.blocks._kept[0][1]
-    graph = "a CUDA graph" if drawer._graph else "no CUDA graph"
-    return (
-        f"Steps: {graph}, {drawer._ops.__name__.rpartition('.')[2]}; {drawer.why or 'as wanted'}."
-    )
+def transformers(bench: Bench) -> Iterator[str]:
+    """The same by transformers' generate."""
+    yield from table(["batch", "transformers, images/s", "ours", "ours in a block of one"])
+    for batch in bench.batches:
+        rate = batch / bench.seconds(partial(upstream, bench.model, prompts_of(batch)), warm=0)
+        said = ["", ""]
+        for place, figure in enumerate([bench.figure(batch), "block_of_one"][: 1 + (batch == 1)]):
+            if ours := bench.figures.get(figure):
+                bench.figures[f"ratio_{figure}"] = ours / rate
+                said[place] = f"{ours / rate:.2f} x"
+        yield row(batch, f"{rate:.3f}", *said)
 
 
 @torch.inference_mode()
 def step(bench: Bench) -> Iterator[str]:
     """A step in the middle of an image, and where its time goes."""
     model, prompts = bench.model, prompts_of(bench.block)
-    begun(model, prompts)
+    bench.begin(model, prompts)
     drawer = model.blocks._kept[0][1]
-    middle, last = Geometry.of(bench.size).tokens // 2, Geometry.of(bench.size).tokens - 1
+    whole = Geometry.of(bench.size).tokens
+    middle = whole // 2
 
     def at(do: Callable[[], None]) -> Callable[[], None]:
         def put() -> None:
             drawer.decoder._places.fill_(PROMPT + middle)
             drawer.decoder._end = PROMPT + middle
-            drawer._step.fill_(min(middle, last))
+            drawer._step.fill_(middle)
             do()
 
         return put
@@ -203,8 +160,6 @@ def step(bench: Bench) -> Iterator[str]:
         if do is not None:
             taken = bench.seconds(at(do), times)
             yield row(name, f"{1e3 * taken:.3f}", f"{1e3 * floor:.3f}", f"{floor / taken:.0%}")
-    yield ""
-    yield from table(["of the time of a step's kernels", "share", "ms a step"])
     steps = 2 if bench.tiny else 8
     with torch.profiler.profile() as profile:
         for _ in range(steps):
@@ -212,35 +167,39 @@ def step(bench: Bench) -> Iterator[str]:
         bench.wait()
     spent: dict[str, float] = {}
     for event in profile.key_averages():
-        if bench.device == "cpu":
-            taken = event.self_cpu_time_total
-        elif event.device_type.name == "CUDA":
-            taken = event.self_device_time_total
-        else:
+        if event.device_type.name != bench.device.upper():  # operators beside a GPU's kernels
             continue
+        taken = event.self_cpu_time_total or event.self_device_time_total
         name = event.key.lower()
         kinds = (kind for kind, parts in KINDS.items() if any(part in name for part in parts))
         kind = next(kinds, "the rest")
         spent[kind] = spent.get(kind, 0.0) + taken
+    if not spent:
+        raise RuntimeError("torch's profiler saw no kernel")
+    yield ""
+    yield from table(["of the time of a step's kernels", "share", "ms a step"])
     for kind, taken in sorted(spent.items(), key=lambda pair: -pair[1]):
         share = taken / sum(spent.values())
         yield row(kind, f"{share:.0%}", f"{taken / 1e3 / steps:.3f}")
     yield ""
-    yield from table(["a block besides its steps", "ms"])
-    tokens = model._tokens(prompts, range(bench.block), steps=2)[1]
-    tokens = np.resize(tokens, (bench.block, last + 1)).astype(np.int32)
-    yield row("prefix and two tokens", f"{1e3 * bench.seconds(partial(begun, model, prompts)):.1f}")
-    yield row("pictures decoded", f"{1e3 * bench.seconds(partial(model.decode, tokens)):.1f}")
+    tokens = np.random.default_rng(0).integers(0, model.codes, (bench.block, whole), np.int32)
+    first = bench.seconds(partial(bench.begin, model, prompts, 1))
+    decoded = bench.seconds(partial(model.decode, tokens))
+    rows = {"prompts, prefix and first token": first, "pictures decoded": decoded}
+    ms = [[what, f"{1e3 * taken:.1f}"] for what, taken in rows.items()]
+    yield from table(["a block besides its steps", "ms"], ms)
 
 
 def verdicts(bench: Bench) -> Iterator[str]:
-    geometry = Geometry.of(bench.size)
-    batch = 8 if bench.tiny else 64
+    model, batch = bench.model, 8 if bench.tiny else 64
+    question = len(model._cut(model._chat(load_task("shapes").prompts()[0].question)))
+    geometry = replace(Geometry.of(bench.size), question=question)
     limit = bench.ceilings[1] / geometry.verdict()
-    yield f"Limit of one question an image, without the vision tower: {limit:.0f}/s."
+    yield f"Limit of one question of {question} tokens an image, without the vision tower: "
+    yield f"{limit:.0f}/s. With Janus-Pro's own tokenizer it has about {QUESTION['1b']} tokens."
     yield ""
     yield from table(["questions an image", "verdicts/s", f"x a reply of {REPLY} tokens"])
-    for each, mine, alone in judging(bench.model, bench.model, batch, 1 if bench.tiny else 3):
+    for each, mine, alone in judging(model, model, batch, 1 if bench.tiny else 3):
         yield row(each, f"{batch / mine:.1f}", f"{alone * batch / mine:.1f} x")
         bench.figures[f"verdicts_{each}"] = batch / mine
 
@@ -248,112 +207,77 @@ def verdicts(bench: Bench) -> Iterator[str]:
 @torch.inference_mode()
 def invariance(bench: Bench) -> Iterator[str]:
     """The same (prompt, seed) again and again: how many come out the same, byte for byte."""
-    model, count = bench.model, 4 if bench.tiny else 32
-    told = RunSettings(model, "geneval", limit=count, samples=1, judges=[])
-    items = prepare(told).plan.items()
-    texts, seeds = [i.prompt.text for i in items], [i.seed for i in items]
-    steps = 8 if bench.tiny else 96
-
-    def same(one: Sequence[Any], two: Sequence[Any]) -> str:
-        equal = [a.tobytes() == b.tobytes() for a, b in zip(one, two, strict=True)]
-        shares.append(sum(equal) / len(equal))
-        return f"{sum(equal)} of {len(equal)}"
+    model, count, steps = bench.model, *((2, 8) if bench.tiny else (32, 96))
+    items = prepare(RunSettings(model, "geneval", limit=count, samples=1, judges=[])).plan.items()
+    texts, seeds = [item.prompt.text for item in items], [item.seed for item in items]
 
     def begins(batch: int) -> list[Any]:
-        made: list[Any] = []
-        for first in range(0, count, batch):
-            some = slice(first, first + batch)
-            made += list(model._tokens(texts[some], seeds[some], steps)[1])
-        return made
+        parts = [slice(first, first + batch) for first in range(0, count, batch)]
+        return [r for part in parts for r in model._tokens(texts[part], seeds[part], steps)[1]]
 
     def pictures(batch: int, most: int) -> list[Any]:
-        firsts = range(0, most, batch)
-        drawn = [
-            d for f in firsts for d in model.generate(texts[f : f + batch], seeds[f : f + batch])
-        ]
-        return [drawing.image for drawing in drawn]
+        parts = [slice(first, first + batch) for first in range(0, most, batch)]
+        return [d.image for part in parts for d in model.generate(texts[part], seeds[part])]
 
-    shares: list[float] = []
+    def line(what: str, figure: str, one: Sequence[Any], two: Sequence[Any]) -> str:
+        equal = [a.tobytes() == b.tobytes() for a, b in zip(one, two, strict=True)]
+        share = sum(equal) / len(equal)
+        bench.figures[figure] = min(share, bench.figures.get(figure, 1.0))
+        return row(what, f"{sum(equal)} of {len(equal)}")
+
     yield from table(["the same prompts and seeds", "equal"])
     whole = pictures(count, count)
-    yield row("whole images, twice", same(pictures(count, count), whole))
-    bench.figures["twice"] = shares[-1]
-    known, shares = begins(count), []
-    beside = [*prompts_of(count), *texts], [*range(count), *seeds]
+    yield line("whole images, twice", "twice", pictures(count, count), whole)
+    known, tokens = begins(count), f"first {steps} tokens, "
     model.blocks.clear()
-    yield row(f"first {steps} tokens, buffers and graph made anew", same(begins(count), known))
-    yield row(f"first {steps} tokens, at batch 16", same(begins(max(1, count // 2)), known))
-    for first in range(0, 2 * count, bench.block):
-        some = slice(first, first + bench.block)
-        last = model._tokens(beside[0][some], beside[1][some], steps)[1]
-    yield row(f"first {steps} tokens, behind others", same(list(last[-1:]), known[-1:]))
-    yield row(f"first {steps} tokens, at batch 1", same(begins(1), known))
-    yield row("whole images, at batch 1", same(pictures(1, 4), whole[:4]))
-    bench.figures["batches"] = min(shares)
+    yield line(f"{tokens}buffers and graph made anew", "twice", begins(count), known)
+    yield line(f"{tokens}at batch {count // 2}", "batches", begins(count // 2), known)
+    beside = [*prompts_of(count), *texts], [*range(count), *seeds]
+    last = model._tokens(*beside, steps)[1][count:]
+    yield line(f"{tokens}at batch {2 * count}, behind others", "batches", list(last), known)
+    yield line(f"{tokens}at batch 1", "batches", begins(1), known)
+    few = min(4, count)
+    yield line("whole images, at batch 1", "batches", pictures(1, few), whole[:few])
 
     model.blocks.clear()
-    bench.wait()
-    command, environment = bench.command(
-        bench.scratch / "killed", count, "--batch-size", str(count // 2)
-    )
-    records = partial((bench.scratch / "killed").glob, "*/generations.jsonl")
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while process.poll() is None and not any(file.stat().st_size for file in records()):
+    out, half = bench.scratch / "killed", ("--batch-size", str(count // 2))
+    process = bench.start(out, count, *half)
+    there, limit = 0, time.monotonic() + 300
+    while process.poll() is None and not there and time.monotonic() < limit:
         time.sleep(0.005)
+        there = sum(file.read_bytes().count(b"\n") for file in out.glob("*/generations.jsonl"))
     process.kill()
-    process.wait()
-    there = sum(len(file.read_bytes().splitlines()) for file in records())
-    finished(command, environment)
-    folder = RunFolder.open(next(records()).parent)
+    process.communicate()
+    folder = bench.run(out, count, *half)
     drawn = folder.generations()
     images = [folder.image(drawn[key].image) for key in zip(texts, seeds, strict=True)]
-    words = (
-        f"whole images of `gapbench run`, killed after {there} and resumed, against this process"
-    )
-    yield row(words, same(images, whole))
-    bench.figures["killed"] = shares[-1]
-
-
-def finished(command: list[str], environment: dict[str, str]) -> str:
-    """What a command says. Raises RuntimeError where it fails."""
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"gapbench run: {done.stderr[-2000:]}")
-    return done.stdout
+    yield line(f"`gapbench run`, killed after {there} and resumed", "killed", images, whole)
 
 
 def run(bench: Bench) -> Iterator[str]:
     """The command that users type, by what its files say of its phases."""
     bench.model.blocks.clear()
-    limit, out = 8 if bench.tiny else 320, bench.scratch / "whole"
-    command, environment = bench.command(out, limit)
+    limit = 8 if bench.tiny else 320
     start = time.time()
-    finished(command, environment)
+    folder = bench.run(bench.scratch / "whole", limit)
     whole = time.time() - start
-    folder = RunFolder.open(next(out.glob("*/run.json")).parent)
     files = ("plan.json", "generations.jsonl", "verdicts.jsonl")
     loaded, drawn, judged = ((folder.path / name).stat().st_mtime - start for name in files)
     own = sum(record.seconds for record in folder.generations().values())
     answers = len(folder.verdicts())
-    yield from table(
-        [f"`gapbench run --tasks geneval --limit {limit} --samples 1`", "s"],
-        [
-            ["whole", f"{whole:.1f}"],
-            ["imports and loading", f"{loaded:.1f}"],
-            ["drawing", f"{drawn - loaded:.1f}"],
-            ["… by the model itself", f"{own:.1f}"],
-            [f"{answers} verdicts", f"{judged - drawn:.1f}"],
-            ["the rest", f"{whole - judged:.1f}"],
-        ],
-    )
+    phases = {
+        "whole": whole, "imports and loading": loaded, "drawing": drawn - loaded,
+        "… by the model itself": own, f"{answers} verdicts": judged - drawn,
+        "the rest": whole - judged,
+    }  # fmt: skip
+    yield from table([f"`gapbench run --tasks geneval --limit {limit} --samples 1`", "s"])
+    for phase, taken in phases.items():
+        yield row(phase, f"{taken:.1f}")
     bench.figures["run"] = whole
     if rate := bench.figures.get("verdicts_1"):
-        ratio = (whole - loaded) / (own + answers / rate)
-        yield row(f"without loading, against drawing and {answers / rate:.1f} s of verdicts",
-                  f"{ratio:.2f} x")  # fmt: skip
-        bench.figures["run_ratio"] = ratio
+        own += answers / rate
+        bench.figures["run_ratio"] = (whole - loaded) / own
+        yield row("drawing and verdicts by the model itself", f"{own:.1f}")
     checks = folder.path / "checks.json"
     yield ""
     yield f"Its checks: {folder.read(checks.name) if checks.exists() else 'all right'}."
@@ -370,33 +294,29 @@ def fix(bench: Bench) -> Iterator[str]:
 
     bench.model.blocks.clear()
     batch, micro, steps = (2, 1, 3) if bench.tiny else (16, 8, 6)
-    tokens, codes = bench.model._lengths[0], bench.model.codes
+    tokens, random = bench.model._lengths[0], np.random.default_rng(0)
     yield f"LoRA of rank 32, {batch} images or pairs a step, {micro} a forward pass."
     yield ""
     yield from table(["", "images trained/s", "peak memory, GiB"])
-    methods: dict[Literal["sft", "dpo"], tuple[str, ...]]
-    methods = {"sft": ("",), "dpo": ("_chosen", "_rejected")}
-    for method, ends in methods.items():
-        settings = FixSettings(
-            method=method, out=bench.scratch / method, model=str(bench.checkpoint), epochs=1,
-            batch_size=batch, micro_batch=micro,
-        )  # fmt: skip
-        random, count = np.random.default_rng(0), batch * steps
-        drawn = {
-            f"tokens{end}": random.integers(0, codes, (count, tokens)).tolist() for end in ends
-        }
+    times: list[float] = []
+
+    def progress(*_stage: object) -> Callable[[int], None]:
+        return lambda _count: times.append(time.perf_counter())
+
+    for method, ends in {"sft": [""], "dpo": ["_chosen", "_rejected"]}.items():
+        given: dict[str, Any] = {"method": method, "model": str(bench.checkpoint), "epochs": 1}
+        given |= {"out": bench.scratch / method, "batch_size": batch, "micro_batch": micro}
+        settings = FixSettings(**given)
+        count = batch * steps
+        codes = random.integers(0, bench.model.codes, (len(ends), count, tokens)).tolist()
+        drawn = {f"tokens{end}": own for end, own in zip(ends, codes, strict=True)}
         rows = Dataset.from_dict({"prompt": prompts_of(count), **drawn})
         known = [[-10.0 * tokens] * 2] * count if method == "dpo" else []
         examples = data.Drawn(rows, known, (0, 1), batch, settings.prompt_dropout, settings.seed)
-        if bench.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+        bench.reset_peak()
         model = network.base_model(settings, bench.device, network.train_dtype(settings))
         loss = ImageLoss(model, network.prepare(model, settings))
-        times: list[float] = []
-
-        def progress(*_stage: object, times: list[float] = times) -> Callable[[int], None]:
-            return lambda _count: times.append(time.perf_counter())
-
+        times.clear()
         folder, mixed = bench.scratch / method / "phase", network.mixed(settings)
         train_phase(loss, examples, settings, folder, bench.device, mixed, progress)
         rate = len(ends) * batch * (len(times) - 1) / (times[-1] - times[0])
@@ -405,46 +325,37 @@ def fix(bench: Bench) -> Iterator[str]:
         del loss, model
 
 
-def judges(bench: Bench) -> Iterator[str]:
-    """GenEval's detector with CLIP, and a VLM, with random weights."""
+def detector(bench: Bench) -> Iterator[str]:
+    """GenEval's detector and its CLIP, with random weights."""
     from gapbench.judges.detector import DetectorJudge
-    from gapbench.judges.vlm import VlmJudge
 
     bench.free()
-    yield from table(["judge", "at a time", "/s", "one at a time, /s"])
-    detector = DetectorJudge(device=bench.device)
-    vars(detector)["loaded"] = bench_detector.loaded(bench.device, bench.tiny)
-    random, count = np.random.default_rng(0), 1 if bench.tiny else 32
-    pixels = list(random.integers(0, 256, (count, 384, 384, 3), np.uint8))
-    crops = list(map(Image.fromarray, pixels * 2))
+    judge = DetectorJudge(device=bench.device)
+    vars(judge)["loaded"] = bench_detector.loaded(bench.device, bench.tiny)
+    count, sizes, warm = (1, (1,), 0) if bench.tiny else (32, (1, 8), 1)
+    images = np.random.default_rng(0).integers(0, 256, (count, 384, 384, 3), np.uint8)
+    yield from table(["detector", "at a time", "images/s"])
+    for judge.batch in sizes:
+        taken = bench.seconds(partial(judge.detect, list(images)), warm=warm)
+        yield row("Mask2Former", judge.batch, f"{count / taken:.2f}")
+    crops = list(map(Image.fromarray, images))
+    taken = bench.seconds(partial(judge.colors, crops, ["bench"] * count), warm=warm)
+    yield row("CLIP, a crop each", count, f"{count / taken:.1f}")
+    judge.release()
 
-    def detect(batch: int) -> float:
-        detector.batch = batch
-        return count / bench.seconds(partial(detector.detect, pixels), warm=1)
 
-    size = 1 if bench.tiny else 8
-    yield row("detector, images", size, f"{detect(size):.2f}", f"{detect(1):.2f}")
-    colors = bench.seconds(partial(detector.colors, crops, ["bench"] * len(crops)), warm=1)
-    yield row("its CLIP, crops", len(crops), f"{len(crops) / colors:.1f}", "")
-    detector.release()
-
-    folder = bench.scratch / "vlm"
-    words = bench_vlm.tokenizer()
-    sizes = bench_vlm.small(words) if bench.tiny else bench_vlm.PUBLISHED
-    config = bench_vlm.settings(folder, words, sizes)
-    (folder / "model.safetensors").touch()
-    judge = VlmJudge(str(folder), bench.device)
-    with bench_generate.made_there(bench.device, bench.dtype):
-        transformers = import_module("transformers")
-        judge._model = transformers.Qwen2_5_VLForConditionalGeneration(config).eval()
-    batch = 2 if bench.tiny else 32
-    asked = [crops[number % len(crops)] for number in range(batch)], bench_vlm.asked(batch)
-    together = batch / bench.seconds(partial(judge.judge, *asked), warm=1)
-    few = asked[0][:2], asked[1][:2]
-    apart = 2 / bench.seconds(partial(bench_vlm.usual, judge, *few), warm=1)
-    width, layers = config.text_config.hidden_size, config.text_config.num_hidden_layers
-    yield row(f"Qwen2.5-VL, {layers} x {width}, verdicts", batch, f"{together:.2f}",
-              f"{apart:.2f}, a reply")  # fmt: skip
+def vlm(bench: Bench) -> Iterator[str]:
+    """A VLM judge with random weights."""
+    bench.free()
+    sizes, batch = (None, 2) if bench.tiny else (bench_vlm.PUBLISHED, 32)
+    judge = bench_vlm.random(bench.scratch / "vlm", bench.device, bench.dtype, sizes)
+    pixels = np.random.default_rng(0).integers(0, 256, (batch, 384, 384, 3), np.uint8)
+    images, prompts = list(map(Image.fromarray, pixels)), bench_vlm.asked(batch)
+    yield from table(["Qwen2.5-VL", "at a time", "verdicts/s"])
+    taken = bench.seconds(partial(judge.judge, images, prompts), warm=1)
+    yield row("probabilities", batch, f"{batch / taken:.2f}")
+    taken = bench.seconds(partial(bench_vlm.usual, judge, images[:2], prompts[:2]), warm=1)
+    yield row("a reply of 8 tokens", 1, f"{2 / taken:.2f}")
     judge.release()
 
 
@@ -461,9 +372,9 @@ def large(bench: Bench) -> Iterator[str]:
     model = bench.around(network, folder, 0)
     block = model.blocks.size
     prompts = prompts_of(block)
-    first = bench.seconds(partial(begun, model, prompts), warm=0)
+    first = bench.seconds(partial(bench.begin, model, prompts), warm=0)
     yield f"Blocks of {block}; the first block's buffers, kernels and graph in {first:.1f} s. "
-    yield way(model)
+    yield bench.way(model)
     yield ""
     yield from table([f"Janus, {size}", "/s", "of its limit"])
     mine = bench.seconds(partial(model.generate, prompts, list(range(block))), warm=0)
@@ -477,7 +388,7 @@ def large(bench: Bench) -> Iterator[str]:
     model.release()
 
 
-PARTS: dict[str, Callable[[Bench], Iterator[str]]] = {
-    part.__name__: part
-    for part in (ceilings, kernels, drawing, step, verdicts, invariance, run, fix, judges, large)
-}
+FIRST = (kernels, drawing, transformers, step, verdicts, invariance)
+LAST = (run, fix, detector, vlm, large)
+PARTS: dict[str, Callable[[Bench], Iterator[str]]]
+PARTS = {part.__name__: part for part in FIRST + LAST}
