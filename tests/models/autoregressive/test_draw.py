@@ -6,8 +6,10 @@ import gc
 import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import chi2_contingency
 
 from gapbench import load_model
 from gapbench.models.autoregressive import draw, kernels, plain
@@ -73,3 +75,29 @@ def test_a_gpu_without_a_compiler_says_so(monkeypatch: pytest.MonkeyPatch) -> No
         "Triton does not work here, so attention is slower: Failed to find C compiler. Please "
         "specify via CC"
     )
+
+
+def test_a_real_model_draws_as_it_did_by_inverting_the_cumulative_distribution(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """janus-mini's first four tokens of one prompt, over 1,500 seeds each way."""
+
+    def inverted(logprobs: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        uniform = torch.exp(-torch.exp(-noise[:, :1]))
+        cumulative = logprobs.exp().cumsum(-1)
+        return torch.searchsorted(cumulative, uniform * cumulative[:, -1:]).squeeze(-1)
+
+    model = load_model("janus-mini")
+    ways = []
+    for first, way in ((0, draw.draw), (10_000, inverted)):
+        monkeypatch.setattr(draw, "draw", way)
+        with torch.inference_mode():
+            drawn = model._tokens(["a red circle"] * 1500, range(first, first + 1500), steps=4)  # type: ignore[attr-defined]
+        ways.append(drawn[1])
+    for place in range(4):
+        counts = np.stack([np.bincount(way[:, place], minlength=256) for way in ways])
+        some = counts[:, counts.sum(0) >= 10]
+        rare = counts.sum(1, keepdims=True) - some.sum(1, keepdims=True)
+        table = np.concatenate([some, rare], 1)
+        assert table.shape[1] > 2
+        assert chi2_contingency(table[:, table.sum(0) > 0]).pvalue > 0.001
