@@ -200,7 +200,7 @@ class Emu3Model(AutoregressiveModel):
             lambda ids, _images: core.get_input_embeddings()(ids),
             core,
             module.lm_head,
-            self.blocks.size,
+            self.blocks.asked,
         )
 
     def _cut(self, text: str) -> list[int]:

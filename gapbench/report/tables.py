@@ -120,8 +120,8 @@ def cell(rate: Rates) -> tuple[str, str]:
     """A figure with its interval, and the counts behind it with any abstentions."""
     left_out = f", {rate.abstained} abstained" if rate.abstained else ""
     whole = float(rate.numerator).is_integer()
-    if left_out and not rate.denominator:
-        return "n/a", f"({rate.abstained} abstained)"
+    if left_out and not rate.denominator and len(METRICS[rate.metric].reads) > 1:
+        return "n/a", f"({rate.abstained} abstained)"  # of two, and another column says which
     counts = f"{rate.numerator:.{0 if whole else 1}f}/{rate.denominator:.0f}{left_out}"
     if rate.value is None or rate.low is None or rate.high is None:
         return "n/a", f"(no mean of {rate.unit})" if rate.denominator else f"({counts})"

@@ -130,7 +130,9 @@ def test_cells() -> None:
     assert tables.cell(science) == ("24.500 [24.000, 25.000]", "SciScore (294/12)")
     mixed = rate(value=None, low=None, high=None, numerator=294.5, unit="%, SciScore")
     assert tables.cell(mixed) == ("n/a", "(no mean of %, SciScore)")
-    assert tables.cell(replace(nothing, abstained=7)) == ("n/a", "(7 abstained)")
+    assert tables.cell(replace(nothing, abstained=7)) == ("n/a", "(0/0, 7 abstained)")
+    both = replace(nothing, metric="weak_generation", abstained=7)
+    assert tables.cell(both) == ("n/a", "(7 abstained)")
 
 
 @pytest.mark.parametrize("width", [200, 100, 60])

@@ -19,6 +19,9 @@ SIZE: Final = {"cuda": 64, "cpu": 8}
 """Images of a block, by kind of device."""
 PICTURES: Final = 16
 """Pictures that a GPU decodes together; a CPU is no faster with more than one."""
+ASKED: Final = 16
+"""Questions that are computed together at most: more are no faster, and fewer images with many
+questions each would be padded further."""
 SHARE: Final = 0.8
 """Of a GPU's memory, for weights, keys and values."""
 CHECKED: Final = 16
@@ -59,7 +62,7 @@ class Blocks:
     """What draws a network's blocks of `size` images, or of as many as there are where it is 0."""
 
     def __init__(self, size: int) -> None:
-        self.size = size
+        self.size, self.asked = size, min(size, ASKED)
         self._kept: dict[int, tuple[list[int], Drawer]] = {}
 
     def drawer(

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property, partial
+from itertools import compress
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
 
@@ -263,7 +264,8 @@ class AutoregressiveModel(Model, ABC):
         distinct, branches = list(place), self._branches
         unconditional = [False] * len(distinct) + [True] * (branches - 1) * len(distinct)
         effective, ids, mask = self._heads(distinct * branches, unconditional)
-        begins = [tuple(row[keep].tolist()) for row, keep in zip(ids, mask.bool(), strict=True)]
+        padded = zip(ids.tolist(), mask.tolist(), strict=True)
+        begins = [tuple(compress(row, keep)) for row, keep in padded]
         rows = [begins[b * len(distinct) + place[p]] for b in range(branches) for p in prompts]
         with repeatable():
             given = self._language(), self._sampling, self._lengths[0], rows

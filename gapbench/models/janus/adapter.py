@@ -205,7 +205,7 @@ class JanusModel(AutoregressiveModel):
             return embeds.masked_scatter(places, features)
 
         return Reader(
-            embed, model.language_model, self.network.get_output_embeddings(), self.blocks.size
+            embed, model.language_model, self.network.get_output_embeddings(), self.blocks.asked
         )
 
     def _pixels(self, images: Sequence[Image.Image]) -> Tensor:
