@@ -118,7 +118,7 @@ def settings(folder: Path, words: Any, sizes: dict[str, dict[str, Any]]) -> Any:
 
     ids = dict(zip(SPECIAL, words.convert_tokens_to_ids(list(SPECIAL)), strict=True))
     size = sizes["text"]["hidden_size"] // sizes["text"]["num_attention_heads"]
-    section = [size // 8, size // 2 - size // 8 - size // 4, size // 4]
+    section = [size // 8, 3 * size // 16, 3 * size // 16]
     config = Qwen2_5_VLConfig(
         text_config=sizes["text"]
         | {
