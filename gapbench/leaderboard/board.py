@@ -38,7 +38,7 @@ ABOUT: Final = (
 Kind = Literal["model", "baseline"]
 Unit = tuple[str, ...]
 """A task as it was measured: name, version, digest of its prompts, own verdicts' judge, and each
-outside judge with its fingerprint. Figures of equal units are comparable."""
+outside judge followed by its fingerprint. Figures of equal units are comparable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,11 @@ def _units(submission: Submission) -> dict[str, Unit]:
             task.version,
             task.prompts,
             card.own,
-            *(f"{j} {card.judges[j]}" for j in sorted(set(task.judges.values()))),
+            *(
+                part
+                for judge in sorted(set(task.judges.values()))
+                for part in (judge, card.judges[judge])
+            ),
         )
         for name, task in card.tasks.items()
     }
@@ -120,7 +124,9 @@ def _boards(chosen: frozenset[Unit], members: Mapping[str, Submission], test: bo
     # The same judge with other weights or rules is another board, so its fingerprint is told.
     judges = sorted(
         f"{name} ({hashlib.sha256(fingerprint.encode()).hexdigest()[:8]})"
-        for name, fingerprint in {tuple(text.split(" ", 1)) for unit in chosen for text in unit[4:]}
+        for name, fingerprint in {
+            pair for unit in chosen for pair in zip(unit[4::2], unit[5::2], strict=True)
+        }
     )
     own = {"self": "probabilities", "self-text": "words"}[next(iter(chosen))[3]]
     title = f"{whole}; outside judge {', '.join(judges)}; own verdicts by {own}"
