@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sysconfig
 import threading
 import traceback
@@ -27,7 +28,7 @@ def write_atomic(file: Path, data: bytes | Iterable[bytes]) -> None:
     """
     if file.exists() and not file.is_file():
         raise GapbenchError(f"{file}: not a regular file, so it is not replaced; give another path")
-    part = file.with_name(f"{file.name}.{os.getpid()}.{threading.get_ident()}.part")
+    part = part_of(file)
     try:
         with part.open("wb") as opened:
             opened.writelines([data] if isinstance(data, bytes) else data)
@@ -38,11 +39,20 @@ def write_atomic(file: Path, data: bytes | Iterable[bytes]) -> None:
         raise
 
 
-def sweep(folder: Path) -> None:
-    """Remove what `write_atomic` left below a folder in a process that is no more."""
-    for part in folder.rglob("*.part"):
+def part_of(target: Path) -> Path:
+    """Where this thread writes a file or folder until it is whole; `sweep` knows it by its name."""
+    return target.with_name(f"{target.name}.{os.getpid()}.{threading.get_ident()}.part")
+
+
+def sweep(parts: Iterable[Path]) -> None:
+    """Of these files and folders, remove those that a process which is no more left unfinished."""
+    for part in list(parts):
         writer = _PART.search(part.name)
-        if writer and not _runs(int(writer[1])):
+        if not writer or _runs(int(writer[1])):
+            continue
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
             part.unlink(missing_ok=True)
 
 

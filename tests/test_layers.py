@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ import gapbench
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "gapbench"
+MODULE = re.compile(r"gapbench\.(\w+)[\w.]*(:\w+)?\Z")
 HEAVY = {"torch", "transformers", "matplotlib"}
 MODULES = """
 import json, sys
@@ -30,6 +34,46 @@ def test_imports_go_downwards_and_in_no_circle(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "path", [*sys.path])  # lint_imports adds to it
     assert lint_imports(no_cache=True, no_logo=True) == 0
+
+
+def upwards(package: str, source: str) -> list[str]:
+    """Modules of higher layers, or beside it, that a package's source names in texts, such as
+    "gapbench.models.emu3:make" and what is given to import_module: no import statement tells."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    height = {name: -n for n, layer in enumerate(layers) for name in layer.split(" | ")}
+    texts = [n.value for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Constant)]
+    named = [MODULE.match(text) for text in texts if isinstance(text, str)]
+    return [
+        module[0]
+        for module in named
+        if module and module[1] != package and height.get(module[1], 0) >= height[package]
+    ]
+
+
+def test_modules_that_are_named_in_texts_are_lower_too() -> None:
+    wrong = {}
+    for file in PACKAGE.rglob("*.py"):
+        package = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if not package.startswith("__"):  # __init__.py names the public parts of all layers
+            wrong[str(file.relative_to(ROOT))] = upwards(package, file.read_text(encoding="utf-8"))
+    assert len(wrong) > 100
+    assert {name: modules for name, modules in wrong.items() if modules} == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ('import_module("gapbench.runs.flow")', ["gapbench.runs.flow"]),
+        ('MAKE = {"a": "gapbench.judges.vqa:VqaJudge"}', ["gapbench.judges.vqa:VqaJudge"]),
+        ('import_module(f"gapbench.cli.{name}")', ["gapbench.cli."]),
+        ('import_module("gapbench.models.emu3")', []),
+        ('import_module("gapbench.tasks.task")', []),
+        ('"gapbench.runs is above this"', []),
+    ],
+)
+def test_texts_that_name_modules_are_seen(source: str, expected: list[str]) -> None:
+    assert upwards("models", source) == expected
 
 
 def test_the_root_is_short_and_so_is_every_file() -> None:

@@ -14,7 +14,7 @@ from gapbench.engines.local import work
 from gapbench.judges.base import Judge
 from gapbench.judges.own import MODES, OwnJudge
 from gapbench.leaderboard.expected import Installed, Wanted, rows_of, told_by
-from gapbench.leaderboard.submission import Card, read, records, sha256
+from gapbench.leaderboard.submission import REFUSED, Card, read, records, sha256
 from gapbench.leaderboard.verify import named
 from gapbench.models import load_model, model_names
 from gapbench.models.base import Drawing, Model
@@ -58,7 +58,8 @@ def check_again(
         chance = random.Random(draw)  # noqa: S311 (no secret)
         images = sorted({key[:3] for key in wanted})
         if pictures is not None:
-            chosen = set(chance.sample(images, min(rejudge, len(images))))
+            drawn = sorted({key[:3] for key, row in rows.items() if row["image"] != REFUSED})
+            chosen = set(chance.sample(drawn, min(rejudge, len(drawn))))
             asked = {key: row for key, row in rows.items() if key[:3] in chosen}
             faults += _judged_again(made, pictures, card, asked, wanted)
         chosen = set(chance.sample(images, min(redraw, len(images))))
@@ -145,7 +146,13 @@ def _drawn_again(
     rows: _Rows,
     wanted: Mapping[Any, Wanted],
 ) -> list[str]:
-    faults: list[str] = []
+    where = "task {}, prompt {}, sample {}"
+    refused = [key for key, row in rows.items() if row["image"] == REFUSED]
+    faults = [
+        f"{where.format(*key[:3])}: the model does not refuse to draw it"
+        for key in refused
+        if model.refuses(wanted[key].prompt.text) is None
+    ]
 
     def draw(keys: Sequence[tuple[Any, ...]]) -> list[Drawing]:
         texts = [wanted[key].prompt.text for key in keys]
@@ -157,10 +164,10 @@ def _drawn_again(
             if sha256(as_png(drawing.image)) != digest and not (
                 folder and _same(folder.image(digest), drawing.image)
             ):
-                where = "task {}, prompt {}, sample {}".format(*key[:3])
-                faults.append(f"{where}: drawn again it is another image")
+                faults.append(f"{where.format(*key[:3])}: drawn again it is another image")
 
-    work([*rows], "auto", draw, compare, lambda _: None, model.batches)
+    rest = [key for key in rows if key not in refused]
+    work(rest, "auto", draw, compare, lambda _: None, model.batches)
     return faults
 
 

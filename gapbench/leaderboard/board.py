@@ -14,8 +14,7 @@ from typing import Final, Literal
 import pandas as pd
 
 from gapbench.files import write_atomic
-from gapbench.leaderboard.submission import Submission, frame
-from gapbench.metrics import rates
+from gapbench.leaderboard.submission import Submission, frame, rates_of
 from gapbench.metrics.metric import METRICS, shown_in
 from gapbench.metrics.ranking import standings
 from gapbench.models.base import PAIR
@@ -31,14 +30,15 @@ ABOUT: Final = (
     "Percent, with 95 % intervals over prompts and the counts behind each figure. Ranked by "
     "`unified`: images that the model draws right by the outside judge and accepts itself, minus "
     "mismatched pairs (`far`) that it accepts. A rank stands with its 95 % interval; models that "
-    "share a rank (=) are not told apart by the same draws of prompts. `baseline` rows are the "
+    "share a rank (=) are not told apart by the same draws of prompts. Images that a model "
+    "refused to draw count against its `unified` and in no other figure. `baseline` rows are the "
     "first model's images under verdicts that look at nothing: non-unification alone would be "
     "fooled by them, `unified` is not."
 )
 Kind = Literal["model", "baseline"]
 Unit = tuple[str, ...]
 """A task as it was measured: name, version, digest of its prompts, own verdicts' judge, and each
-outside judge with its fingerprint. Figures of equal units are comparable."""
+outside judge followed by its fingerprint. Figures of equal units are comparable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,11 @@ def _units(submission: Submission) -> dict[str, Unit]:
             task.version,
             task.prompts,
             card.own,
-            *(f"{j} {card.judges[j]}" for j in sorted(set(task.judges.values()))),
+            *(
+                part
+                for judge in sorted(set(task.judges.values()))
+                for part in (judge, card.judges[judge])
+            ),
         )
         for name, task in card.tasks.items()
     }
@@ -120,13 +124,15 @@ def _boards(chosen: frozenset[Unit], members: Mapping[str, Submission], test: bo
     # The same judge with other weights or rules is another board, so its fingerprint is told.
     judges = sorted(
         f"{name} ({hashlib.sha256(fingerprint.encode()).hexdigest()[:8]})"
-        for name, fingerprint in {tuple(text.split(" ", 1)) for unit in chosen for text in unit[4:]}
+        for name, fingerprint in {
+            pair for unit in chosen for pair in zip(unit[4::2], unit[5::2], strict=True)
+        }
     )
     own = {"self": "probabilities", "self-text": "words"}[next(iter(chosen))[3]]
     title = f"{whole}; outside judge {', '.join(judges)}; own verdicts by {own}"
     tiers = [t for t in TIERS if any((images["tier"] == t).any() for images in frames.values())]
     levels = ["overall", *(tiers if len(tiers) > 1 else [])]
-    figures = {name: rates(frame) for name, frame in frames.items()}
+    figures = {name: rates_of(frame) for name, frame in frames.items()}
     return [
         Board(f"{title}: {level}", test, _ranked(level, frames, figures, members))
         for level in levels
@@ -147,7 +153,7 @@ def _ranked(
         {f"{what}, on {first}": f for what, f in baselines(frames[first]).items()} if first else {}
     )
     standing = standings({**frames, **null}, unranked=list(null))
-    figures = {**figures, **{name: rates(frame) for name, frame in null.items()}}
+    figures = {**figures, **{name: rates_of(frame) for name, frame in null.items()}}
     places = Counter(each.place for each in standing.values())
     rows = []
     for name in [*standing, *(name for name in frames if name not in standing)]:
@@ -161,11 +167,12 @@ def _ranked(
             rank = f"{mine.place}{tie} [{mine.best}, {mine.worst}]"
         there = [r for r in figures[name] if r.name == level and r.level in ("tier", "overall")]
         by_metric = {rate.metric: rate for rate in there}
-        shown = [by_metric[metric.name] for metric in shown_in("board")]
+        shown = [by_metric.get(metric.name) for metric in shown_in("board")]
         star = "*" * (name in members and members[name].card.pair)
-        texts = [rank, name + star, unified, *(" ".join(cell(rate)) for rate in shown)]
+        cells = [" ".join(cell(rate)) if rate else "n/a" for rate in shown]
+        texts = [rank, name + star, unified, *cells]
         by = [mine.place, None, mine.value] if mine else [None, None, None]
-        rows.append(Row(kind, texts, [*by, *(rate.value for rate in shown)]))
+        rows.append(Row(kind, texts, [*by, *(rate.value if rate else None for rate in shown)]))
     return rows
 
 

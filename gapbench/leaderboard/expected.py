@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 from gapbench.judges import BUILT_IN, load_judge
 from gapbench.judges.base import Judge
-from gapbench.leaderboard.submission import MISMATCHED, SEED, Card, Role, TaskCard, sha256
+from gapbench.leaderboard.submission import MISMATCHED, REFUSED, SEED, Card, Role, TaskCard, sha256
 from gapbench.runs.plan import paired, seed_of
 from gapbench.runs.run import Run
 from gapbench.tasks.content import cluster
 from gapbench.tasks.task import Task, load_task, task_folders
-from gapbench.types import SHARE, GapbenchError, Prompt
+from gapbench.types import SHARE, Answer, GapbenchError, Prompt, Verdict
 
 Key = tuple[str, str, int, Role, str]
 """Task, prompt's id, sample, role and judge's name of a verdict."""
@@ -159,6 +159,7 @@ def told_by(run: Run) -> dict[str, Any]:
         "own": plan.own,
         "own_fingerprint": plan.own_fingerprint,
         "judges": plan.judges,
+        "refused": run.refused(),
         "scales": {name: scale for name, scale in plan.scales.items() if scale != SHARE},
         "versions": {
             key: str(value)
@@ -168,17 +169,21 @@ def told_by(run: Run) -> dict[str, Any]:
 
 
 def rows_of(run: Run, card: Card, installed: Installed) -> Iterator[dict[str, Any]]:
-    """A row for every verdict that the card asks for, from a run. Raises GapbenchError where one is
-    missing."""
+    """A row for every verdict that the card asks for, from a run; on an image that the model
+    refused to draw, a row with the reason. Raises GapbenchError where one is missing."""
     plan, drawn, verdicts = run.plan, run.folder.generations(), run.folder.verdicts()
+    refusals = run.folder.refusals()
     asks = {(p.task, p.id): asked for p, asked in zip(plan.prompts, plan.asks, strict=True)}
     for (task, prompt, sample, role, judge), wanted in installed.rows(card).items():
         own = role in ("own", "mismatched")
         asked = asks.get((task, wanted.asked.id), {})
         question = wanted.asked.question if own else asked.get(judge, "")
-        generation = drawn.get((wanted.prompt.text, wanted.seed))
-        image = generation.image if generation else ""
-        verdict = verdicts.get((image, question, wanted.fingerprint))
+        key = (wanted.prompt.text, wanted.seed)
+        generation = drawn.get(key)
+        image = generation.image if generation else REFUSED
+        verdict: Answer | Verdict | None = verdicts.get((image, question, wanted.fingerprint))
+        if generation is None and key in refusals:
+            verdict = Answer(verdict=None, reason=refusals[key].reason)
         if verdict is None:
             what = f"verdict of {judge}" if generation else "image"
             raise GapbenchError(

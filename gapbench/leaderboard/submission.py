@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from gapbench.files import as_json, first_line, read_object
 from gapbench.fix.leaks import Leaks
 from gapbench.tasks.spec import explain
-from gapbench.types import SHARE, GapbenchError, Scale
+from gapbench.types import SHARE, GapbenchError, Rates, Scale
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,6 +48,8 @@ SEED: Final = 0
 SHA256: Final = "^[0-9a-f]{64}$"
 MISMATCHED: Final = "far"
 """The mismatched pairs that every submission has."""
+REFUSED: Final = ""
+"""The `image` of rows whose image the model refused to draw; their `reason` says why."""
 Role = Literal["own", "mismatched", "outside", "partner", "other"]
 """Of a verdict: the model's own and its own on a mismatched pair, the task's own judge's and its
 own on that pair, another outside judge's."""
@@ -94,8 +96,9 @@ class Card(_Strict):
 
     `name` is the folder's, `model` as it was given to --model; `own` is the own verdicts' judge;
     `checkpoints` is empty for a test model that nobody can fetch; `files` are sha256;
-    `scales` are those of the judges whose scores are no shares; `training` is None where the model
-    was not found with a fix.json, which says nothing of what it was trained on.
+    `scales` are those of the judges whose scores are no shares; `refused` counts by reason the
+    images that the model refused to draw; `training` is None where the model was not found with a
+    fix.json, which says nothing of what it was trained on.
     """
 
     format: Literal[1] = 1
@@ -116,6 +119,7 @@ class Card(_Strict):
     contact: str = Field(max_length=200, pattern=ONE_LINE)
     files: dict[Text, Text] = Field(max_length=2)
     scales: dict[Text, Scale] = Field(default={}, max_length=100)
+    refused: dict[Text, Annotated[int, Field(ge=1, le=MOST_ROWS)]] = Field({}, max_length=10_000)
     training: Training | None = None
 
 
@@ -181,20 +185,26 @@ def figures(rows: pd.DataFrame, scales: Mapping[str, Scale]) -> dict[str, Any]:
     """rates.json: the rates by the tasks' own judges and by each other judge."""
     from dataclasses import asdict
 
-    from gapbench.metrics import rates
-
     others = sorted(set(rows.loc[rows["role"] == "other", "judge"]))
     return {
-        name: [asdict(rate) for rate in rates(frame(rows, scales, judge))]
+        name: [asdict(rate) for rate in rates_of(frame(rows, scales, judge))]
         for name, judge in [(RANKED, None), *((name, name) for name in others)]
     }
+
+
+def rates_of(images: pd.DataFrame) -> list[Rates]:
+    """The rates of a `frame`: as in a run's table, refused images are left out."""
+    from gapbench.metrics import rates
+
+    return rates(images[images["image"] != REFUSED])
 
 
 def frame(
     rows: pd.DataFrame, scales: Mapping[str, Scale], judge: str | None = None
 ) -> pd.DataFrame:
     """A submission's rows as one an image, as `gapbench.metrics.rates` takes it, with `image`
-    beside; against the tasks' own judges or another one of the submission's.
+    beside; against the tasks' own judges or another one of the submission's. For a rank, a refused
+    image counts as one that the outside judge rejects.
 
     Raises GapbenchError where an image has two verdicts of one judge.
     """
@@ -223,6 +233,7 @@ def frame(
     made = made.merge(crossed, on=KEY, how="left")
     made["scale"] = [Scale(*scales.get(name, SHARE)) for name in made.pop("judge")]
     made["mismatched_asked"] = made["mismatched_asked"].eq(True)
+    made.loc[made["image"] == REFUSED, "outside"] = 0
     return made.astype(dict.fromkeys(("own", "outside", "score", "mismatched"), "float64"))
 
 

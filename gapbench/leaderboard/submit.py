@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from gapbench.files import read_object, write_atomic
+from gapbench.files import part_of, read_object, sweep, write_atomic
 from gapbench.leaderboard.expected import Installed, rows_of, said_in, told_by
 from gapbench.leaderboard.submission import (
     MISMATCHED,
@@ -89,8 +88,9 @@ def submit(
     except ValidationError as error:
         raise GapbenchError(f"{run.path} makes no card: {explain(error)}") from error
     files = contents(card.model_dump(exclude={"files"}), list(rows_of(run, card, installed)))
-    part = results / f".{name}.{os.getpid()}.part"
+    part = part_of(results / f".{name}")
     try:
+        sweep(results.glob(".*.part"))
         part.mkdir(parents=True)
         for file, data in files.items():
             write_atomic(part / file, data)

@@ -16,6 +16,7 @@ from gapbench.leaderboard.expected import Installed, Key, Wanted
 from gapbench.leaderboard.submission import (
     KEY,
     MOST_ROWS,
+    REFUSED,
     SEED,
     SHA256,
     Card,
@@ -62,7 +63,7 @@ def check(folder: Path, name: str | None = None, installed: Installed | None = N
     if not faults and (count := installed.count(card)) > MOST_ROWS:
         faults = [f"its card asks for {count:,} verdicts, more than {MOST_ROWS:,}"]
     if not faults:  # rows are held against the card
-        faults = [*_rows(rows, installed.rows(card), card.test_model)]
+        faults = [*_rows(rows, installed.rows(card), card)]
     if not faults:
         faults = [*_rates(submission)]
     return [f"{folder}: {fault[:500]}" for fault in faults]
@@ -120,7 +121,7 @@ def _test_fingerprints() -> frozenset[str]:
     )
 
 
-def _rows(rows: pd.DataFrame, wanted: dict[Key, Wanted], test_model: bool) -> Iterator[str]:
+def _rows(rows: pd.DataFrame, wanted: dict[Key, Wanted], card: Card) -> Iterator[str]:
     """Completeness first: counts that are wrong make all that follows meaningless."""
     keys = [*zip(*(rows[part] for part in (*KEY, "role", "judge")), strict=True)]
     twice = [key for key, count in Counter(keys).items() if count > 1]
@@ -133,21 +134,30 @@ def _rows(rows: pd.DataFrame, wanted: dict[Key, Wanted], test_model: bool) -> It
         return
     said: dict[tuple[str, str, str], tuple[Any, ...]] = {}
     images: dict[tuple[str, int], str] = {}
+    refused: dict[tuple[str, int], str] = {}
     for key, row in zip(keys, records(rows), strict=True):
         for fault in _row(row, wanted[key]):
             yield f"{named(key)}: {fault}"
             return
-        text = wanted[key].prompt.text
-        if images.setdefault((text, row["seed"]), row["image"]) != row["image"]:
+        drawing = (wanted[key].prompt.text, row["seed"])
+        if images.setdefault(drawing, row["image"]) != row["image"]:
             yield f"{named(key)}: two images of one prompt and seed"
             return
+        if row["image"] == REFUSED:
+            if refused.setdefault(drawing, row["reason"]) != row["reason"]:
+                yield f"{named(key)}: an image was refused for two reasons"
+                return
+            continue
         asked = (row["image"], row["question"], row["fingerprint"])
         answer = tuple(None if row[part] != row[part] else row[part] for part in ANSWER)
         if said.setdefault(asked, answer) != answer:
             yield f"{named(key)}: two verdicts of one judge on one image and question"
             return
+    if Counter(refused.values()) != card.refused:
+        yield f"{len(refused)} images are refused, by other reasons or counts than the card's"
+    images = {drawing: image for drawing, image in images.items() if image != REFUSED}
     repeated = len(images) - len(set(images.values()))
-    if repeated > (REPEATED * len(images) if test_model else 0):
+    if repeated > (REPEATED * len(images) if card.test_model else 0):
         image = Counter(images.values()).most_common(1)[0][0]
         (one, first), (other, second) = [key for key, value in images.items() if value == image][:2]
         yield (
@@ -161,10 +171,13 @@ def _row(row: dict[str, Any], wanted: Wanted) -> Iterator[str]:
         expected = getattr(wanted.prompt if field in ("category", "tier") else wanted, field)
         if expected is not None and row[field] != expected:
             yield f"{field} is {row[field]!r}, not {expected!r}"
-    if not re.fullmatch(SHA256, row["image"]):
-        yield f"image {row['image'][:70]!r} is no sha256"
     verdict, p_yes, mass = row["verdict"], row["p_yes"], row["mass"]
     abstained = verdict != verdict
+    if row["image"] == REFUSED:
+        if row["reply"] or any(row[part] == row[part] for part in ANSWER[:4]):
+            yield "a verdict on an image that the model refused to draw"
+    elif not re.fullmatch(SHA256, row["image"]):
+        yield f"image {row['image'][:70]!r} is no sha256"
     if abstained and not row["reason"]:
         yield "no verdict, and no reason"
     for name, value in (("p_yes", p_yes), ("mass", mass)):

@@ -157,7 +157,7 @@ class RunFolder:
             with _saying_how_to_resume(self.path):
                 for name in _FILES.values():
                     drop_torn_line(self.path / name)
-                sweep(self.path)
+                sweep(self.path.rglob("*.part"))
             for generation in self.generations().values():
                 if generation.tokens is not None:
                     self.tokens(generation.tokens)

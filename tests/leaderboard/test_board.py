@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from gapbench.leaderboard.board import boards, markdown, page, published
-from gapbench.leaderboard.submission import CARD, contents, read, submissions
+from gapbench.leaderboard.submission import CARD, contents, read, sha256, submissions
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).parents[2]
@@ -185,6 +185,19 @@ def test_one_with_more_tasks_is_ranked_where_others_are(copy: Path) -> None:
         ("few-shapes 1.0", ["janus-mini", "wide"]),
         ("more 1.0", ["wide"]),
     ]
+
+
+def test_a_judge_whose_name_has_a_blank_keeps_it(copy: Path) -> None:
+    def renamed(row: Any) -> None:
+        row["judge"] = row["judge"].replace("pixel", "pixel of mine")
+
+    card = json.loads((copy / CARD).read_text())
+    tasks = card["tasks"]
+    tasks["few-shapes"]["judges"] = dict.fromkeys(tasks["few-shapes"]["judges"], "pixel of mine")
+    entered(copy, "other", renamed, judges={"pixel of mine": "some weights"}, tasks=tasks)
+    mark = sha256("some weights")[:8]
+    titles = [board.title for board in boards(submissions(copy.parent))]
+    assert sum(f"outside judge pixel of mine ({mark});" in title for title in titles) == 4
 
 
 def test_a_judge_of_scores_alone_has_a_place_on_the_board(copy: Path) -> None:

@@ -256,6 +256,8 @@ def test_killed_at_any_step_it_is_there_whole_or_not_at_all(made: Any, tmp_path:
     assert len(found["states"]) > 6
     assert found["states"] == [[]] * (len(found["states"]) - 1) + [["janus-mini"]]
     assert check(results / "janus-mini") == []
+    # The last one swept the hidden folders of those that were killed.
+    assert [file.name for file in results.iterdir()] == ["janus-mini"]
 
 
 def test_a_folder_that_cannot_be_written(made: Any, tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 """Submissions whose failures were swapped for successes: `verify`, with `--run` or `--redraw` where
-the rows alone cannot tell, refuses them. a tenth of `--fuzz N` are tried."""
+the rows alone cannot tell, refuses them. A tenth of `--fuzz N` are tried."""
 
 from __future__ import annotations
 
