@@ -70,7 +70,9 @@ class PixelJudge(Judge):
 def _decide(image: Image.Image, prompt: Prompt) -> Answer:
     if image.size != (SIZE, SIZE):
         return Answer(
-            verdict=None, reason=f"image is {image.width} x {image.height}, not {SIZE} x {SIZE}"
+            verdict=None,
+            reason=f"image is {image.width} x {image.height}, and judge pixel reads only images of "
+            f"{SIZE} x {SIZE} pixels, as janus-mini draws them; choose another judge with --judge",
         )
     scene, blobs = read(np.asarray(image.convert("RGB")))
     reason = "; ".join(blobs) if blobs else unmet(scene, prompt.requirement)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from gapbench.judges.own import MODES
+from gapbench.judges.own import MODES, NAMES
 from gapbench.report import tables
 from gapbench.types import counted
 from gapbench.verdict import mass_note
@@ -59,6 +59,12 @@ def _notes(run: Run, judges: list[str | None]) -> list[str]:
     plan = run.plan
     own = [v for v in run.folder.verdicts().values() if v.fingerprint == plan.own_fingerprint]
     notes = [note for note in [mass_note(v.mass for v in own)] if note]
+    words = sum(v.verdict is not None and v.p_yes is None for v in own)
+    if words and plan.own == NAMES["logits"]:
+        notes.append(
+            f"{words} of {len(own)} own verdicts were read from the words of a reply, because no "
+            "probabilities of 0 and 1 came with it."
+        )
     frame = run.frame()
     if plan.own:
         notes += _abstentions("own verdicts", frame, "own")

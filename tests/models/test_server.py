@@ -276,13 +276,17 @@ def test_log_probabilities(server: Painting) -> None:
 
 
 @pytest.mark.parametrize("logprobs", [True, False])
-def test_a_run_ends_in_a_table(server: Painting, tmp_path: Path, logprobs: bool) -> None:
+def test_a_run_ends_in_a_table(
+    server: Painting, tmp_path: Path, logprobs: bool, cli: Callable[..., Any]
+) -> None:
     server.says = lambda h, asked: h.answer(asked, logprobs=logprobs)
     done = run(f"server:{server.argument}", limit=3, samples=2, out=tmp_path)
     frame = done.frame()
     assert len(frame) == 6
     assert (frame["own"] == 1).all()
     assert frame["p_yes"].notna().all() == logprobs
+    note = "9 of 9 own verdicts were read from the words of a reply"
+    assert (note in cli("show", str(done.path)).stdout) != logprobs
     assert done.checks() == {}
     # The image that the seeds were tried with is not drawn a third time.
     assert len(server.drawn) == 6 + 1
