@@ -87,7 +87,8 @@ def _card(card: Card, name: str, installed: Installed) -> Iterator[str]:
             yield f"{card.model} has its weights from {', '.join(needs.values())}, not from others"
         if card.pair != entry.pair:
             yield f"{card.model} is {'' if entry.pair else 'not '}{PAIR}"
-    if card.own_fingerprint not in {f"{card.own}-{r}-{card.fingerprint}" for r in (1, RULES)}:
+    versions = range(1, RULES + 1)
+    if card.own_fingerprint not in {f"{card.own}-{r}-{card.fingerprint}" for r in versions}:
         yield "the own verdicts' fingerprint is not of the model's"
     for task, given in card.tasks.items():
         here = installed.card(task, given.samples)

@@ -22,6 +22,7 @@ from gapbench.leaderboard.submission import CARD, RATES, VERDICTS, contents, rea
 from gapbench.leaderboard.submit import submit
 from gapbench.leaderboard.verify import ANSWER, check
 from gapbench.runs.plan import seed_of
+from gapbench.verdict import RULES
 
 Rows = list[dict[str, Any]]
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -352,7 +353,7 @@ def test_a_card_of_another_model(made: Any, copy: Path) -> None:
         check_again(copy, redraw=1)
 
 
-@pytest.mark.parametrize("rules", [1, 2, 3])
+@pytest.mark.parametrize("rules", range(1, RULES + 2))
 def test_rules_of_reading_are_those_of_some_version(copy: Path, rules: int) -> None:
     rows, card = rows_of(copy), read(copy).card
     other = f"self-{rules}-{card.fingerprint}"
@@ -360,7 +361,7 @@ def test_rules_of_reading_are_those_of_some_version(copy: Path, rules: int) -> N
         if row["role"] in ("own", "mismatched"):
             row["fingerprint"] = other
     sign(copy, rows, own_fingerprint=other)
-    assert check(copy) == [] if rules < 3 else "not of the model" in only_fault(copy)
+    assert check(copy) == [] if rules <= RULES else "not of the model" in only_fault(copy)
 
 
 def test_two_verdicts_of_one_image(copy: Path) -> None:
