@@ -92,6 +92,11 @@ def models(
                 table.add_row(each, "", "", "", "native", "", "installed")
         console().print(table)
         console().print(f"all: {', '.join(CAPABILITIES)}. * {PAIR}", soft_wrap=True)
+        console().print(
+            "native: in gapbench's own process. worker: in a process and an environment of its own. "
+            "`gapbench models NAME` prints a model's row in full.",
+            soft_wrap=True,
+        )
         return
     entry = MODELS.get(name)
     known: dict[str, Any] = {}

@@ -29,7 +29,7 @@ FREE: Final = frozenset(
 class FixSettings:
     """The options of `gapbench fix`, by the same names."""
 
-    method: Annotated[Literal["sft", "dpo", "c-sft", "c-dpo"], Argument(help="sft or dpo; c-sft and c-dpo also replay the discard pool.", metavar="METHOD")]
+    method: Annotated[Literal["sft", "dpo", "c-sft", "c-dpo"], Argument(help="sft or dpo; c-sft and c-dpo also try again the prompts for which no image was accepted (the discard pool).", metavar="METHOD")]
     out: Annotated[Path, Option(help="Folder for the trained model, its training set and fix.json.")]
     model: Annotated[str, Option(metavar="NAME", help=MODEL)] = "janus-mini"
     set: Recipe = None

@@ -107,8 +107,8 @@ def spread(frame: pd.DataFrame, metric: str) -> Spread:
         sizes.append(size)
     if not within:
         raise GapbenchError(
-            "power: no category has two prompts, one of them with two images, so the spread within "
-            "a prompt is unknown; run it with --samples 2 or more"
+            "power: no prompt of a category with two prompts has two images, so nothing says how "
+            "much images of one prompt differ; repeat the run with --samples 2 or more"
         )
     # What categories without such a prompt add is taken to be as much as the others'.
     weighed = np.array(weights) * len(strata) / len(weights)

@@ -118,7 +118,7 @@ Dtype = Annotated[Literal["auto", "float64", "float32", "bfloat16", "float16"], 
 Limit = Annotated[int | None, Option(min=1, show_default="all", help="Use at most this many prompts of each task, spread evenly over its categories.")]
 Offline = Annotated[bool, Option("--offline", help="Do not use the network.")]
 MODEL = "The model: a name (see `gapbench models`), a checkpoint folder, images:FOLDER, server:URL#MODEL, or my_package.module:Class."
-TASKS = "What to measure: all, a tier of every task (easy, medium, hard), a task, task/category, or a task folder; separate several with commas. all and tiers leave out tasks that `gapbench prepare` has not downloaded."
+TASKS = "What to measure: all, a tier of every task (easy, medium, hard), a task, task/category, or a task folder; separate several with commas. all and tiers leave out tasks that `gapbench prepare` has not downloaded. shapes is for models that draw 24 x 24 pixels, as janus-mini does."
 
 
 @dataclass(frozen=True)
