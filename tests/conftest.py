@@ -39,7 +39,7 @@ CLI = [sys.executable, "-c", "from gapbench.cli.main import main; main()"]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--fuzz", type=int, default=150, help="broken folders that each such test tries"
+        "--fuzz", type=int, default=100, help="broken folders that each such test tries"
     )
 
 

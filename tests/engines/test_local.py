@@ -169,8 +169,12 @@ def test_ctrl_c_waits_for_the_batch_in_hand_alone(number: int) -> None:
         if len(done) == 3:
             signal.raise_signal(number)
 
-    with pytest.raises(Interrupted):
-        work(range(9), "auto", do, lambda batch, _: kept.extend(batch), lambda _: None)
+    before = signal.signal(number, signal.default_int_handler)  # also where nohup starts the tests
+    try:
+        with pytest.raises(Interrupted):
+            work(range(9), "auto", do, lambda batch, _: kept.extend(batch), lambda _: None)
+    finally:
+        signal.signal(number, before)
     assert done == kept == [0, 1, 2]
 
 
