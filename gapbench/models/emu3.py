@@ -131,9 +131,11 @@ class Emu3Model(AutoregressiveModel):
 
     def _language(self) -> Language:
         (codes, end), embed = self._codes(), self._core.get_input_embeddings()
-        weight = self.network.lm_head.weight[codes]
+        # A view, which a training changes too: what draws is kept.
+        first, last = int(codes.min()), int(codes.max())
+        weight, places = self.network.lm_head.weight[first : last + 1], codes - first
         return Language(
-            head=lambda hidden: linear(hidden, weight),
+            head=lambda hidden: linear(hidden, weight)[..., places],
             embed=lambda token: embed(codes[token]),
             line=self.side,
             between=embed.weight[end],

@@ -101,3 +101,20 @@ def test_a_real_model_draws_as_it_did_by_inverting_the_cumulative_distribution(
         table = np.concatenate([some, rare], 1)
         assert table.shape[1] > 2
         assert chi2_contingency(table[:, table.sum(0) > 0]).pvalue > 0.001
+
+
+def test_emu3_draws_with_a_head_that_was_trained_meanwhile(tiny_emu3: Path) -> None:
+    """What draws is kept, so it must hold the head's weights and no copy of them."""
+    model = Emu3Model("pair", tiny_emu3 / "gen", tiny_emu3 / "gen", RECIPE, "cpu", "float32")
+    seen = []
+    for _ in range(2):
+        with torch.inference_mode():
+            seen.append(model._tokens(PROMPTS, [3, 4])[1].tolist())
+        with torch.no_grad():
+            model.network.lm_head.weight.neg_()
+    with torch.no_grad():
+        model.network.lm_head.weight.neg_()
+    model.blocks.clear()
+    with torch.inference_mode():
+        assert model._tokens(PROMPTS, [3, 4])[1].tolist() == seen[1]
+    assert seen[0] != seen[1]
