@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from PIL import Image, ImageDraw, ImageFont
 
+from gapbench.runs.folder import on_all_cores
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -34,15 +36,16 @@ def write_sheets(run: Run) -> list[Path]:
     """Write sheets/<task>-<category>.png for every category of a run's plan, at most 40 images
     each, in equal parts from the four groups of verdicts. Returns the files."""
     frame = run.frame()
-    written = []
     groups = frame.groupby(["task", "category"], sort=False) if len(frame) else ()
-    for (task, category), rows in groups:
-        name = f"sheets/{task}-{category}.png"
-        buffer = io.BytesIO()
+
+    def write(group: tuple[Any, pd.DataFrame]) -> Path:
+        (task, category), rows = group
+        name, buffer = f"sheets/{task}-{category}.png", io.BytesIO()
         _sheet(run, f"{task}: {category}", rows).save(buffer, "PNG")
         run.folder.write_bytes(name, buffer.getvalue())
-        written.append(run.path / name)
-    return written
+        return run.path / name
+
+    return on_all_cores(write, list(groups))
 
 
 def _sheet(run: Run, title: str, rows: pd.DataFrame) -> Image.Image:

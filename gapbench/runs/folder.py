@@ -194,7 +194,7 @@ class RunFolder:
     def add_images(self, images: Sequence[Image.Image]) -> list[str]:
         """Store images as `add_image` does, on all cores: one packs 14 of 384 x 384 pixels a
         second, and a GPU draws more."""
-        return _on_all_cores(self.add_image, images)
+        return on_all_cores(self.add_image, images)
 
     def add_tokens(self, tokens: NDArray[np.int32]) -> str:
         """Store token ids; returns the sha256 of the file's bytes."""
@@ -209,7 +209,7 @@ class RunFolder:
 
     def images(self, digests: Sequence[str]) -> list[Image.Image]:
         """Images as `image` gives them, unpacked on all cores."""
-        return _on_all_cores(self.image, digests)
+        return on_all_cores(self.image, digests)
 
     def image_bytes(self, sha256: str) -> bytes:
         """An image's file by its digest. Raises GapbenchError where it is missing or altered."""
@@ -308,7 +308,8 @@ def folder_for(out: str | Path, model: str, identity: dict[str, Any]) -> Path:
     return Path(out) / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', model)}-{digest[:8]}"
 
 
-def _on_all_cores(call: Callable[[T], U], items: Sequence[T]) -> list[U]:
+def on_all_cores(call: Callable[[T], U], items: Sequence[T]) -> list[U]:
+    """What `call` gives for each item, in order, from as many threads as there are cores."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(call, items))
 
