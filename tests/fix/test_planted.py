@@ -47,7 +47,8 @@ main()
 def test_planted_verdicts_are_stopped(kind: str, start: Any, end: Any, tmp_path: Path) -> None:
     (tmp_path / "planted.py").write_text(PLANTED)
     process = start(
-        tmp_path, "fix", "sft", "--model", f"planted:{kind}", "--out", "fixed", "--check", "100",
+        tmp_path, "fix", "sft", "--model", f"planted:{kind}", "--out", "fixed", "--check", "60",
+        "--samples", "4",
         code=CODE,
     )  # fmt: skip
     assert end(process) == 2, (tmp_path / "err").read_text()

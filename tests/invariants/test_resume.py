@@ -17,7 +17,7 @@ from gapbench import Generation, Verdict, open_run
 from gapbench.files import without_checksum
 from gapbench.runs.run import Run
 
-PROMPTS = 24
+PROMPTS = 12
 ARGUMENTS = [
     "run", "--model", "janus-mini", "--tasks", "shapes", "--limit", str(PROMPTS), "--samples", "1",
     "--batch-size", "2",
@@ -100,10 +100,8 @@ def assert_same(folder: Path, wanted: Run) -> None:
 
 
 MOMENTS: dict[str, Callable[[Path], bool]] = {
-    "first images": lambda folder: count(folder) >= 2,
     "half the images": lambda folder: count(folder) >= PROMPTS // 2,
-    "the last image": lambda folder: count(folder) == PROMPTS,
-    "own verdicts": lambda folder: count(folder, "self") >= 10,
+    "own verdicts": lambda folder: count(folder, "self") >= 4,
     "outside verdicts": lambda folder: count(folder, "pixel") >= 2,
 }
 
@@ -141,14 +139,13 @@ def test_one_folder_survives_every_tear(start: Start, undisturbed: Run, tmp_path
     assert again.rates() == undisturbed.rates()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_ends_with_whole_batches(
-    start: Start, wait_until: Any, undisturbed: Run, tmp_path: Path, number: int
+def test_stopped_runs_end_with_whole_batches(
+    start: Start, wait_until: Any, undisturbed: Run, tmp_path: Path
 ) -> None:
     process = start(tmp_path, *ARGUMENTS)
     wait_until(lambda: count(tmp_path) >= 4, process)
     assert process.pid is not None
-    os.kill(process.pid, number)
+    os.kill(process.pid, signal.SIGTERM)
     assert finish(process) == 130
     path = found(tmp_path)
     assert path is not None

@@ -50,11 +50,11 @@ def test_scenes_are_read_exactly_under_noise(scene: dict[int, Sprite], seed: int
     assert read(render(scene, noise=30, seed=seed)) == (scene, [])
 
 
-def test_verdicts_are_right_on_800_noisy_scenes() -> None:
+def test_verdicts_are_right_on_200_noisy_scenes() -> None:
     rng = np.random.default_rng(0)
     records = make("test")
     mismatched = 0
-    for place in range(800):
+    for place in range(200):
         requirement = records[place % len(records)]["requirement"]
         other = records[int(rng.integers(len(records)))]["requirement"]
         scene = sample_scene(requirement, rng)
@@ -65,7 +65,7 @@ def test_verdicts_are_right_on_800_noisy_scenes() -> None:
         assert answer.verdict == (unmet(scene, other) is None)
         assert (answer.reason is None) == (answer.verdict == 1)
         mismatched += answer.verdict == 0
-    assert 500 < mismatched < 800
+    assert 125 < mismatched < 200
 
 
 def in_cell(cell: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -107,7 +107,7 @@ def test_the_page_is_blind(odd: Make, open_page: Callable[..., Site]) -> None:
     assert image.startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_answers_are_kept_and_gone_on_from(
     odd: Make, open_page: Callable[..., Site], number: int
 ) -> None:
