@@ -6,11 +6,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gapbench.adapters import fingerprint as fingerprint
     from gapbench.comparison.compare import Comparison as Comparison
     from gapbench.comparison.compare import compare as compare
     from gapbench.fix.callback import GapCallback as GapCallback
     from gapbench.judges import load_judge as load_judge
+    from gapbench.judges.base import Judge as Judge
     from gapbench.models import load_model as load_model
+    from gapbench.models.base import Drawing as Drawing
+    from gapbench.models.base import Model as Model
+    from gapbench.models.functions import FunctionModel as FunctionModel
     from gapbench.runs.flow import run as run
     from gapbench.runs.run import Run as Run
     from gapbench.runs.run import open_run as open_run
@@ -26,7 +31,12 @@ if TYPE_CHECKING:
 _HOMES = {
     "compare": "comparison.compare",
     "Comparison": "comparison.compare",
+    "Drawing": "models.base",
+    "FunctionModel": "models.functions",
     "GapCallback": "fix.callback",
+    "Judge": "judges.base",
+    "Model": "models.base",
+    "fingerprint": "adapters",
     "load_judge": "judges",
     "load_model": "models",
     "load_task": "tasks.task",

@@ -236,6 +236,8 @@ def blamed(error: BaseException) -> str:
         return str(error)
     said = f"sys.exit({error.code})" if isinstance(error, SystemExit) else first_line(error)
     kind = "" if isinstance(error, SystemExit) else f"{type(error).__name__}: "
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{kind}{error.msg} ({error.filename}, line {error.lineno})"
     frames = traceback.extract_tb(error.__traceback__)
     installed = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), "<")
     own = [

@@ -105,7 +105,7 @@ def check_drawing(row: Drawing) -> None:
         isinstance(tokens, np.ndarray) and tokens.ndim == 1 and tokens.dtype == np.int32
     ):
         raise ValueError("tokens that are no (T,) int32 array")
-    if not isinstance(row.effective_prompt, str):
+    if not isinstance(row.effective_prompt, str | None):
         raise ValueError(f"an effective_prompt that is a {type(row.effective_prompt).__name__}")
     if logprob is not None and not (_is_number(logprob) and logprob <= 1e-6):
         raise ValueError(f"an image's log-probability of {logprob!r}")

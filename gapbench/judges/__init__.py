@@ -6,8 +6,8 @@ import math
 from importlib.metadata import EntryPoint, entry_points
 from typing import Final
 
+from gapbench import adapters
 from gapbench.judges.base import REQUIRED, Judge
-from gapbench.models.base import with_defaults
 from gapbench.types import SHARE, GapbenchError
 
 BUILT_IN: Final = {
@@ -28,21 +28,34 @@ BUILT_IN: Final = {
 
 
 def load_judge(spec: str, device: str = "auto") -> Judge:
-    """A judge by NAME or NAME:ARGUMENT, such as human:labels.csv; weights come in at first use.
-    NAME@THRESHOLD, such as vqa@0.7, sets the score from which its verdict is 1.
+    """A judge by NAME, as file.py:Class or as module:Class, with :ARGUMENT behind it where it takes
+    one, such as human:labels.csv; weights come in at first use. NAME@THRESHOLD, such as vqa@0.7,
+    sets the score from which its verdict is 1.
 
     Raises GapbenchError where no judge has that name, or it does not take the argument or the
     threshold.
     """
+    who = f"judge {spec}"
     name, colon, argument = spec.partition(":")
     name, at, threshold = name.partition("@")
     factories = {own: EntryPoint(own, path, "") for own, path in BUILT_IN.items()}
     for entry in entry_points(group="gapbench.judges"):
         factories.setdefault(entry.name, entry)
-    if name not in factories:
-        raise GapbenchError(f"no judge {name!r}; installed: {', '.join(factories)}")
-    made = factories[name].load()(argument if colon else None, device=device)
-    judge = with_defaults(made, Judge, REQUIRED, f"judge {spec}")
+    if name in factories:
+        source = factories[name].load()
+    elif own := adapters.parse(spec):
+        source = adapters.find(who, own)
+        rest, colon, argument = own.rest.partition(":")
+        _, at, threshold = rest.partition("@")
+    elif name.endswith(".py"):
+        raise adapters.which(who, name)
+    else:
+        raise GapbenchError(
+            f"no judge {name!r}; installed: {', '.join(factories)} (or give ./my.py:Class)"
+        )
+    asked = {"argument": argument} if colon else {}
+    made = adapters.make(who, source, Judge, asked, argument=None, device=device)
+    judge = adapters.with_defaults(made, Judge, REQUIRED, who, argument=argument)
     if at:
         _set_threshold(judge, threshold)
     return judge

@@ -13,7 +13,7 @@ from gapbench.fetch.sources import Source, cached
 from gapbench.models.base import Batches
 from gapbench.types import SHARE, Answer, GapbenchError, Prompt, Scale
 
-REQUIRED: Final = ("name", "fingerprint", "judge")
+REQUIRED: Final = ("judge",)
 """What a judge must have; the rest of `Judge` has defaults."""
 
 
@@ -25,8 +25,10 @@ class Judge:
     """
 
     name: str
+    """By default the name of its class."""
     fingerprint: str
-    """Changes whenever an answer may change (rules, thresholds, weights)."""
+    """Changes whenever an answer may change (rules, thresholds, weights). By default that of the
+    file of its class, and its argument (`gapbench.fingerprint`)."""
     needs: Sequence[Source | Checkpoint] = ()
     """What it cannot work without and does not ship."""
     scale: Scale = SHARE

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, Final
+from typing import Any
 
-from gapbench.files import blamed, read_object, sha256_of
-from gapbench.models.base import REQUIRED, Model, require, with_defaults
+from gapbench import adapters
+from gapbench.files import read_object, sha256_of
+from gapbench.models.base import CAPABILITIES, REQUIRED, Model, has_own, require
 from gapbench.models.entry import Entry, changed
 from gapbench.models.registry import FAMILIES, FOLDERS, MODELS
-from gapbench.types import Crash, GapbenchError
-
-_IMPORT: Final = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)(?:@(.+))?")
+from gapbench.types import GapbenchError
 
 
 def model_names() -> list[str]:
@@ -31,8 +27,9 @@ def load_model(
     dtype: str = "auto",
     recipe: Mapping[str, object] | None = None,
 ) -> Model:
-    """A model by name, by folder (a checkpoint, or a LoRA adapter on one) or as module:Class, also
-    module:Class@FOLDER with a checkpoint of its own.
+    """A model by name, by folder (a checkpoint, or a LoRA adapter on one), or as file.py:Class or
+    module:Class, also file.py:Class@FOLDER with a checkpoint of its own. In place of a class there
+    may be a function that makes an adapter, or an adapter.
 
     `recipe` changes keys of the model's own recipe; texts are read as --set gives them. Weights
     come in at first use. Raises GapbenchError where there is none, where weights, environment or
@@ -73,16 +70,18 @@ def load_model(
         return _from_folder(folder.resolve().name, folder, changes, device, dtype, folder / "gen")
     if (folder / "config.json").is_file():
         return _from_folder(folder.resolve().name, folder, changes, device, dtype)
-    if matched := _IMPORT.fullmatch(name):
-        made = _imported(name, matched[1], matched[2])
-        return _third_party(name, made, changes, device, dtype, matched[3])
+    if spec := _own(name):
+        made = adapters.find(f"model {name}", spec)
+        return _third_party(name, made, changes, device, dtype, spec.rest[1:])
+    if name.endswith(".py"):
+        raise adapters.which(f"model {name}", name)
     if folder.is_dir():
         raise GapbenchError(f"model {name}: the folder holds no checkpoint (no config.json)")
     if name.startswith(".") or "/" in name:
         raise GapbenchError(f"model {name}: there is no such folder")
     raise GapbenchError(
         f"no model {name!r}; there are {', '.join(model_names())} (or give a folder that holds a "
-        "checkpoint with config.json, images:FOLDER, server:URL#MODEL, or my_package.module:Class)"
+        "checkpoint with config.json, images:FOLDER, server:URL#MODEL, or ./my.py:Class)"
     )
 
 
@@ -98,7 +97,7 @@ def as_model(
     """
     if isinstance(model, str):
         return load_model(model, device, dtype, recipe)
-    return with_defaults(model, Model, REQUIRED, f"model {type(model).__name__}")
+    return _whole(model, f"model {type(model).__name__}")
 
 
 def load_saved(
@@ -109,9 +108,13 @@ def load_saved(
     for entry_point in entry_points(group="gapbench.models"):
         if entry_point.name == name and name not in MODELS:
             return _third_party(name, entry_point.load(), {}, device, dtype, str(folder))
-    if is_import(name):
-        return load_model(f"{name.partition('@')[0]}@{folder}", device, dtype)
-    return load_model(str(folder), device, dtype, recipe)
+    return load_model(saved_name(name, folder), device, dtype, None if _own(name) else recipe)
+
+
+def saved_name(name: str, folder: Path) -> str:
+    """What `load_model` takes for the model called `name` with the weights that it saved."""
+    spec = _own(name)
+    return f"{spec.home}:{spec.name}@{folder}" if spec else str(folder)
 
 
 def _refuse_other_base(folder: Path, base: str, device: str) -> None:
@@ -155,43 +158,39 @@ def _factory(path: str) -> Callable[..., Model]:
     return made
 
 
-def is_import(name: str) -> bool:
-    """Whether a model's name is an import path, my_package.module:Class or ...:Class@FOLDER."""
-    return name not in MODELS and not Path(name).exists() and bool(_IMPORT.fullmatch(name))
+def _own(name: str) -> adapters.Spec | None:
+    """The parts of file.py:Class or module:Class, also with @FOLDER; None for another name."""
+    spec = None if name in MODELS or Path(name).exists() else adapters.parse(name)
+    return None if spec is None or spec.rest.startswith(":") else spec
 
 
 def _third_party(
     name: str,
-    make: Any,
+    source: Any,
     changes: Mapping[str, object],
     device: str,
     dtype: str,
-    folder: str | None = None,
+    folder: str = "",
 ) -> Model:
-    """An adapter of somebody else's; recipe and folder are handed on only where they are given."""
-    more: dict[str, Any] = {"folder": Path(folder)} if folder else {}
-    if changes:
-        if "recipe" not in inspect.signature(make).parameters:
-            raise GapbenchError(
-                f"model {name}: its adapter takes no recipe, so --set cannot be used"
-            )
-        more["recipe"] = changes
-    try:
-        made = make(device=device, dtype=dtype, **more)
-    except StopIteration as error:  # would end a loop of ours
-        raise Crash(blamed(error)) from error
-    return with_defaults(made, Model, REQUIRED, f"model {name}")
+    """An adapter of somebody else's, made with what is given and what it takes besides."""
+    who, place = f"model {name}", Path(folder) if folder else None
+    given: dict[str, Any] = {"recipe": changes or None, "folder": place}
+    given |= {"device": device, "dtype": dtype}
+    asked = {key: value for key, value in given.items() if value not in (None, "auto")}
+    made = adapters.make(who, source, Model, asked, device=device, dtype=dtype)
+    return _whole(made, who, place)
 
 
-def _imported(name: str, module: str, attribute: str) -> Any:
-    try:
-        return getattr(import_module(module), attribute)
-    except ImportError as error:
-        raise GapbenchError(
-            f"model {name}: cannot import {module} ({error}); is it on PYTHONPATH?"
-        ) from error
-    except AttributeError as error:
-        raise GapbenchError(f"model {name}: {module} has no {attribute!r}") from error
+def _whole(made: Any, who: str, folder: Path | None = None) -> Model:
+    """An adapter with defaults for what it does not say."""
+    model = adapters.with_defaults(made, Model, REQUIRED, who, folder)
+    if not hasattr(model, "capabilities"):
+        model.capabilities = frozenset(
+            name
+            for name, each in CAPABILITIES.items()
+            if each.methods and all(has_own(model, method) for method in each.methods)
+        )
+    return model
 
 
 def _check_weights(name: str, entry: Entry, folder: Path) -> None:

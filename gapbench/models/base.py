@@ -7,8 +7,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FunctionType, MethodType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +18,6 @@ from gapbench.verdict import ANSWERS, parse, weigh
 
 if TYPE_CHECKING:
     import torch
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +51,8 @@ CAPABILITIES: Final = {
         "continues any text, with any number of images in it", ("chat", "complete", "score")
     ),
 }
-REQUIRED: Final = ("name", "fingerprint", "recipe", "capabilities")
-"""What an adapter must say of itself; the rest of `Model` has defaults."""
+REQUIRED: Final = ("generate", "judge", "reply")
+"""Of these an adapter must have one; the rest of `Model` has defaults."""
 IMAGE: Final = "<image>"
 """Where an image stands in a text (capability text)."""
 PAIR = "a pair: it draws with one set of weights and judges with another"
@@ -66,13 +63,14 @@ class Drawing:
     """One generated image.
 
     `tokens` is (T,) int32, or None where the model has no discrete tokens; `logprob` is the sum
-    of their log-probabilities in nats under the distribution they were drawn from.
+    of their log-probabilities in nats under the distribution they were drawn from;
+    `effective_prompt` is the prompt as the model got it, None where that is the prompt itself.
     """
 
     image: Image.Image
-    tokens: NDArray[np.int32] | None
-    effective_prompt: str
-    logprob: float | None
+    tokens: NDArray[np.int32] | None = None
+    effective_prompt: str | None = None
+    logprob: float | None = None
 
 
 class Batches(NamedTuple):
@@ -104,13 +102,14 @@ class Model:
     """
 
     name: str
-    """As given to --model."""
+    """As given to --model; by default the name of its class."""
     fingerprint: str
-    """Digest of weights, processor files, adapter version and dtype."""
-    recipe: Mapping[str, Any]
+    """Digest of weights, processor files, adapter version and dtype; by default of the file of its
+    class (`gapbench.fingerprint`)."""
+    recipe: Mapping[str, Any] = {}
     """Sampling parameters, as used."""
     capabilities: frozenset[str]
-    """Which of CAPABILITIES it has."""
+    """Which of CAPABILITIES it has; by default those whose methods it has."""
     device: str | None = None
     """The device of its weights, as torch names it; None where that is not known."""
     dtype: str | None = None
@@ -174,7 +173,7 @@ class Model:
         the probabilities that `judge` gives."""
         try:
             if words:
-                return [parse(text) for text in self.reply(images, questions)]
+                return [parse(text) for text in _texts(self, self.reply(images, questions))]
             gave = self.judge(images, questions, ANSWERS)
             odds = log_probabilities(f"model {self.name}", gave, len(images))
             return [weigh(float(no), float(yes)) for no, yes in odds]
@@ -301,6 +300,15 @@ def misdescribed(model: Model) -> str | None:
     return None
 
 
+def _texts(model: Model, gave: Any) -> Sequence[str]:
+    """What `reply` gave. Raises GapbenchError where it is anything else than texts."""
+    if isinstance(gave, list | tuple) and all(isinstance(text, str) for text in gave):
+        return gave
+    raise GapbenchError(
+        f"model {model.name}: reply gave {' '.join(repr(gave).split()):.80}, not a list of texts"
+    )
+
+
 def log_probabilities(who: str, gave: Any, images: int) -> NDArray[np.float64]:
     """What `judge` gave for so many images and two answers, (images, 2). Raises GapbenchError where
     it is anything else than log-probabilities."""
@@ -332,29 +340,6 @@ def require_shared(model: Model, command: str) -> None:
             f"{command} is about parameters that drawing and judging share; model {model.name} is "
             f"{PAIR}"
         )
-
-
-def with_defaults(made: Any, contract: type[T], required: Sequence[str], who: str) -> T:
-    """An adapter that somebody else made, with the contract's defaults where it says nothing.
-
-    Raises GapbenchError that names what is required and missing; `who` names the adapter.
-    """
-    if missing := [name for name in required if not hasattr(made, name)]:
-        raise GapbenchError(
-            f"{who}: its adapter has no {', '.join(missing)}; see {contract.__module__}."
-            f"{contract.__name__}"
-        )
-    for name, default in vars(contract).items():
-        if not (name.startswith("_") or isinstance(default, property) or hasattr(made, name)):
-            method = isinstance(default, FunctionType)
-            setattr(made, name, MethodType(default, made) if method else default)
-    match made.batches:
-        case (int(), int()):
-            pass
-        case other:
-            raise GapbenchError(f"{who}: its batches are {other!r}, not Batches(first, most)")
-    adapter: T = made
-    return adapter
 
 
 def has_own(model: Model, member: str) -> bool:

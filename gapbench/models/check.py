@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gapbench.files import blamed
-from gapbench.models import is_import, lora
+from gapbench.models import lora, saved_name
 from gapbench.models.base import (
     CAPABILITIES,
     IMAGE,
@@ -377,7 +377,7 @@ def _saves(name: str, model: Model, load: Load, pictures: list[Image.Image]) -> 
         for file in folder.rglob("*"):
             pickled = file.suffix in (".bin", ".pt", ".pth", ".pkl")
             _expect(not pickled, f"it saved {file.name}, which is pickled: write safetensors")
-        saved = f"{name.partition('@')[0]}@{folder}" if is_import(name) else str(folder)
+        saved = saved_name(name, folder)
         again = load(saved, {})
         if dict(again.recipe) != dict(model.recipe):
             again = load(saved, dict(model.recipe))

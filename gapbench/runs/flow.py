@@ -6,16 +6,19 @@ batches and appends. Resuming, more samples, another judge and another task all 
 
 from __future__ import annotations
 
+import logging
 import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from inspect import Signature, signature
 from pathlib import Path
 from typing import Any, Final, ParamSpec, get_type_hints
 
+from gapbench import adapters
 from gapbench.engines.local import BatchSize, work
 from gapbench.engines.rows import HOPELESS, Rows, check_answer, check_drawing, tried
 from gapbench.files import with_checksum
@@ -30,6 +33,7 @@ from gapbench.runs.settings import Progress, RunSettings
 from gapbench.types import Answer, GapbenchError, Generation, Prompt, Refusal, Verdict, counted
 
 P = ParamSpec("P")
+LOG: Final = logging.getLogger("gapbench")
 SEEDS: Final = "the model's seeds"
 KEPT: Final = "the rest is kept, run the same command again to try what is left"
 
@@ -52,6 +56,8 @@ def measure(settings: RunSettings) -> Run:
     path = folder_for(settings.out, made.model.name, made.identity)
     if (path / "run.json").exists():
         missing = _left(RunFolder.open(path), items, settings.retry_refused)
+    else:
+        _note_edit(made, path)
     refused = refusals(made.model, missing)
     try:
         if len(missing) > len(refused):  # what cannot be loaded or reached leaves nothing behind
@@ -185,7 +191,26 @@ def _place(given: str | Model) -> str:
     """What finds a model again from any folder, as load_model takes it."""
     if not isinstance(given, str):
         return given.name
+    if (spec := adapters.parse(given)) and spec.home.endswith(".py"):
+        return f"{Path(spec.home).resolve()}:{spec.name}{spec.rest}"
     return str(Path(given).resolve()) if Path(given).is_dir() else given
+
+
+def _note_edit(made: Prepared, path: Path) -> None:
+    """Say that this run is a new one because an adapter of the user's own has changed."""
+    place = _place(made.settings.model)
+    if adapters.parse(place) is None:
+        return
+    for file in Path(made.settings.out).glob("*/run.json"):
+        with suppress(GapbenchError):
+            meta = RunFolder.open(file.parent).meta
+            same = {**meta["identity"], "model": made.identity["model"]} == made.identity
+            if same and meta.get("model_about", {}).get("given") == place:
+                LOG.warning(
+                    "%s is not what it was in %s (its fingerprint is another), so this is a new "
+                    "run, in %s", made.settings.model, file.parent, path,
+                )  # fmt: skip
+                return
 
 
 def _left(folder: RunFolder, items: Sequence[Item], retry: bool) -> list[Item]:
@@ -260,7 +285,11 @@ def _draw(
                 seed=item.seed,
                 image=image,
                 tokens=None if drawing.tokens is None else folder.add_tokens(drawing.tokens),
-                effective_prompt=drawing.effective_prompt,
+                effective_prompt=(
+                    item.prompt.text
+                    if drawing.effective_prompt is None
+                    else drawing.effective_prompt
+                ),
                 logprob=drawing.logprob,
                 seconds=seconds,
             )

@@ -149,7 +149,7 @@ class Prepared:
 def prepare(settings: RunSettings) -> Prepared:
     """Resolve and check everything a command names."""
     model, recipe, workers = settings.model, settings.recipe, settings.workers
-    judges, verdict, only = settings.judges, settings.verdict, settings.only
+    judges, only = settings.judges, settings.only
     out = Path(settings.out)
     if out.exists() and not out.is_dir():
         raise GapbenchError(f"--out {out} is a file; give a folder")
@@ -175,6 +175,8 @@ def prepare(settings: RunSettings) -> Prepared:
         raise GapbenchError(f"model {model if isinstance(model, str) else adapter.name}: {wrong}")
     require(adapter, ["generate"], "it cannot draw")
     own = None
+    writes = {"judge_logits", "judge_text"} & set(adapter.capabilities) == {"judge_text"}
+    verdict = settings.verdict or ("text" if writes else "logits")
     if verdict != "none":
         why = f"--verdict {verdict} needs it; with --verdict none only outside judges are asked"
         require(adapter, [NEEDS[verdict]], why)

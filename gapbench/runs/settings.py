@@ -112,12 +112,12 @@ def _kind(error: str, context: Mapping[str, Any]) -> str:
 # fmt: off
 # Options of several commands.
 Recipe = Annotated[Mapping[str, object] | None, Option("--set", parser=pairs, metavar="KEY=VALUE", help="Change one sampling parameter of the model, such as guidance=4. Can be repeated.")]
-Judges = Annotated[Sequence[str] | None, Option("--judge", parser=names, show_default="set by each task", help="Outside judges, separated by commas. NAME@0.7 sets the score from which a verdict is 1.")]
+Judges = Annotated[Sequence[str] | None, Option("--judge", parser=names, show_default="set by each task", help="Outside judges, separated by commas: names (vqa, human:labels.csv, ...), or ./my.py:Class. NAME@0.7 sets the score from which a verdict is 1.")]
 Device = Annotated[str, Option(parser=device_name, help="Where the model runs: auto, cpu, cuda, cuda:1 or mps.")]
 Dtype = Annotated[Literal["auto", "float64", "float32", "bfloat16", "float16"], Option(help="Data type of the model's weights and computation.")]
 Limit = Annotated[int | None, Option(min=1, show_default="all", help="Use at most this many prompts of each task, spread evenly over its categories.")]
 Offline = Annotated[bool, Option("--offline", help="Do not use the network.")]
-MODEL = "The model: a name (see `gapbench models`), a checkpoint folder, images:FOLDER, server:URL#MODEL, or my_package.module:Class."
+MODEL = "The model: a name (see `gapbench models`), a checkpoint folder, images:FOLDER, server:URL#MODEL, ./my.py:Class, or my_package.module:Class."
 TASKS = "What to measure: all, a tier of every task (easy, medium, hard), a task, task/category, or a task folder; separate several with commas. all and tiers leave out tasks that `gapbench prepare` has not downloaded. shapes is for models that draw 24 x 24 pixels, as janus-mini does."
 
 
@@ -132,7 +132,7 @@ class RunSettings:
     samples: Annotated[int | None, Option(min=1, show_default="set by each task", help="Images per prompt.")] = None
     limit: Limit = None
     judges: Judges = None
-    verdict: Annotated[Literal["logits", "text", "none"], Option(help="How the model judges its own images: logits (probabilities of the two answers), text (the text that it writes), or none.")] = "logits"
+    verdict: Annotated[Literal["logits", "text", "none"] | None, Option(show_default="logits; text for a model that only writes", help="How the model judges its own images: logits (probabilities of the two answers), text (the text that it writes), or none.")] = None
     mismatched: Annotated[Difficulty, Option(help="The other prompt of a mismatched pair: far (shares as few content words as possible) or near (differs in as few).")] = "far"
     batch_size: Annotated[int | Literal["auto"], Option(min=1, help="Images per batch; auto increases it while a batch fits into memory and takes under ten seconds. Does not change results.")] = "auto"
     workers: Annotated[int, Option(min=1, help="Number of processes, each with its own copy of the model, distributed over the GPUs. Does not change results.")] = 1

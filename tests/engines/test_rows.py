@@ -28,7 +28,7 @@ DRAWINGS = [
     Drawing(FINE, np.zeros((2, 3), np.int32), "p", None),
     Drawing(FINE, np.zeros(3, np.float32), "p", None),
     Drawing(FINE, [1, 2], "p", None),  # type: ignore[arg-type]
-    Drawing(FINE, None, None, None),  # type: ignore[arg-type]
+    Drawing(FINE, None, 7, None),  # type: ignore[arg-type]
     Drawing(FINE, None, "p", 0.5),
     Drawing(FINE, None, "p", float("nan")),
     FINE,

@@ -144,7 +144,8 @@ def test_rows_are_shared_and_each_goes_once(adapter: Callable[..., str], tmp_pat
 def test_an_adapter_that_gives_verdicts_itself_gives_them_in_the_workers(
     adapter: Callable[..., str], tmp_path: Path
 ) -> None:
-    spec = adapter("Answering", more=ANSWERS)
+    adapter("Answering", more=ANSWERS)
+    spec = f"{tmp_path / 'answering_adapter.py'}:Answering"  # a file, which each process loads
     run = gapbench.run(
         spec, samples=1, limit=8, judges=[], batch_size=8, workers=2, out=tmp_path / "runs"
     )

@@ -90,9 +90,7 @@ def test_a_judge_that_knows_images_by_their_digest_never_sees_them(tmp_path: Pat
 def test_what_is_required_and_missing_is_named_in_one_line() -> None:
     with pytest.raises(GapbenchError) as caught:
         load_judge("blind")
-    assert str(caught.value) == (
-        "judge blind: its adapter has no fingerprint, judge; see gapbench.judges.base.Judge"
-    )
+    assert str(caught.value) == ("judge blind: Blind has no judge; see gapbench.judges.base.Judge")
 
 
 def test_a_threshold_makes_another_judge() -> None:

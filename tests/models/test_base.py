@@ -16,6 +16,7 @@ from PIL import Image
 
 import gapbench
 from gapbench import GapbenchError, load_model
+from gapbench.adapters import with_defaults
 from gapbench.engines import local
 from gapbench.models.base import (
     CAPABILITIES,
@@ -24,7 +25,6 @@ from gapbench.models.base import (
     Drawing,
     Model,
     has_own,
-    with_defaults,
 )
 from gapbench.types import Answer, Generation, Unfinished
 
@@ -62,7 +62,9 @@ class Nameless(Old):
     def name(self):
         raise AttributeError("name")
 
-    recipe = property(name.fget)
+
+class Idle:
+    pass
 """
 
 
@@ -135,13 +137,19 @@ def test_a_made_adapter_without_the_base_class_runs_too(old: str, tmp_path: Path
 def test_what_is_required_and_missing_is_named_in_one_line(
     cli: Cli, old: str, tmp_path: Path
 ) -> None:
-    words = "has no name, recipe; see gapbench.models.base.Model"
-    done = cli("run", "--model", "old_adapter:Nameless")
+    words = "Idle has no generate or judge or reply; see gapbench.models.base.Model"
+    done = cli("run", "--model", "old_adapter:Idle")
     assert done.returncode == 2
-    assert done.stderr.strip() == f"gapbench: model old_adapter:Nameless: its adapter {words}"
+    assert done.stderr.strip() == f"gapbench: model old_adapter:Idle: {words}"
     load_model(old)
-    with pytest.raises(GapbenchError, match=f"model Nameless: its adapter {words}"):
-        gapbench.run(sys.modules["old_adapter"].Nameless(), out=tmp_path / "runs")
+    module = sys.modules["old_adapter"]
+    for made, said in (
+        (module.Idle(), f"model Idle: {words}"),
+        (module.Old, "model type: it is a class; give an object of it, Old"),
+        (module.Nameless(), "model Nameless: .*'name'"),
+    ):
+        with pytest.raises(GapbenchError, match=said):
+            gapbench.run(made, out=tmp_path / "runs")
 
 
 def test_each_capability_stands_for_members_of_the_contract() -> None:
@@ -244,7 +252,7 @@ def test_seeds_that_are_not_heeded_stand_in_the_run(tmp_path: Path) -> None:
 
 
 def test_batches_that_are_no_pair_are_told_before_a_run() -> None:
-    said = {"name": "m", "fingerprint": "0" * 8, "recipe": {}, "capabilities": frozenset()}
+    said = {"name": "m", "fingerprint": "0" * 8, "recipe": {}, "generate": print}
     with pytest.raises(GapbenchError, match=r"m: its batches are 4, not Batches\(first, most\)"):
         with_defaults(SimpleNamespace(**said, batches=4), Model, REQUIRED, "m")
     assert with_defaults(SimpleNamespace(**said), Model, REQUIRED, "m").batches == (1, 64)
