@@ -1,8 +1,8 @@
-"""The commands around what there is: tasks, models, check-model, prepare."""
+"""The commands around what there is: tasks, models, check-model, check-judge, prepare."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,7 @@ from gapbench.types import counted
 
 if TYPE_CHECKING:
     from gapbench.models.base import Model
+    from gapbench.models.check.rules import Finding
     from gapbench.models.entry import Entry
 
 
@@ -132,15 +133,37 @@ def check_model(
     from gapbench.models.check import check
 
     quiet()
+
+    def load(name: str, changes: Mapping[str, object]) -> Model:
+        return load_model(name, device, dtype, {**(recipe or {}), **changes})
+
+    _tell(model, check(model, load))
+
+
+def check_judge(
+    judge: Annotated[str, typer.Argument(help="The judge: a name, ./my.py:Class, or my_package.module:Class, with :ARGUMENT behind it where it takes one.", metavar="JUDGE")],
+    tasks: Annotated[Sequence[str], typer.Option(parser=names, help="Tasks whose first prompts it is asked about.")] = ("shapes",),
+    device: Device = "auto",
+) -> None:  # fmt: skip
+    """Check whether a judge follows the contract."""
+    from gapbench.judges import load_judge
+    from gapbench.judges.check import check
+    from gapbench.tasks.task import select
+
+    quiet()
+    prompts = [prompt for _, of_task in select(tasks) for prompt in of_task]
+    _tell(judge, check(load_judge(judge, device), prompts[:3]))
+
+
+def _tell(who: str, found: Iterable[Finding]) -> None:
+    """Print what a check finds; the exit code is 1 where a rule is broken."""
     failed = tried = 0
-    for result in check(
-        model, lambda name, changes: load_model(name, device, dtype, {**(recipe or {}), **changes})
-    ):
+    for result in found:
         word = "skip" if result.skipped else "FAIL" if result.failure else "ok"
         why = result.failure or result.skipped
         console().print(f"{word:4}  {result.rule}{f': {why}' if why else ''}", soft_wrap=True)
         failed, tried = failed + bool(result.failure), tried + (result.skipped is None)
-    typer.echo(f"{model} keeps {tried - failed} of the {tried} rules that it was tried on.")
+    typer.echo(f"{who} keeps {tried - failed} of the {tried} rules that it was tried on.")
     if failed:
         raise typer.Exit(1)
 

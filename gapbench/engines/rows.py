@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
-import numpy as np
-from PIL import Image
-
 from gapbench.engines.local import out_of_memory
 from gapbench.files import blamed
-from gapbench.models.base import Drawing
-from gapbench.models.image_folder import MAX_PIXELS
-from gapbench.types import Answer, Failure, GapbenchError, Unfinished
+from gapbench.types import Failure, GapbenchError, Unfinished
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -88,45 +82,3 @@ def _alone(
         if rows.stop or (not rows.done and len(rows.failed) == HOPELESS):
             break
     return rows
-
-
-def check_drawing(row: Drawing) -> None:
-    """Raises ValueError for what is no Drawing of an RGB image that can be read back."""
-    if not isinstance(row, Drawing):
-        raise ValueError(f"a {type(row).__name__}, not a Drawing")
-    image, tokens, logprob = row.image, row.tokens, row.logprob
-    if not isinstance(image, Image.Image):
-        raise ValueError(f"an image that is a {type(image).__name__}, no PIL image")
-    if image.mode != "RGB":
-        raise ValueError(f"an image of mode {image.mode}, not RGB")
-    if not 0 < image.width * image.height <= MAX_PIXELS:
-        raise ValueError(f"an image of {image.width} x {image.height} pixels")
-    if tokens is not None and not (
-        isinstance(tokens, np.ndarray) and tokens.ndim == 1 and tokens.dtype == np.int32
-    ):
-        raise ValueError("tokens that are no (T,) int32 array")
-    if not isinstance(row.effective_prompt, str | None):
-        raise ValueError(f"an effective_prompt that is a {type(row.effective_prompt).__name__}")
-    if logprob is not None and not (_is_number(logprob) and logprob <= 1e-6):
-        raise ValueError(f"an image's log-probability of {logprob!r}")
-
-
-def check_answer(row: Answer) -> None:
-    """Raises ValueError for what is no Answer with numbers in their ranges."""
-    if not isinstance(row, Answer):
-        raise ValueError(f"a {type(row).__name__}, not an Answer")
-    if row.verdict is not None and (type(row.verdict) is not int or row.verdict not in (0, 1)):
-        raise ValueError(f"the verdict {row.verdict!r}, not 1, 0 or None")
-    for name in ("p_yes", "mass", "score"):
-        number = getattr(row, name)
-        most = math.inf if name == "score" else 1 + 1e-6
-        least = -math.inf if name == "score" else 0
-        if number is not None and not (_is_number(number) and least <= number <= most):
-            raise ValueError(f"a {name} of {number!r}")
-    for name in ("text", "reason"):
-        if not isinstance(getattr(row, name), str | None):
-            raise ValueError(f"a {name} that is a {type(getattr(row, name)).__name__}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

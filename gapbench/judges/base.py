@@ -10,7 +10,7 @@ from PIL import Image
 
 from gapbench.fetch.hub import Checkpoint, fetch
 from gapbench.fetch.sources import Source, cached
-from gapbench.models.base import Batches
+from gapbench.models.base import Batches, is_number
 from gapbench.types import SHARE, Answer, GapbenchError, Prompt, Scale
 
 REQUIRED: Final = ("judge",)
@@ -94,3 +94,20 @@ class Judge:
 
     def release(self) -> None:
         """Free weights and device memory, if it has any."""
+
+
+def check_answer(row: Answer) -> None:
+    """Raises ValueError for what is no Answer with numbers in their ranges."""
+    if not isinstance(row, Answer):
+        raise ValueError(f"a {type(row).__name__}, not an Answer")
+    if row.verdict is not None and (type(row.verdict) is not int or row.verdict not in (0, 1)):
+        raise ValueError(f"the verdict {row.verdict!r}, not 1, 0 or None")
+    for name in ("p_yes", "mass", "score"):
+        number = getattr(row, name)
+        most = math.inf if name == "score" else 1 + 1e-6
+        least = -math.inf if name == "score" else 0
+        if number is not None and not (is_number(number) and least <= number <= most):
+            raise ValueError(f"a {name} of {number!r}")
+    for name in ("text", "reason"):
+        if not isinstance(getattr(row, name), str | None):
+            raise ValueError(f"a {name} that is a {type(getattr(row, name)).__name__}")

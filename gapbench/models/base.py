@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from gapbench.models.image_folder import MAX_PIXELS
 from gapbench.types import Answer, GapbenchError, Unfinished, counted
 from gapbench.verdict import ANSWERS, parse, weigh
 
@@ -325,6 +327,32 @@ def log_probabilities(who: str, gave: Any, images: int) -> NDArray[np.float64]:
             f"{' '.join(repr(gave).split()):.80}, which are not log-probabilities"
         )
     return odds
+
+
+def check_drawing(row: Drawing) -> None:
+    """Raises ValueError for what is no Drawing of an RGB image that can be read back."""
+    if not isinstance(row, Drawing):
+        raise ValueError(f"a {type(row).__name__}, not a Drawing")
+    image, tokens, logprob = row.image, row.tokens, row.logprob
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"an image that is a {type(image).__name__}, no PIL image")
+    if image.mode != "RGB":
+        raise ValueError(f"an image of mode {image.mode}, not RGB")
+    if not 0 < image.width * image.height <= MAX_PIXELS:
+        raise ValueError(f"an image of {image.width} x {image.height} pixels")
+    if tokens is not None and not (
+        isinstance(tokens, np.ndarray) and tokens.ndim == 1 and tokens.dtype == np.int32
+    ):
+        raise ValueError("tokens that are no (T,) int32 array")
+    if not isinstance(row.effective_prompt, str | None):
+        raise ValueError(f"an effective_prompt that is a {type(row.effective_prompt).__name__}")
+    if logprob is not None and not (is_number(logprob) and logprob <= 1e-6):
+        raise ValueError(f"an image's log-probability of {logprob!r}")
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a number that is neither infinite nor NaN."""
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def require(model: Model, capabilities: Sequence[str], why: str) -> None:

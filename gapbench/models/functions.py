@@ -32,6 +32,7 @@ class FunctionModel(Model):
     ) -> None:
         self.name, self._draw, self._answer = name, draw, answer
         functions: list[Callable[..., object]] = [draw] if answer is None else [draw, answer]
+        self.functions = dict(zip(("generate", "reply"), functions, strict=False))
         for function, takes in zip(functions, ("prompt, seed", "image, question"), strict=False):
             try:
                 inspect.signature(function).bind("", "")

@@ -20,11 +20,11 @@ from typing import Any, Final, ParamSpec, get_type_hints
 
 from gapbench import adapters
 from gapbench.engines.local import BatchSize, work
-from gapbench.engines.rows import HOPELESS, Rows, check_answer, check_drawing, tried
+from gapbench.engines.rows import HOPELESS, Rows, tried
 from gapbench.files import with_checksum
-from gapbench.judges.base import Judge
+from gapbench.judges.base import Judge, check_answer
 from gapbench.models import load_model
-from gapbench.models.base import Drawing, Model
+from gapbench.models.base import Drawing, Model, check_drawing
 from gapbench.models.checkpoint import gpu
 from gapbench.runs.folder import RunFolder, folder_for
 from gapbench.runs.plan import Item, Prepared, missing_items, prepare, refusals

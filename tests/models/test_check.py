@@ -251,6 +251,14 @@ class Plain:
         return self.inner.judge(images, questions, answers)
 
 
+class Rude(MyModel):
+    def generate(self, prompts, seeds):
+        raise BaseException(prompts[0])
+
+    def reply(self, images, questions):
+        return [1] * len(images)
+
+
 class Stubborn(Toy):
     def refuses(self, text):
         raise KeyError(text)
@@ -348,6 +356,28 @@ def test_broken_adapters_fail_in_the_right_words(
     several = ("OneStream", "GlobalState", "Boastful", "Steep", "Faithless", "Mute", "Plain")
     if name not in several:
         assert len(broken) == 1, broken
+
+
+def test_each_failure_is_told_once_with_its_line_and_ends_nothing(toys: Path) -> None:
+    found = findings("toys:Rude")
+    lines = (toys / "toys.py").read_text().splitlines()
+    raised, reply = (
+        1 + number
+        for number, line in enumerate(lines)
+        if "raise BaseException" in line or "return [1]" in line
+    )
+    assert {f.rule: f.failure for f in found if f.failure} == {
+        "equal seeds, equal images; other seeds, other images": (
+            f"it raised BaseException: a red circle ({toys / 'toys.py'}, line {raised})"
+        ),
+        "a reply does not depend on its batch": (
+            f"a reply is a int, not a text ({toys / 'toys.py'}, line {reply - 1})"
+        ),
+    }
+    again = "it fails as 'equal seeds, equal images; other seeds, other images' does"
+    assert [f.skipped for f in found].count(again) == 5
+    judged = next(f for f in found if f.rule == "answers have log-probabilities")
+    assert judged.failure is judged.skipped is None  # on pictures of one color
 
 
 def test_a_method_without_its_capability_is_pointed_out(toys: Path) -> None:
