@@ -148,7 +148,7 @@ def test_the_examples_of_a_task_and_a_judge_work(
         info = site / f"my_{name}-1.0.dist-info"
         info.mkdir(parents=True)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: my-{name}\nVersion: 1.0\n")
-        [entry] = re.findall(r'\."gapbench\.\w+"\]\n(\w+) = "(.+)"', blocks(page, "toml")[0])
+        [entry] = re.findall(r'\."gapbench\.\w+"\]\n([\w-]+) = "(.+)"', blocks(page, "toml")[0])
         (info / "entry_points.txt").write_text(f"[gapbench.{name}]\n{entry[0]} = {entry[1]}\n")
     (site / "my_package").mkdir()
     (site / "my_package" / "judges.py").write_text(blocks("own-judge.md", "python")[0])
@@ -162,8 +162,8 @@ def test_the_examples_of_a_task_and_a_judge_work(
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    asked = ("--tasks", "fruit", "--judge", "bright:100", "--samples", "1")
+    asked = ("--tasks", "fruit", "--judge", "my-judge:100", "--samples", "1")
     table = call("run", "--model", str(tiny_janus), *asked)
-    assert "Outside judge: bright" in table
+    assert "Outside judge: my-judge" in table
     assert f"{len(lines)} images of {len(lines)} prompts" in table
     assert yaml.safe_load(spec)["title"] in call("tasks", "fruit")
