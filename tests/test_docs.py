@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 import gapbench
+from gapbench.cli.main import main
 from gapbench.comparison import words as changes
 from gapbench.metrics import METRICS, paired
 from gapbench.metrics.metric import UNDERSTANDING, shown_in
@@ -167,3 +169,46 @@ def test_the_examples_of_a_task_and_a_judge_work(
     assert "Outside judge: my-judge" in table
     assert f"{len(lines)} images of {len(lines)} prompts" in table
     assert yaml.safe_load(spec)["title"] in call("tasks", "fruit")
+
+
+def test_the_examples_of_file_formats_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page's files, with a picture for each that it names, and its commands in order."""
+    monkeypatch.chdir(tmp_path)
+    text = (DOCS / "formats.md").read_text(encoding="utf-8")
+    files = dict(re.findall(r"^`(\S+)`:\n\n```\w+\n(.*?)```", text, flags=re.M | re.S))
+    pictures = re.findall(r"^(\w+/.+\.png)$", text, flags=re.M)
+    for number, name in enumerate(pictures):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (24, 24), (40 * number, 9, 9)).save(name)
+    for name, lines in files.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(lines)
+    said = []
+    for line in re.findall(r"^    (gapbench .+)$", text, flags=re.M):
+        if "human:" in line:  # digests are those of the files that the run before wrote
+            [run] = Path("runs").glob("images-pictures-*")
+            stored = gapbench.open_run(run).folder.generations().values()
+            labels = files["labels.csv"]
+            for digest, drawn in zip(
+                dict.fromkeys(re.findall("[0-9a-f]{64}", labels)), stored, strict=True
+            ):
+                labels = labels.replace(digest, drawn.image)
+            Path("labels.csv").write_text(labels)
+        monkeypatch.setattr(sys, "argv", line.split())
+        with pytest.raises(SystemExit) as stop:
+            sys.exit(main())
+        assert not stop.value.code, line
+        said.append(capsys.readouterr().out)
+    outside = {
+        name: [*gapbench.open_run(next(Path("runs").glob(f"{name}-*"))).frame()["outside"].map(str)]
+        for name in ("images-pictures", "images-out", "images-compbench")
+    }
+    assert outside == {
+        "images-pictures": ["nan", "0.0"],  # one of two raters is unsure
+        "images-out": ["1.0"],
+        "images-compbench": ["1.0", "0.0"],
+    }
+    assert "own verdicts from text" in said[-1]
+    assert [line.count("2 images of 2 prompts") for line in said] == [0, 1, 1, 0, 1, 0, 0]
