@@ -7,6 +7,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from inspect import Parameter
 from pathlib import Path
@@ -55,7 +56,12 @@ def which(who: str, file: str) -> GapbenchError:
 
 
 def _others(module: ModuleType) -> str:
-    own = [n for n, e in vars(module).items() if getattr(e, "__module__", "") == module.__name__]
+    own = [
+        name
+        for name, each in vars(module).items()
+        if getattr(each, "__module__", "") == module.__name__
+        or type(each).__module__.startswith("gapbench.")
+    ]
     return f"; it has {', '.join(own)}" if own else ""
 
 
@@ -98,13 +104,13 @@ def _search(folder: Path) -> None:
         sys.path.append(str(folder))
 
 
-def make(who: str, source: Any, contract: type, asked: Mapping[str, Any], **offered: Any) -> Any:
+def make(who: str, source: Any, asked: Mapping[str, Any], **offered: Any) -> Any:
     """What a class or function makes of the keywords `asked`, which it must take, and of those
     `offered` that it takes. An object that is made already is taken as it is.
 
     Raises GapbenchError where it does not take what was asked for, or needs more.
     """
-    made = isinstance(source, contract) or not callable(source)
+    made = not (inspect.isroutine(source) or isinstance(source, type | partial))
     parameters = {} if made else inspect.signature(source).parameters
     several = [p.kind for p in parameters.values() if p.kind in _SEVERAL]
     for name in asked:
@@ -144,8 +150,8 @@ def with_defaults(
     name is then its class's, and its fingerprint that of the file of its class, of the folder and
     the argument that it was made with, and of its dtype.
 
-    Raises GapbenchError where it has none of the methods that are required, and where where its
-    code stands is not known and it has no fingerprint. `who` names the adapter.
+    Raises GapbenchError where it has none of the methods that are required, where one takes other
+    arguments, and where no code is found for a fingerprint. `who` names the adapter.
     """
     if isinstance(made, type):
         raise GapbenchError(f"{who}: it is a class; give an object of it, {made.__name__}(...)")
@@ -155,6 +161,10 @@ def with_defaults(
             f"{who}: {kind.__name__} has no {' or '.join(required)}; see {contract.__module__}."
             f"{contract.__name__}"
         )
+    for method in required:
+        if hasattr(made, method):
+            takes = list(inspect.signature(getattr(contract, method)).parameters)[1:]
+            check_arguments(f"{who}: {method}", getattr(made, method), takes)
     try:
         if not hasattr(made, "name"):
             made.name = kind.__name__
@@ -164,8 +174,8 @@ def with_defaults(
             made.fingerprint = "-".join(map(str, filter(None, parts)))
         for name, default in vars(contract).items():
             if not (name.startswith("_") or isinstance(default, property) or hasattr(made, name)):
-                method = isinstance(default, FunctionType)
-                setattr(made, name, MethodType(default, made) if method else default)
+                bound = isinstance(default, FunctionType)
+                setattr(made, name, MethodType(default, made) if bound else default)
     except AttributeError as error:
         raise GapbenchError(f"{who}: {first_line(error)}") from error
     match made.batches:
@@ -175,6 +185,25 @@ def with_defaults(
             raise GapbenchError(f"{who}: its batches are {other!r}, not Batches(first, most)")
     adapter: T = made
     return adapter
+
+
+def check_arguments(who: str, function: Any, takes: Sequence[str]) -> None:
+    """Raises GapbenchError, with file and line, where a function does not take these arguments."""
+    try:
+        inspect.signature(function).bind(*takes)
+    except TypeError as error:
+        why = f"{who} does not take ({', '.join(takes)}): {error}{place(function)}"
+        raise GapbenchError(why) from error
+    except ValueError:
+        return  # of a function in C, what it takes is not known
+
+
+def place(of: Any) -> str:
+    """ " (file, line)" of a class or a function; empty where it is not known."""
+    try:
+        return f" ({inspect.getsourcefile(of)}, line {inspect.getsourcelines(of)[1]})"
+    except (OSError, TypeError):
+        return ""
 
 
 def fingerprint(*parts: str | Path | type | Callable[..., Any]) -> str:
@@ -206,5 +235,7 @@ def _contents(part: str | Path | type | Callable[..., Any]) -> str:
     path = Path(part)
     if not path.exists():
         raise GapbenchError(f"fingerprint: there is no file or folder {path}")
-    files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
-    return digest("", files, path if path.is_dir() else None)
+    if path.is_file():
+        return digest("", [path])
+    files = [f for f in path.rglob("*") if f.is_file() and f.parent.name != "__pycache__"]
+    return digest("", sorted(files), path)

@@ -54,7 +54,7 @@ def load_judge(spec: str, device: str = "auto") -> Judge:
             f"no judge {name!r}; installed: {', '.join(factories)} (or give ./my.py:Class)"
         )
     asked = {"argument": argument} if colon else {}
-    made = adapters.make(who, source, Judge, asked, argument=None, device=device)
+    made = adapters.make(who, source, asked, argument=None, device=device)
     judge = adapters.with_defaults(made, Judge, REQUIRED, who, argument=argument)
     if at:
         _set_threshold(judge, threshold)

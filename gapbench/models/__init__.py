@@ -177,7 +177,7 @@ def _third_party(
     given: dict[str, Any] = {"recipe": changes or None, "folder": place}
     given |= {"device": device, "dtype": dtype}
     asked = {key: value for key, value in given.items() if value not in (None, "auto")}
-    made = adapters.make(who, source, Model, asked, device=device, dtype=dtype)
+    made = adapters.make(who, source, asked, device=device, dtype=dtype)
     return _whole(made, who, place)
 
 

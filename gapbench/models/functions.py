@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 
 from PIL import Image
 
+from gapbench.adapters import check_arguments
 from gapbench.adapters import fingerprint as fingerprint_of
 from gapbench.models.base import Batches, Drawing, Model
-from gapbench.types import GapbenchError
 
 
 class FunctionModel(Model):
@@ -33,14 +32,12 @@ class FunctionModel(Model):
         self.name, self._draw, self._answer = name, draw, answer
         functions: list[Callable[..., object]] = [draw] if answer is None else [draw, answer]
         self.functions = dict(zip(("generate", "reply"), functions, strict=False))
-        for function, takes in zip(functions, ("prompt, seed", "image, question"), strict=False):
-            try:
-                inspect.signature(function).bind("", "")
-            except TypeError as error:
-                raise GapbenchError(
-                    f"model {name}: {getattr(function, '__name__', function)} does not take "
-                    f"({takes}): {error}"
-                ) from error
+        for function, takes in zip(
+            functions, (["prompt", "seed"], ["image", "question"]), strict=False
+        ):
+            check_arguments(
+                f"model {name}: {getattr(function, '__name__', function)}", function, takes
+            )
         self.fingerprint = fingerprint or fingerprint_of(*functions)
         self.capabilities = frozenset(["generate", "judge_text"][: len(functions)])
 

@@ -31,6 +31,22 @@ class Bare:
         return ["The score is 1"] * len(images)
 
 
+class Called(Bare):
+    def __call__(self, **more):  # as a torch.nn.Module has it
+        raise AssertionError("it is made already")
+
+
+made = Called()
+
+
+class Narrow:
+    def generate(self, prompts):
+        pass
+
+    def judge(self, images):
+        pass
+
+
 class Needy(Bare):
     def __init__(self, weights):
         pass
@@ -54,6 +70,7 @@ def answer(image, question):
 
 model = FunctionModel("functions", draw, answer)
 """
+NAMES = "Bare, Called, made, Narrow, Needy, Dim, draw, answer, model"
 
 
 @pytest.fixture
@@ -85,6 +102,7 @@ def test_a_class_with_two_methods_is_a_model_and_one_with_judge_a_judge(own: Pat
     assert model.fingerprint == load_model("./my.py:Bare").fingerprint == gapbench.fingerprint(own)
     assert load_judge("./my.py:Dim:201").fingerprint == f"{model.fingerprint}-201"
     assert load_judge("my:Dim").name == "Dim"
+    assert load_model("./my.py:made").name == "Called"
 
 
 def test_functions_are_a_model(own: Path) -> None:
@@ -111,20 +129,26 @@ def images(done: gapbench.Run) -> set[str]:
     ("spec", "words"),
     [
         ("./mine.py:Bare", "mine.py cannot be read (No such file or directory)"),
-        ("./my.py:Bear", "./my.py has no 'Bear'; it has Bare, Needy, Dim, draw, answer"),
-        ("./my.py", "name the class too, ./my.py:NAME; it has Bare, Needy, Dim, draw, answer"),
+        ("./my.py:Bear", "./my.py has no 'Bear'; it has NAMES"),
+        ("./my.py", "name the class too, ./my.py:NAME; it has NAMES"),
         ("mine:Bare", "no module 'mine' in the current folder or on PYTHONPATH"),
-        ("my:Bear", "my has no 'Bear'; it has Bare, Needy, Dim, draw, answer"),
+        ("my:Bear", "my has no 'Bear'; it has NAMES"),
         ("./my.py:Needy", "Needy needs weights, and gapbench gives only "),
         ("./my.py:draw", "draw needs prompt, seed, and gapbench gives only "),
         ("./my.py:SHADE", "int has no "),
+        ("my:Narrow", "generate does not take (prompts, seeds): too many positional arguments"),
     ],
 )
 @pytest.mark.parametrize("load", [load_model, load_judge])
 def test_what_cannot_be_loaded_is_told_in_one_line(
     own: Path, load: Callable[[str], object], spec: str, words: str
 ) -> None:
+    words = words.replace("NAMES", NAMES)
     kind = load.__name__.removeprefix("load_")
+    if kind == "judge":
+        words = words.replace(
+            "generate does not take (prompts, seeds)", "judge does not take (images, prompts)"
+        )
     with pytest.raises(GapbenchError) as caught:
         load(spec)
     assert str(caught.value).startswith(f"{kind} {spec}: {words}")

@@ -16,6 +16,7 @@ from gapbench.models.base import CAPABILITIES, Model, has_own, misdescribed
 from gapbench.models.check import drawing, judging, weights
 from gapbench.models.check.drawing import Load
 from gapbench.models.check.rules import Broken, Finding, Rule, Skip, expect, findings
+from gapbench.models.functions import FunctionModel
 
 DRAWS: Final = "generate"
 JUDGES: Final = "judge_logits"
@@ -40,7 +41,7 @@ def check(name: str, load: Load) -> Iterator[Finding]:
         method = next(iter(CAPABILITIES[needs].methods), DRAWS)
         return Rule(words, able, functions.get(method) or getattr(type(model), method, None))
 
-    functions = vars(model).get("functions", {})
+    functions = model.functions if isinstance(model, FunctionModel) else {}
     return findings([
         Rule("describes itself before it loads", lambda: _describes(model), type(model)),
         rule("equal seeds, equal images; other seeds, other images", DRAWS, lambda: drawing.seeds(model)),

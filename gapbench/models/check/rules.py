@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
+from gapbench.adapters import place
 from gapbench.files import blamed
 from gapbench.types import Crash, GapbenchError
 
@@ -75,14 +75,6 @@ def findings(rules: Iterable[Rule]) -> Iterator[Finding]:
         else:
             known[key] = rule.words
             yield Finding(rule.words, failure=failure)
-
-
-def place(of: Any) -> str:
-    """ " (file, line)" of a class or a function; empty where it is not known."""
-    try:
-        return f" ({inspect.getsourcefile(of)}, line {inspect.getsourcelines(of)[1]})"
-    except (OSError, TypeError):
-        return ""
 
 
 def unseeded(call: Callable[[], Any]) -> bool:
