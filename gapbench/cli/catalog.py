@@ -128,18 +128,22 @@ def check_model(
     dtype: Dtype = "auto",
 ) -> None:  # fmt: skip
     """Check whether an adapter follows the contract."""
-    from gapbench.models import load_model
-    from gapbench.models.check import check
+    from gapbench.cli.progress import bars
 
     quiet()
     failed = tried = 0
-    for result in check(
-        model, lambda name, changes: load_model(name, device, dtype, {**(recipe or {}), **changes})
-    ):
-        word = "skip" if result.skipped else "FAIL" if result.failure else "ok"
-        why = result.failure or result.skipped
-        console().print(f"{word:4}  {result.rule}{f': {why}' if why else ''}", soft_wrap=True)
-        failed, tried = failed + bool(result.failure), tried + (result.skipped is None)
+    with bars(f"checking {model}"):
+        from gapbench.models import load_model
+        from gapbench.models.check import check
+
+        for result in check(
+            model,
+            lambda name, changes: load_model(name, device, dtype, {**(recipe or {}), **changes}),
+        ):
+            word = "skip" if result.skipped else "FAIL" if result.failure else "ok"
+            why = result.failure or result.skipped
+            console().print(f"{word:4}  {result.rule}{f': {why}' if why else ''}", soft_wrap=True)
+            failed, tried = failed + bool(result.failure), tried + (result.skipped is None)
     typer.echo(f"{model} keeps {tried - failed} of the {tried} rules that it was tried on.")
     if failed:
         raise typer.Exit(1)

@@ -32,11 +32,12 @@ def compare(
     Verdicts of AFTER's model on the images of BEFORE are added where they are missing.
     """
     from gapbench.cli.progress import bars
-    from gapbench.comparison import compare as comparison
-    from gapbench.comparison import words as changes
 
     quiet()
-    with bars() as progress:
+    with bars("comparing") as progress:
+        from gapbench.comparison import compare as comparison
+        from gapbench.comparison import words as changes
+
         changed = comparison.compare(
             before, afters, by=by, judge=judge, models=model or (),
             intersection=intersection, tasks=lm_eval or (), limit=lm_eval_limit,

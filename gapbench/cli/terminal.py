@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final
 
 from gapbench.types import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+QUIET: Final = ContextVar("quiet", default=False)
+"""Whether only results are printed (--quiet)."""
 
 
 def console() -> Console:
