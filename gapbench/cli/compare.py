@@ -12,7 +12,7 @@ from gapbench.cli.options import Judge, RunPath
 from gapbench.cli.terminal import console
 from gapbench.fetch.libraries import quiet
 from gapbench.runs.settings import names
-from gapbench.types import GapbenchError, printable
+from gapbench.types import GapbenchError
 
 
 def compare(
@@ -24,7 +24,8 @@ def compare(
     intersection: Annotated[bool, typer.Option("--intersection", help="If the runs differ, compare only the images that both have.")] = False,
     lm_eval: Annotated[Sequence[str] | None, typer.Option(parser=names, help="Tasks of lm-eval to evaluate both models on, separated by commas; results are kept in the run folders.")] = None,
     lm_eval_limit: Annotated[int | None, typer.Option(help="Use at most this many questions of each of these tasks.", show_default="all", min=1)] = None,
-    form: Annotated[Literal["text", "markdown", "json"], typer.Option("--format", help="Format of the tables.")] = "text",
+    form: Annotated[Literal["text", "markdown", "json"], typer.Option("--format", help="Format of the tables; --json is short for --format json.")] = "text",
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Add p, detectable changes and counts, and explain them.")] = False,
     gate: Annotated[bool, typer.Option("--gate", help="Exit with code 1 if a figure is significantly worse.")] = False,
 ) -> None:  # fmt: skip
     """Print what changed between runs and if it is significant.
@@ -43,7 +44,10 @@ def compare(
             intersection=intersection, tasks=lm_eval or (), limit=lm_eval_limit,
             progress=progress,
         )  # fmt: skip
-    typer.echo(printable(changes.render(changed, form, console().width)))
+    screen = console()
+    for line in changes.render(changed, form, screen.width, verbose).split("\n"):
+        bold = form == "text" and line.startswith(("Verdict: ", "Significantly worse: "))
+        screen.print(line, style="bold" * bold, soft_wrap=True)
     if gate and any(each.worse for each in changed):
         raise typer.Exit(1)
 

@@ -9,12 +9,12 @@ import traceback as tracebacks
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TextIO
+from typing import Annotated, Any, Final, TextIO
 
 import typer
 
 from gapbench.cli import catalog, compare, explain, fix, leaderboard, lm_eval, report
-from gapbench.cli.options import Command, Judge, RunPath, command
+from gapbench.cli.options import Command, Judge, RunPath, TableForm, command
 from gapbench.cli.terminal import QUIET, console
 from gapbench.fetch.libraries import go_offline, quiet
 from gapbench.runs.settings import Offline, RunSettings
@@ -31,6 +31,7 @@ def run(
     settings: RunSettings,
     offline: Offline = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the remaining work, with time and disk space, and exit.")] = False,
+    form: TableForm = "text",
     config: Annotated[Path | None, typer.Option(help="YAML file with these options. Options on the command line override it.")] = None,  # noqa: ARG001
 ) -> None:  # fmt: skip
     """Measure a model: generate images, judge them, print a table.
@@ -50,17 +51,20 @@ def run(
 
     with bars(f"loading {settings.model}") as progress:
         from gapbench.report.sheets import write_sheets
-        from gapbench.report.summary import show_run
+        from gapbench.report.summary import show_overall
+        from gapbench.report.tables import render
         from gapbench.runs.flow import measure
 
         done = measure(replace(settings, progress=progress))
     sheets = write_sheets(done)
-    show_run(done, None, console())
-    console().print(
-        f"Pictures: {done.path / 'sheets'} ({counted(len(sheets), 'contact sheet')}). The table "
-        f"again: gapbench show {done.path}",
-        soft_wrap=True,
-    )
+    if form != "text":
+        typer.echo(printable(render(done.rates(), form, done.footnote)).rstrip("\n"))
+    else:
+        show_overall(done, console())
+    if form == "text" and not QUIET.get():
+        pictures = f"{done.path / 'sheets'} ({counted(len(sheets), 'contact sheet')})"
+        console().print(f"Pictures: {pictures}", soft_wrap=True)
+        console().print(f"Whole table: gapbench show {done.path}", soft_wrap=True)
     if failed := done.failures():
         count = sum(sum(reasons.values()) for reasons in failed.values())
         raise GapbenchError(
@@ -71,7 +75,8 @@ def run(
 
 def show(
     path: RunPath,
-    form: Annotated[Literal["text", "markdown", "csv", "json"], typer.Option("--format", help="Format of the table.")] = "text",
+    form: TableForm = "text",
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Add the counts behind each figure.")] = False,
     judge: Judge = None,
 ) -> None:  # fmt: skip
     """Print the table of a stored run."""
@@ -84,7 +89,7 @@ def show(
 
         opened = open_run(path)
         if form == "text":
-            show_run(opened, judge, console())
+            show_run(opened, judge, console(), verbose)
         else:
             typer.echo(printable(render(opened.rates(judge), form, opened.footnote)).rstrip("\n"))
 

@@ -25,6 +25,10 @@ Judge = Annotated[
         help="Compute the figures against this outside judge.", show_default="set by each task"
     ),
 ]
+TableForm = Annotated[
+    Literal["text", "markdown", "csv", "json"],
+    typer.Option("--format", help="Format of the table; --json is short for --format json."),
+]
 Results = Annotated[Path, typer.Option(help="Folder of submissions.")]
 
 
@@ -36,6 +40,11 @@ class Command(TyperCommand):
         for param in self.params:
             if param.nargs == -1:
                 vars(param)["display_type"] = lambda ctx: "<path>"  # noqa: ARG005
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As typer's; --json is short for --format json."""
+        args = ["--format=json" if word == "--json" else word for word in args]
+        return super().parse_args(ctx, args)
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
