@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from gapbench.cli.options import Judge, RunPath
-from gapbench.cli.terminal import console
+from gapbench.cli.terminal import QUIET, console
 from gapbench.fetch.libraries import quiet
 from gapbench.runs.settings import names
 from gapbench.types import GapbenchError
@@ -38,6 +38,7 @@ def compare(
     with bars("comparing") as progress:
         from gapbench.comparison import compare as comparison
         from gapbench.comparison import words as changes
+        from gapbench.fix import card
 
         changed = comparison.compare(
             before, afters, by=by, judge=judge, models=model or (),
@@ -48,6 +49,10 @@ def compare(
     for line in changes.render(changed, form, screen.width, verbose).split("\n"):
         bold = form == "text" and line.startswith(("Verdict: ", "Significantly worse: "))
         screen.print(line, style="bold" * bold, soft_wrap=True)
+    for each in changed:
+        folder = comparison.fixed_folder(each)
+        if folder and card.add_figures(folder, changes.card_of(each)) and not QUIET.get():
+            typer.echo(f"These figures are now in {folder / card.CARD}", err=True)
     if gate and any(each.worse for each in changed):
         raise typer.Exit(1)
 
