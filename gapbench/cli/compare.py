@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from gapbench.cli.options import Judge, RunPath
+from gapbench.cli.options import Judge, ReportTo, RunPath
 from gapbench.cli.terminal import QUIET, console
 from gapbench.fetch.libraries import quiet
 from gapbench.runs.settings import names
@@ -25,6 +25,7 @@ def compare(
     lm_eval: Annotated[Sequence[str] | None, typer.Option(parser=names, help="Tasks of lm-eval to evaluate both models on, separated by commas; results are kept in the run folders.")] = None,
     lm_eval_limit: Annotated[int | None, typer.Option(help="Use at most this many questions of each of these tasks.", show_default="all", min=1)] = None,
     form: Annotated[Literal["text", "markdown", "json"], typer.Option("--format", help="Format of the tables; --json is short for --format json.")] = "text",
+    report_to: ReportTo = (),
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Add p, detectable changes and counts, and explain them.")] = False,
     gate: Annotated[bool, typer.Option("--gate", help="Exit with code 1 if a figure is significantly worse.")] = False,
 ) -> None:  # fmt: skip
@@ -39,7 +40,9 @@ def compare(
         from gapbench.comparison import compare as comparison
         from gapbench.comparison import words as changes
         from gapbench.fix import card
+        from gapbench.report import trackers
 
+        trackers.check(report_to)
         changed = comparison.compare(
             before, afters, by=by, judge=judge, models=model or (),
             intersection=intersection, tasks=lm_eval or (), limit=lm_eval_limit,
@@ -50,6 +53,9 @@ def compare(
         bold = form == "text" and line.startswith(("Verdict: ", "Significantly worse: "))
         screen.print(line, style="bold" * bold, soft_wrap=True)
     for each in changed:
+        about = {"before": each.before, "after": each.after, "verdict": each.verdict}
+        told = f"{Path(each.before).name} to {Path(each.after).name}"
+        trackers.log(report_to, told, about, comparison.figures(each), Path(each.after))
         folder = comparison.fixed_folder(each)
         if folder and card.add_figures(folder, changes.card_of(each)) and not QUIET.get():
             typer.echo(f"These figures are now in {folder / card.CARD}", err=True)

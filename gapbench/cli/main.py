@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, TextIO
 import typer
 
 from gapbench.cli import catalog, compare, explain, fix, leaderboard, lm_eval, report
-from gapbench.cli.options import Command, Judge, RunPath, TableForm, command
+from gapbench.cli.options import Command, Judge, ReportTo, RunPath, TableForm, command
 from gapbench.cli.terminal import QUIET, console
 from gapbench.fetch.libraries import go_offline, quiet
 from gapbench.runs.settings import Offline, RunSettings
@@ -32,6 +32,7 @@ def run(
     offline: Offline = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the remaining work, with time and disk space, and exit.")] = False,
     form: TableForm = "text",
+    report_to: ReportTo = (),
     config: Annotated[Path | None, typer.Option(help="YAML file with these options. Options on the command line override it.")] = None,  # noqa: ARG001
 ) -> None:  # fmt: skip
     """Measure a model: generate images, judge them, print a table.
@@ -50,13 +51,17 @@ def run(
     from gapbench.cli.progress import bars
 
     with bars(f"loading {settings.model}") as progress:
+        from gapbench.report import trackers
         from gapbench.report.sheets import write_sheets
         from gapbench.report.summary import show_overall
         from gapbench.report.tables import render
         from gapbench.runs.flow import measure
 
+        trackers.check(report_to)
         done = measure(replace(settings, progress=progress))
-    sheets = write_sheets(done)
+        sheets = write_sheets(done)
+        figures = trackers.figures(done.rates()) if report_to else {}
+        trackers.log(report_to, done.path.name, done.folder.meta, figures, done.path)
     if form != "text":
         typer.echo(printable(render(done.rates(), form, done.footnote)).rstrip("\n"))
     else:

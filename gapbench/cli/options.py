@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import wraps
 from inspect import Parameter, Signature, signature
@@ -15,7 +15,7 @@ from typer.core import TyperCommand
 from typer.models import OptionInfo
 
 from gapbench.files import read_yaml
-from gapbench.runs.settings import SettingError, checked, option_of
+from gapbench.runs.settings import SettingError, checked, names, option_of
 from gapbench.types import GapbenchError
 
 RunPath = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
@@ -28,6 +28,14 @@ Judge = Annotated[
 TableForm = Annotated[
     Literal["text", "markdown", "csv", "json"],
     typer.Option("--format", help="Format of the table; --json is short for --format json."),
+]
+ReportTo = Annotated[
+    Sequence[str],
+    typer.Option(
+        parser=names,
+        show_default="none",
+        help="Also log the figures to tensorboard, trackio or wandb; separate several with commas.",
+    ),
 ]
 Results = Annotated[Path, typer.Option(help="Folder of submissions.")]
 

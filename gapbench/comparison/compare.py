@@ -128,6 +128,22 @@ def compare(
     ]
 
 
+def figures(c: Comparison) -> dict[str, float]:
+    """The overall figures by the names that trackers show, in their units: gap/generation_change
+    is named as `GapCallback` names it; _before, _after and _p_holm stand beside it."""
+    named = {
+        f"gap/{change.metric}_{key}": value
+        for change in c.changes
+        for key, value in (
+            ("before", change.before), ("after", change.after),
+            ("change", change.difference), ("p_holm", change.p_holm),
+        )
+        if value is not None
+    }  # fmt: skip
+    won = c.win_rate.value if c.win_rate else None
+    return named if won is None else named | {"gap/understanding_win_rate": won}
+
+
 def fixed_folder(c: Comparison) -> Path | None:
     """The folder of AFTER's model where `gapbench fix` made it from BEFORE's; None else."""
     before, after = (

@@ -130,7 +130,16 @@ def test_show_prints_the_run_again(cli: Cli, made: Path, ran: Path, tmp_path: Pa
     assert "(3/3)" not in done.stdout
     assert "(3/3)" in cli("show", str(ran), "-v").stdout
     assert cli("run", *SMALL, "--json").stdout == cli("show", str(ran), "--json").stdout
-    assert "Pictures" not in cli("run", *SMALL, "--quiet").stdout
+    (tmp_path / "wandb.py").write_text(
+        "import json\n"
+        "def init(name, **given): open('told', 'a').write(name + ' ')\n"
+        "def log(figures): open('told', 'a').write(json.dumps(figures))\n"
+        "def finish(): pass\n"
+    )
+    assert "Pictures" not in cli("run", *SMALL, "--quiet", "--report-to", "wandb").stdout
+    name, _, logged = (tmp_path / "told").read_text().partition(" ")
+    [drawn] = [r.value for r in rates if (r.level, r.metric) == ("overall", "generation")]
+    assert (name, json.loads(logged)["gap/generation"]) == (ran.name, drawn)
     as_json = cli("show", str(ran), "--format", "json", "--judge", "pixel")
     assert json.loads(as_json.stdout) == [asdict(rate) for rate in rates]
     rows = list(csv.DictReader(io.StringIO(cli("show", str(ran), "--format", "csv").stdout)))

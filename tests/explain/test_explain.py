@@ -216,10 +216,18 @@ def test_an_empty_correction_group_is_said_and_the_rest_shown(pair: Pair, cli: C
     folder = Path(lines[-1].split("every number: ")[1]).parent
     page = (pair.before.parent / folder / "explain.html").read_text("utf-8")
     assert "is empty" in page
+    (pair.before.parent / "trackio.py").write_text(
+        "def init(name, **given): print('init', name)\n"
+        "def log(figures): print(sorted(figures))\n"
+        "def finish(): print('finish')\n"
+    )
     # The figures of the comparison go into the fixed model's card; once more, they are replaced.
     for _ in range(2):
-        compared = cli("compare", str(pair.before), str(pair.after))
+        compared = cli("compare", str(pair.before), str(pair.after), "--report-to", "trackio")
         assert f"These figures are now in {pair.fix / 'README.md'}" in compared.stderr
+    assert f"init {pair.before.name} to {pair.after.name}\n" in compared.stdout
+    for end in ("before", "after", "change", "p_holm"):
+        assert f"'gap/non_unification_{end}'" in compared.stdout
     card = (pair.fix / "README.md").read_text()
     assert card.count("## Before and after\n\ntiny-janus before, fixed after: 12 images") == 1
     assert "Not compared yet" not in card
