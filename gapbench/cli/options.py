@@ -29,6 +29,10 @@ TableForm = Annotated[
     Literal["text", "markdown", "csv", "json"],
     typer.Option("--format", help="Format of the table; --json is short for --format json."),
 ]
+Form = Annotated[
+    Literal["text", "json"],
+    typer.Option("--format", help="Format; --json is short for --format json."),
+]
 ReportTo = Annotated[
     Sequence[str],
     typer.Option(

@@ -16,7 +16,9 @@ import pytest
 
 from gapbench import GapbenchError, load_model, open_run
 from gapbench.files import without_checksum
+from gapbench.models import model_names
 from gapbench.models.registry import MODELS
+from gapbench.tasks.task import task_folders
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = ("--tasks", "shapes/colors", "--limit", "3", "--samples", "1")
@@ -176,19 +178,29 @@ def test_a_tier_takes_the_tasks_that_are_here(
     assert_refused(refused, "task geneval2 needs", "gapbench prepare")
 
 
-def test_tasks_and_models_are_described(cli: Cli, user_task: Callable[..., Path]) -> None:
+def test_tasks_and_models_are_described(
+    cli: Cli, user_task: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = user_task([{"text": "[bold]x[/bold] {prompt}"}])
     for args, words in (
         (("tasks",), ("shapes", "440", "pixel")),
         (("tasks", "shapes"), ("Apache-2.0", "compound_fact", "hard", "{your score}")),
         (("tasks", str(folder)), ("[bold]x[/bold] {prompt}", "only")),
         (("models",), ("janus-mini", "Apache-2.0")),
+        (("models", "--json"), ('"model": "show-o"', '"judge_text"', '"license": "MIT')),
+        (("tasks", "shapes", "--json"), ('"category": "two_object"', '"prompts": 440')),
         (("models", "janus-mini"), (load_model("janus-mini").fingerprint, "guidance")),
     ):
         done = cli(*args)
         assert (done.returncode, done.stderr) == (0, "")
         for word in words:
             assert word in done.stdout
+    monkeypatch.setenv("COLUMNS", "80")
+    for listed, names in (("models", model_names()), ("tasks", task_folders())):
+        shown = cli(listed).stdout
+        assert set(names) <= {word.strip("*") for word in shown.split()}
+        assert "…" not in shown
+        assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_config_files_are_overridden_by_options(cli: Cli, ran: Path, tmp_path: Path) -> None:
