@@ -36,7 +36,8 @@ def write(folder: Path, record: Mapping[str, Any]) -> None:
         f"# {name} after gapbench fix {settings['method']}", "",
         f"{name}, trained on images that it drew and accepted itself (arXiv 2507.16663), by "
         f"gapbench {record['versions']['gapbench']}. `fix.json` holds the whole record.", "",
-        *_table(facts), "", *Leaks(**record["leaks"]).words(), "", "## Settings", "",
+        *_table(facts), "", *(f"- {line}" for line in Leaks(**record["leaks"]).words()), "",
+        "## Settings", "",
         *_table(more), FIGURES,
         "Not compared yet: `gapbench compare BEFORE AFTER`, with runs of the base and of this "
         "model, puts the figures here.", "",
