@@ -22,7 +22,7 @@ from gapbench import load_task
 from gapbench.models.autoregressive import noise, plain
 from gapbench.models.autoregressive.attention import repeatable
 from gapbench.runs.plan import prepare
-from gapbench.runs.settings import RunSettings
+from gapbench.runs.settings import Advance, RunSettings
 
 if TYPE_CHECKING:
     from gpu import Bench
@@ -300,8 +300,8 @@ def fix(bench: Bench) -> Iterator[str]:
     yield from table(["", "images trained/s", "peak memory, GiB"])
     times: list[float] = []
 
-    def progress(*_stage: object) -> Callable[[int], None]:
-        return lambda _count: times.append(time.perf_counter())
+    def progress(*_stage: object) -> Advance:
+        return lambda count, note="": times.append(time.perf_counter())  # noqa: ARG005
 
     for method, ends in {"sft": [""], "dpo": ["_chosen", "_rejected"]}.items():
         given: dict[str, Any] = {"method": method, "model": str(bench.checkpoint), "epochs": 1}

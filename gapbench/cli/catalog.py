@@ -2,102 +2,117 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gapbench.cli.options import Form
 from gapbench.cli.terminal import console, facts
 from gapbench.fetch.libraries import go_offline, quiet
 from gapbench.runs.settings import MODEL, TASKS, Device, Dtype, Judges, Offline, Recipe, names
 from gapbench.types import counted
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from gapbench.models.base import Model
     from gapbench.models.check.rules import Finding
     from gapbench.models.entry import Entry
+    from gapbench.tasks.task import Task
 
 
 def tasks(
     name: Annotated[str | None, typer.Argument(help="A task to describe.", metavar="NAME")] = None,
+    form: Form = "text",
 ) -> None:
     """List the tasks, or describe one."""
-    from rich.table import Column, Table
+    from rich.table import Table
 
     from gapbench.tasks.task import load_task, task_folders
 
     if name is None:
-        table = Table(
-            Column("task", no_wrap=True),
-            "version",
-            "prompts",
-            "samples",
-            "judge",
-            "title",
-            box=None,
-        )
-        for each in task_folders():
-            task = load_task(each)
-            splits = task.spec.splits
-            count = (
-                splits["test"].prompts if splits else len(task.prompts()) if task.ready() else ""
+        listed = [_task(load_task(each)) for each in task_folders()]
+        table = Table("task", "version", "prompts", "samples", "title", box=None)
+        for row in listed:
+            about = f"{row['title']} (judge: {', '.join(row['judges'])})"
+            table.add_row(
+                *(_text(row[key]) for key in ("task", "version", "prompts", "samples")), about
             )
-            judges = dict.fromkeys(task.judge(c) or "none" for c in task.tier_of)
-            row = (str(count), str(task.samples), ", ".join(judges), task.spec.title)
-            table.add_row(each, task.version, *row)
-        console().print(table)
+        _print(listed, form, table)
         return
     task = load_task(name)
     table = Table("category", "tier", "judge", "prompts", "for example", box=None)
-    ready = task.ready()
-    prompts = task.prompts() if ready else []
+    prompts = task.prompts() if task.ready() else []
+    categories = []
     for category, tier in task.tier_of.items():
         mine = [prompt.text for prompt in prompts if prompt.category == category]
-        shown = (str(len(mine)), mine[0] if mine else "") if ready else ("", "(gapbench prepare)")
-        table.add_row(category, tier, task.judge(category), *shown)
+        row = {"category": category, "tier": tier, "judge": task.judge(category)}
+        categories.append(row | {"prompts": len(mine) if task.ready() else None})
+        example = next(iter(mine), "") if task.ready() else "(gapbench prepare)"
+        table.add_row(*map(_text, categories[-1].values()), example)
     parts = ", ".join(f"{k} ({counted(v.prompts, 'prompt')})" for k, v in task.spec.splits.items())
-    facts(
-        title=task.spec.title, version=task.version, license=task.spec.license,
-        splits=parts or "test", samples=f"{counted(task.samples, 'image')} per prompt",
-        variants=", ".join(task.spec.variants) or None, question=task.spec.question,
-    )  # fmt: skip
-    console().print(table)
+    if form == "text":
+        facts(
+            title=task.spec.title, version=task.version, license=task.spec.license,
+            splits=parts or "test", samples=f"{counted(task.samples, 'image')} per prompt",
+            variants=", ".join(task.spec.variants) or None, question=task.spec.question,
+        )  # fmt: skip
+    _print(_task(task) | {"categories": categories}, form, table)
+
+
+def _task(task: Task) -> dict[str, Any]:
+    """What a list says of a task; the number of prompts is None where they are not here."""
+    splits = task.spec.splits
+    count = splits["test"].prompts if splits else len(task.prompts()) if task.ready() else None
+    return {
+        "task": task.name, "version": task.version, "prompts": count, "samples": task.samples,
+        "judges": list(dict.fromkeys(task.judge(c) or "none" for c in task.tier_of)),
+        "title": task.spec.title, "license": task.spec.license,
+    }  # fmt: skip
 
 
 def models(
     name: Annotated[str | None, typer.Argument(help="A model to describe.", metavar="NAME")] = None,
+    form: Form = "text",
 ) -> None:
     """List the models, or describe one."""
     from rich.table import Column, Table
 
     from gapbench.fetch.hub import present
     from gapbench.models import load_model, model_names
-    from gapbench.models.base import CAPABILITIES, PAIR
+    from gapbench.models.base import PAIR
     from gapbench.models.registry import MODELS
     from gapbench.models.workers.environment import prepared
 
     if name is None:
-        table = Table(
-            Column("model", no_wrap=True), "parameters", "memory", "license", "runs", "capabilities", "what it is",
-            box=None,
-        )  # fmt: skip
+        listed = []
+        sizes = [Column(head, max_width=10) for head in ("parameters", "memory")]
+        table = Table(Column("model", overflow="fold"), *sizes, "what it is", box=None)
         for each in model_names():
+            row: dict[str, Any] = {"model": each, "summary": "installed"}
             if entry := MODELS.get(each):
-                can = "all" if entry.capabilities == set(CAPABILITIES) else _listed(entry)
-                table.add_row(
-                    each + "*" * entry.pair, entry.parameters, entry.memory, entry.license,
-                    entry.runs, can, entry.summary,
-                )  # fmt: skip
-            else:
-                table.add_row(each, "", "", "", "native", "", "installed")
-        console().print(table)
-        console().print(f"all: {', '.join(CAPABILITIES)}. * {PAIR}", soft_wrap=True)
-        console().print(
-            "native: in gapbench's own process. worker: in a process and an environment of its own. "
-            "`gapbench models NAME` prints a model's row in full.",
-            soft_wrap=True,
-        )
+                row |= {
+                    "summary": entry.summary, "parameters": entry.parameters,
+                    "memory": entry.memory, "license": entry.license, "runs": entry.runs,
+                    "capabilities": sorted(entry.capabilities), "pair": entry.pair,
+                }  # fmt: skip
+            listed.append(row)
+            more = f"\n({row['license']}; {row['runs']})" if entry else ""
+            head = each + "*" * row.get("pair", False)
+            size = (_text(row.get(key)) for key in ("parameters", "memory"))
+            table.add_row(head, *size, row["summary"] + more)
+        _print(listed, form, table)
+        if form == "text":
+            console().print(f"* {PAIR}", soft_wrap=True)
+            console().print(
+                "native: in gapbench's own process. worker: in an environment of its own."
+            )
+            console().print(
+                "gapbench models NAME: capabilities, recipe and checkpoints of a model."
+            )
         return
     entry = MODELS.get(name)
     known: dict[str, Any] = {}
@@ -119,7 +134,22 @@ def models(
         model = load_model(name)
         known |= {"fingerprint": model.fingerprint, "capabilities": _listed(model)}
         known |= {f"recipe: {key}": value for key, value in model.recipe.items()}
-    facts(**known)
+    if form == "json":
+        _print(known, form)
+    else:
+        facts(**known)
+
+
+def _print(records: Any, form: str, table: Table | None = None) -> None:
+    """Records as JSON, or the table of them."""
+    if form == "json":
+        typer.echo(json.dumps(records, indent=1, default=str))
+    else:
+        console().print(table)
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
 
 
 def check_model(
@@ -129,15 +159,17 @@ def check_model(
     dtype: Dtype = "auto",
 ) -> None:  # fmt: skip
     """Check whether an adapter follows the contract."""
-    from gapbench.models import load_model
-    from gapbench.models.check import check
+    from gapbench.cli.progress import bars
 
     quiet()
+    with bars(f"checking {model}"):
+        from gapbench.models import load_model
+        from gapbench.models.check import check
 
-    def load(name: str, changes: Mapping[str, object]) -> Model:
-        return load_model(name, device, dtype, {**(recipe or {}), **changes})
+        def load(name: str, changes: Mapping[str, object]) -> Model:
+            return load_model(name, device, dtype, {**(recipe or {}), **changes})
 
-    _tell(model, check(model, load))
+        _tell(model, check(model, load))
 
 
 def check_judge(
@@ -146,13 +178,16 @@ def check_judge(
     device: Device = "auto",
 ) -> None:  # fmt: skip
     """Check whether a judge follows the contract."""
-    from gapbench.judges import load_judge
-    from gapbench.judges.check import check
-    from gapbench.tasks.task import select
+    from gapbench.cli.progress import bars
 
     quiet()
-    prompts = [prompt for _, of_task in select(tasks) for prompt in of_task]
-    _tell(judge, check(load_judge(judge, device), prompts[:3]))
+    with bars(f"checking {judge}"):
+        from gapbench.judges import load_judge
+        from gapbench.judges.check import check
+        from gapbench.tasks.task import select
+
+        prompts = [prompt for _, of_task in select(tasks) for prompt in of_task]
+        _tell(judge, check(load_judge(judge, device), prompts[:3]))
 
 
 def _tell(who: str, found: Iterable[Finding]) -> None:

@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from gapbench.cli.options import Judge, RunPath
-from gapbench.cli.terminal import console
+from gapbench.cli.options import Judge, ReportTo, RunPath
+from gapbench.cli.terminal import QUIET, console
 from gapbench.fetch.libraries import quiet
 from gapbench.runs.settings import names
-from gapbench.types import GapbenchError, printable
+from gapbench.types import GapbenchError
 
 
 def compare(
@@ -24,7 +24,9 @@ def compare(
     intersection: Annotated[bool, typer.Option("--intersection", help="If the runs differ, compare only the images that both have.")] = False,
     lm_eval: Annotated[Sequence[str] | None, typer.Option(parser=names, help="Tasks of lm-eval to evaluate both models on, separated by commas; results are kept in the run folders.")] = None,
     lm_eval_limit: Annotated[int | None, typer.Option(help="Use at most this many questions of each of these tasks.", show_default="all", min=1)] = None,
-    form: Annotated[Literal["text", "markdown", "json"], typer.Option("--format", help="Format of the tables.")] = "text",
+    form: Annotated[Literal["text", "markdown", "json"], typer.Option("--format", help="Format of the tables; --json is short for --format json.")] = "text",
+    report_to: ReportTo = (),
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Add p, detectable changes and counts, and explain them.")] = False,
     gate: Annotated[bool, typer.Option("--gate", help="Exit with code 1 if a figure is significantly worse.")] = False,
 ) -> None:  # fmt: skip
     """Print what changed between runs and if it is significant.
@@ -32,17 +34,31 @@ def compare(
     Verdicts of AFTER's model on the images of BEFORE are added where they are missing.
     """
     from gapbench.cli.progress import bars
-    from gapbench.comparison import compare as comparison
-    from gapbench.comparison import words as changes
 
     quiet()
-    with bars() as progress:
+    with bars("comparing") as progress:
+        from gapbench.comparison import compare as comparison
+        from gapbench.comparison import words as changes
+        from gapbench.fix import card
+        from gapbench.report import trackers
+
+        trackers.check(report_to)
         changed = comparison.compare(
             before, afters, by=by, judge=judge, models=model or (),
             intersection=intersection, tasks=lm_eval or (), limit=lm_eval_limit,
             progress=progress,
         )  # fmt: skip
-    typer.echo(printable(changes.render(changed, form, console().width)))
+    screen = console()
+    for line in changes.render(changed, form, screen.width, verbose).split("\n"):
+        bold = form == "text" and line.startswith(("Verdict: ", "Significantly worse: "))
+        screen.print(line, style="bold" * bold, soft_wrap=True)
+    for each in changed:
+        about = {"before": each.before, "after": each.after, "verdict": each.verdict}
+        told = f"{Path(each.before).name} to {Path(each.after).name}"
+        trackers.log(report_to, told, about, comparison.figures(each), Path(each.after))
+        folder = comparison.fixed_folder(each)
+        if folder and card.add_figures(folder, changes.card_of(each)) and not QUIET.get():
+            typer.echo(f"These figures are now in {folder / card.CARD}", err=True)
     if gate and any(each.worse for each in changed):
         raise typer.Exit(1)
 

@@ -30,11 +30,12 @@ def explain(
         raise GapbenchError(f"--out {out} is a file; give a folder")
     quiet()
     from gapbench.cli.progress import bars
-    from gapbench.explain.page import write_page
-    from gapbench.explain.run import explain as run_explain
-    from gapbench.explain.words import summary
 
-    with bars() as progress:
+    with bars(f"loading {before} and {after}") as progress:
+        from gapbench.explain.page import write_page
+        from gapbench.explain.run import explain as run_explain
+        from gapbench.explain.words import summary
+
         done = run_explain(
             before, after, fix=None if fix is None else str(fix), out=out, pairs=pairs, seed=seed,
             encoder=encoder, projection=projection, device=device, dtype=dtype, progress=progress,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import partial
 
-from gapbench.cli.terminal import console
+from gapbench.cli.terminal import QUIET, console
 from gapbench.fetch.libraries import go_offline, quiet
 from gapbench.fix.settings import FixSettings
 from gapbench.runs.settings import Offline, silent
@@ -19,11 +19,13 @@ def fix(settings: FixSettings, offline: Offline = False) -> None:
     go_offline(offline)
     quiet()
     from gapbench.cli.progress import bars
-    from gapbench.fix.run import fix as run_fix
 
     say, first = partial(console().print, soft_wrap=True), int(os.environ.get("RANK", "0")) == 0
-    with bars() as progress:
-        done = run_fix(settings, progress if first else silent, say)
+    with bars(f"loading {settings.model}" * first) as progress:
+        from gapbench.fix.run import fix as run_fix
+
+        tell = (lambda _line: None) if QUIET.get() else say
+        done = run_fix(settings, progress if first else silent, tell)
     if first:
         for line in done.words():
             say(line)

@@ -16,14 +16,18 @@ def submit(
     path: RunPath,
     contact: Annotated[str, typer.Option(help="Who can be asked about the submission. This will be public.")] = "",
     checkpoint: Annotated[str | None, typer.Option(help="Where others can download the weights, if the model was a folder.", metavar="OWNER/NAME@COMMIT")] = None,
+    name: Annotated[str | None, typer.Option(help="Name on the leaderboard.", show_default="the model's")] = None,
     allow_test_model: Annotated[bool, typer.Option("--allow-test-model", help="Submit a test model, which has its own section.")] = False,
     results: Results = Path("results"),
 ) -> None:  # fmt: skip
     """Create a run's submission to the leaderboard."""
-    from gapbench.leaderboard.submit import submit as make
-    from gapbench.runs.run import open_run
+    from gapbench.cli.progress import bars
 
-    made = make(open_run(path), results, contact, checkpoint, allow_test_model)
+    with bars(f"reading {path}"):
+        from gapbench.leaderboard.submit import submit as make
+        from gapbench.runs.run import open_run
+
+        made = make(open_run(path), results, contact, checkpoint, allow_test_model, name)
     typer.echo(
         f"{made} is written and verified. `gapbench leaderboard` puts it on the board; commit both."
     )

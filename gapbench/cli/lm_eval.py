@@ -27,12 +27,15 @@ def lm_eval(
     """Run lm-eval's tasks on a model."""
     go_offline(offline)
     quiet()
-    from gapbench.lmeval import harness
-    from gapbench.models import load_model
+    from gapbench.cli.progress import bars
 
-    loaded = load_model(model, device, dtype, recipe)
-    results, folder = harness.evaluate(
-        loaded, model, tasks, out, limit=limit, batch_size=batch_size, include=include_path
-    )
+    with bars(f"evaluating {model}"):
+        from gapbench.lmeval import harness
+        from gapbench.models import load_model
+
+        loaded = load_model(model, device, dtype, recipe)
+        results, folder = harness.evaluate(
+            loaded, model, tasks, out, limit=limit, batch_size=batch_size, include=include_path
+        )
     typer.echo(harness.table(results))
     typer.echo(f"lm-eval's results and a log of each question: {folder}")

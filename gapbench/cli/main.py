@@ -9,19 +9,19 @@ import traceback as tracebacks
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO
+from typing import Annotated, Any, Final, TextIO
 
 import typer
 
 from gapbench.cli import catalog, compare, explain, fix, init, leaderboard, lm_eval, report
-from gapbench.cli.options import Command, Judge, RunPath, command
-from gapbench.cli.terminal import console
+from gapbench.cli.options import Command, Judge, ReportTo, RunPath, TableForm, command
+from gapbench.cli.terminal import QUIET, console
 from gapbench.fetch.libraries import go_offline, quiet
 from gapbench.runs.settings import Offline, RunSettings
 from gapbench.types import STOPS, GapbenchError, Interrupted, counted, printable
 
 app = typer.Typer(
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -31,6 +31,8 @@ def run(
     settings: RunSettings,
     offline: Offline = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the remaining work, with time and disk space, and exit.")] = False,
+    form: TableForm = "text",
+    report_to: ReportTo = (),
     config: Annotated[Path | None, typer.Option(help="YAML file with these options. Options on the command line override it.")] = None,  # noqa: ARG001
 ) -> None:  # fmt: skip
     """Measure a model: generate images, judge them, print a table.
@@ -47,19 +49,27 @@ def run(
         typer.echo("\n".join([estimate(made).words(), *made.plan.notes()]))
         return
     from gapbench.cli.progress import bars
-    from gapbench.report.sheets import write_sheets
-    from gapbench.report.summary import show_run
-    from gapbench.runs.flow import measure
 
-    with bars() as progress:
+    with bars(f"loading {settings.model}") as progress:
+        from gapbench.report import trackers
+        from gapbench.report.sheets import write_sheets
+        from gapbench.report.summary import show_overall
+        from gapbench.report.tables import render
+        from gapbench.runs.flow import measure
+
+        trackers.check(report_to)
         done = measure(replace(settings, progress=progress))
-    sheets = write_sheets(done)
-    show_run(done, None, console())
-    console().print(
-        f"Pictures: {done.path / 'sheets'} ({counted(len(sheets), 'contact sheet')}). The table "
-        f"again: gapbench show {done.path}",
-        soft_wrap=True,
-    )
+        sheets = write_sheets(done)
+        figures = trackers.figures(done.rates()) if report_to else {}
+        trackers.log(report_to, done.path.name, done.folder.meta, figures, done.path)
+    if form != "text":
+        typer.echo(printable(render(done.rates(), form, done.footnote)).rstrip("\n"))
+    else:
+        show_overall(done, console())
+    if form == "text" and not QUIET.get():
+        pictures = f"{done.path / 'sheets'} ({counted(len(sheets), 'contact sheet')})"
+        console().print(f"Pictures: {pictures}", soft_wrap=True)
+        console().print(f"Whole table: gapbench show {done.path}", soft_wrap=True)
     if failed := done.failures():
         count = sum(sum(reasons.values()) for reasons in failed.values())
         raise GapbenchError(
@@ -70,19 +80,23 @@ def run(
 
 def show(
     path: RunPath,
-    form: Annotated[Literal["text", "markdown", "csv", "json"], typer.Option("--format", help="Format of the table.")] = "text",
+    form: TableForm = "text",
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Add the counts behind each figure.")] = False,
     judge: Judge = None,
 ) -> None:  # fmt: skip
     """Print the table of a stored run."""
-    from gapbench.report.summary import show_run
-    from gapbench.report.tables import render
-    from gapbench.runs.run import open_run
+    from gapbench.cli.progress import bars
 
-    opened = open_run(path)
-    if form == "text":
-        show_run(opened, judge, console())
-    else:
-        typer.echo(printable(render(opened.rates(judge), form, opened.footnote)).rstrip("\n"))
+    with bars(f"reading {path}"):
+        from gapbench.report.summary import show_run
+        from gapbench.report.tables import render
+        from gapbench.runs.run import open_run
+
+        opened = open_run(path)
+        if form == "text":
+            show_run(opened, judge, console(), verbose)
+        else:
+            typer.echo(printable(render(opened.rates(judge), form, opened.footnote)).rstrip("\n"))
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (
@@ -92,14 +106,27 @@ COMMANDS: tuple[Callable[..., None], ...] = (
 )  # fmt: skip
 for function in COMMANDS:
     app.command(cls=Command)(command(function))
+ANYWHERE: Final = ("--traceback", "--quiet", "-q")
+"""The program's options that may also stand after a command."""
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer gives it no public name
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from gapbench import __version__
+
+        typer.echo(f"gapbench {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def options(
     traceback: Annotated[bool, typer.Option("--traceback", help="Print errors whole, with Python's traceback. May stand anywhere.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only results: no progress and no advice. May stand anywhere.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")] = False,  # noqa: ARG001
 ) -> None:  # fmt: skip
     """Measure the gap between what a unified multimodal model can generate and what it understands."""
+    QUIET.set(quiet)
     if traceback:
         import logging
 
@@ -114,9 +141,12 @@ def main() -> None:
         if signal.getsignal(stop) == signal.SIG_DFL:
             signal.signal(stop, signal.default_int_handler)
     whole = "--traceback" in sys.argv
-    arguments = [word for word in sys.argv[1:] if word != "--traceback"] or ["--help"]
+    words = sys.argv[1:] or ["--help"]
+    words.sort(key=lambda word: word not in ANYWHERE)
+    if "_GAPBENCH_COMPLETE" in os.environ or words[0].endswith("-completion"):
+        app(words, prog_name="gapbench")  # typer's own, which ends the process
     try:
-        code = app(["--traceback"] * whole + arguments, prog_name="gapbench", standalone_mode=False)
+        code = app(words, prog_name="gapbench", standalone_mode=False)
     except USAGE_ERROR as error:
         told = error.format_message().rstrip(".")
         place = error.ctx.command_path if error.ctx else "gapbench"

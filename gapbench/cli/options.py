@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import wraps
 from inspect import Parameter, Signature, signature
@@ -15,7 +15,7 @@ from typer.core import TyperCommand
 from typer.models import OptionInfo
 
 from gapbench.files import read_yaml
-from gapbench.runs.settings import SettingError, checked, option_of
+from gapbench.runs.settings import SettingError, checked, names, option_of
 from gapbench.types import GapbenchError
 
 RunPath = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
@@ -23,6 +23,22 @@ Judge = Annotated[
     str | None,
     typer.Option(
         help="Compute the figures against this outside judge.", show_default="set by each task"
+    ),
+]
+TableForm = Annotated[
+    Literal["text", "markdown", "csv", "json"],
+    typer.Option("--format", help="Format of the table; --json is short for --format json."),
+]
+Form = Annotated[
+    Literal["text", "json"],
+    typer.Option("--format", help="Format; --json is short for --format json."),
+]
+ReportTo = Annotated[
+    Sequence[str],
+    typer.Option(
+        parser=names,
+        show_default="none",
+        help="Also log the figures to tensorboard, trackio or wandb; separate several with commas.",
     ),
 ]
 Results = Annotated[Path, typer.Option(help="Folder of submissions.")]
@@ -36,6 +52,11 @@ class Command(TyperCommand):
         for param in self.params:
             if param.nargs == -1:
                 vars(param)["display_type"] = lambda ctx: "<path>"  # noqa: ARG005
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As typer's; --json is short for --format json."""
+        args = ["--format=json" if word == "--json" else word for word in args]
+        return super().parse_args(ctx, args)
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:

@@ -17,12 +17,14 @@ def report(
     judge: Judge = None,
 ) -> None:  # fmt: skip
     """Write runs as one HTML page: figures, plots and all images."""
-    from gapbench.report.page import write_report
-    from gapbench.runs.run import open_run
+    from gapbench.cli.progress import bars
 
-    opened = [open_run(path) for path in runs]
     file = out or (runs[0] if len(runs) == 1 else Path()) / "report.html"
-    write_report(opened, file, judge)
+    with bars(f"writing {file}"):
+        from gapbench.report.page import write_report
+        from gapbench.runs.run import open_run
+
+        write_report([open_run(path) for path in runs], file, judge)
     typer.echo(f"Report: {file} ({file.stat().st_size / 1e6:.1f} MB)")
 
 

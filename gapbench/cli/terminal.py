@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final
 
 from gapbench.types import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+QUIET: Final = ContextVar("quiet", default=False)
+"""Whether only results are printed (--quiet)."""
 
 
 def console() -> Console:
@@ -33,9 +37,9 @@ def console() -> Console:
 
 def facts(**facts: Any) -> None:
     """Print names and values as a table; None is left out."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(box=None, show_header=False)
+    table = Table(Column(no_wrap=True), Column(overflow="fold"), box=None, show_header=False)
     for key, value in facts.items():
         if value is not None:
             table.add_row(key, str(value))

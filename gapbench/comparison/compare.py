@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
+from gapbench.files import read_object
 from gapbench.judges.own import MODES, OwnJudge
 from gapbench.metrics.metric import UNDERSTANDING
 from gapbench.metrics.paired import (
@@ -21,6 +22,7 @@ from gapbench.metrics.paired import (
     win_rate,
 )
 from gapbench.metrics.power import Spread, spread
+from gapbench.models.checkpoint import FIX_RECORD
 from gapbench.runs.flow import judge_images, model_of
 from gapbench.runs.run import Run, open_run
 from gapbench.runs.settings import Progress, silent
@@ -124,6 +126,33 @@ def compare(
         _comparison(pair, verdicts, by, *more)
         for pair, verdicts, more in zip(pairs, crossed, further, strict=True)
     ]
+
+
+def figures(c: Comparison) -> dict[str, float]:
+    """The overall figures by the names that trackers show, in their units: gap/generation_change
+    is named as `GapCallback` names it; _before, _after and _p_holm stand beside it."""
+    named = {
+        f"gap/{change.metric}_{key}": value
+        for change in c.changes
+        for key, value in (
+            ("before", change.before), ("after", change.after),
+            ("change", change.difference), ("p_holm", change.p_holm),
+        )
+        if value is not None
+    }  # fmt: skip
+    won = c.win_rate.value if c.win_rate else None
+    return named if won is None else named | {"gap/understanding_win_rate": won}
+
+
+def fixed_folder(c: Comparison) -> Path | None:
+    """The folder of AFTER's model where `gapbench fix` made it from BEFORE's; None else."""
+    before, after = (
+        open_run(path).folder.meta.get("model_about", {}) for path in (c.before, c.after)
+    )
+    folder = Path(str(after.get("given")))
+    file = folder / FIX_RECORD
+    base = read_object(file).get("base", {}) if file.is_file() else {}
+    return folder if base and base.get("fingerprint") == before.get("fingerprint") else None
 
 
 def plan_spread(run: str | Path, metric: str, judge: str | None = None) -> Spread:

@@ -29,8 +29,12 @@ COLUMNS: Final = (
     "images (clusters)",
 )
 
-GROUPS: Final = {"11": "both", "10": "only BEFORE", "01": "only AFTER", "00": "neither"}
-"""(verdict of BEFORE's model, of AFTER's) -> the column of the table of groups."""
+SHORT: Final = ("%", "before", "after", "change", "Holm p")
+"""The columns that a terminal shows unless all are asked for."""
+VERDICTS: Final = {"1": "accepts", "0": "rejects"}
+SHORT_ABOUT: Final = """\
+change: after minus before [95 % interval over prompts]; * marks a Holm p below
+0.05. --verbose adds p, detectable changes and counts, and explains them."""
 ABOUT: Final = f"""\
 How to read this (percent and percentage points, unless a unit is given):
 
@@ -48,10 +52,13 @@ Table = Callable[[Sequence[str], list[list[str]]], str]
 """Lays out headings and rows."""
 
 
-def render(comparisons: Sequence[Comparison], form: str, width: int = 160) -> str:
+def render(
+    comparisons: Sequence[Comparison], form: str, width: int = 160, verbose: bool = False
+) -> str:
     """Comparisons with one BEFORE, as `text`, `markdown` or `json` (all fields, and the rule).
 
-    The text's tables have up to `width` characters a line; wider ones are split by columns.
+    The text's tables have up to `width` characters a line; wider ones are split by columns. Text
+    has all columns where it is `verbose`, Markdown always.
     """
     if form not in FORMATS:
         raise GapbenchError(f"no format {form!r}; there are {', '.join(FORMATS)}")
@@ -62,12 +69,13 @@ def render(comparisons: Sequence[Comparison], form: str, width: int = 160) -> st
         ]
         return json.dumps({"rule": RULE, "comparisons": each}, indent=1)
     table = _markdown if form == "markdown" else partial(_text, width)
-    blocks = [_block(c, table) for c in comparisons]
+    verbose = verbose or form == "markdown"
+    blocks = [_block(c, table, verbose) for c in comparisons]
     if len(comparisons) > 1:
         blocks.insert(0, _summary(comparisons, table))
     if form == "markdown":
         blocks = [block.replace("\n* ", "\n\\* ") for block in blocks]
-    return "\n\n".join([*blocks, ABOUT])
+    return "\n\n".join([*blocks, ABOUT if verbose else SHORT_ABOUT])
 
 
 def plan(spread: Spread, metric: str, change: float) -> str:
@@ -97,6 +105,19 @@ def plan(spread: Spread, metric: str, change: float) -> str:
     )
 
 
+def card_of(c: Comparison) -> str:
+    """Verdict and overall figures in Markdown, for a model card."""
+    rows = [_row(_head(change), change) for change in c.changes]
+    kept = [COLUMNS.index(column) for column in SHORT]
+    judges = ", ".join(c.judges) or "none"
+    return (
+        f"{c.before_model} before, {c.after_model} after: {counted(c.images, 'image')} of "
+        f"{counted(c.prompts, 'prompt')}, outside judge {judges}.\n\n**Verdict: {c.verdict}.**\n\n"
+        f"{_markdown(SHORT, [[row[place] for place in kept] for row in rows])}\n\n"
+        "Percent; change with its 95 % interval over prompts. \\* marks a Holm p below 0.05."
+    )
+
+
 def _head(figure: Change) -> str:
     """Its heading, with the unit where that is not percent; a score of lm-eval's goes by its own
     name."""
@@ -105,7 +126,12 @@ def _head(figure: Change) -> str:
     return head if figure.unit == PERCENT else f"{head} ({figure.unit})"
 
 
-def _block(c: Comparison, table: Table) -> str:
+def _block(c: Comparison, table: Table, verbose: bool) -> str:
+    verdict = f"Verdict: {c.verdict}."
+    parts = [(f"**{verdict}**" if table is _markdown else verdict) + _smallest(c)]
+    if c.worse:
+        worse = [_head(change) for change in c.changes if change.verdict < 0]
+        parts.append(f"Significantly worse: {', '.join(worse)}.")
     own = f"own verdicts from {MODES[c.own]}" if c.own else "no own verdicts"
     lines = [
         f"BEFORE {c.before_model}: {c.before}",
@@ -115,11 +141,13 @@ def _block(c: Comparison, table: Table) -> str:
         *(f"Left out: {reason}" for reason in c.left_out),
         *c.notes,
     ]
-    rows = [_row(_head(change), change) for change in c.changes]
-    parts = [("  \n" if table is _markdown else "\n").join(lines), table(COLUMNS, rows)]
-    if c.by_level:
-        rows = [_row(f"{change.name}: {_head(change)}", change) for change in c.by_level]
-        parts.append(table(COLUMNS, rows))
+    columns = COLUMNS if verbose else SHORT
+    families = [[(_head(change), change) for change in c.changes]]
+    families += [[(f"{each.name}: {_head(each)}", each) for each in c.by_level]] * bool(c.by_level)
+    parts.append(("  \n" if table is _markdown else "\n").join(lines))
+    for named in families:
+        cells = [dict(zip(COLUMNS, _row(*each), strict=True)) for each in named]
+        parts.append(table(columns, [[row[column] for column in columns] for row in cells]))
     if c.win_rate:
         w = c.win_rate
         parts.append(
@@ -131,11 +159,16 @@ def _block(c: Comparison, table: Table) -> str:
             parts.append(f"Pooled win rate in percent (over the disagreements alone): {pooled}")
     if c.groups:
         rows = [
-            [judge, *(str(c.groups[key + pair]) for pair in GROUPS)]
-            for judge, key in (("accepts", "1"), ("rejects", "0"))
+            [
+                VERDICTS[judge],
+                VERDICTS[own],
+                *(str(c.groups[judge + own + now]) for now in VERDICTS),
+            ]
+            for judge in VERDICTS
+            for own in VERDICTS
         ]
-        parts.append("Which of the two models accepts the images of BEFORE:")
-        parts.append(table(["outside judge", *GROUPS.values()], rows))
+        parts.append("The images of BEFORE by who accepts them:")
+        parts.append(table(["outside judge", "BEFORE", "AFTER accepts", "AFTER rejects"], rows))
         parts.append(
             "Correction group (wrongly accepted by BEFORE, rejected by AFTER): "
             f"{counted(c.groups['010'], 'image')}"
@@ -146,11 +179,6 @@ def _block(c: Comparison, table: Table) -> str:
             f"Correlation of non-unification before and gain in generation over {g.categories} "
             f"categories: {g.rho:.2f} [{g.low:.2f}, {g.high:.2f}]"
         )
-    verdict = f"Verdict: {c.verdict}."
-    parts.append((f"**{verdict}**" if table is _markdown else verdict) + _smallest(c))
-    if c.worse:
-        worse = [_head(change) for change in c.changes if change.verdict < 0]
-        parts.append(f"Significantly worse: {', '.join(worse)}.")
     return "\n\n".join(parts)
 
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from gapbench.types import counted
+
 ORTHOGONAL: Final = 0.1
 """Cosine below which two gradients are called nearly orthogonal."""
+FEW: Final = 10
+"""Images of the correction group below which nothing is concluded."""
 EMPTY: Final = (
-    "The false-positive correction group (0, 1, 0) is empty: no image that the outside judge "
-    "rejects went from accepted to rejected. (a) and (c) are n/a; the rest is on random images."
+    "Too little to say: the false-positive correction group (0, 1, 0) is empty. No image that the "
+    "outside judge rejects went from accepted to rejected. (a) and (c) are n/a; the rest is on "
+    "random images."
 )
 
 
 def summary(results: Mapping[str, Any]) -> list[str]:
-    """At most 13 lines."""
+    """At most 14 lines; the first says so where there is too little to say."""
     fix, evidence, kernel = results["fix"], results["evidence"], results["kernel"]
     counts = ", ".join(f"{code} {count}" for code, count in results["groups"].items())
     how = "exact"
@@ -22,12 +27,11 @@ def summary(results: Mapping[str, Any]) -> list[str]:
         how = f"estimated from gradients projected to rank {fix['projection']}"
     near, norms = results["similarity"], kernel["log_ratio"]
     lines = [
+        _too_few(results),
         f"{fix['method']} of {fix['base']} on {fix['rows']} rows ({fix['trained']}; kernel over "
         f"{fix['parameters']:,} parameters, {how}, {fix['dtype']}).",
         f"Images of BEFORE by (outside judge, before, after): {counts}.",
     ]
-    if not results["members"]:
-        lines.append(EMPTY)
     for kind in ("prompt", "image") if results["members"] else ():
         cell = near[kind]
         lines.append(
@@ -76,6 +80,17 @@ def summary(results: Mapping[str, Any]) -> list[str]:
     return [line for line in lines if line]
 
 
+def _too_few(results: Mapping[str, Any]) -> str:
+    """Why nothing can be concluded; empty where something can."""
+    members, group = results["members"], results["groups"]["010"]
+    if members >= FEW:
+        return ""
+    if not members:
+        return EMPTY
+    more = f"--pairs {FEW} looks at enough" if group >= FEW else f"{FEW} or more can tell"
+    return f"{counted(group, 'image')} in the correction group: too little to say; {more}."
+
+
 def _check(results: Mapping[str, Any]) -> str:
     rows = results["first_order"]
     if not rows:
@@ -104,6 +119,8 @@ def _conclusion(results: Mapping[str, Any]) -> str:
     said = "; ".join(
         f"{verdict}: {', '.join(which)}" for verdict, which in verdicts.items() if which
     )
+    if _too_few(results):
+        return f"Nothing is concluded of the shared-kernel account. {said}."
     if len(verdicts["holds"]) == len(names):
         return f"The evidence supports the shared-kernel account. {said}."
     if not verdicts["holds"]:

@@ -13,7 +13,7 @@ from typing import Any, Final
 from filelock import FileLock
 from tenacity import Retrying, retry_if_result, stop_after_attempt, wait_exponential
 
-from gapbench.files import sha256_of
+from gapbench.files import sha256_of, write_atomic
 from gapbench.types import GapbenchError
 
 ATTEMPTS: Final = 5
@@ -65,12 +65,19 @@ def have(source: Source) -> bool:
 def cached(sources: Iterable[Source], what: str) -> list[Path]:
     """The paths of files that must be in the cache, in order.
 
-    Raises GapbenchError naming every file that is missing or altered, its sha256, and what to do.
+    Raises GapbenchError naming the file that is missing or altered and its sha256, or where a list
+    of them is, and what to do.
     """
     sources = list(sources)
     missing = [source for source in sources if not have(source)]
     if missing:
-        listed = ", ".join(f"{source.name} (sha256 {source.sha256})" for source in missing)
+        lines = [f"{source.name} (sha256 {source.sha256})" for source in missing]
+        listed = lines[0]
+        if len(lines) > 1:
+            file = cache_folder() / "missing.txt"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(file, "\n".join([*lines, ""]).encode())
+            listed = f"{len(lines)} files (names and sha256: {file})"
         raise GapbenchError(
             f"{what} needs {listed}; run `gapbench prepare`, or with copies of your own "
             f"`gapbench prepare --data FOLDER`, which puts them under {cache_folder()}"

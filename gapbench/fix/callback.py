@@ -93,6 +93,9 @@ class GapCallback(TrainerCallback):  # type: ignore[misc]
         self.model.use(network)
         try:
             frame = self._frame()
+        except GapbenchError as error:  # such as logits that are not finite any more
+            step = self.trainer.state.global_step
+            raise GapbenchError(f"GapCallback at step {step}: {error}") from error
         finally:
             network.train(training)
         logged = {metric.name for metric in shown_in("training")}

@@ -159,7 +159,7 @@ class Drawn:
         seed: int,
     ) -> None:
         self.rows, self.reference, self.dropout, self.seed = rows, reference, dropout, seed
-        self.first = epochs[0]
+        self.first, self.last = epochs
         self.steps = -(-len(rows) * (epochs[1] - epochs[0]) // batch)
         self._batch = batch
         self._orders: dict[int, Any] = {}

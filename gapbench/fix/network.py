@@ -110,7 +110,7 @@ def export(settings: FixSettings, trained: Path, folder: Path, device: str) -> N
     load_trained(network, trained)
     folder.mkdir(parents=True, exist_ok=True)
     if settings.lora:
-        network.save_pretrained(folder / "adapter")
+        network.save_pretrained(folder / "adapter", save_embedding_layers=False)
         (folder / "adapter" / "README.md").unlink(missing_ok=True)  # a template with blanks
         network.merge_and_unload()
     model.save(folder)

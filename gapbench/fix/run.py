@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from gapbench.files import read_object, write_atomic, write_json
-from gapbench.fix import candidates, check, data, leaks
+from gapbench.fix import candidates, card, check, data, leaks
 from gapbench.fix.claim import claim
 from gapbench.fix.settings import FixSettings
 from gapbench.models import load_saved, torchvision_shim
@@ -46,16 +46,14 @@ class Fixed:
     record: dict[str, Any]
 
     def words(self) -> list[str]:
-        """What was done, in lines to print."""
-        replays = [
-            f"pool at epoch {replay['epoch']}: {replay['pool']} prompts before the replay, "
-            f"{replay['left']} after it; {replay['joined']} joined"
-            for replay in self.record["replays"]
-        ]
+        """What was done and what comes next, in lines to print."""
+        tasks = dict.fromkeys(name.partition(":")[0] for name in self.record["settings"]["prompts"])
+        named = "" if list(tasks) == ["shapes"] else f" --tasks {','.join(tasks)}"
         return [
-            *replays,
-            f"Fixed on {self.record['data']['rows']} rows: gapbench run --model {self.folder}. "
-            f"Curves: {self.folder / 'curves.png'}; training set: {self.folder / 'data'}",
+            f"Fixed on {self.record['data']['rows']} rows. Model card: {self.folder / card.CARD}; "
+            f"curves: {self.folder / 'curves.png'}; training set: {self.folder / 'data'}",
+            f"Next: gapbench run --model {self.folder}{named}",
+            "Then: gapbench compare BEFORE AFTER, the runs of the model before and after",
         ]
 
 
@@ -194,8 +192,7 @@ class _Fixing:
                 "digest": digest,
             }
             title = f"Training set of gapbench fix {self.settings.method}"
-            card = data.card(title, facts, self.settings.loss == "dpo")
-            data.write(self.rows, self.data, card)
+            data.write(self.rows, self.data, data.card(title, facts, self.settings.loss == "dpo"))
             write_atomic(mark, digest.encode())
 
     def _join(self, run: Run, epoch: int) -> int:
@@ -242,9 +239,10 @@ class _Fixing:
         frame = run.frame()
         table = candidates.counts(frame, self.settings.accept, self.settings.margin)
         self.say(
-            f"{len(frame)} candidates of {frame['text'].nunique()} prompts; by each rule images "
-            "accepted, prompts they are of, DPO pairs, prompts in the discard pool; * is used:"
+            f"{len(frame)} candidates of {frame['text'].nunique()} prompts; what each rule "
+            "accepts, and how many prompts it leaves in the discard pool (* is used):"
         )
+        self.say("   rule          images prompts   pairs    pool")
         for row in table.to_dict("records"):
             star = "*" if row["rule"] == self.settings.accept else " "
             self.say(
@@ -368,6 +366,7 @@ class _Fixing:
             if target.is_dir():
                 shutil.rmtree(target)
             item.replace(target)
+        card.write(out, record)
         write_json(out / FIX_RECORD, {**record, "done": True})
         shutil.rmtree(self.work)
 

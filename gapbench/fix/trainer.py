@@ -7,7 +7,6 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +19,7 @@ from gapbench.engines.local import held_back
 from gapbench.fix.data import Drawn, collate
 from gapbench.fix.losses import ImageLoss
 from gapbench.fix.settings import FixSettings
+from gapbench.runs.settings import Advance, Progress
 from gapbench.types import GapbenchError, Interrupted
 
 WARMUP: Final = 0.03
@@ -113,10 +113,14 @@ class FixTrainer(Trainer):  # type: ignore[misc]
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]
-    """Progress, and a stop after the step in hand when Ctrl-C came."""
+    """Progress with the loss, and a stop after the step in hand when Ctrl-C came."""
 
-    def __init__(self, advance: Callable[[int], None], asked: list[int]) -> None:
+    def __init__(self, advance: Advance, asked: list[int]) -> None:
         self.advance, self.asked = advance, asked
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:  # noqa: ARG002
+        if "loss" in (logs or {}):
+            self.advance(0, f"loss {logs['loss']:.4g}")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:  # noqa: ARG002
         self.advance(1)
@@ -143,7 +147,7 @@ def train_phase(
     folder: Path,
     device: str,
     mixed: bool,
-    progress: Callable[[str, int, int], Callable[[int], None]],
+    progress: Progress,
 ) -> list[dict[str, float]]:
     """Train, from the last checkpoint in `folder` where there is one; `folder`/trained/
     model.safetensors is what came out. Gives the curves.
@@ -191,7 +195,7 @@ def train_phase(
     )
     done = last_checkpoint(folder)
     there = int(done.name.split("-")[1]) if done else 0
-    advance = progress(f"training, epochs {steps.first}-", there, steps.steps)
+    advance = progress(f"training, epochs {steps.first + 1}-{steps.last}", there, steps.steps)
     with held_back() as asked:
         trainer = FixTrainer(
             steps, settings, model=loss, args=args, callbacks=[_Watch(advance, asked)]

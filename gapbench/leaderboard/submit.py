@@ -37,8 +37,10 @@ def submit(
     contact: str = "",
     checkpoint: str | None = None,
     test_model: bool = False,
+    name: str | None = None,
 ) -> Path:
-    """Write results/<model>/ for a run, whole or not at all. Returns the folder.
+    """Write results/<name>/ for a run, whole or not at all. Returns the folder. The name is the
+    model's unless one is given.
 
     `checkpoint`, REPO@COMMIT, is where others find weights that were given as a folder;
     `test_model` puts the submission into the leaderboard's section for test models, which asks for
@@ -47,7 +49,7 @@ def submit(
     folder is there already.
     """
     meta, plan = run.folder.meta, run.plan
-    name = name_of(str(meta["model"]))
+    name = name_of(name or str(meta["model"]))
     place = results / name
     if place.exists():
         raise GapbenchError(f"{place} is there already; remove it to submit {name} anew")

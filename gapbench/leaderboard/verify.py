@@ -70,8 +70,8 @@ def check(folder: Path, name: str | None = None, installed: Installed | None = N
 
 
 def _card(card: Card, name: str, installed: Installed) -> Iterator[str]:
-    if card.name != name_of(card.model):
-        yield f"the card names {card.model} {card.name}, not {name_of(card.model)}"
+    if card.name != name_of(card.model) and card.name in MODELS:
+        yield f"the card calls {card.model} {card.name}, the name of another model"
     if card.name != name:
         yield f"the card says {card.name}, the folder is called {name}"
     if card.seed != SEED:

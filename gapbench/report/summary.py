@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gapbench.judges.own import MODES, NAMES
 from gapbench.report import tables
@@ -16,30 +16,22 @@ if TYPE_CHECKING:
 
     from gapbench.runs.run import Run
 
+ABOUT: Final = ("Mismatched pairs: ", "Own verdicts: ")
+"""How notes start that explain a table and warn of nothing; they stand below the whole one."""
 
-def show_run(run: Run, judge: str | None, screen: Console) -> None:
-    """Print a run's figures against an outside judge, or against all of them where it is None."""
-    plan = run.plan
-    several = any(len(asks) > 1 for asks in plan.asks)
-    judges: list[str | None] = [judge] if judge or not several else [*plan.judges]
-    if judge is None:
-        judges += [name for name in run.judges() if name not in plan.judges]
+
+def show_run(run: Run, judge: str | None, screen: Console, verbose: bool = False) -> None:
+    """Print a run's figures against an outside judge, or against all of them where it is None;
+    `verbose` adds their counts."""
+    plan, judges = run.plan, _judges(run, judge)
     rates = {name: run.rates(name) for name in judges}  # one that is not there is told first
-    versions = ", ".join(f"{name} {version}" for name, version in plan.tasks.items())
-    own = f"own verdicts from {MODES[plan.own]}" if plan.own else "no own verdicts"
-    screen.print(
-        f"{run.name} on {versions}: {counted(len(plan.items()), 'image')} of "
-        f"{counted(len(plan.prompts), 'prompt')}, {own}",
-        soft_wrap=True,
-    )
-    screen.print(
-        "Percent unless a unit is given, with 95 % intervals over prompts and the counts behind "
-        "each figure.",
-        soft_wrap=True,
-    )
+    _head(run, screen)
+    screen.print("Tasks, tiers and overall are means over categories.")
     for name, figures in rates.items():
         screen.print(f"Outside judge: {name or ', '.join(plan.judges) or 'none'}\n")
-        tables.show(figures, screen)
+        tables.show(figures, screen, verbose)
+        if not verbose and any(rate.abstained for rate in figures):
+            screen.print("Images without a verdict are left out; --verbose counts them.")
     if about := tables.about_scores(plan):
         screen.print(about, soft_wrap=True)
     if run.footnote:
@@ -48,7 +40,45 @@ def show_run(run: Run, judge: str | None, screen: Console) -> None:
         screen.print(f"{first} and {second} {tables.agreement(agreed)}", soft_wrap=True)
     for name in judges:
         tables.show_corrected(run.corrected(name), name or ", ".join(plan.judges), screen)
-    for note in [*run.notes(), *_notes(run, judges)]:
+    _warn(run, [*run.notes(), *_notes(run, judges)], screen)
+
+
+def show_overall(run: Run, screen: Console) -> None:
+    """Print what a run came to in a few lines: the overall figures, and what was wrong."""
+    _head(run, screen)
+    for name in _judges(run, None):
+        screen.print(f"Outside judge: {name or ', '.join(run.plan.judges) or 'none'}\n")
+        tables.show_overall(run.rates(name), screen)
+        screen.print()
+    if run.footnote:
+        screen.print(run.footnote, soft_wrap=True)
+    notes = [*run.notes(), *_notes(run, _judges(run, None))]
+    _warn(run, [note for note in notes if not note.startswith(ABOUT)], screen)
+
+
+def _judges(run: Run, judge: str | None) -> list[str | None]:
+    """The outside judges that tables are of; None stands for each task's own."""
+    several = any(len(asks) > 1 for asks in run.plan.asks)
+    judges: list[str | None] = [judge] if judge or not several else [*run.plan.judges]
+    if judge is None:
+        judges += [name for name in run.judges() if name not in run.plan.judges]
+    return judges
+
+
+def _head(run: Run, screen: Console) -> None:
+    plan = run.plan
+    versions = ", ".join(f"{name} {version}" for name, version in plan.tasks.items())
+    own = f"own verdicts from {MODES[plan.own]}" if plan.own else "no own verdicts"
+    screen.print(
+        f"{run.name} on {versions}: {counted(len(plan.items()), 'image')} of "
+        f"{counted(len(plan.prompts), 'prompt')}, {own}",
+        soft_wrap=True,
+    )
+    screen.print("Percent unless a unit is given, with 95 % intervals over prompts.")
+
+
+def _warn(run: Run, notes: list[str], screen: Console) -> None:
+    for note in notes:
         screen.print(note, soft_wrap=True, style="bold red" * note.startswith("WARNING"))
     for name, warning in run.checks().items():
         screen.print(f"WARNING: {name} failed the check: {warning}", style="bold red")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
@@ -27,7 +27,6 @@ ABOUT_CORRECTED: Final = (
 FORMATS: Final = ("text", "markdown", "csv", "json")
 OVERALLS: Final = {"official": "official (its authors' overall)", "paper": "the paper's mean"}
 """Levels of figures that others form -> what they are called; never in one table with ours."""
-_CELL: Final = 20
 
 
 def render(rates: Sequence[Rates], form: str, footnote: str = "") -> str:
@@ -60,43 +59,91 @@ def render(rates: Sequence[Rates], form: str, footnote: str = "") -> str:
     raise GapbenchError(f"no format {form!r}; there are {', '.join(FORMATS)}")
 
 
-def show(rates: Sequence[Rates], console: Console) -> None:
-    """Print the rates in percent, each with its 95 % interval and the counts behind it; in several
-    tables where the terminal is narrow."""
+def show(rates: Sequence[Rates], console: Console, verbose: bool = False) -> None:
+    """Print the rates in percent, each with its 95 % interval, a task's categories below it; in
+    several tables where the terminal is narrow. `verbose` adds the counts behind each figure."""
     from rich.table import Table
     from rich.text import Text
 
-    rows = {key: row for key, row in by_place(rates).items() if key[0] not in OVERALLS}
-    first = max((len(name) for _, name in rows), default=0) + 2
-    fit = max(1, (console.width - first - 2) // (_CELL + 1))
-    metrics = shown_in("tables")
+    metrics, rows = shown_in("tables"), _laid_out(by_place(rates))
+    texts = [[_text(row.get(metric.name), verbose) for metric in metrics] for _, row in rows]
+    heads = [metric.title for metric in metrics]
+    width = max(map(len, [*heads, *(line for row in texts for text in row for line in text)]))
+    longest = max((len(label) for label, _ in rows), default=1)
+    first = min(longest, max(8, console.width - width - 2))
+    fit = max(1, (console.width - first) // (width + 2))
     for start in range(0, len(metrics), fit):
-        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-        table.add_column("%", no_wrap=True)
-        for metric in metrics[start : start + fit]:
-            table.add_column(metric.title, justify="right", min_width=_CELL)
-        last = ""
-        for (level, name), row in rows.items():
-            if last and level != last:
-                table.add_section()
-            last = level
-            values = []
-            for metric in metrics[start : start + fit]:
-                figure, counts = cell(row[metric.name]) if metric.name in row else ("n/a", "")
-                values.append(Text.assemble(figure, "\n", (counts, "dim")))
-            table.add_row(Text(name), *values, style="bold" if level != "category" else "")
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+        table.add_column("%", width=first, overflow="fold")
+        for head in heads[start : start + fit]:
+            table.add_column(head, justify="right", overflow="fold")
+        for (label, _), row in zip(rows, texts, strict=True):
+            cells = [
+                Text.assemble(figure, *(("\n" + line, "dim") for line in counts))
+                for figure, *counts in row[start : start + fit]
+            ]
+            table.add_row(Text(label), *cells, style="" if label.startswith(" ") else "bold")
         console.print(table)
         console.print()
-    for line in overall_lines(rates):
+    for line in overall_lines(rates, verbose):
         console.print(line, soft_wrap=True)
 
 
-def overall_lines(rates: Sequence[Rates]) -> list[str]:
+def show_overall(rates: Sequence[Rates], console: Console) -> None:
+    """Print the overall figures with their intervals, and the tiers' beside them: a line each."""
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = by_place(rates)
+    tiers = [name for level, name in rows if level == "tier"]
+    overall = rows.get(("overall", "overall"), {})
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("%", overflow="fold")
+    for head in ("overall", *tiers):
+        table.add_column(head, justify="right", overflow="fold")
+    for metric in shown_in("tables"):
+        if rate := overall.get(metric.name):
+            there = [rows["tier", name].get(metric.name) for name in tiers]
+            values = [_text(tier, False)[0].partition(" [")[0] for tier in there]
+            table.add_row(metric.title, Text(_text(rate, False)[0], style="bold"), *values)
+    console.print(table)
+
+
+def _laid_out(
+    places: Mapping[tuple[str, str], dict[str, Rates]],
+) -> list[tuple[str, dict[str, Rates]]]:
+    """(label, metric -> figure) of each task, its categories, which are indented, then the tiers
+    and the total."""
+    rows = []
+    for (level, task), row in places.items():
+        if level == "task":
+            rows.append((task, row))
+            for (of, name), mine in places.items():
+                if of == "category" and name.startswith(f"{task}/"):
+                    rows.append((f"  {name.removeprefix(f'{task}/')}", mine))
+    ours = ("tier", "overall")
+    return rows + [(name, row) for (level, name), row in places.items() if level in ours]
+
+
+def _text(rate: Rates | None, verbose: bool) -> list[str]:
+    """A figure's lines: with its interval and, where it is a mean of scores, their unit; the
+    counts."""
+    if rate is None:
+        return ["n/a"]
+    figure, counts = cell(rate)
+    if verbose:
+        return [figure, counts]
+    scored = METRICS[rate.metric].in_scores and rate.unit != PERCENT and rate.value is not None
+    return [f"{figure} {rate.unit}" if scored else figure]
+
+
+def overall_lines(rates: Sequence[Rates], verbose: bool = True) -> list[str]:
     """The overall figures as the tasks' authors and the paper form them, a line each."""
     return [
         f"{name}, {OVERALLS[level]}: "
         + "; ".join(
-            f"{METRICS[rate.metric].heading} {' '.join(cell(rate))}" for rate in row.values()
+            f"{METRICS[rate.metric].heading} {' '.join(_text(rate, verbose))}"
+            for rate in row.values()
         )
         for (level, name), row in by_place(rates).items()
         if level in OVERALLS

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, get_type_hints
 
 from typer import Option
 from typer.models import ParameterInfo
@@ -20,14 +20,21 @@ if TYPE_CHECKING:
 else:
     Model = object  # `gapbench --help` has no time to import it
 
-Progress = Callable[[str, int, int], Callable[[int], None]]
-"""Told (stage, items that are there already, items in all); returns what is called with each
-batch's size once it is stored, from another thread."""
+
+class Advance(Protocol):
+    """Called with each batch's size once it is stored, from another thread, and with a note to
+    show beside the stage, such as its loss."""
+
+    def __call__(self, count: int, note: str = "") -> None: ...
 
 
-def silent(_stage: str, _there: int, _total: int) -> Callable[[int], None]:
+Progress = Callable[[str, int, int], Advance]
+"""Told (stage, items that are there already, items in all)."""
+
+
+def silent(_stage: str, _there: int, _total: int) -> Advance:
     """A Progress that shows nothing."""
-    return lambda _count: None
+    return lambda count, note="": None  # noqa: ARG005
 
 
 def names(given: str | Sequence[Any]) -> list[Any]:

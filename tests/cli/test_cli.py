@@ -16,7 +16,9 @@ import pytest
 
 from gapbench import GapbenchError, load_model, open_run
 from gapbench.files import without_checksum
+from gapbench.models import model_names
 from gapbench.models.registry import MODELS
+from gapbench.tasks.task import task_folders
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = ("--tasks", "shapes/colors", "--limit", "3", "--samples", "1")
@@ -87,8 +89,10 @@ def test_a_run_prints_its_table(made: Path) -> None:
     assert "janus-mini on shapes 1.1: 3 images of 3 prompts, own verdicts from logits" in shown
     assert "Outside judge: pixel" in shown
     assert f"gapbench show runs/{folder.name}" in shown
+    assert len([line for line in shown.splitlines() if line.strip()]) <= 12
     for rate in open_run(folder).rates():
-        assert rate.name in shown
+        if rate.level in ("overall", "tier"):
+            assert rate.name in shown
     assert (folder / "sheets" / "shapes-colors.png").exists()
     assert {file.name for file in folder.iterdir()} >= {
         "run.json", "plan.json", "generations.jsonl", "verdicts.jsonl", "rates.json", "images",
@@ -121,7 +125,23 @@ def test_show_prints_the_run_again(cli: Cli, made: Path, ran: Path, tmp_path: Pa
     rates = open_run(ran).rates()
     done = cli("show", str(ran))
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.strip() == (made / "out").read_text().partition("Pictures:")[0].strip()
+    head = (made / "out").read_text().partition("Outside judge:")[0]
+    assert done.stdout.startswith(head)
+    assert "Tasks, tiers and overall are means over categories.\n" in done.stdout
+    assert all(rate.name.partition("/")[2] in done.stdout for rate in rates)
+    assert "(3/3)" not in done.stdout
+    assert "(3/3)" in cli("show", str(ran), "-v").stdout
+    assert cli("run", *SMALL, "--json").stdout == cli("show", str(ran), "--json").stdout
+    (tmp_path / "wandb.py").write_text(
+        "import json\n"
+        "def init(name, **given): open('told', 'a').write(name + ' ')\n"
+        "def log(figures): open('told', 'a').write(json.dumps(figures))\n"
+        "def finish(): pass\n"
+    )
+    assert "Pictures" not in cli("run", *SMALL, "--quiet", "--report-to", "wandb").stdout
+    name, _, logged = (tmp_path / "told").read_text().partition(" ")
+    [drawn] = [r.value for r in rates if (r.level, r.metric) == ("overall", "generation")]
+    assert (name, json.loads(logged)["gap/generation"]) == (ran.name, drawn)
     as_json = cli("show", str(ran), "--format", "json", "--judge", "pixel")
     assert json.loads(as_json.stdout) == [asdict(rate) for rate in rates]
     rows = list(csv.DictReader(io.StringIO(cli("show", str(ran), "--format", "csv").stdout)))
@@ -158,19 +178,29 @@ def test_a_tier_takes_the_tasks_that_are_here(
     assert_refused(refused, "task geneval2 needs", "gapbench prepare")
 
 
-def test_tasks_and_models_are_described(cli: Cli, user_task: Callable[..., Path]) -> None:
+def test_tasks_and_models_are_described(
+    cli: Cli, user_task: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = user_task([{"text": "[bold]x[/bold] {prompt}"}])
     for args, words in (
         (("tasks",), ("shapes", "440", "pixel")),
         (("tasks", "shapes"), ("Apache-2.0", "compound_fact", "hard", "{your score}")),
         (("tasks", str(folder)), ("[bold]x[/bold] {prompt}", "only")),
         (("models",), ("janus-mini", "Apache-2.0")),
+        (("models", "--json"), ('"model": "show-o"', '"judge_text"', '"license": "MIT')),
+        (("tasks", "shapes", "--json"), ('"category": "two_object"', '"prompts": 440')),
         (("models", "janus-mini"), (load_model("janus-mini").fingerprint, "guidance")),
     ):
         done = cli(*args)
         assert (done.returncode, done.stderr) == (0, "")
         for word in words:
             assert word in done.stdout
+    monkeypatch.setenv("COLUMNS", "80")
+    for listed, names in (("models", model_names()), ("tasks", task_folders())):
+        shown = cli(listed).stdout
+        assert set(names) <= {word.strip("*") for word in shown.split()}
+        assert "…" not in shown
+        assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_config_files_are_overridden_by_options(cli: Cli, ran: Path, tmp_path: Path) -> None:

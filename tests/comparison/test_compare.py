@@ -117,8 +117,17 @@ def test_a_broken_model_is_told_from_its_base(cli: Cli, runs: dict[str, Path]) -
     assert (before / "verdicts.jsonl").read_bytes() == added
     assert f"**Verdict: {found['verdict']}." in again.stdout
     assert "| hard: generation" in again.stdout
-    text = cli(*args).stdout
-    assert f"Verdict: {found['verdict']}." in text
+    text = cli(*args, "--verbose").stdout
+    assert text.startswith(f"Verdict: {found['verdict']}.")
+    grouped = [
+        f"{judge} {own}" for judge in ("accepts", "rejects") for own in ("accepts", "rejects")
+    ]
+    rows = [
+        " ".join(line.split()) for line in text.splitlines() if "jects" in line or "cepts" in line
+    ]
+    for name, code in zip(grouped, ("11", "10", "01", "00"), strict=True):
+        counts = " ".join(str(found["groups"][code + now]) for now in "10")
+        assert f"{name} {counts}" in rows
     assert f"({won['wins']} wins, {won['losses']} losses, {won['ties']} ties)" in text
     assert told["rule"] in text
 
@@ -146,7 +155,7 @@ def test_several_runs_get_a_table(cli: Cli, runs: dict[str, Path]) -> None:
     afters = (short(runs["slight"]), short(runs["broken"]))
     done = cli("compare", short(runs["janus-mini"]), *afters, "--gate")
     assert done.returncode == 1, done.stderr
-    summary = done.stdout.partition("\n\nBEFORE ")[0]
+    summary = done.stdout.partition("\n\nVerdict: ")[0]
     assert "win rate" in summary
     assert "gap-gain rho" in summary
     table = summary.split("\n\n")[1].splitlines()
@@ -163,7 +172,7 @@ def test_tables_fit_the_terminal(
     (runs["slight"] / "run.json").write_text(json.dumps(meta))
     monkeypatch.setenv("COLUMNS", str(width))
     places = [short(runs[name]) for name in ("janus-mini", "slight", "broken")]
-    done = cli("compare", *places, "--by", "category")
+    done = cli("compare", *places, "--by", "category", "--verbose")
     assert done.returncode == 0, done.stderr
     assert f"\nAFTER  slight (guidance=4): {places[1]}\n" in done.stdout
     lines = done.stdout.splitlines()
@@ -177,7 +186,7 @@ def test_tables_fit_the_terminal(
         "- ",
     )
     assert [x for x in lines if len(x) > width and not x.startswith(prose)] == []
-    for head in ("detectable", "images (clusters)", "Holm p", "gap-gain rho", "only BEFORE"):
+    for head in ("detectable", "images (clusters)", "Holm p", "gap-gain rho", "AFTER rejects"):
         assert head in done.stdout
     rows = [line for line in lines if line.startswith("understanding ")]
     assert len(rows) == 2 * (2 if width == 80 else 1)  # two comparisons, in two parts or one
@@ -186,8 +195,8 @@ def test_tables_fit_the_terminal(
 def test_no_share_can_change_by_more_than_100_points(runs: dict[str, Path]) -> None:
     [found] = compare(runs["janus-mini"], [runs["broken"]])
     wide = replace(found, changes=[replace(c, detectable=1.5) for c in found.changes])
-    assert " >100 " in render([wide], "text")
-    assert " 150" not in render([wide], "text")
+    assert " >100 " in render([wide], "text", verbose=True)
+    assert " 150" not in render([wide], "text", verbose=True)
 
 
 def test_a_model_that_was_moved_is_named(cli: Cli, made: Path, runs: dict[str, Path]) -> None:

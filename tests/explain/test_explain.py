@@ -148,6 +148,11 @@ def test_the_summary_says_what_holds(found: Path) -> None:
     told = read(found)
     lines = words.summary(told)
     assert len(lines) <= 14
+    few = "6 images in the correction group: too little to say; 10 or more can tell."
+    told["groups"]["010"], told["members"] = 6, 4
+    assert words.summary(told)[0] == few
+    told["members"] = 10
+    assert "too little" not in words.summary(told)[0]
     pieces = told["evidence"]
     assert set(pieces) == {"prompts", "images", "kernel", "likelihood", "together"}
     assert all(p["verdict"] in ("holds", "reversed", "not shown", "n/a") for p in pieces.values())
@@ -201,13 +206,32 @@ def test_an_empty_correction_group_is_said_and_the_rest_shown(pair: Pair, cli: C
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) <= 15
-    assert "correction group (0, 1, 0) is empty" in done.stdout
+    assert lines[0].startswith(
+        "Too little to say: the false-positive correction group (0, 1, 0) is"
+    )
+    assert lines[-2].startswith("Nothing is concluded of the shared-kernel account.")
     assert re.search(r"^\(b\) \|K\(Y0, Yu\)\| [\d.]+", done.stdout, re.M)
     assert "n/a: (a) prompts, (a) images, (c)" in lines[-2]
     assert "Traceback" not in done.stderr
     folder = Path(lines[-1].split("every number: ")[1]).parent
     page = (pair.before.parent / folder / "explain.html").read_text("utf-8")
     assert "is empty" in page
+    (pair.before.parent / "trackio.py").write_text(
+        "def init(name, **given): print('init', name)\n"
+        "def log(figures): print(sorted(figures))\n"
+        "def finish(): print('finish')\n"
+    )
+    # The figures of the comparison go into the fixed model's card; once more, they are replaced.
+    for _ in range(2):
+        compared = cli("compare", str(pair.before), str(pair.after), "--report-to", "trackio")
+        assert f"These figures are now in {pair.fix / 'README.md'}" in compared.stderr
+    assert f"init {pair.before.name} to {pair.after.name}\n" in compared.stdout
+    for end in ("before", "after", "change", "p_holm"):
+        assert f"'gap/non_unification_{end}'" in compared.stdout
+    card = (pair.fix / "README.md").read_text()
+    assert card.count("## Before and after\n\ntiny-janus before, fixed after: 12 images") == 1
+    assert "Not compared yet" not in card
+    assert card.count("**Verdict: ") == 1
     assert "nan" not in (pair.before.parent / folder / "explain.json").read_text().lower()
 
 

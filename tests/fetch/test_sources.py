@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import sys
 import threading
@@ -158,6 +159,12 @@ def test_a_damaged_file_is_found_and_fetched_again(server: Server, damage: bytes
     assert not have(source)
     with pytest.raises(GapbenchError, match="gapbench prepare"):
         cached([source], "task t")
+    with pytest.raises(
+        GapbenchError, match=r"task t needs 2 files \(names and sha256: .*txt\)"
+    ) as two:
+        cached([source] * 2, "task t")
+    [listed] = re.findall(r"sha256: (.*\.txt)", str(two.value))
+    assert Path(listed).read_text() == f"{source.name} (sha256 {source.sha256})\n" * 2
     assert download(source).read_bytes() == BODY
     assert cached([source], "task t") == [place(source)]
 

@@ -65,6 +65,16 @@ def test_it_measures_what_gapbench_run_measures(tiny_janus: Path, tmp_path: Path
     assert {key: wanted[key.removeprefix("gap/")] for key in now} == now
 
 
+def test_what_is_not_finite_is_called_so(tiny_janus: Path, tmp_path: Path) -> None:
+    trainer = trained(tiny_janus, tmp_path, callback=False)
+    callback = GapCallback(trainer, str(tiny_janus), tasks=TASK, limit=2)
+    with torch.no_grad():
+        trainer.model.model.language_model.norm.weight.fill_(float("nan"))
+    told = "GapCallback at step 4: .* its language model gives NaN or infinite values"
+    with pytest.raises(GapbenchError, match=told):
+        callback._measure()
+
+
 def test_a_pair_is_refused(tiny_emu3: Path, tiny_janus: Path, tmp_path: Path) -> None:
     trainer = trained(tiny_janus, tmp_path, callback=False)
     with pytest.raises(GapbenchError, match="a pair"):

@@ -114,6 +114,15 @@ def test_the_record_says_what_was_done(fixed: Path, tiny_janus: Path) -> None:
     assert 0 <= replay["left"] == found["pool"] <= replay["pool"]
     assert found["data"]["by_origin"].get("epoch 2", 0) == replay["joined"]
     assert f"{replay['pool']} prompts in the discard pool" in (fixed / "out").read_text()
+    said = (fixed / "out").read_text().splitlines()
+    [head] = [n for n, line in enumerate(said) if line.split()[:2] == ["rule", "images"]]
+    assert said[head].split() == ["rule", "images", "prompts", "pairs", "pool"]
+    assert said[head + 1].split()[-5] == "all"
+    card = (fixed / "fixed" / "README.md").read_text()
+    for told in (found["data"]["digest"], "| method | c-sft |", "| epochs | 4 |", "tiny-janus"):
+        assert told in card
+    assert str(tiny_janus.parent) not in card
+    assert "## Before and after\n\nNot compared yet" in card
     with Image.open(fixed / "fixed" / "curves.png") as picture:
         assert picture.width > 800
     assert not (fixed / "fixed" / "work").exists()
@@ -130,7 +139,7 @@ def test_the_same_command_again_does_nothing(fixed: Path, fix: Fix, tiny_janus: 
     before = (fixed / "fixed" / "model.safetensors").stat().st_mtime_ns
     assert fix(fixed, *REPLAYED, "--model", tiny_janus) == 0
     assert (fixed / "fixed" / "model.safetensors").stat().st_mtime_ns == before
-    assert "gapbench run --model fixed" in (fixed / "out").read_text()
+    assert "Next: gapbench run --model fixed\n" in (fixed / "out").read_text()
 
 
 def _drawn(folder: Path) -> int:

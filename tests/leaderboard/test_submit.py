@@ -119,6 +119,12 @@ def test_the_command_writes_and_refuses(made: Any, board_cli: Cli, tmp_path: Pat
     again = board_cli("submit", run, "--allow-test-model")
     assert again.returncode == 2
     assert "results/janus-mini is there already" in again.stderr
+    named = board_cli("submit", run, "--allow-test-model", "--name", "mini, again")
+    assert (named.returncode, named.stderr) == (0, "")
+    card = json.loads((tmp_path / "results/mini-again/card.json").read_text())
+    assert (card["name"], card["model"]) == ("mini-again", "janus-mini")
+    other = board_cli("submit", run, "--allow-test-model", "--name", "janus-pro")
+    assert "the card calls janus-mini janus-pro, the name of another model" in other.stderr
 
 
 def tampered(made: Any, tmp_path: Path) -> RunFolder:

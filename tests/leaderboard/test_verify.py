@@ -428,7 +428,7 @@ def test_a_forged_image_digest(made: Any, copy: Path) -> None:
     ("card", "fault"),
     [
         ({"test_model": False}, "not marked as one"),
-        ({"name": "gpt-5"}, "the card names janus-mini gpt-5"),
+        ({"name": "emu3"}, "the card calls janus-mini emu3, the name of another model"),
         ({"name": "gpt-5", "model": "gpt-5"}, "the folder is called janus-mini"),
         ({"checkpoints": [{"role": "m", "repo": "a/b", "revision": "main"}]}, "revision"),
         ({"surprise": 1}, "unknown key 'surprise'"),

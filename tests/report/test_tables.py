@@ -111,9 +111,11 @@ SOME = [
 ]
 
 
-def text_of(rates: list[Rates], width: int = 200) -> str:
+def text_of(
+    rates: list[Rates], width: int = 200, show: Callable[..., None] = tables.show, **more: bool
+) -> str:
     console = Console(width=width, file=io.StringIO(), markup=False, highlight=False)
-    tables.show(rates, console)
+    show(rates, console, **more)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -137,8 +139,13 @@ def test_cells() -> None:
 
 @pytest.mark.parametrize("width", [200, 100, 60])
 def test_text_carries_every_figure(width: int) -> None:
-    shown = text_of(SOME, width)
+    shown = text_of(SOME, width, verbose=True)
     words = " ".join(shown.split())
+    short = text_of(SOME, width)
+    assert "25.0 [10.0, 45.6]" in short
+    assert "(" not in short
+    science = replace(SOME[0], unit="SciScore", value=24.5, low=24.0, high=25.0)
+    assert "24.500 [24.000, 25.000] SciScore" in text_of([science, *SOME[4:]], width)
     for figure in ("25.0 [10.0, 45.6]", "50.0 [10.0, 45.6]", "98.7 [10.0, 45.6]", "n/a"):
         assert figure in words
     for counts in ("(3/12)", "(77/78)", "(0/0)", "(2.5/12)"):
@@ -147,6 +154,29 @@ def test_text_carries_every_figure(width: int) -> None:
     for metric in shown_in("tables"):
         assert metric.title in words
     assert all(len(line) <= width for line in shown.splitlines())
+
+
+def test_names_that_begin_alike_are_never_cut() -> None:
+    """Of two tasks, whose categories stand below them, at every width."""
+    names = [f"{task}/a_category_with_a_very_long_name_{end}" for task in "ab" for end in "xy"]
+    rates = [rate(name=name) for name in names] + [rate(level="task", name=task) for task in "ab"]
+    for width in (40, 60, 80):
+        shown = text_of(rates, width)
+        assert "…" not in shown
+        assert all(len(line) <= width for line in shown.splitlines())
+    wide = [line.split()[0] for line in text_of(rates, 120).splitlines() if "25.0" in line]
+    assert wide[:6] == ["a", names[0][2:], names[1][2:], "b", names[2][2:], names[3][2:]]
+
+
+def test_the_short_table_holds_the_tiers_and_the_total() -> None:
+    tiers = [
+        rate(level="tier", name=name, value=share) for name, share in (("easy", 0.9), ("hard", 0.1))
+    ]
+    rows = text_of([*SOME, *tiers], 80, tables.show_overall).splitlines()
+    assert [row.split() for row in rows if row.strip()] == [
+        ["%", "overall", "easy", "hard"],
+        ["generation", "30.0", "[10.0,", "45.6]", "90.0", "10.0"],
+    ]
 
 
 def test_markdown_carries_every_figure() -> None:
@@ -170,7 +200,9 @@ def test_what_others_form_stands_apart_from_the_table() -> None:
         "- geneval, official (its authors' overall): generation 25.0 [10.0, 45.6] (3/12)",
         "- geneval, the paper's mean: generation 25.0 [10.0, 45.6] (3/12)",
     ]
-    assert text_of([*SOME, *theirs]).splitlines()[-2:] == [line[2:] for line in lines[-2:]]
+    assert text_of([*SOME, *theirs], verbose=True).splitlines()[-2:] == [
+        line[2:] for line in lines[-2:]
+    ]
     assert not [line for line in lines if line.startswith("|") and "geneval" in line]
 
 

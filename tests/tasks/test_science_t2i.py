@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -215,5 +216,8 @@ def test_a_run_ends_in_a_table_of_laws(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert f"science-t2i@C {task('@C').version}: 6 images of 6 prompts" in done.stdout
-    assert "science-t2i@C/Physics-light-heat" in done.stdout
     assert "Outside judge: sciscore-tiny-sciscore\n" in done.stdout
+    [whole] = re.findall(r"gapbench show (\S+)", done.stdout)
+    assert re.search(
+        r"^science-t2i@C (.*\n)+  Physics-light-heat ", cli("show", whole).stdout, re.M
+    )
