@@ -82,7 +82,8 @@ def show(
     if form == "text":
         show_run(opened, judge, console())
     else:
-        typer.echo(printable(render(opened.rates(judge), form, opened.footnote)).rstrip("\n"))
+        table = render(opened.rates(judge), form, opened.footnote, opened.unfinished)
+        typer.echo(printable(table).rstrip("\n"))
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (

@@ -249,7 +249,7 @@ def _comparison(
     if not pair.old["judge"].notna().any():
         verdict = "none: there is no outside judge"
     elif len(missing) == 2:
-        verdict = "none: the outside judge abstained on every image in one of the runs"
+        verdict = "none: in one of the runs there is no verdict of the outside judge"
     elif drawn >= {1, -1}:
         verdict = "none: generation is better in one unit of the judges' scores, worse in another"
     else:
@@ -269,6 +269,7 @@ def _comparison(
         prompts=len(set(_keys(pair.old))),
         left_out=pair.left_out,
         notes=[
+            *(f"{run.path}: {run.unfinished}" for run in (before, after) if run.unfinished),
             *dict.fromkeys(run.footnote for run in (before, after) if run.footnote),
             *notes,
             *about,

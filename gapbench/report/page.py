@@ -100,6 +100,7 @@ def _about(run: Run, name: str) -> dict[str, Any]:
         "facts": {key: value for key, value in facts.items() if value},
         "footnote": run.footnote,
         "warnings": [
+            *([run.unfinished] if run.unfinished else []),
             *(f"{what} failed the check: {why}" for what, why in run.checks().items()),
             *(note.removeprefix("WARNING: ") for note in run.notes()),
         ],

@@ -27,6 +27,8 @@ def show_run(run: Run, judge: str | None, screen: Console) -> None:
     rates = {name: run.rates(name) for name in judges}  # one that is not there is told first
     versions = ", ".join(f"{name} {version}" for name, version in plan.tasks.items())
     own = f"own verdicts from {MODES[plan.own]}" if plan.own else "no own verdicts"
+    if run.unfinished:
+        screen.print(run.unfinished, soft_wrap=True, style="bold red")
     screen.print(
         f"{run.name} on {versions}: {counted(len(plan.items()), 'image')} of "
         f"{counted(len(plan.prompts), 'prompt')}, {own}",
@@ -78,13 +80,14 @@ def _abstentions(who: str, frame: pd.DataFrame, side: str) -> list[str]:
     """A line where more than half of the verdicts were abstentions, with the main reason."""
     if not len(frame):
         return []
+    made = frame[frame[f"{side}_asked"]]
     # A score without a verdict is no abstention: its judge gives none.
-    missing = frame[side].isna() & ~((side == "outside") & frame["score"].notna())
-    reasons = Counter(frame.loc[missing, f"{side}_reason"].dropna())
-    if 2 * reasons.total() <= len(frame):
+    abstained = made[side].isna() & ~((side == "outside") & made["score"].notna())
+    reasons = Counter(made.loc[abstained, f"{side}_reason"].dropna())
+    if 2 * reasons.total() <= len(made):
         return []
     [(reason, count)] = reasons.most_common(1)
     return [
-        f"{reasons.total()} of {len(frame)} {who} are abstentions; the commonest reason, "
+        f"{reasons.total()} of {len(made)} {who} are abstentions; the commonest reason, "
         f"{count} times, is: {reason}"
     ]

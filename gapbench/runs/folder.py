@@ -96,6 +96,7 @@ class RunFolder:
 
     def __init__(self, path: Path, meta: dict[str, Any]) -> None:
         self.path, self.meta = path, meta
+        self._known: dict[type, tuple[tuple[int, int], list[Any]]] = {}
 
     @classmethod
     def create(cls, out: str | Path, model: str, identity: dict[str, Any], about: Any) -> RunFolder:
@@ -278,6 +279,15 @@ class RunFolder:
         return data
 
     def _read(self, kind: type[R]) -> list[R]:
+        """The records of a file, which is read again only where it changed."""
+        file = self.path / _FILES[kind]
+        there = file.stat() if file.exists() else None
+        state = (there.st_size, there.st_mtime_ns) if there else (0, 0)
+        if kind not in self._known or self._known[kind][0] != state:
+            self._known[kind] = (state, self._parsed(kind))
+        return self._known[kind][1]
+
+    def _parsed(self, kind: type[R]) -> list[R]:
         names = {field.name for field in fields(kind)}
 
         def record(raw: Any) -> R:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -81,6 +82,46 @@ class Run:
         file = self.path / FAILURES
         return read_object(file) if file.exists() else {}
 
+    def stages(self) -> dict[str, tuple[int, int]]:
+        """Stage ("images", "own verdicts", ...) -> how many of its images or verdicts are there,
+        and how many are planned. Images that the model refused are not planned, and verdicts are
+        those on images that are there."""
+        plan, drawn, verdicts = self.plan, self.folder.generations(), self.folder.verdicts()
+        refused, items = self.folder.refusals(), plan.items()
+        keys = [(item.prompt.text, item.seed) for item in items]
+        images = [drawn[key].image if key in drawn else None for key in keys]
+        planned = sum(key in drawn or key not in refused for key in keys)
+        stages = {"images": (len(items) - images.count(None), planned)}
+        wanted: dict[str, set[tuple[str, str, str]]] = {}
+        for item, image in zip(items, images, strict=True):
+            if image is None:
+                continue
+            if plan.own:
+                mine = wanted.setdefault("own verdicts", set())
+                for prompt in filter(None, (item.prompt, item.partner)):
+                    mine.add((image, prompt.question, plan.own_fingerprint))
+            for judge, question in (*item.asks.items(), *item.partner_asks.items()):
+                theirs = wanted.setdefault(f"verdicts of {judge}", set())
+                theirs.add((image, question, plan.judges[judge]))
+        return stages | {
+            stage: (len(asked & verdicts.keys()), len(asked)) for stage, asked in wanted.items()
+        }
+
+    @cached_property
+    def unfinished(self) -> str:
+        """What is missing of an unfinished run, in one line; empty where it is finished."""
+        stages = self.stages()
+        if all(there == planned for there, planned in stages.values()):
+            return ""
+        there, planned = stages.pop("images")
+        lacking = [
+            f"{planned - there:,} of {planned:,} {stage} missing"
+            for stage, (there, planned) in stages.items()
+            if there < planned
+        ]
+        said = ", ".join([f"{there:,} of {planned:,} images drawn", *lacking])
+        return f"UNFINISHED: {said}; run the same command again."
+
     def refused(self) -> dict[str, int]:
         """Reason -> how many of the planned images the model refused to draw for it."""
         drawn, refusals = self.folder.generations(), self.folder.refusals()
@@ -112,9 +153,10 @@ class Run:
         raters = [f"{HUMAN}:{rater}" for rater in people.raters()] if people else []
         pairs = [*combinations(self.judges(), 2), *combinations(raters, 2)]
         frames = {name: self.frame(name) for name in {name for pair in pairs for name in pair}}
+        frames = {name: each[each["outside_asked"]] for name, each in frames.items() if len(each)}
         agreements = []
         for first, second in pairs:
-            if not len(frames[first]) or not len(frames[second]):
+            if first not in frames or second not in frames:
                 continue
             both = frames[first].merge(
                 frames[second][[*IMAGE, "outside"]], on=IMAGE, suffixes=("_first", "_second")
@@ -141,11 +183,12 @@ class Run:
         """One row for each planned image that was drawn.
 
         Columns: task, category, tier, prompt (id), cluster (`gapbench.tasks.content.cluster`),
-        text, sample, seed, image (sha256), own, p_yes, own_reason, outside, score, scale,
-        outside_reason, judge, mismatched, mismatched_asked, which is false where the judge accepts
-        the mismatched pair. Verdicts are 1.0, 0.0 or NaN (abstained). `judge` picks an outside
-        judge, and with it the images it was asked about; by default each task's first. "human" is
-        the people who labelled the run, "human:NAME" one of them.
+        text, sample, seed, image (sha256), own, own_asked, p_yes, own_reason, outside,
+        outside_asked, score, scale, outside_reason, judge, mismatched, mismatched_asked. Verdicts
+        are 1.0, 0.0 or NaN: abstained, or missing where "asked" is false, which it also is where
+        the judge accepts the mismatched pair. `judge` picks an outside judge, and with it the
+        images it was asked about; by default each task's first. "human" is the people who labelled
+        the run, "human:NAME" one of them.
         """
         import pandas as pd
 
@@ -189,21 +232,11 @@ class Run:
         """The figures of METRICS, per category, task, tier and overall, then the overall figures as
         the tasks' authors and the paper form them."""
         from gapbench.metrics.metric import METRICS
-        from gapbench.metrics.rates import overalls
+        from gapbench.metrics.rates import overalls, rates
 
         frame = self.frame(judge)
-        made = [*self._rates(frame), *overalls(frame, self.plan.overalls)]
+        made = [*rates(frame), *overalls(frame, self.plan.overalls)]
         return [rate for rate in made if self.plan.own or not METRICS[rate.metric].needs_own]
-
-    def _rates(self, frame: pd.DataFrame) -> list[Rates]:
-        from gapbench.metrics import METRICS, rates
-
-        judged = frame[frame["judge"].notna()] if len(frame) else frame
-        if len(judged) == len(frame):
-            return rates(frame)
-        # Prompts that no outside judge was asked about are not its abstentions.
-        alone = [rate for rate in rates(frame) if not METRICS[rate.metric].needs_outside]
-        return alone + [rate for rate in rates(judged) if METRICS[rate.metric].needs_outside]
 
 
 def _by_reason(reasons: Mapping[str, int]) -> str:

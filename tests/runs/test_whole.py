@@ -1,0 +1,82 @@
+"""What a run folder says of itself: what is missing, what was ever asked of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import gapbench
+from gapbench.cli.main import main
+from gapbench.runs.run import Run
+
+Said = Callable[..., str]
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Said:
+    """Runs a command; gives what it printed."""
+
+    def call(*arguments: object, code: int | None = None) -> str:
+        monkeypatch.setattr(sys, "argv", ["gapbench", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        assert ended.value.code in (code, code or 0), printed.err
+        return printed.err if code else printed.out
+
+    return call
+
+
+@pytest.fixture
+def done(tmp_path: Path) -> Run:
+    return gapbench.run(tasks="shapes/position", limit=2, samples=2, out=tmp_path / "runs")
+
+
+def drop(run: Run, name: str, keep: Callable[[dict[str, object]], bool]) -> None:
+    """Take records out of a file of the run, as if the run had been stopped."""
+    file = run.path / name
+    lines = [line for line in file.read_text().splitlines(True) if keep(json.loads(line))]
+    file.write_text("".join(lines))
+
+
+def test_what_is_missing_is_said_and_is_no_abstention(done: Run, said: Said) -> None:
+    assert done.unfinished == ""
+    assert done.stages() == {
+        "images": (4, 4), "own verdicts": (6, 6), "verdicts of pixel": (6, 6),
+    }  # fmt: skip
+    first, *_, last = done.frame()["image"]
+    drop(done, "generations.jsonl", lambda g: g["image"] != last)
+    drop(done, "verdicts.jsonl", lambda v: v["judge"] != "self" or v["image"] != first)
+    told = (
+        "UNFINISHED: 3 of 4 images drawn, 2 of 5 own verdicts missing; run the same command again."
+    )
+    text = said("show", done.path)
+    assert text.startswith(told)
+    assert "abst" not in text
+    assert said("show", done.path, "--format", "markdown").startswith(f"**{told}**")
+    rows = json.loads(said("show", done.path, "--format", "json"))
+    assert {row["unfinished"] for row in rows} == {told}
+    overall = {row["metric"]: row for row in rows if row["level"] == "overall"}
+    assert overall["non_unification"]["denominator"] == 2
+    assert overall["mismatch_acceptance"]["denominator"] == 1
+    assert {row["abstained"] for row in rows} == {0}
+
+    other = gapbench.run(
+        tasks="shapes/position", limit=2, samples=2, seed=0, recipe={"guidance": 2},
+        out=done.path.parent,
+    )  # fmt: skip
+    compared = said("compare", other.path, done.path, "--intersection")
+    assert f"{done.path}: {told}" in compared.split("Verdict:")[0]
+    said("report", done.path)
+    assert told in (done.path / "report.html").read_text()
+
+
+def test_own_verdicts_that_nobody_made_leave_their_figures_empty(done: Run, said: Said) -> None:
+    drop(done, "verdicts.jsonl", lambda v: v["judge"] != "self")
+    overall = next(r for r in done.rates() if (r.level, r.metric) == ("overall", "self_accuracy"))
+    assert (overall.value, overall.denominator, overall.abstained) == (None, 0, 0)
+    assert "abst" not in said("show", done.path)
