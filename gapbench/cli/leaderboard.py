@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from gapbench.cli.options import Results, RunPath
+from gapbench.runs.settings import Part
 from gapbench.types import GapbenchError, counted, printable
 
 
@@ -18,12 +19,14 @@ def submit(
     checkpoint: Annotated[str | None, typer.Option(help="Where others can download the weights, if the model was a folder.", metavar="OWNER/NAME@COMMIT")] = None,
     allow_test_model: Annotated[bool, typer.Option("--allow-test-model", help="Submit a test model, which has its own section.")] = False,
     results: Results = Path("results"),
+    *,
+    settings: Part,
 ) -> None:  # fmt: skip
     """Create a run's submission to the leaderboard."""
     from gapbench.leaderboard.submit import submit as make
     from gapbench.runs.run import open_run
 
-    made = make(open_run(path), results, contact, checkpoint, allow_test_model)
+    made = make(open_run(path, **vars(settings)), results, contact, checkpoint, allow_test_model)
     typer.echo(
         f"{made} is written and verified. `gapbench leaderboard` puts it on the board; commit both."
     )

@@ -17,7 +17,7 @@ from gapbench.cli import catalog, compare, explain, fix, leaderboard, lm_eval, r
 from gapbench.cli.options import Command, Judge, RunPath, command
 from gapbench.cli.terminal import console
 from gapbench.fetch.libraries import go_offline, quiet
-from gapbench.runs.settings import Offline, RunSettings
+from gapbench.runs.settings import Offline, Part, RunSettings
 from gapbench.types import STOPS, GapbenchError, Interrupted, counted, printable
 
 app = typer.Typer(
@@ -72,13 +72,15 @@ def show(
     path: RunPath,
     form: Annotated[Literal["text", "markdown", "csv", "json"], typer.Option("--format", help="Format of the table.")] = "text",
     judge: Judge = None,
+    *,
+    settings: Part,
 ) -> None:  # fmt: skip
-    """Print the table of a stored run."""
+    """Print the table of a stored run: of all that was ever asked of its folder, or a part."""
     from gapbench.report.summary import show_run
     from gapbench.report.tables import render
     from gapbench.runs.run import open_run
 
-    opened = open_run(path)
+    opened = open_run(path, **vars(settings))
     if form == "text":
         show_run(opened, judge, console())
     else:

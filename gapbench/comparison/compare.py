@@ -20,7 +20,6 @@ from gapbench.metrics.paired import (
     understanding,
     win_rate,
 )
-from gapbench.metrics.power import Spread, spread
 from gapbench.runs.flow import judge_images, model_of
 from gapbench.runs.run import Run, open_run
 from gapbench.runs.settings import Progress, silent
@@ -89,8 +88,8 @@ class Pair:
 
 
 def compare(
-    before: str | Path,
-    afters: Sequence[str | Path],
+    before: str | Path | Run,
+    afters: Sequence[str | Path | Run],
     *,
     by: Literal["category", "tier", "task"] | None = None,
     judge: str | None = None,
@@ -100,7 +99,8 @@ def compare(
     limit: int | None = None,
     progress: Progress = silent,
 ) -> list[Comparison]:
-    """Hold each run folder of `afters` against the run folder `before`, image by image.
+    """Hold each run of `afters` against the run `before`, image by image; a folder is all that was
+    ever asked of it, a run that `open_run` opened may be a part.
 
     The understanding win rate needs AFTER's verdicts on BEFORE's images; those that BEFORE's folder
     lacks are made and kept there. The model is where AFTER's run found it, or among `models` (as
@@ -111,8 +111,8 @@ def compare(
     Raises GapbenchError, before any model is loaded, where two runs differ in prompts, seeds, task
     versions or judges, unless `intersection` asks for what they share.
     """
-    first = open_run(before)
-    pairs = [pair_runs(first, open_run(after), judge, intersection) for after in afters]
+    first, *others = [run if isinstance(run, Run) else open_run(run) for run in (before, *afters)]
+    pairs = [pair_runs(first, after, judge, intersection) for after in others]
     crossed = [cross(pair, models, progress) for pair in pairs]
     if tasks:
         from gapbench.lmeval.regression import regressions
@@ -124,11 +124,6 @@ def compare(
         _comparison(pair, verdicts, by, *more)
         for pair, verdicts, more in zip(pairs, crossed, further, strict=True)
     ]
-
-
-def plan_spread(run: str | Path, metric: str, judge: str | None = None) -> Spread:
-    """The spread of a stored run's figure, from which a comparison is planned."""
-    return spread(open_run(run).frame(judge), metric)
 
 
 def pair_runs(before: Run, after: Run, judge: str | None, intersection: bool = False) -> Pair:

@@ -10,6 +10,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from inspect import Signature, signature
@@ -24,9 +25,10 @@ from gapbench.models import load_model
 from gapbench.models.base import Drawing, Model
 from gapbench.models.checkpoint import gpu
 from gapbench.runs.folder import RunFolder, folder_for
-from gapbench.runs.plan import Item, Prepared, missing_items, prepare, refusals
-from gapbench.runs.run import FAILURES, HUMAN, Run
+from gapbench.runs.plan import Item, Plan, Prepared, missing_items, prepare, refusals
+from gapbench.runs.run import FAILURES, HUMAN, Run, stored_plan
 from gapbench.runs.settings import Progress, RunSettings
+from gapbench.runs.whole import joined
 from gapbench.types import Answer, GapbenchError, Generation, Prompt, Refusal, Verdict, counted
 
 P = ParamSpec("P")
@@ -93,7 +95,10 @@ def _work(made: Prepared, items: list[Item], refused: Mapping[tuple[str, int], R
     with folder.lock():
         other = f"begun with {begun}, gone on with {here}, which may round otherwise"
         _note_check(folder, "the GPU", other if begun != here else None)
-        folder.write("plan.json", with_checksum(asdict(made.plan)))
+        earlier: Plan | None = None
+        with suppress(GapbenchError):  # none yet, or one that show calls broken
+            earlier = stored_plan(folder)
+        folder.write("plan.json", with_checksum(asdict(joined(earlier, made.plan))))
         folder.append(refused.values())
         missing = [i for i in _left(folder, items, retry) if (i.prompt.text, i.seed) not in refused]
         failures["images"] = _draw(made.model, folder, items, missing, batch_size, progress)

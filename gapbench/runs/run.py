@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from gapbench.files import read_object, without_checksum
+from gapbench.judges.own import Mode
 from gapbench.models.base import PAIR
 from gapbench.runs.folder import RunFolder
 from gapbench.runs.frame import row
 from gapbench.runs.plan import Plan
+from gapbench.runs.settings import Part
+from gapbench.runs.whole import whole
 from gapbench.tasks.spec import explain
 from gapbench.types import SHARE, Answer, GapbenchError, Rates, counted
 
@@ -96,7 +99,7 @@ class Run:
         for item, image in zip(items, images, strict=True):
             if image is None:
                 continue
-            if plan.own:
+            if item.own:
                 mine = wanted.setdefault("own verdicts", set())
                 for prompt in filter(None, (item.prompt, item.partner)):
                     mine.add((image, prompt.question, plan.own_fingerprint))
@@ -246,12 +249,28 @@ def _by_reason(reasons: Mapping[str, int]) -> str:
     return told + (f"; and {len(reasons) - 3} other reasons" if len(reasons) > 3 else "")
 
 
-def open_run(path: str | Path) -> Run:
-    """A run folder as it stands, with the plan of the latest command."""
-    folder = RunFolder.open(Path(path))
+def open_run(
+    path: str | Path,
+    tasks: str | Sequence[str] | None = None,
+    samples: int | None = None,
+    own: Mode | None = None,
+) -> Run:
+    """A run folder as it stands, with all that was ever asked of it, or the part that `tasks` (as
+    for `gapbench run`), `samples` (the first of each prompt) and `own` (the mode of the own
+    verdicts) name. Raises GapbenchError where there is no run, or nobody asked for that part."""
+    folder, part = RunFolder.open(Path(path)), Part(tasks, samples, own)
+    plan = stored_plan(folder)
+    try:
+        return Run(folder, whole(plan, part))
+    except GapbenchError as error:
+        raise GapbenchError(f"{folder.path}: {error}") from error
+
+
+def stored_plan(folder: RunFolder) -> Plan:
+    """What the commands asked of a folder. Raises GapbenchError where that cannot be read."""
     raw = folder.read("plan.json")
     try:
-        return Run(folder, Plan.from_json(without_checksum(raw)))
+        return Plan.from_json(without_checksum(raw))
     except ValueError as error:
         raise GapbenchError(
             f"{folder.path / 'plan.json'}: broken ({explain(error)}); run again"

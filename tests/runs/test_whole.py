@@ -80,3 +80,36 @@ def test_own_verdicts_that_nobody_made_leave_their_figures_empty(done: Run, said
     overall = next(r for r in done.rates() if (r.level, r.metric) == ("overall", "self_accuracy"))
     assert (overall.value, overall.denominator, overall.abstained) == (None, 0, 0)
     assert "abst" not in said("show", done.path)
+
+
+def test_a_folder_is_all_that_was_asked_of_it(done: Run, said: Said) -> None:
+    out = ("--out", done.path.parent, "--limit", 2, "--samples", 1)
+    mine = said("run", "--tasks", "shapes/texture", *out)
+    assert "shapes/texture" in mine
+    assert "shapes/position" not in mine
+    text = said("show", done.path)
+    assert "shapes/position" in text
+    assert "shapes/texture" in text
+    assert "6 images of 4 prompts" in text
+    assert "UNFINISHED" not in text  # texture has one image a prompt, as it was asked
+    plan = (done.path / "plan.json").read_bytes()
+    said("run", "--tasks", "shapes/position", *out)  # asks for nothing new
+    assert (done.path / "plan.json").read_bytes() == plan
+
+    part = said("show", done.path, "--tasks", "shapes/position", "--samples", 1)
+    assert "2 images of 2 prompts" in part
+    assert "shapes/texture" not in part
+    assert "nobody asked for it" in said("show", done.path, "--tasks", "shapes/colors", code=2)
+    only = gapbench.open_run(done.path, tasks=["shapes/position"])
+    assert only.frame().equals(done.frame())
+
+    assert "there are: logits" in said("show", done.path, "--own", "text", code=2)
+    said("run", "--tasks", "shapes/texture", *out, "--verdict", "text")
+    assert "own verdicts from logits" in said("show", done.path)
+    words = said("show", done.path, "--own", "text")
+    assert "own verdicts from text" in words
+    assert "UNFINISHED" not in words  # nobody asked for text on the images of shapes/position
+    rows = json.loads(said("show", done.path, "--own", "text", "--format", "json"))
+    overall = {row["metric"]: row for row in rows if row["level"] == "overall"}
+    assert overall["non_unification"]["denominator"] + overall["non_unification"]["abstained"] == 2
+    assert overall["generation"]["denominator"] == 6
