@@ -53,8 +53,9 @@ class Comparison:
 
     `before` and `after` are the runs' folders. `changes` are the overall figures, one family under
     Holm, and `by_level` those of the level that was asked for, another. `win_rate` and `groups` are
-    None where no model's own verdicts could be held against an outside judge. `left_out` says what
-    the two runs do not share; `worse` names the figures that are significantly worse.
+    None where no model's own verdicts could be held against an outside judge; `own` is their mode:
+    logits, text or none. `left_out` says what the two runs do not share; `worse` names the figures
+    that are significantly worse.
     """
 
     before: str
@@ -131,9 +132,11 @@ def pair_runs(before: Run, after: Run, judge: str | None, intersection: bool = F
     who = f"{before.path} and {after.path}"
     if before.path.resolve() == after.path.resolve():
         raise GapbenchError(f"{before.path} is given as BEFORE and as AFTER; give two runs")
-    if before.plan.own != after.plan.own:
-        modes = " and ".join(MODES.get(run.plan.own, "none") for run in (before, after))
-        raise GapbenchError(f"{who}: own verdicts from {modes}; run both with the same --verdict")
+    if before.mode != after.mode:
+        raise GapbenchError(
+            f"{who}: own verdicts are {before.mode} and {after.mode}; run both with the same "
+            "--verdict, and choose it with --own if a run has both"
+        )
     old, new = before.frame(judge), after.frame(judge)
     if not len(old) or not len(new):
         raise GapbenchError(f"{who}: one holds no image of its plan; run it again to finish it")
@@ -259,7 +262,7 @@ def _comparison(
         before_model=before.name,
         after_model=after.name,
         judges=sorted({str(name) for name in pair.old["judge"].dropna()}),
-        own=after.plan.own,
+        own=after.mode,
         images=len(pair.old),
         prompts=len(set(_keys(pair.old))),
         left_out=pair.left_out,

@@ -87,7 +87,7 @@ def _about(run: Run, name: str) -> dict[str, Any]:
         "folder": str(run.path),
         "tasks": ", ".join(f"{task} {version}" for task, version in run.plan.tasks.items()),
         "images": f"{len(run.plan.items())} of {len(run.plan.prompts)} prompts",
-        "own verdicts": run.plan.own or "none",
+        "own verdicts": run.mode,
         "outside judges": ", ".join(run.judges()) or "none",
         "mismatched pairs": run.plan.own and run.plan.mismatched,
         "recipe": ", ".join(f"{k} {v}" for k, v in about.get("recipe", {}).items()),

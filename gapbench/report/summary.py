@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from gapbench.judges.own import MODES, NAMES
+from gapbench.judges.own import NAMES
 from gapbench.report import tables
 from gapbench.types import counted
 from gapbench.verdict import mass_note
@@ -26,12 +26,11 @@ def show_run(run: Run, judge: str | None, screen: Console) -> None:
         judges += [name for name in run.judges() if name not in plan.judges]
     rates = {name: run.rates(name) for name in judges}  # one that is not there is told first
     versions = ", ".join(f"{name} {version}" for name, version in plan.tasks.items())
-    own = f"own verdicts from {MODES[plan.own]}" if plan.own else "no own verdicts"
     if run.unfinished:
         screen.print(run.unfinished, soft_wrap=True, style="bold red")
     screen.print(
         f"{run.name} on {versions}: {counted(len(plan.items()), 'image')} of "
-        f"{counted(len(plan.prompts), 'prompt')}, {own}",
+        f"{counted(len(plan.prompts), 'prompt')}, own verdicts: {run.mode}",
         soft_wrap=True,
     )
     screen.print(
@@ -59,13 +58,13 @@ def show_run(run: Run, judge: str | None, screen: Console) -> None:
 def _notes(run: Run, judges: list[str | None]) -> list[str]:
     """What the own verdicts' probabilities say of them, and which verdicts are mostly missing."""
     plan = run.plan
-    own = [v for v in run.folder.verdicts().values() if v.fingerprint == plan.own_fingerprint]
+    own = run.own_verdicts()
     notes = [note for note in [mass_note(v.mass for v in own)] if note]
-    words = sum(v.verdict is not None and v.p_yes is None for v in own)
+    words = run.in_words()
     if words and plan.own == NAMES["logits"]:
         notes.append(
-            f"{words} of {len(own)} own verdicts were read from the words of a reply, because no "
-            "probabilities of 0 and 1 came with it."
+            f"{words} of {len(own)} own verdicts are text, read from the words of a reply: no "
+            "log-probabilities of 0 and 1 came with it."
         )
     frame = run.frame()
     if plan.own:

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from gapbench.files import read_object, without_checksum
-from gapbench.judges.own import Mode
+from gapbench.judges.own import MODES, Mode
 from gapbench.models.base import PAIR
 from gapbench.runs.folder import RunFolder
 from gapbench.runs.frame import row
@@ -18,7 +18,7 @@ from gapbench.runs.plan import Plan
 from gapbench.runs.settings import Part
 from gapbench.runs.whole import whole
 from gapbench.tasks.spec import explain
-from gapbench.types import SHARE, Answer, GapbenchError, Rates, counted
+from gapbench.types import SHARE, Answer, GapbenchError, Rates, Verdict, counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,14 +47,33 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The model, with what the command changed of it: "janus-mini (guidance=4, seed=1)"; with
-        * where there is a footnote."""
-        meta = self.folder.meta
+        """The model, with what the command changed of it and own verdicts that are no logits:
+        "janus-mini (guidance=4, seed=1, verdict=text)"; with * where there is a footnote."""
+        meta, usual = self.folder.meta, {("seed", 0), ("verdict", "logits"), ("verdict", "none")}
         changed = {**meta.get("model_about", {}).get("changed", {}), "seed": self.plan.seed}
+        changed["verdict"] = self.mode
         told = [f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
-                for key, value in changed.items() if (key, value) != ("seed", 0)]  # fmt: skip
+                for key, value in changed.items() if (key, value) not in usual]  # fmt: skip
         brackets = f" ({', '.join(told)})" if told else ""
         return f"{meta['model']}{'*' * bool(self.footnote)}{brackets}"
+
+    @cached_property
+    def mode(self) -> Literal["logits", "text", "none"]:
+        """How the own verdicts were made: text, too, where logits were asked for and a server sent
+        no log-probabilities with most of its replies."""
+        if not self.plan.own:
+            return "none"
+        made, in_words = self.own_verdicts(), self.in_words()
+        return "text" if 2 * in_words > len(made) else MODES[self.plan.own]
+
+    def own_verdicts(self) -> list[Verdict]:
+        """The model's own verdicts that are there."""
+        fingerprint = self.plan.own_fingerprint
+        return [v for v in self.folder.verdicts().values() if v.fingerprint == fingerprint]
+
+    def in_words(self) -> int:
+        """How many of the own verdicts were read from the words of a reply."""
+        return sum(v.verdict is not None and v.p_yes is None for v in self.own_verdicts())
 
     @property
     def footnote(self) -> str:

@@ -237,7 +237,7 @@ def drop_prompts(plan: dict[str, Any]) -> None:
             ("the texts of 1 prompt differ",),
             42,
         ),
-        (lambda plan: plan.update(own="self-text"), ("own verdicts from logits and text",), None),
+        (lambda plan: plan.update(own="self-text"), ("own verdicts are logits and text",), None),
     ],
     ids=["prompts", "samples", "version", "judge", "seed", "text", "verdict"],
 )

@@ -105,9 +105,10 @@ def test_a_folder_is_all_that_was_asked_of_it(done: Run, said: Said) -> None:
 
     assert "there are: logits" in said("show", done.path, "--own", "text", code=2)
     said("run", "--tasks", "shapes/texture", *out, "--verdict", "text")
-    assert "own verdicts from logits" in said("show", done.path)
+    assert "own verdicts: logits" in said("show", done.path)
     words = said("show", done.path, "--own", "text")
-    assert "own verdicts from text" in words
+    assert "own verdicts: text" in words
+    assert words.startswith("janus-mini (verdict=text) on")
     assert "UNFINISHED" not in words  # nobody asked for text on the images of shapes/position
     rows = json.loads(said("show", done.path, "--own", "text", "--format", "json"))
     overall = {row["metric"]: row for row in rows if row["level"] == "overall"}
