@@ -24,7 +24,7 @@ from gapbench.judges.base import Judge
 from gapbench.models import load_model
 from gapbench.models.base import Drawing, Model
 from gapbench.models.checkpoint import gpu
-from gapbench.runs.folder import RunFolder, folder_for
+from gapbench.runs.folder import RunFolder
 from gapbench.runs.plan import Item, Plan, Prepared, missing_items, prepare, refusals
 from gapbench.runs.run import FAILURES, HUMAN, Run, stored_plan
 from gapbench.runs.settings import Progress, RunSettings
@@ -51,9 +51,8 @@ def measure(settings: RunSettings) -> Run:
     """
     made = prepare(settings)
     items, missing = made.plan.items(), missing_items(made.plan.items(), ())
-    path = folder_for(settings.out, made.model.name, made.identity)
-    if (path / "run.json").exists():
-        missing = _left(RunFolder.open(path), items, settings.retry_refused)
+    if (made.path / "run.json").exists():
+        missing = _left(RunFolder.open(made.path), items, settings.retry_refused)
     refused = refusals(made.model, missing)
     try:
         if len(missing) > len(refused):  # what cannot be loaded or reached leaves nothing behind
@@ -88,8 +87,8 @@ def _work(made: Prepared, items: list[Item], refused: Mapping[tuple[str, int], R
     """The stages of a checked command, kept in its run folder; `refused` are not drawn."""
     batch_size, progress = made.settings.batch_size, made.settings.progress
     retry = made.settings.retry_refused
-    recorded = about(made.model, made.settings)
-    folder = RunFolder.create(made.settings.out, made.model.name, made.identity, recorded)
+    recorded, out = about(made.model, made.settings, made.changed), made.settings.out
+    folder = RunFolder.create(out, made.model.name, made.identity, recorded, made.changed)
     failures: dict[str, Mapping[str, int]] = {}
     begun, here = (meta.get("model_about", {}).get("gpu") for meta in (folder.meta, recorded))
     with folder.lock():
@@ -137,10 +136,9 @@ def _work(made: Prepared, items: list[Item], refused: Mapping[tuple[str, int], R
     return finished
 
 
-def about(model: Model, settings: RunSettings) -> dict[str, Any]:
+def about(model: Model, settings: RunSettings, changed: Mapping[str, object]) -> dict[str, Any]:
     """Versions, machine, where the model was and what the command changed of it, recorded with a
     run; not part of its identity."""
-    changed = {key: model.recipe[key] for key in settings.recipe or ()}
     packages = ("gapbench", "torch", "transformers", "numpy", "pillow")
     return {
         "model_about": {
@@ -148,7 +146,7 @@ def about(model: Model, settings: RunSettings) -> dict[str, Any]:
             "recipe": dict(model.recipe),
             "pair": model.pair,
             "given": _place(settings.model),
-            "changed": changed | ({} if settings.dtype == "auto" else {"dtype": model.dtype}),
+            "changed": dict(changed),
             "device": model.device,
             "dtype": model.dtype,
             "gpu": gpu(model.device),

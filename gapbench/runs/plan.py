@@ -19,6 +19,7 @@ from gapbench.judges.own import NEEDS, OwnJudge
 from gapbench.models import as_model
 from gapbench.models.base import Model, misdescribed, require
 from gapbench.models.images import ImagesModel
+from gapbench.runs.folder import folder_for
 from gapbench.runs.needs import judges_here
 from gapbench.runs.settings import RunSettings
 from gapbench.tasks.content import Difficulty, partners
@@ -152,6 +153,13 @@ class Prepared:
     judges: list[Judge]
     plan: Plan
     identity: dict[str, Any]
+    changed: dict[str, object]
+    """What the command changed of the model: keys of its recipe, its dtype."""
+
+    @property
+    def path(self) -> Path:
+        """The run folder."""
+        return folder_for(self.settings.out, self.model.name, self.identity, self.changed)
 
 
 def prepare(settings: RunSettings) -> Prepared:
@@ -232,7 +240,21 @@ def prepare(settings: RunSettings) -> Prepared:
     if isinstance(adapter, ImagesModel):
         adapter.bind({(item.prompt.text, item.seed): item.sample for item in plan.items()})
     identity = {"model": adapter.fingerprint, "recipe": dict(adapter.recipe), "seed": settings.seed}
-    return Prepared(settings, adapter, own, list(loaded.values()), plan, identity)
+    changed = _changed(settings, adapter)
+    return Prepared(settings, adapter, own, list(loaded.values()), plan, identity, changed)
+
+
+def _changed(settings: RunSettings, model: Model) -> dict[str, object]:
+    """What differs from the model as it comes: keys of its recipe, its dtype."""
+    if not isinstance(settings.model, str) or (not settings.recipe and settings.dtype == "auto"):
+        return {}
+    usual = as_model(settings.model, settings.device)
+    changed: dict[str, object] = {
+        key: model.recipe[key]
+        for key in settings.recipe or ()
+        if key not in usual.recipe or model.recipe[key] != usual.recipe[key]
+    }
+    return changed | ({} if model.dtype == usual.dtype else {"dtype": model.dtype})
 
 
 def seed_of(run_seed: int, text: str, sample: int) -> int:
