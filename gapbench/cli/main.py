@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TextIO
 
 import typer
 
-from gapbench.cli import catalog, compare, explain, fix, leaderboard, lm_eval, report
+from gapbench.cli import catalog, compare, explain, fix, leaderboard, lm_eval, report, runs
 from gapbench.cli.options import Command, Judge, RunPath, command
 from gapbench.cli.terminal import console
 from gapbench.fetch.libraries import go_offline, quiet
@@ -89,7 +89,7 @@ def show(
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (
-    run, show, compare.compare, compare.power, lm_eval.lm_eval, explain.explain, catalog.tasks,
+    run, runs.runs, show, compare.compare, compare.power, lm_eval.lm_eval, explain.explain, catalog.tasks,
     catalog.models, catalog.check_model, catalog.prepare, fix.fix, report.report, report.label,
     leaderboard.submit, leaderboard.verify, leaderboard.leaderboard, leaderboard.push,
 )  # fmt: skip

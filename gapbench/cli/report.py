@@ -24,7 +24,7 @@ def report(
     from gapbench.runs.run import open_run
 
     opened = [open_run(path, **vars(settings)) for path in runs]
-    file = out or (runs[0] if len(runs) == 1 else Path()) / "report.html"
+    file = out or (opened[0].path if len(runs) == 1 else Path()) / "report.html"
     write_report(opened, file, judge)
     typer.echo(f"Report: {file} ({file.stat().st_size / 1e6:.1f} MB)")
 
@@ -51,5 +51,5 @@ def label(
             forever()
     typer.echo(
         f"\n{labels.there()} of {total} images are labelled in {labels.file}; the same command goes on. "
-        f"What they say of the judges: gapbench show {run}"
+        f"What they say of the judges: gapbench show {labels.run.path}"
     )

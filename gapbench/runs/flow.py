@@ -25,10 +25,12 @@ from gapbench.models import load_model
 from gapbench.models.base import Drawing, Model
 from gapbench.models.checkpoint import gpu
 from gapbench.runs.folder import RunFolder
+from gapbench.runs.listing import RESULTS
 from gapbench.runs.plan import Item, Plan, Prepared, missing_items, prepare, refusals
-from gapbench.runs.run import FAILURES, HUMAN, Run, stored_plan
-from gapbench.runs.settings import Progress, RunSettings
-from gapbench.runs.whole import joined
+from gapbench.runs.results import results
+from gapbench.runs.run import FAILURES, Run
+from gapbench.runs.settings import Part, Progress, RunSettings
+from gapbench.runs.whole import joined, stored_plan, whole
 from gapbench.types import Answer, GapbenchError, Generation, Prompt, Refusal, Verdict, counted
 
 P = ParamSpec("P")
@@ -97,7 +99,9 @@ def _work(made: Prepared, items: list[Item], refused: Mapping[tuple[str, int], R
         earlier: Plan | None = None
         with suppress(GapbenchError):  # none yet, or one that show calls broken
             earlier = stored_plan(folder)
-        folder.write("plan.json", with_checksum(asdict(joined(earlier, made.plan))))
+        kept = joined(earlier, made.plan)
+        folder.write("plan.json", with_checksum(asdict(kept)))
+        (folder.path / RESULTS).unlink(missing_ok=True)  # of what is no longer all
         folder.append(refused.values())
         missing = [i for i in _left(folder, items, retry) if (i.prompt.text, i.seed) not in refused]
         failures["images"] = _draw(made.model, folder, items, missing, batch_size, progress)
@@ -127,12 +131,7 @@ def _work(made: Prepared, items: list[Item], refused: Mapping[tuple[str, int], R
         if failures or (folder.path / FAILURES).exists():
             folder.write(FAILURES, failures)
         finished = Run(folder, made.plan)
-        names: list[str | None] = [*(made.plan.judges or [None])]
-        names += [HUMAN] * (HUMAN in finished.judges())
-        folder.write(
-            "rates.json",
-            {name or "none": [asdict(r) for r in finished.rates(name)] for name in names},
-        )
+        folder.write(RESULTS, results(Run(folder, whole(kept, Part()))))
     return finished
 
 

@@ -1,14 +1,14 @@
 """The run folder: append-only records, content-addressed images, one writer.
 
 run.json           identity, versions, machine
-plan.json          the prompts, samples and judges the latest command asked for
+plan.json          the prompts, samples and judges that commands asked for
 generations.jsonl  one Generation a line
 verdicts.jsonl     one Verdict a line
 refusals.jsonl     one Refusal a line
                    (each record of these has a checksum; gapbench 0.1.0 wrote none)
 failures.json      what failed in the latest command, by stage and reason
 images/ab/<sha256>.png, tokens/ab/<sha256>.npy
-rates.json, sheets/
+results.json, sheets/
 labels.jsonl       one label of a person a line, which `gapbench label` appends
 """
 

@@ -9,15 +9,15 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from gapbench.files import read_object, without_checksum
+from gapbench.files import read_object
 from gapbench.judges.own import MODES, Mode
 from gapbench.models.base import PAIR
 from gapbench.runs.folder import RunFolder
 from gapbench.runs.frame import row
+from gapbench.runs.listing import find_run
 from gapbench.runs.plan import Plan
 from gapbench.runs.settings import Part
-from gapbench.runs.whole import whole
-from gapbench.tasks.spec import explain
+from gapbench.runs.whole import stored_plan, whole
 from gapbench.types import SHARE, Answer, GapbenchError, Rates, Verdict, counted
 
 if TYPE_CHECKING:
@@ -274,23 +274,13 @@ def open_run(
     samples: int | None = None,
     own: Mode | None = None,
 ) -> Run:
-    """A run folder as it stands, with all that was ever asked of it, or the part that `tasks` (as
-    for `gapbench run`), `samples` (the first of each prompt) and `own` (the mode of the own
-    verdicts) name. Raises GapbenchError where there is no run, or nobody asked for that part."""
-    folder, part = RunFolder.open(Path(path)), Part(tasks, samples, own)
+    """A run folder, or its name as `find_run` takes it, with all that was ever asked of it, or the
+    part that `tasks` (as for `gapbench run`), `samples` (the first of each prompt) and `own` (the
+    mode of the own verdicts) name. Raises GapbenchError where there is no run, or nobody asked for
+    that part."""
+    folder, part = RunFolder.open(find_run(path)), Part(tasks, samples, own)
     plan = stored_plan(folder)
     try:
         return Run(folder, whole(plan, part))
     except GapbenchError as error:
         raise GapbenchError(f"{folder.path}: {error}") from error
-
-
-def stored_plan(folder: RunFolder) -> Plan:
-    """What the commands asked of a folder. Raises GapbenchError where that cannot be read."""
-    raw = folder.read("plan.json")
-    try:
-        return Plan.from_json(without_checksum(raw))
-    except ValueError as error:
-        raise GapbenchError(
-            f"{folder.path / 'plan.json'}: broken ({explain(error)}); run again"
-        ) from error

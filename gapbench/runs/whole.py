@@ -7,9 +7,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from gapbench.files import without_checksum
 from gapbench.judges.own import MODES, NAMES
+from gapbench.runs.folder import RunFolder
 from gapbench.runs.plan import Item, Plan
 from gapbench.runs.settings import Part
+from gapbench.tasks.spec import explain
 from gapbench.types import GapbenchError, Prompt
 
 
@@ -70,6 +73,17 @@ def joined(earlier: Plan | None, new: Plan) -> Plan:
 def parts_of(plan: Plan) -> list[Plan]:
     """The plans of a folder's commands, the earliest first."""
     return [*plan.earlier, replace(plan, earlier=[])]
+
+
+def stored_plan(folder: RunFolder) -> Plan:
+    """What the commands asked of a folder. Raises GapbenchError where that cannot be read."""
+    raw = folder.read("plan.json")
+    try:
+        return Plan.from_json(without_checksum(raw))
+    except ValueError as error:
+        raise GapbenchError(
+            f"{folder.path / 'plan.json'}: broken ({explain(error)}); run again"
+        ) from error
 
 
 def whole(plan: Plan, wanted: Part) -> Plan:

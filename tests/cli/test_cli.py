@@ -91,7 +91,7 @@ def test_a_run_prints_its_table(made: Path) -> None:
         assert rate.name in shown
     assert (folder / "sheets" / "shapes-colors.png").exists()
     assert {file.name for file in folder.iterdir()} >= {
-        "run.json", "plan.json", "generations.jsonl", "verdicts.jsonl", "rates.json", "images",
+        "run.json", "plan.json", "generations.jsonl", "verdicts.jsonl", "results.json", "images",
         "tokens", "sheets",
     }  # fmt: skip
 

@@ -83,8 +83,9 @@ def test_frame_and_rates(run: Callable[..., Run]) -> None:
     accepted = figures["overall", "generation"]
     assert (accepted.numerator, accepted.denominator) == (frame["outside"].sum(), 6)
     assert figures["overall", "mismatch_acceptance"].denominator == 3
-    written = done.folder.read("rates.json")
-    assert written == {"pixel": [asdict(rate) for rate in done.rates()]}
+    written = done.folder.read("results.json")["groups"]["overall"]
+    assert written["generation,pixel"] == accepted.value
+    assert written["generation_denominator,pixel"] == 6
     with pytest.raises(GapbenchError, match="no verdicts of judge 'owl'; it has pixel"):
         done.frame("owl")
 
@@ -235,7 +236,8 @@ def test_a_task_without_a_judge_has_non_unification(
     for metric in ("generation", "self_accuracy", "weak_generation", "false_positive"):
         found = figures.get(metric)
         assert found is None or (found.value is None and found.denominator == 0), metric
-    assert list(done.folder.read("rates.json")) == ["none"]
+    overall = done.folder.read("results.json")["groups"]["overall"]
+    assert overall["non_unification,none"] == figures["non_unification"].value
 
 
 def test_images_that_the_judge_cannot_read_abstain(

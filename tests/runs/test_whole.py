@@ -114,3 +114,56 @@ def test_a_folder_is_all_that_was_asked_of_it(done: Run, said: Said) -> None:
     overall = {row["metric"]: row for row in rows if row["level"] == "overall"}
     assert overall["non_unification"]["denominator"] + overall["non_unification"]["abstained"] == 2
     assert overall["generation"]["denominator"] == 6
+
+
+def test_runs_are_listed_and_go_by_short_names(
+    done: Run, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = done.path.parent
+    monkeypatch.chdir(out.parent)
+    monkeypatch.setenv("COLUMNS", "80")
+    other = gapbench.run(
+        tasks="shapes/position", limit=2, samples=2, seed=3, recipe={"guidance": 2}, out=out
+    )
+    assert other.path.name.startswith("janus-mini-guidance2-seed3-")
+    (other.path / "results.json").unlink()  # as if it had been stopped
+    listed = json.loads(said("runs", "--format", "json"))
+    assert [run["run"] for run in listed] == [other.path.name, done.path.name]
+    assert [run["finished"] for run in listed] == [False, True]
+    assert (listed[0]["changed"], listed[0]["seed"]) == ({"guidance": 2.0}, 3)
+    rates = {r.metric: r.value for r in done.rates() if r.level == "overall"}
+    for metric in ("generation", "non_unification"):
+        assert listed[1][metric] == rates[metric]
+    text = said("runs")
+    assert max(map(len, text.splitlines())) <= 80
+    assert "UNFINISHED" in text
+
+    for name, path in (
+        ("@last", other.path), ("janus-mini", other.path), ("janus-mini-c", done.path),
+    ):  # fmt: skip
+        assert gapbench.open_run(name).path.resolve() == path
+    wrong = said("show", "janus-mini-", code=2)
+    assert other.path.name in wrong
+    assert done.path.name in wrong
+
+
+def test_results_json_is_as_the_docs_say(done: Run) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "results.md").read_text()
+    example = json.loads(page.split("```json")[1].split("```")[0])
+    made = done.folder.read("results.json")
+
+    def holds(real: object, shown: object) -> None:
+        if isinstance(shown, dict):
+            assert isinstance(real, dict)
+            assert shown.keys() <= real.keys()
+            for key in shown:
+                holds(real[key], shown[key])
+        elif not isinstance(shown, float):
+            assert type(real) is type(shown)
+
+    assert example.keys() == made.keys()
+    holds(made, example)
+    [rate] = [r for r in done.rates() if (r.level, r.metric) == ("overall", "generation")]
+    assert made["groups"]["overall"]["generation,pixel"] == rate.value
+    assert made["n-samples"] == {"shapes": {"original": 4, "effective": 4}}
+    assert (made["finished"], made["missing"]) == (True, {})
