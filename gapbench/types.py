@@ -169,7 +169,7 @@ class Rates:
     within a category and weighs categories equally above it. `low` and `high` bound the 95 %
     interval; `n_prompts` are the prompts behind the denominator; `deff` is the design effect
     (variance over prompts as clusters, divided by the variance if all images were independent);
-    `abstained` counts the images left out because a judge gave no verdict. The levels "official"
+    `abstained` counts the images left out because a judge abstained. The levels "official"
     and "paper" are a task's own means (`gapbench.metrics.rates.overalls`).
     """
 

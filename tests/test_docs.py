@@ -19,7 +19,6 @@ from gapbench.comparison import words as changes
 from gapbench.metrics import METRICS, paired
 from gapbench.metrics.metric import UNDERSTANDING, shown_in
 from gapbench.report import tables
-from gapbench.runs.folder import folder_for
 from gapbench.runs.plan import prepare
 from gapbench.runs.settings import RunSettings
 
@@ -101,8 +100,7 @@ def test_concepts_name_the_file_of_every_figure() -> None:
 def test_the_run_folder_of_the_docs_is_the_one_that_a_run_makes() -> None:
     text = "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
     named = set(re.findall(r"runs/janus-mini-[\w.*]+", text))
-    made = prepare(RunSettings(limit=1))
-    right = folder_for("runs", made.model.name, made.identity).as_posix()
+    right = prepare(RunSettings(limit=1)).path.as_posix()
     assert named == {right}, f"write {right} where the docs name another run of janus-mini"
 
 

@@ -11,7 +11,7 @@ import typer
 from gapbench.cli.options import Judge, ReportTo, RunPath
 from gapbench.cli.terminal import QUIET, console
 from gapbench.fetch.libraries import quiet
-from gapbench.runs.settings import names
+from gapbench.runs.settings import Part, names
 from gapbench.types import GapbenchError
 
 
@@ -28,6 +28,8 @@ def compare(
     report_to: ReportTo = (),
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Add p, detectable changes and counts, and explain them.")] = False,
     gate: Annotated[bool, typer.Option("--gate", help="Exit with code 1 if a figure is significantly worse.")] = False,
+    *,
+    settings: Part,
 ) -> None:  # fmt: skip
     """Print what changed between runs and if it is significant.
 
@@ -41,10 +43,12 @@ def compare(
         from gapbench.comparison import words as changes
         from gapbench.fix import card
         from gapbench.report import trackers
+        from gapbench.runs.run import open_run
 
         trackers.check(report_to)
+        first, *others = [open_run(path, **vars(settings)) for path in (before, *afters)]
         changed = comparison.compare(
-            before, afters, by=by, judge=judge, models=model or (),
+            first, others, by=by, judge=judge, models=model or (),
             intersection=intersection, tasks=lm_eval or (), limit=lm_eval_limit,
             progress=progress,
         )  # fmt: skip
@@ -68,11 +72,15 @@ def power(
     detect: Annotated[float, typer.Option(help="The change to detect, in points, or in the unit of the judge's scores.")] = 5.0,
     metric: Annotated[str, typer.Option(help="The figure, as CSV and JSON name it; a wrong name lists them.")] = "generation",
     judge: Judge = None,
+    *,
+    settings: Part,
 ) -> None:  # fmt: skip
     """Print how many prompts `compare` needs to detect a change."""
     if not 0 < detect <= 100:
         raise GapbenchError(f"--detect {detect}: give points, above 0 and up to 100")
     from gapbench.comparison import words as changes
-    from gapbench.comparison.compare import plan_spread
+    from gapbench.metrics.power import spread
+    from gapbench.runs.run import open_run
 
-    typer.echo(changes.plan(plan_spread(path, metric, judge), metric, detect))
+    frame = open_run(path, **vars(settings)).frame(judge)
+    typer.echo(changes.plan(spread(frame, metric), metric, detect))

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from gapbench.cli.options import Results, RunPath
+from gapbench.runs.settings import Part
 from gapbench.types import GapbenchError, counted, printable
 
 
@@ -19,6 +20,8 @@ def submit(
     name: Annotated[str | None, typer.Option(help="Name on the leaderboard.", show_default="the model's")] = None,
     allow_test_model: Annotated[bool, typer.Option("--allow-test-model", help="Submit a test model, which has its own section.")] = False,
     results: Results = Path("results"),
+    *,
+    settings: Part,
 ) -> None:  # fmt: skip
     """Create a run's submission to the leaderboard."""
     from gapbench.cli.progress import bars
@@ -27,7 +30,8 @@ def submit(
         from gapbench.leaderboard.submit import submit as make
         from gapbench.runs.run import open_run
 
-        made = make(open_run(path), results, contact, checkpoint, allow_test_model, name)
+        run = open_run(path, **vars(settings))
+        made = make(run, results, contact, checkpoint, allow_test_model, name)
     typer.echo(
         f"{made} is written and verified. `gapbench leaderboard` puts it on the board; commit both."
     )

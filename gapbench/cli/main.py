@@ -13,11 +13,11 @@ from typing import Annotated, Any, Final, TextIO
 
 import typer
 
-from gapbench.cli import catalog, compare, explain, fix, init, leaderboard, lm_eval, report
+from gapbench.cli import catalog, compare, explain, fix, init, leaderboard, lm_eval, report, runs
 from gapbench.cli.options import Command, Judge, ReportTo, RunPath, TableForm, command
 from gapbench.cli.terminal import QUIET, console
 from gapbench.fetch.libraries import go_offline, quiet
-from gapbench.runs.settings import Offline, RunSettings
+from gapbench.runs.settings import Offline, Part, RunSettings
 from gapbench.types import STOPS, GapbenchError, Interrupted, counted, printable
 
 app = typer.Typer(
@@ -83,8 +83,10 @@ def show(
     form: TableForm = "text",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Add the counts behind each figure.")] = False,
     judge: Judge = None,
+    *,
+    settings: Part,
 ) -> None:  # fmt: skip
-    """Print the table of a stored run."""
+    """Print the table of a stored run: of all that was ever asked of its folder, or a part."""
     from gapbench.cli.progress import bars
 
     with bars(f"reading {path}"):
@@ -92,16 +94,18 @@ def show(
         from gapbench.report.tables import render
         from gapbench.runs.run import open_run
 
-        opened = open_run(path)
+        opened = open_run(path, **vars(settings))
         if form == "text":
             show_run(opened, judge, console(), verbose)
         else:
-            typer.echo(printable(render(opened.rates(judge), form, opened.footnote)).rstrip("\n"))
+            table = render(opened.rates(judge), form, opened.footnote, opened.unfinished)
+            typer.echo(printable(table).rstrip("\n"))
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (
-    run, show, compare.compare, compare.power, lm_eval.lm_eval, explain.explain, catalog.tasks,
-    catalog.models, init.init, catalog.check_model, catalog.check_judge, catalog.prepare, fix.fix, report.report, report.label,
+    run, runs.runs, show, compare.compare, compare.power, lm_eval.lm_eval, explain.explain,
+    catalog.tasks, catalog.models, init.init, catalog.check_model, catalog.check_judge,
+    catalog.prepare, fix.fix, report.report, report.label,
     leaderboard.submit, leaderboard.verify, leaderboard.leaderboard, leaderboard.push,
 )  # fmt: skip
 for function in COMMANDS:

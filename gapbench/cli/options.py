@@ -18,7 +18,13 @@ from gapbench.files import read_yaml
 from gapbench.runs.settings import SettingError, checked, names, option_of
 from gapbench.types import GapbenchError
 
-RunPath = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
+RunPath = Annotated[
+    Path,
+    typer.Argument(
+        help="A run folder; or, of those in runs, a model's name (its latest run), the start of a folder's name, or @last.",
+        metavar="RUN",
+    ),
+]
 Judge = Annotated[
     str | None,
     typer.Option(

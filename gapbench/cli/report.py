@@ -9,22 +9,26 @@ from typing import Annotated
 import typer
 
 from gapbench.cli.options import Judge, RunPath
+from gapbench.runs.settings import Part
 
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="One or more run folders. Of two, the first is before and the second after.", metavar="RUN")],
     out: Annotated[Path | None, typer.Option(help="The file to write.", show_default="report.html in the run's folder; for several runs, in this folder")] = None,
     judge: Judge = None,
+    *,
+    settings: Part,
 ) -> None:  # fmt: skip
     """Write runs as one HTML page: figures, plots and all images."""
     from gapbench.cli.progress import bars
 
-    file = out or (runs[0] if len(runs) == 1 else Path()) / "report.html"
-    with bars(f"writing {file}"):
+    with bars("writing the report"):
         from gapbench.report.page import write_report
         from gapbench.runs.run import open_run
 
-        write_report([open_run(path) for path in runs], file, judge)
+        opened = [open_run(path, **vars(settings)) for path in runs]
+        file = out or (opened[0].path if len(runs) == 1 else Path()) / "report.html"
+        write_report(opened, file, judge)
     typer.echo(f"Report: {file} ({file.stat().st_size / 1e6:.1f} MB)")
 
 
@@ -50,5 +54,5 @@ def label(
             forever()
     typer.echo(
         f"\n{labels.there()} of {total} images are labelled in {labels.file}; the same command goes on. "
-        f"What they say of the judges: gapbench show {run}"
+        f"What they say of the judges: gapbench show {labels.run.path}"
     )

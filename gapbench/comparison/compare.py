@@ -21,7 +21,6 @@ from gapbench.metrics.paired import (
     understanding,
     win_rate,
 )
-from gapbench.metrics.power import Spread, spread
 from gapbench.models.checkpoint import FIX_RECORD
 from gapbench.runs.flow import judge_images, model_of
 from gapbench.runs.run import Run, open_run
@@ -56,8 +55,9 @@ class Comparison:
 
     `before` and `after` are the runs' folders. `changes` are the overall figures, one family under
     Holm, and `by_level` those of the level that was asked for, another. `win_rate` and `groups` are
-    None where no model's own verdicts could be held against an outside judge. `left_out` says what
-    the two runs do not share; `worse` names the figures that are significantly worse.
+    None where no model's own verdicts could be held against an outside judge; `own` is their mode:
+    logits, text or none. `left_out` says what the two runs do not share; `worse` names the figures
+    that are significantly worse.
     """
 
     before: str
@@ -91,8 +91,8 @@ class Pair:
 
 
 def compare(
-    before: str | Path,
-    afters: Sequence[str | Path],
+    before: str | Path | Run,
+    afters: Sequence[str | Path | Run],
     *,
     by: Literal["category", "tier", "task"] | None = None,
     judge: str | None = None,
@@ -102,7 +102,8 @@ def compare(
     limit: int | None = None,
     progress: Progress = silent,
 ) -> list[Comparison]:
-    """Hold each run folder of `afters` against the run folder `before`, image by image.
+    """Hold each run of `afters` against the run `before`, image by image; a folder is all that was
+    ever asked of it, a run that `open_run` opened may be a part.
 
     The understanding win rate needs AFTER's verdicts on BEFORE's images; those that BEFORE's folder
     lacks are made and kept there. The model is where AFTER's run found it, or among `models` (as
@@ -113,8 +114,8 @@ def compare(
     Raises GapbenchError, before any model is loaded, where two runs differ in prompts, seeds, task
     versions or judges, unless `intersection` asks for what they share.
     """
-    first = open_run(before)
-    pairs = [pair_runs(first, open_run(after), judge, intersection) for after in afters]
+    first, *others = [run if isinstance(run, Run) else open_run(run) for run in (before, *afters)]
+    pairs = [pair_runs(first, after, judge, intersection) for after in others]
     crossed = [cross(pair, models, progress) for pair in pairs]
     if tasks:
         from gapbench.lmeval.regression import regressions
@@ -155,19 +156,16 @@ def fixed_folder(c: Comparison) -> Path | None:
     return folder if base and base.get("fingerprint") == before.get("fingerprint") else None
 
 
-def plan_spread(run: str | Path, metric: str, judge: str | None = None) -> Spread:
-    """The spread of a stored run's figure, from which a comparison is planned."""
-    return spread(open_run(run).frame(judge), metric)
-
-
 def pair_runs(before: Run, after: Run, judge: str | None, intersection: bool = False) -> Pair:
     """Two runs over the images they share. Raises GapbenchError as `compare` does."""
     who = f"{before.path} and {after.path}"
     if before.path.resolve() == after.path.resolve():
         raise GapbenchError(f"{before.path} is given as BEFORE and as AFTER; give two runs")
-    if before.plan.own != after.plan.own:
-        modes = " and ".join(MODES.get(run.plan.own, "none") for run in (before, after))
-        raise GapbenchError(f"{who}: own verdicts from {modes}; run both with the same --verdict")
+    if before.mode != after.mode:
+        raise GapbenchError(
+            f"{who}: own verdicts are {before.mode} and {after.mode}; run both with the same "
+            "--verdict, and choose it with --own if a run has both"
+        )
     old, new = before.frame(judge), after.frame(judge)
     if not len(old) or not len(new):
         raise GapbenchError(f"{who}: one holds no image of its plan; run it again to finish it")
@@ -278,7 +276,7 @@ def _comparison(
     if not pair.old["judge"].notna().any():
         verdict = "none: there is no outside judge"
     elif len(missing) == 2:
-        verdict = "none: the outside judge abstained on every image in one of the runs"
+        verdict = "none: in one of the runs there is no verdict of the outside judge"
     elif drawn >= {1, -1}:
         verdict = "none: generation is better in one unit of the judges' scores, worse in another"
     else:
@@ -293,11 +291,12 @@ def _comparison(
         before_model=before.name,
         after_model=after.name,
         judges=sorted({str(name) for name in pair.old["judge"].dropna()}),
-        own=after.plan.own,
+        own=after.mode,
         images=len(pair.old),
         prompts=len(set(_keys(pair.old))),
         left_out=pair.left_out,
         notes=[
+            *(f"{run.path}: {run.unfinished}" for run in (before, after) if run.unfinished),
             *dict.fromkeys(run.footnote for run in (before, after) if run.footnote),
             *notes,
             *about,

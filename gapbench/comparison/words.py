@@ -11,7 +11,6 @@ from typing import Final
 from tabulate import tabulate
 
 from gapbench.comparison.compare import RULE, Comparison
-from gapbench.judges.own import MODES
 from gapbench.metrics.metric import METRICS, UNDERSTANDING, printed
 from gapbench.metrics.paired import Change, detectable
 from gapbench.metrics.power import SAMPLES, Spread, family
@@ -132,12 +131,11 @@ def _block(c: Comparison, table: Table, verbose: bool) -> str:
     if c.worse:
         worse = [_head(change) for change in c.changes if change.verdict < 0]
         parts.append(f"Significantly worse: {', '.join(worse)}.")
-    own = f"own verdicts from {MODES[c.own]}" if c.own else "no own verdicts"
     lines = [
         f"BEFORE {c.before_model}: {c.before}",
         f"AFTER  {c.after_model}: {c.after}",
         f"{counted(c.images, 'image')} of {counted(c.prompts, 'prompt')}, each with the same seed "
-        f"in both runs; outside judge {', '.join(c.judges) or 'none'}, {own}",
+        f"in both runs; outside judge {', '.join(c.judges) or 'none'}, own verdicts: {c.own}",
         *(f"Left out: {reason}" for reason in c.left_out),
         *c.notes,
     ]

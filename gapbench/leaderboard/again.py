@@ -49,7 +49,7 @@ def check_again(
     # In the order of `wanted`, as `submit` writes them.
     by_key = {_key(row): row for row in records(submission.rows)}
     rows = {key: by_key[key] for key in wanted}
-    opened = None if run is None else open_run(run)
+    opened = None if run is None else open_run(run, tasks=[*card.tasks], own=MODES[card.own])
     pictures = None if opened is None else opened.folder
     faults = [] if opened is None else _against(opened, card, rows, installed)
     if not faults and (rejudge or redraw):
@@ -74,7 +74,7 @@ def _key(row: _Row) -> tuple[Any, ...]:
 
 def _against(run: Run, card: Card, rows: _Rows, installed: Installed) -> list[str]:
     """The card and each row against what the run says."""
-    for field, value in told_by(run).items():
+    for field, value in told_by(run, card.tasks).items():
         if getattr(card, field) != value:
             return [f"{field} is {getattr(card, field)!r}, {run.path} has {value!r}"]
     try:

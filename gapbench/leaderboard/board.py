@@ -14,6 +14,7 @@ from typing import Final, Literal
 import pandas as pd
 
 from gapbench.files import write_atomic
+from gapbench.judges.own import MODES
 from gapbench.leaderboard.submission import Submission, frame, rates_of
 from gapbench.metrics.metric import METRICS, shown_in
 from gapbench.metrics.ranking import standings
@@ -128,8 +129,8 @@ def _boards(chosen: frozenset[Unit], members: Mapping[str, Submission], test: bo
             pair for unit in chosen for pair in zip(unit[4::2], unit[5::2], strict=True)
         }
     )
-    own = {"self": "probabilities", "self-text": "words"}[next(iter(chosen))[3]]
-    title = f"{whole}; outside judge {', '.join(judges)}; own verdicts by {own}"
+    own = MODES[next(iter(chosen))[3]]
+    title = f"{whole}; outside judge {', '.join(judges)}; own verdicts: {own}"
     tiers = [t for t in TIERS if any((images["tier"] == t).any() for images in frames.values())]
     levels = ["overall", *(tiers if len(tiers) > 1 else [])]
     figures = {name: rates_of(frame) for name, frame in frames.items()}

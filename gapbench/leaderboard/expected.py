@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -145,9 +145,16 @@ class Installed:
             yield prompt, verdicts
 
 
-def told_by(run: Run) -> dict[str, Any]:
-    """What a card says that a run says too."""
-    meta, plan = run.folder.meta, run.plan
+def told_by(run: Run, tasks: Mapping[str, TaskCard]) -> dict[str, Any]:
+    """What a card of these tasks says that a run says too. Of other judges than the tasks' own it
+    has those that were asked about every image."""
+    meta, plan, items = run.folder.meta, run.plan, run.plan.items()
+    own = {judge for task in tasks.values() for judge in task.judges.values()}
+    judges = {
+        name: fingerprint
+        for name, fingerprint in plan.judges.items()
+        if name in own or all(name in item.asks for item in items)
+    }
     about, identity = meta.get("model_about", {}), meta["identity"]
     return {
         "model": meta["model"],
@@ -158,9 +165,11 @@ def told_by(run: Run) -> dict[str, Any]:
         "seed": plan.seed,
         "own": plan.own,
         "own_fingerprint": plan.own_fingerprint,
-        "judges": plan.judges,
+        "judges": judges,
         "refused": run.refused(),
-        "scales": {name: scale for name, scale in plan.scales.items() if scale != SHARE},
+        "scales": {
+            name: scale for name, scale in plan.scales.items() if name in judges and scale != SHARE
+        },
         "versions": {
             key: str(value)
             for key, value in {**meta.get("versions", {}), **(about.get("versions") or {})}.items()
@@ -188,7 +197,7 @@ def rows_of(run: Run, card: Card, installed: Installed) -> Iterator[dict[str, An
             what = f"verdict of {judge}" if generation else "image"
             raise GapbenchError(
                 f"{run.path} is not complete: task {task}, prompt {prompt}, sample {sample} has no "
-                f"{what}; run the same command again"
+                f"{what}; run the same command again, or submit a part with --tasks and --samples"
             )
         yield {
             "task": task,

@@ -117,6 +117,6 @@ def _card(planned: Push) -> str | None:
     return (
         f"---\ntags: [gapbench]\n---\n\n# {run.name} on {versions}\n\n"
         "Images, own verdicts and outside verdicts of a gapbench run. Percent, with 95 % intervals "
-        f"over prompts.\n\n{render(run.rates(), 'markdown', run.footnote)}\n\n"
+        f"over prompts.\n\n{render(run.rates(), 'markdown', run.footnote, run.unfinished)}\n\n"
         f"Model fingerprint `{run.folder.meta['identity']['model']}`, seed {run.plan.seed}.\n"
     )

@@ -85,7 +85,7 @@ def submit(
             contact=contact,
             files={},
             training=_training(str(meta.get("model_about", {}).get("given", ""))),
-            **told_by(run),
+            **told_by(run, tasks),
         )
     except ValidationError as error:
         raise GapbenchError(f"{run.path} makes no card: {explain(error)}") from error
@@ -121,7 +121,8 @@ def _check_tasks(run: Run, installed: Installed) -> None:
         if missing:
             raise GapbenchError(
                 f"{run.path} is not complete: it lacks {missing} of the {len(prompts)} prompts of "
-                f"task {name}; run with --tasks {','.join(run.plan.tasks)} and without --limit"
+                f"task {name}; run with --tasks {name} and without --limit, or submit others with "
+                "--tasks"
             )
         if planned != prompts:
             raise GapbenchError(f"{run.path}: its prompts are not those of task {name} {version}")

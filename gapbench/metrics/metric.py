@@ -71,11 +71,6 @@ class Metric:
         return "own" in self.reads or "mismatched" in self.reads
 
     @property
-    def needs_outside(self) -> bool:
-        """Whether it takes an outside judge."""
-        return "outside" in self.reads or "score" in self.reads
-
-    @property
     def title(self) -> str:
         """The heading, with the unit where that is not percent."""
         return self.heading if self.unit == PERCENT else f"{self.heading} ({self.unit})"

@@ -24,6 +24,7 @@ from gapbench.types import PERCENT, SHARE, TIERS, GapbenchError, Rates, Scale
 KEYS = ("task", "category", "tier", "prompt")
 UNIT = ["task", "category", "cluster"]
 VERDICTS = ("own", "outside", "mismatched")
+ASKED = tuple(f"{column}_asked" for column in VERDICTS)
 COLUMNS = (*KEYS, "sample", *VERDICTS, "score", "mismatched_asked")
 
 Level = Literal["category", "tier", "task", "overall"]
@@ -51,10 +52,14 @@ def rates(frame: pd.DataFrame) -> list[Rates]:
       score: the outside judge's score, else `outside`; NaN for an abstention;
       scale: the Scale of the score, one in a category; without the column they are shares;
       mismatched: 1, 0 or NaN, the model's own verdict on the image against another prompt of the
-        category; mismatched_asked: whether it was asked (bool).
+        category;
+      own_asked, outside_asked, mismatched_asked: whether that verdict was asked for and answered
+        (bool), else it is missing, which is no abstention; without one of the first two columns
+        all were.
 
-    A rate counts the images that have every verdict it needs; `abstained` counts the others, but
-    for figures that need an outside verdict where the judge gave a score alone.
+    A rate counts the images that have every verdict it needs; `abstained` counts those of the
+    others that lack one because a judge abstained, and none because it is missing or, for figures
+    that need an outside verdict, because the judge gives a score alone.
     Within a category the value is numerator / denominator; above it categories weigh equally:
     sum_c(num_c / valid_c) / sum_c(den_c / valid_c) over categories with valid images, which is the
     plain mean of the category values where every valid image is in the denominator. Scores of
@@ -142,6 +147,8 @@ def checked(frame: pd.DataFrame) -> pd.DataFrame:
             raise GapbenchError(f"metrics: the frame has no column {column!r}")
     rows = clustered(frame)[[*COLUMNS, "cluster"]].reset_index(drop=True)
     rows["scale"] = frame["scale"].to_numpy() if "scale" in frame.columns else [SHARE] * len(rows)
+    for column in ASKED:
+        rows[column] = frame[column].to_numpy() if column in frame.columns else True
     for column in (*KEYS, "cluster", "sample"):
         _refuse(rows, rows[column].isna(), f"{column} is empty")
     if not pd.api.types.is_integer_dtype(rows["sample"]):
@@ -150,11 +157,11 @@ def checked(frame: pd.DataFrame) -> pd.DataFrame:
     for column in VERDICTS:
         bad = rows[column].notna() & ~rows[column].isin([0, 1])
         _refuse(rows, bad, f"{column} is {{{column}!r}}, not 1, 0 or NaN")
+        asked = rows[f"{column}_asked"]
+        _refuse(rows, ~asked.isin([True, False]), f"{column}_asked is neither true nor false")
+        _refuse(rows, rows[column].notna() & (asked == 0), f"{column} is given but not asked")
     score = pd.to_numeric(rows["score"], errors="coerce")
     _refuse(rows, rows["score"].notna() & ~np.isfinite(score), "score is {score!r}, not a number")
-    asked = rows["mismatched_asked"]
-    _refuse(rows, ~asked.isin([True, False]), "mismatched_asked is neither true nor false")
-    _refuse(rows, rows["mismatched"].notna() & (asked == 0), "mismatched is given but not asked")
     # Text compares slowly; as categoricals a million rows sort and compare as integers.
     texts = (*KEYS, "cluster")
     rows = rows.astype(dict.fromkeys(texts, str)).astype(dict.fromkeys(texts, "category"))
@@ -212,7 +219,8 @@ def sums(rows: pd.DataFrame) -> Strata:
     verdicts = Verdicts(
         *(rows[column].to_numpy(np.float64, na_value=np.nan) for column in Verdicts._fields)
     )
-    asked = rows["mismatched_asked"].to_numpy(dtype=np.bool_)
+    own, outside, mismatched = (rows[column].to_numpy(dtype=np.bool_) for column in ASKED)
+    asked = {"own": own, "outside": outside, "score": outside, "mismatched": mismatched}
     shares = np.array([scale == SHARE for scale in rows["scale"]])
     made = {}
     for name, metric in METRICS.items():
@@ -221,11 +229,11 @@ def sums(rows: pd.DataFrame) -> Strata:
     return made
 
 
-def _terms(metric: Metric, verdicts: Verdicts, asked: Bools, shares: Bools) -> Floats:
-    """The images' terms of a figure, (6, images). An image of which no mismatched pair was asked,
-    or of which the judge gave a score and no verdict, is no abstention."""
+def _terms(metric: Metric, verdicts: Verdicts, asked: Mapping[str, Bools], shares: Bools) -> Floats:
+    """The images' terms of a figure, (6, images). An image of which a verdict is missing, or of
+    which the judge gave a score and no verdict, is no abstention."""
     valid = ~np.isnan([getattr(verdicts, column) for column in metric.reads]).any(axis=0)
-    planned = asked if "mismatched" in metric.reads else np.ones_like(asked)
+    planned = np.all([asked[column] for column in metric.reads], axis=0)
     if "outside" in metric.reads:
         planned = planned & ~(np.isnan(verdicts.outside) & ~np.isnan(verdicts.score))
     numerator = np.where(valid, metric.numerator(verdicts), 0.0)

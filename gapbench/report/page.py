@@ -87,7 +87,7 @@ def _about(run: Run, name: str) -> dict[str, Any]:
         "folder": str(run.path),
         "tasks": ", ".join(f"{task} {version}" for task, version in run.plan.tasks.items()),
         "images": f"{len(run.plan.items())} of {len(run.plan.prompts)} prompts",
-        "own verdicts": run.plan.own or "none",
+        "own verdicts": run.mode,
         "outside judges": ", ".join(run.judges()) or "none",
         "mismatched pairs": run.plan.own and run.plan.mismatched,
         "recipe": ", ".join(f"{k} {v}" for k, v in about.get("recipe", {}).items()),
@@ -100,6 +100,7 @@ def _about(run: Run, name: str) -> dict[str, Any]:
         "facts": {key: value for key, value in facts.items() if value},
         "footnote": run.footnote,
         "warnings": [
+            *([run.unfinished] if run.unfinished else []),
             *(f"{what} failed the check: {why}" for what, why in run.checks().items()),
             *(note.removeprefix("WARNING: ") for note in run.notes()),
         ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from gapbench.judges.own import MODES, NAMES
+from gapbench.judges.own import NAMES
 from gapbench.report import tables
 from gapbench.types import counted
 from gapbench.verdict import mass_note
@@ -68,10 +68,11 @@ def _judges(run: Run, judge: str | None) -> list[str | None]:
 def _head(run: Run, screen: Console) -> None:
     plan = run.plan
     versions = ", ".join(f"{name} {version}" for name, version in plan.tasks.items())
-    own = f"own verdicts from {MODES[plan.own]}" if plan.own else "no own verdicts"
+    if run.unfinished:
+        screen.print(run.unfinished, soft_wrap=True, style="bold red")
     screen.print(
         f"{run.name} on {versions}: {counted(len(plan.items()), 'image')} of "
-        f"{counted(len(plan.prompts), 'prompt')}, {own}",
+        f"{counted(len(plan.prompts), 'prompt')}, own verdicts: {run.mode}",
         soft_wrap=True,
     )
     screen.print("Percent unless a unit is given, with 95 % intervals over prompts.")
@@ -87,13 +88,13 @@ def _warn(run: Run, notes: list[str], screen: Console) -> None:
 def _notes(run: Run, judges: list[str | None]) -> list[str]:
     """What the own verdicts' probabilities say of them, and which verdicts are mostly missing."""
     plan = run.plan
-    own = [v for v in run.folder.verdicts().values() if v.fingerprint == plan.own_fingerprint]
+    own = run.own_verdicts()
     notes = [note for note in [mass_note(v.mass for v in own)] if note]
-    words = sum(v.verdict is not None and v.p_yes is None for v in own)
+    words = run.in_words()
     if words and plan.own == NAMES["logits"]:
         notes.append(
-            f"{words} of {len(own)} own verdicts were read from the words of a reply, because no "
-            "probabilities of 0 and 1 came with it."
+            f"{words} of {len(own)} own verdicts are text, read from the words of a reply: no "
+            "log-probabilities of 0 and 1 came with it."
         )
     frame = run.frame()
     if plan.own:
@@ -108,13 +109,14 @@ def _abstentions(who: str, frame: pd.DataFrame, side: str) -> list[str]:
     """A line where more than half of the verdicts were abstentions, with the main reason."""
     if not len(frame):
         return []
+    made = frame[frame[f"{side}_asked"]]
     # A score without a verdict is no abstention: its judge gives none.
-    missing = frame[side].isna() & ~((side == "outside") & frame["score"].notna())
-    reasons = Counter(frame.loc[missing, f"{side}_reason"].dropna())
-    if 2 * reasons.total() <= len(frame):
+    abstained = made[side].isna() & ~((side == "outside") & made["score"].notna())
+    reasons = Counter(made.loc[abstained, f"{side}_reason"].dropna())
+    if 2 * reasons.total() <= len(made):
         return []
     [(reason, count)] = reasons.most_common(1)
     return [
-        f"{reasons.total()} of {len(frame)} {who} are abstentions; the commonest reason, "
+        f"{reasons.total()} of {len(made)} {who} are abstentions; the commonest reason, "
         f"{count} times, is: {reason}"
     ]

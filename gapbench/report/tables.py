@@ -29,12 +29,14 @@ OVERALLS: Final = {"official": "official (its authors' overall)", "paper": "the 
 """Levels of figures that others form -> what they are called; never in one table with ours."""
 
 
-def render(rates: Sequence[Rates], form: str, footnote: str = "") -> str:
+def render(rates: Sequence[Rates], form: str, footnote: str = "", unfinished: str = "") -> str:
     """The rates as `markdown` (wide), `csv` or `json` (one record a figure, all fields).
 
-    A footnote stands under the Markdown table, and in a field of its own in the other forms.
+    A footnote stands under the Markdown table, and what is missing of the run above it; in the
+    other forms each has a field of its own.
     """
-    records = [asdict(rate) | ({"footnote": footnote} if footnote else {}) for rate in rates]
+    marks = {"footnote": footnote, "unfinished": unfinished}
+    records = [asdict(rate) | {k: mark for k, mark in marks.items() if mark} for rate in rates]
     if form == "json":
         return json.dumps(records, indent=1)
     if form == "csv":
@@ -54,7 +56,8 @@ def render(rates: Sequence[Rates], form: str, footnote: str = "") -> str:
         heads = ["", *(metric.title for metric in metrics)]
         table = tabulate(rows, heads, tablefmt="pipe", disable_numparse=True)
         lines = [f"- {line}" for line in overall_lines(rates)]
-        parts = [table, "\n".join(lines), f"\\{footnote}" if footnote else ""]
+        above, below = unfinished and f"**{unfinished}**", footnote and f"\\{footnote}"
+        parts = [above, table, "\n".join(lines), below]
         return "\n\n".join(filter(None, parts))
     raise GapbenchError(f"no format {form!r}; there are {', '.join(FORMATS)}")
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from gapbench.judges.base import Judge
 from gapbench.models.base import Drawing
-from gapbench.runs.folder import RunFolder, folder_for
+from gapbench.runs.folder import RunFolder
 from gapbench.runs.plan import Item, Prepared, missing_items, refusals
 from gapbench.types import Prompt, counted
 
@@ -48,7 +48,7 @@ class Estimate:
 def estimate(prepared: Prepared) -> Estimate:
     """Count what is left of a run and time a few images of it in memory. Writes nothing."""
     items = prepared.plan.items()
-    path = folder_for(prepared.settings.out, prepared.model.name, prepared.identity)
+    path = prepared.path
     folder = RunFolder.open(path) if (path / "run.json").exists() else None
     drawn = folder.generations() if folder else {}
     there = folder.verdicts() if folder else {}

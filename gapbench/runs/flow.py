@@ -26,10 +26,13 @@ from gapbench.judges.base import Judge, check_answer
 from gapbench.models import load_model
 from gapbench.models.base import Drawing, Model, check_drawing
 from gapbench.models.checkpoint import gpu
-from gapbench.runs.folder import RunFolder, folder_for
-from gapbench.runs.plan import Item, Prepared, missing_items, prepare, refusals
-from gapbench.runs.run import FAILURES, HUMAN, Run
-from gapbench.runs.settings import Progress, RunSettings
+from gapbench.runs.folder import RunFolder
+from gapbench.runs.listing import RESULTS
+from gapbench.runs.plan import Item, Plan, Prepared, missing_items, prepare, refusals
+from gapbench.runs.results import results
+from gapbench.runs.run import FAILURES, Run
+from gapbench.runs.settings import Part, Progress, RunSettings
+from gapbench.runs.whole import joined, stored_plan, whole
 from gapbench.types import Answer, GapbenchError, Generation, Prompt, Refusal, Verdict, counted
 
 P = ParamSpec("P")
@@ -53,11 +56,10 @@ def measure(settings: RunSettings) -> Run:
     """
     made = prepare(settings)
     items, missing = made.plan.items(), missing_items(made.plan.items(), ())
-    path = folder_for(settings.out, made.model.name, made.identity)
-    if (path / "run.json").exists():
-        missing = _left(RunFolder.open(path), items, settings.retry_refused)
+    if (made.path / "run.json").exists():
+        missing = _left(RunFolder.open(made.path), items, settings.retry_refused)
     else:
-        _note_edit(made, path)
+        _note_edit(made, made.path)
     refused = refusals(made.model, missing)
     try:
         if len(missing) > len(refused):  # what cannot be loaded or reached leaves nothing behind
@@ -92,14 +94,19 @@ def _work(made: Prepared, items: list[Item], refused: Mapping[tuple[str, int], R
     """The stages of a checked command, kept in its run folder; `refused` are not drawn."""
     batch_size, progress = made.settings.batch_size, made.settings.progress
     retry = made.settings.retry_refused
-    recorded = about(made.model, made.settings)
-    folder = RunFolder.create(made.settings.out, made.model.name, made.identity, recorded)
+    recorded, out = about(made.model, made.settings, made.changed), made.settings.out
+    folder = RunFolder.create(out, made.model.name, made.identity, recorded, made.changed)
     failures: dict[str, Mapping[str, int]] = {}
     begun, here = (meta.get("model_about", {}).get("gpu") for meta in (folder.meta, recorded))
     with folder.lock():
         other = f"begun with {begun}, gone on with {here}, which may round otherwise"
         _note_check(folder, "the GPU", other if begun != here else None)
-        folder.write("plan.json", with_checksum(asdict(made.plan)))
+        earlier: Plan | None = None
+        with suppress(GapbenchError):  # none yet, or one that show calls broken
+            earlier = stored_plan(folder)
+        kept = joined(earlier, made.plan)
+        folder.write("plan.json", with_checksum(asdict(kept)))
+        (folder.path / RESULTS).unlink(missing_ok=True)  # of what is no longer all
         folder.append(refused.values())
         missing = [i for i in _left(folder, items, retry) if (i.prompt.text, i.seed) not in refused]
         failures["images"] = _draw(made.model, folder, items, missing, batch_size, progress)
@@ -129,19 +136,13 @@ def _work(made: Prepared, items: list[Item], refused: Mapping[tuple[str, int], R
         if failures or (folder.path / FAILURES).exists():
             folder.write(FAILURES, failures)
         finished = Run(folder, made.plan)
-        names: list[str | None] = [*(made.plan.judges or [None])]
-        names += [HUMAN] * (HUMAN in finished.judges())
-        folder.write(
-            "rates.json",
-            {name or "none": [asdict(r) for r in finished.rates(name)] for name in names},
-        )
+        folder.write(RESULTS, results(Run(folder, whole(kept, Part()))))
     return finished
 
 
-def about(model: Model, settings: RunSettings) -> dict[str, Any]:
+def about(model: Model, settings: RunSettings, changed: Mapping[str, object]) -> dict[str, Any]:
     """Versions, machine, where the model was and what the command changed of it, recorded with a
     run; not part of its identity."""
-    changed = {key: model.recipe[key] for key in settings.recipe or ()}
     packages = ("gapbench", "torch", "transformers", "numpy", "pillow")
     return {
         "model_about": {
@@ -149,7 +150,7 @@ def about(model: Model, settings: RunSettings) -> dict[str, Any]:
             "recipe": dict(model.recipe),
             "pair": model.pair,
             "given": _place(settings.model),
-            "changed": changed | ({} if settings.dtype == "auto" else {"dtype": model.dtype}),
+            "changed": dict(changed),
             "device": model.device,
             "dtype": model.dtype,
             "gpu": gpu(model.device),

@@ -1,14 +1,14 @@
 """The run folder: append-only records, content-addressed images, one writer.
 
 run.json           identity, versions, machine
-plan.json          the prompts, samples and judges the latest command asked for
+plan.json          the prompts, samples and judges that commands asked for
 generations.jsonl  one Generation a line
 verdicts.jsonl     one Verdict a line
 refusals.jsonl     one Refusal a line
                    (each record of these has a checksum; gapbench 0.1.0 wrote none)
 failures.json      what failed in the latest command, by stage and reason
 images/ab/<sha256>.png, tokens/ab/<sha256>.npy
-rates.json, sheets/
+results.json, sheets/
 labels.jsonl       one label of a person a line, which `gapbench label` appends
 """
 
@@ -20,7 +20,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -51,6 +51,8 @@ from gapbench.tasks.spec import explain
 from gapbench.types import GapbenchError, Generation, Refusal, Verdict
 
 FORMAT: Final = 1
+_LONGEST: Final = 48
+"""Characters of a folder's name that say what was changed of its model."""
 _SHA: Final = re.compile(r"[0-9a-f]{64}")
 
 _FILES: Final = {
@@ -96,15 +98,23 @@ class RunFolder:
 
     def __init__(self, path: Path, meta: dict[str, Any]) -> None:
         self.path, self.meta = path, meta
+        self._known: dict[type, tuple[tuple[int, int], list[Any]]] = {}
 
     @classmethod
-    def create(cls, out: str | Path, model: str, identity: dict[str, Any], about: Any) -> RunFolder:
-        """The folder of an identity under `out`, made if there is none.
+    def create(
+        cls,
+        out: str | Path,
+        model: str,
+        identity: dict[str, Any],
+        about: Any,
+        changed: Mapping[str, object] | None = None,
+    ) -> RunFolder:
+        """The folder of an identity under `out`, made if there is none; `changed` is in its name.
 
         `about` (versions, machine) is recorded when the folder is made. Raises GapbenchError where
         the folder holds another identity or another format.
         """
-        path = folder_for(out, model, identity)
+        path = folder_for(out, model, identity, changed or {})
         if (path / "run.json").exists():
             folder = cls.open(path)
             if folder.meta["identity"] != identity:
@@ -278,6 +288,15 @@ class RunFolder:
         return data
 
     def _read(self, kind: type[R]) -> list[R]:
+        """The records of a file, which is read again only where it changed."""
+        file = self.path / _FILES[kind]
+        there = file.stat() if file.exists() else None
+        state = (there.st_size, there.st_mtime_ns) if there else (0, 0)
+        if kind not in self._known or self._known[kind][0] != state:
+            self._known[kind] = (state, self._parsed(kind))
+        return self._known[kind][1]
+
+    def _parsed(self, kind: type[R]) -> list[R]:
         names = {field.name for field in fields(kind)}
 
         def record(raw: Any) -> R:
@@ -302,10 +321,26 @@ def as_png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def folder_for(out: str | Path, model: str, identity: dict[str, Any]) -> Path:
-    """Where a run of this identity lives: <model>-<first 8 hex digits of the identity's hash>."""
+def folder_for(
+    out: str | Path,
+    model: str,
+    identity: dict[str, Any],
+    changed: Mapping[str, object] | None = None,
+) -> Path:
+    """Where a run of this identity lives: <model>-<what was changed of it>-<first 8 hex digits of
+    the identity's hash>, such as janus-pro-guidance4-883b363c; where a run of gapbench 0.1 lies
+    without the middle part, there."""
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    return Path(out) / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', model)}-{digest[:8]}"
+    told = {**(changed or {}), **({"seed": identity["seed"]} if identity.get("seed") else {})}
+    words = [
+        f"{key * (key != 'dtype')}{f'{value:g}' if isinstance(value, float) else value}"
+        for key, value in told.items()
+    ]
+    name, more = (re.sub(r"[^A-Za-z0-9._-]+", "-", text) for text in (model, "-".join(words)))
+    plain = Path(out) / f"{name}-{digest[:8]}"
+    if not more or (plain / "run.json").exists():
+        return plain
+    return plain.with_name(f"{name}-{more[:_LONGEST]}-{digest[:8]}")
 
 
 def on_all_cores(call: Callable[[T], U], items: Sequence[T]) -> list[U]:

@@ -19,8 +19,8 @@ def row(
 ) -> dict[str, object]:
     """A planned image in the columns of `Run.frame`: what the model itself and the outside judge
     named `judge`, whose scores are of `scale`, said of it, and of it held against the item's
-    partner the model (`mismatched`) and that judge (`partner`). A pair that the judge accepts is
-    not mismatched and counts nowhere."""
+    partner the model (`mismatched`) and that judge (`partner`); None where no verdict was made. A
+    pair that the judge accepts is not mismatched and counts nowhere."""
     fits = partner is not None and partner.verdict == 1
     said = "verdict" if outside and outside.score is None else "score"
     return {
@@ -34,15 +34,17 @@ def row(
         "seed": item.seed,
         "image": image,
         "own": _number(own, "verdict"),
+        "own_asked": own is not None,
         "p_yes": _number(own, "p_yes"),
         "own_reason": own.reason if own else None,
         "outside": _number(outside, "verdict"),
+        "outside_asked": outside is not None,
         "score": _number(outside, said),
         "scale": scale,
         "outside_reason": outside.reason if outside else None,
         "judge": judge,
         "mismatched": _number(None if fits else mismatched, "verdict"),
-        "mismatched_asked": item.partner is not None and not fits,
+        "mismatched_asked": mismatched is not None and not fits,
     }
 
 

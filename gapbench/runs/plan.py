@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -19,6 +19,7 @@ from gapbench.judges.own import NEEDS, OwnJudge
 from gapbench.models import as_model
 from gapbench.models.base import Model, misdescribed, require
 from gapbench.models.images import ImagesModel
+from gapbench.runs.folder import folder_for
 from gapbench.runs.needs import judges_here
 from gapbench.runs.settings import RunSettings
 from gapbench.tasks.content import Difficulty, partners
@@ -36,7 +37,8 @@ MOST_SAMPLES: Final = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a command asked for; a table is computed for a plan.
+    """What a command asked for; a table is computed for a plan. `gapbench.runs.whole` makes one of
+    all commands.
 
     `judges` maps outside judges' names to their fingerprints. For each prompt, `partner` is the
     index of the prompt that makes a mismatched pair with its image, or None; indices go on into
@@ -47,7 +49,8 @@ class Plan:
     because their prompts or their judges' weights are not here. `mismatched` is how partners were
     chosen; None in a plan of 0.1, which took the next prompt of the file.
     `scales` and `thresholds` are those of the judges that have them, shares and no threshold else;
-    `overalls` are the tasks' (`gapbench.metrics.rates.overalls`).
+    `overalls` are the tasks' (`gapbench.metrics.rates.overalls`). `earlier`, in a run folder, are
+    the plans of earlier commands.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
@@ -67,23 +70,30 @@ class Plan:
     others: Sequence[Prompt] = ()
     partner_asks: Sequence[dict[str, str]] = ()
     mismatched: Difficulty | None = None
+    earlier: Sequence[Plan] = field(default_factory=list)
 
     @classmethod
     def from_json(cls, raw: Any) -> Plan:
         """A plan as `asdict` gives it. Raises ValueError where it is of another form."""
         plan = TypeAdapter(cls).validate_json(json.dumps(raw), strict=True)
-        count, places = len(plan.prompts), len(plan.prompts) + len(plan.others)
-        if not count == len(plan.asks) == len(plan.partner):
-            raise ValueError("prompts, asks and partner are not as many")
-        if plan.partner_asks and len(plan.partner_asks) != count:
-            raise ValueError("prompts and partner_asks are not as many")
-        if any(p is not None and not 0 <= p < places for p in plan.partner):
-            raise ValueError("a partner is the place of no prompt")
-        if any(not 0 < plan.samples.get(p.task, 0) <= MOST_SAMPLES for p in plan.prompts):
-            raise ValueError(f"a task's samples are not 1 to {MOST_SAMPLES}")
-        if any(a.keys() - plan.judges.keys() for a in [*plan.asks, *plan.partner_asks]):
-            raise ValueError("a prompt names a judge that has no fingerprint")
+        for each in (plan, *plan.earlier):
+            each._check()
         return plan
+
+    def _check(self) -> None:
+        count, places = len(self.prompts), len(self.prompts) + len(self.others)
+        if not count == len(self.asks) == len(self.partner):
+            raise ValueError("prompts, asks and partner are not as many")
+        if self.partner_asks and len(self.partner_asks) != count:
+            raise ValueError("prompts and partner_asks are not as many")
+        if any(p.task not in self.tasks for p in self.prompts):
+            raise ValueError("a prompt's task has no version")
+        if any(p is not None and not 0 <= p < places for p in self.partner):
+            raise ValueError("a partner is the place of no prompt")
+        if any(not 0 < self.samples.get(p.task, 0) <= MOST_SAMPLES for p in self.prompts):
+            raise ValueError(f"a task's samples are not 1 to {MOST_SAMPLES}")
+        if any(a.keys() - self.judges.keys() for a in [*self.asks, *self.partner_asks]):
+            raise ValueError("a prompt names a judge that has no fingerprint")
 
     def notes(self) -> list[str]:
         """What a reader of the plan's figures has to know of it."""
@@ -105,13 +115,11 @@ class Plan:
         for index, prompt in enumerate(self.prompts):
             for sample in range(self.samples[prompt.task]):
                 seed, place = seed_of(self.seed, prompt.text, sample), self.partner[index]
-                if place is None or sample or not self.own:
-                    items.append(Item(prompt, sample, seed, self.asks[index], None, {}))
-                    continue
-                partner_asks = self.partner_asks[index] if self.partner_asks else {}
-                items.append(
-                    Item(prompt, sample, seed, self.asks[index], every[place], partner_asks)
-                )
+                item = Item(prompt, sample, seed, self.asks[index], None, {}, bool(self.own))
+                if place is not None and not sample and self.own:
+                    asks = self.partner_asks[index] if self.partner_asks else {}
+                    item = replace(item, partner=every[place], partner_asks=asks)
+                items.append(item)
         return items
 
 
@@ -119,7 +127,7 @@ class Plan:
 class Item:
     """One planned image; `partner` is the prompt it is also held against, as a mismatched pair
     (first samples only: one pair a prompt carries the rate), and `partner_asks` what each of
-    its judges is asked about that pair."""
+    its judges is asked about that pair. `own` is whether the model judges it."""
 
     prompt: Prompt
     sample: int
@@ -127,6 +135,7 @@ class Item:
     asks: Mapping[str, str]
     partner: Prompt | None
     partner_asks: Mapping[str, str]
+    own: bool
 
     def asked(self, judge: str) -> list[Prompt]:
         """The prompts that an outside judge holds the image against."""
@@ -144,6 +153,13 @@ class Prepared:
     judges: list[Judge]
     plan: Plan
     identity: dict[str, Any]
+    changed: dict[str, object]
+    """What the command changed of the model: keys of its recipe, its dtype."""
+
+    @property
+    def path(self) -> Path:
+        """The run folder."""
+        return folder_for(self.settings.out, self.model.name, self.identity, self.changed)
 
 
 def prepare(settings: RunSettings) -> Prepared:
@@ -226,7 +242,21 @@ def prepare(settings: RunSettings) -> Prepared:
     if isinstance(adapter, ImagesModel):
         adapter.bind({(item.prompt.text, item.seed): item.sample for item in plan.items()})
     identity = {"model": adapter.fingerprint, "recipe": dict(adapter.recipe), "seed": settings.seed}
-    return Prepared(settings, adapter, own, list(loaded.values()), plan, identity)
+    changed = _changed(settings, adapter)
+    return Prepared(settings, adapter, own, list(loaded.values()), plan, identity, changed)
+
+
+def _changed(settings: RunSettings, model: Model) -> dict[str, object]:
+    """What differs from the model as it comes: keys of its recipe, its dtype."""
+    if not isinstance(settings.model, str) or (not settings.recipe and settings.dtype == "auto"):
+        return {}
+    usual = as_model(settings.model, settings.device)
+    changed: dict[str, object] = {
+        key: model.recipe[key]
+        for key in settings.recipe or ()
+        if key not in usual.recipe or model.recipe[key] != usual.recipe[key]
+    }
+    return changed | ({} if model.dtype == usual.dtype else {"dtype": model.dtype})
 
 
 def seed_of(run_seed: int, text: str, sample: int) -> int:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
-from gapbench.files import read_object, without_checksum
+from gapbench.files import read_object
+from gapbench.judges.own import MODES, Mode
 from gapbench.models.base import PAIR
 from gapbench.runs.folder import RunFolder
 from gapbench.runs.frame import row
+from gapbench.runs.listing import find_run
 from gapbench.runs.plan import Plan
-from gapbench.tasks.spec import explain
-from gapbench.types import SHARE, Answer, GapbenchError, Rates, counted
+from gapbench.runs.settings import Part
+from gapbench.runs.whole import stored_plan, whole
+from gapbench.types import SHARE, Answer, GapbenchError, Rates, Verdict, counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,14 +47,33 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The model, with what the command changed of it: "janus-mini (guidance=4, seed=1)"; with
-        * where there is a footnote."""
-        meta = self.folder.meta
+        """The model, with what the command changed of it and own verdicts that are no logits:
+        "janus-mini (guidance=4, seed=1, verdict=text)"; with * where there is a footnote."""
+        meta, usual = self.folder.meta, {("seed", 0), ("verdict", "logits"), ("verdict", "none")}
         changed = {**meta.get("model_about", {}).get("changed", {}), "seed": self.plan.seed}
+        changed["verdict"] = self.mode
         told = [f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
-                for key, value in changed.items() if (key, value) != ("seed", 0)]  # fmt: skip
+                for key, value in changed.items() if (key, value) not in usual]  # fmt: skip
         brackets = f" ({', '.join(told)})" if told else ""
         return f"{meta['model']}{'*' * bool(self.footnote)}{brackets}"
+
+    @cached_property
+    def mode(self) -> Literal["logits", "text", "none"]:
+        """How the own verdicts were made: text, too, where logits were asked for and a server sent
+        no log-probabilities with most of its replies."""
+        if not self.plan.own:
+            return "none"
+        made, in_words = self.own_verdicts(), self.in_words()
+        return "text" if 2 * in_words > len(made) else MODES[self.plan.own]
+
+    def own_verdicts(self) -> list[Verdict]:
+        """The model's own verdicts that are there."""
+        fingerprint = self.plan.own_fingerprint
+        return [v for v in self.folder.verdicts().values() if v.fingerprint == fingerprint]
+
+    def in_words(self) -> int:
+        """How many of the own verdicts were read from the words of a reply."""
+        return sum(v.verdict is not None and v.p_yes is None for v in self.own_verdicts())
 
     @property
     def footnote(self) -> str:
@@ -80,6 +103,46 @@ class Run:
         failed for it; the same command again tries them again."""
         file = self.path / FAILURES
         return read_object(file) if file.exists() else {}
+
+    def stages(self) -> dict[str, tuple[int, int]]:
+        """Stage ("images", "own verdicts", ...) -> how many of its images or verdicts are there,
+        and how many are planned. Images that the model refused are not planned, and verdicts are
+        those on images that are there."""
+        plan, drawn, verdicts = self.plan, self.folder.generations(), self.folder.verdicts()
+        refused, items = self.folder.refusals(), plan.items()
+        keys = [(item.prompt.text, item.seed) for item in items]
+        images = [drawn[key].image if key in drawn else None for key in keys]
+        planned = sum(key in drawn or key not in refused for key in keys)
+        stages = {"images": (len(items) - images.count(None), planned)}
+        wanted: dict[str, set[tuple[str, str, str]]] = {}
+        for item, image in zip(items, images, strict=True):
+            if image is None:
+                continue
+            if item.own:
+                mine = wanted.setdefault("own verdicts", set())
+                for prompt in filter(None, (item.prompt, item.partner)):
+                    mine.add((image, prompt.question, plan.own_fingerprint))
+            for judge, question in (*item.asks.items(), *item.partner_asks.items()):
+                theirs = wanted.setdefault(f"verdicts of {judge}", set())
+                theirs.add((image, question, plan.judges[judge]))
+        return stages | {
+            stage: (len(asked & verdicts.keys()), len(asked)) for stage, asked in wanted.items()
+        }
+
+    @cached_property
+    def unfinished(self) -> str:
+        """What is missing of an unfinished run, in one line; empty where it is finished."""
+        stages = self.stages()
+        if all(there == planned for there, planned in stages.values()):
+            return ""
+        there, planned = stages.pop("images")
+        lacking = [
+            f"{planned - there:,} of {planned:,} {stage} missing"
+            for stage, (there, planned) in stages.items()
+            if there < planned
+        ]
+        said = ", ".join([f"{there:,} of {planned:,} images drawn", *lacking])
+        return f"UNFINISHED: {said}; run the same command again."
 
     def refused(self) -> dict[str, int]:
         """Reason -> how many of the planned images the model refused to draw for it."""
@@ -112,9 +175,10 @@ class Run:
         raters = [f"{HUMAN}:{rater}" for rater in people.raters()] if people else []
         pairs = [*combinations(self.judges(), 2), *combinations(raters, 2)]
         frames = {name: self.frame(name) for name in {name for pair in pairs for name in pair}}
+        frames = {name: each[each["outside_asked"]] for name, each in frames.items() if len(each)}
         agreements = []
         for first, second in pairs:
-            if not len(frames[first]) or not len(frames[second]):
+            if first not in frames or second not in frames:
                 continue
             both = frames[first].merge(
                 frames[second][[*IMAGE, "outside"]], on=IMAGE, suffixes=("_first", "_second")
@@ -141,11 +205,12 @@ class Run:
         """One row for each planned image that was drawn.
 
         Columns: task, category, tier, prompt (id), cluster (`gapbench.tasks.content.cluster`),
-        text, sample, seed, image (sha256), own, p_yes, own_reason, outside, score, scale,
-        outside_reason, judge, mismatched, mismatched_asked, which is false where the judge accepts
-        the mismatched pair. Verdicts are 1.0, 0.0 or NaN (abstained). `judge` picks an outside
-        judge, and with it the images it was asked about; by default each task's first. "human" is
-        the people who labelled the run, "human:NAME" one of them.
+        text, sample, seed, image (sha256), own, own_asked, p_yes, own_reason, outside,
+        outside_asked, score, scale, outside_reason, judge, mismatched, mismatched_asked. Verdicts
+        are 1.0, 0.0 or NaN: abstained, or missing where "asked" is false, which it also is where
+        the judge accepts the mismatched pair. `judge` picks an outside judge, and with it the
+        images it was asked about; by default each task's first. "human" is the people who labelled
+        the run, "human:NAME" one of them.
         """
         import pandas as pd
 
@@ -189,21 +254,11 @@ class Run:
         """The figures of METRICS, per category, task, tier and overall, then the overall figures as
         the tasks' authors and the paper form them."""
         from gapbench.metrics.metric import METRICS
-        from gapbench.metrics.rates import overalls
+        from gapbench.metrics.rates import overalls, rates
 
         frame = self.frame(judge)
-        made = [*self._rates(frame), *overalls(frame, self.plan.overalls)]
+        made = [*rates(frame), *overalls(frame, self.plan.overalls)]
         return [rate for rate in made if self.plan.own or not METRICS[rate.metric].needs_own]
-
-    def _rates(self, frame: pd.DataFrame) -> list[Rates]:
-        from gapbench.metrics import METRICS, rates
-
-        judged = frame[frame["judge"].notna()] if len(frame) else frame
-        if len(judged) == len(frame):
-            return rates(frame)
-        # Prompts that no outside judge was asked about are not its abstentions.
-        alone = [rate for rate in rates(frame) if not METRICS[rate.metric].needs_outside]
-        return alone + [rate for rate in rates(judged) if METRICS[rate.metric].needs_outside]
 
 
 def _by_reason(reasons: Mapping[str, int]) -> str:
@@ -213,13 +268,19 @@ def _by_reason(reasons: Mapping[str, int]) -> str:
     return told + (f"; and {len(reasons) - 3} other reasons" if len(reasons) > 3 else "")
 
 
-def open_run(path: str | Path) -> Run:
-    """A run folder as it stands, with the plan of the latest command."""
-    folder = RunFolder.open(Path(path))
-    raw = folder.read("plan.json")
+def open_run(
+    path: str | Path,
+    tasks: str | Sequence[str] | None = None,
+    samples: int | None = None,
+    own: Mode | None = None,
+) -> Run:
+    """A run folder, or its name as `find_run` takes it, with all that was ever asked of it, or the
+    part that `tasks` (as for `gapbench run`), `samples` (the first of each prompt) and `own` (the
+    mode of the own verdicts) name. Raises GapbenchError where there is no run, or nobody asked for
+    that part."""
+    folder, part = RunFolder.open(find_run(path)), Part(tasks, samples, own)
+    plan = stored_plan(folder)
     try:
-        return Run(folder, Plan.from_json(without_checksum(raw)))
-    except ValueError as error:
-        raise GapbenchError(
-            f"{folder.path / 'plan.json'}: broken ({explain(error)}); run again"
-        ) from error
+        return Run(folder, whole(plan, part))
+    except GapbenchError as error:
+        raise GapbenchError(f"{folder.path}: {error}") from error

@@ -129,6 +129,19 @@ TASKS = "What to measure: all, a tier of every task (easy, medium, hard), a task
 
 
 @dataclass(frozen=True)
+class Part:
+    """Which part of a run to look at, as `open_run` takes it; all that was ever asked by default."""
+
+    tasks: Annotated[Sequence[str] | None, Option(parser=names, show_default="all", help="Only these of the run's tasks: a tier, a task, task/category or task/tier; separate several with commas.")] = None
+    samples: Annotated[int | None, Option(min=1, show_default="all", help="Only the first images of each prompt, this many.")] = None
+    own: Annotated[Literal["logits", "text"] | None, Option(show_default="logits, if the run has them", help="Which of the model's own verdicts.")] = None
+
+    def __post_init__(self) -> None:
+        """Check the values. Raises SettingError."""
+        vars(self).update(checked(Part, vars(self)))
+
+
+@dataclass(frozen=True)
 class RunSettings:
     """What a run is told. `recipe` and `judges` are `--set` and `--judge` on the command line."""
 

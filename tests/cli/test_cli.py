@@ -86,7 +86,7 @@ def assert_refused(done: subprocess.CompletedProcess[str], *culprits: str) -> No
 def test_a_run_prints_its_table(made: Path) -> None:
     shown = (made / "out").read_text()
     [folder] = (made / "runs").iterdir()
-    assert "janus-mini on shapes 1.1: 3 images of 3 prompts, own verdicts from logits" in shown
+    assert "janus-mini on shapes 1.1: 3 images of 3 prompts, own verdicts: logits" in shown
     assert "Outside judge: pixel" in shown
     assert f"gapbench show runs/{folder.name}" in shown
     assert len([line for line in shown.splitlines() if line.strip()]) <= 12
@@ -95,7 +95,7 @@ def test_a_run_prints_its_table(made: Path) -> None:
             assert rate.name in shown
     assert (folder / "sheets" / "shapes-colors.png").exists()
     assert {file.name for file in folder.iterdir()} >= {
-        "run.json", "plan.json", "generations.jsonl", "verdicts.jsonl", "rates.json", "images",
+        "run.json", "plan.json", "generations.jsonl", "verdicts.jsonl", "results.json", "images",
         "tokens", "sheets",
     }  # fmt: skip
 
@@ -156,7 +156,7 @@ def test_a_run_is_named_with_what_was_changed(cli: Cli) -> None:
     changed = ("--set", "guidance=2", "--seed", "1", "--dtype", "float32", "--verdict", "none")
     done = cli("run", "--tasks", "shapes/colors", "--limit", "1", "--samples", "1", *changed)
     name = "janus-mini (guidance=2, dtype=float32, seed=1)"
-    assert f"{name} on shapes 1.1: 1 image of 1 prompt, no own verdicts" in done.stdout
+    assert f"{name} on shapes 1.1: 1 image of 1 prompt, own verdicts: none" in done.stdout
     assert "(1 contact sheet)" in done.stdout
 
 

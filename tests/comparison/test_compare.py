@@ -246,7 +246,7 @@ def drop_prompts(plan: dict[str, Any]) -> None:
             ("the texts of 1 prompt differ",),
             42,
         ),
-        (lambda plan: plan.update(own="self-text"), ("own verdicts from logits and text",), None),
+        (lambda plan: plan.update(own="self-text"), ("own verdicts are logits and text",), None),
     ],
     ids=["prompts", "samples", "version", "judge", "seed", "text", "verdict"],
 )
@@ -337,7 +337,7 @@ def test_an_outside_judge_that_abstained_everywhere_gives_no_verdict(
     if own == "logits" and side == 1:  # BEFORE's images have outside verdicts for understanding
         assert said.verdict.endswith(" (generation was not measured)")
     else:
-        assert said.verdict.startswith("none: the outside judge abstained on every image")
+        assert said.verdict.startswith("none: in one of the runs there is no verdict")
 
 
 def _sides(folder: Path) -> tuple[Path, list[Path]]:

@@ -134,6 +134,8 @@ def test_set_changes_the_recipe_and_so_the_run(cli: Cli, tmp_path: Path) -> None
     )
     assert changed == {**own, "guidance": 3.0, "top_k": 9}
     assert len({meta["identity"]["model"] for meta in runs}) == 1
+    names = sorted(path.name.rpartition("-")[0] for path in (tmp_path / "runs").iterdir())
+    assert names == ["janus-mini", "janus-mini-guidance3-top_k9"]
 
 
 def test_set_in_python_and_in_a_config_file(cli: Cli, tmp_path: Path) -> None:

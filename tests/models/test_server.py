@@ -285,12 +285,20 @@ def test_a_run_ends_in_a_table(
     assert len(frame) == 6
     assert (frame["own"] == 1).all()
     assert frame["p_yes"].notna().all() == logprobs
-    note = "9 of 9 own verdicts were read from the words of a reply"
-    assert (note in cli("show", str(done.path)).stdout) != logprobs
+    shown, mode = cli("show", str(done.path)).stdout, "logits" if logprobs else "text"
+    assert ("9 of 9 own verdicts are text, read from the words" in shown) != logprobs
+    assert f"own verdicts: {mode}" in shown
+    assert ("(verdict=text)" in shown.splitlines()[0]) != logprobs
     assert done.checks() == {}
     # The image that the seeds were tried with is not drawn a third time.
     assert len(server.drawn) == 6 + 1
     assert len({(a["prompt"], a["seed"]) for a in server.drawn}) == 6
+    if not logprobs:
+        server.says = lambda h, asked: h.answer(asked, logprobs=True)
+        other = run(f"server:{server.argument}", limit=3, samples=2, out=tmp_path / "other")
+        refused = cli("compare", str(other.path), str(done.path))
+        assert refused.returncode == 2
+        assert "own verdicts are logits and text" in refused.stderr
 
 
 def test_seeds_that_are_not_heeded_are_marked(

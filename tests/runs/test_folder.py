@@ -336,6 +336,19 @@ def test_a_folder_is_found_again(tmp_path: Path, folder: RunFolder) -> None:
         assert folder_for(tmp_path, "tiny/model", IDENTITY | other) != folder.path
 
 
+def test_the_name_says_what_was_changed(tmp_path: Path) -> None:
+    def named(changed: dict[str, object], **identity: Any) -> str:
+        return folder_for(tmp_path, "m", {"seed": 0, **identity}, changed).name[:-9]
+
+    assert named({}) == "m"
+    assert named({"guidance": 4.0, "dtype": "float32"}, seed=3) == "m-guidance4-float32-seed3"
+    assert named({"size": "a/b c\n"}) == "m-sizea-b-c-"
+    assert len(named({"prefix": "x" * 300})) == 2 + 48
+    identity = {"model": "n", "recipe": {"guidance": 4.0}, "seed": 0}
+    older = RunFolder.create(tmp_path, "m", identity, {})  # as gapbench 0.1 named it
+    assert folder_for(tmp_path, "m", identity, {"guidance": 4.0}) == older.path
+
+
 @pytest.mark.parametrize(
     ("change", "culprit"),
     [

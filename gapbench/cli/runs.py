@@ -1,0 +1,46 @@
+"""The command `gapbench runs`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from gapbench.cli.terminal import console
+from gapbench.types import PERCENT, printable
+
+
+def runs(
+    folder: Annotated[Path, typer.Argument(help="A folder of run folders.", metavar="DIR")] = Path("runs"),
+    form: Annotated[Literal["text", "json"], typer.Option("--format", help="Format of the list.")] = "text",
+) -> None:  # fmt: skip
+    """List the runs of a folder, the latest first."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from gapbench.metrics.metric import printed
+    from gapbench.runs.listing import runs_in
+
+    listed = runs_in(folder)
+    if form == "json":
+        typer.echo(printable(json.dumps([asdict(run) for run in listed], indent=1)))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in ("run", "tasks"):
+        table.add_column(head, overflow="fold")
+    for head in ("images", "generation", "non-unif.", "date"):
+        table.add_column(head, justify="right")
+    for run in listed:
+        images = f"{run.images:,}"
+        figures = ((run.generation, run.unit), (run.non_unification, PERCENT))
+        table.add_row(
+            Text(run.run),
+            Text(", ".join(run.tasks)),
+            images if run.finished else f"{images} of {run.planned:,} UNFINISHED",
+            *("n/a" if figure is None else printed(figure, unit) for figure, unit in figures),
+            (run.date or "")[:10],
+        )
+    console().print(table)

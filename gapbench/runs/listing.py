@@ -1,0 +1,87 @@
+"""The runs of a folder, and a run by a short name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from gapbench.files import read_object
+from gapbench.runs.folder import RunFolder
+from gapbench.runs.settings import Part
+from gapbench.runs.whole import stored_plan, whole
+from gapbench.types import PERCENT, GapbenchError
+
+RESULTS: Final = "results.json"
+RUNS: Final = "runs"
+LAST: Final = "@last"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """A run in a list. The overall figures are those of its results.json, by the first judge, and
+    `unit` is that of generation; None where there is no such file."""
+
+    run: str
+    model: str
+    changed: dict[str, Any]
+    seed: int
+    tasks: list[str]
+    images: int
+    planned: int
+    finished: bool
+    generation: float | None
+    unit: str
+    non_unification: float | None
+    date: str | None
+
+
+def runs_in(folder: Path) -> list[Listed]:
+    """The runs of a folder, the latest first. Reads no verdicts. Raises GapbenchError for a run
+    whose files are broken."""
+    return [_listed(path) for path in reversed(_paths(folder))]
+
+
+def find_run(given: str | Path) -> Path:
+    """A run folder: a path, or in runs/ a model's name (its latest run), the start of a folder's
+    name, or @last. Raises GapbenchError where several start so."""
+    name, paths = str(given), _paths(Path(RUNS))
+    if Path(given).exists() or not paths:
+        return Path(given)
+    of_model = [path for path in paths if RunFolder.open(path).meta["model"] == name]
+    if name == LAST or of_model:
+        return (of_model or paths)[-1]
+    starting = [path for path in paths if path.name.startswith(name)]
+    if len(starting) > 1:
+        there = ", ".join(path.name for path in starting)
+        raise GapbenchError(f"{name}: several runs start so: {there}; give more of the name")
+    return starting[0] if starting else Path(given)
+
+
+def _paths(folder: Path) -> list[Path]:
+    """Run folders, the one with the latest command last."""
+    plans = folder.glob("*/plan.json")
+    return [plan.parent for plan in sorted(plans, key=lambda plan: plan.stat().st_mtime_ns)]
+
+
+def _listed(path: Path) -> Listed:
+    folder = RunFolder.open(path)
+    plan = whole(stored_plan(folder), Part())
+    known = read_object(path / RESULTS) if (path / RESULTS).exists() else {}
+    overall = known.get("groups", {}).get("overall", {})
+    judge = next(iter(plan.judges), "none")
+    drawn = known.get("n-samples", {}).values()
+    return Listed(
+        run=path.name,
+        model=folder.meta["model"],
+        changed=folder.meta.get("model_about", {}).get("changed", {}),
+        seed=plan.seed,
+        tasks=list(plan.tasks),
+        images=sum(each["effective"] for each in drawn) if known else len(folder.generations()),
+        planned=len(plan.items()),
+        finished=bool(known.get("finished")),
+        generation=overall.get(f"generation,{judge}"),
+        unit=overall.get(f"generation_unit,{judge}", PERCENT),
+        non_unification=overall.get(f"non_unification,{judge}"),
+        date=folder.meta.get("started"),
+    )

@@ -1,0 +1,181 @@
+"""All that was ever asked of a run folder, as one plan, and parts of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from gapbench.files import without_checksum
+from gapbench.judges.own import MODES, NAMES
+from gapbench.runs.folder import RunFolder
+from gapbench.runs.plan import Item, Plan
+from gapbench.runs.settings import Part
+from gapbench.tasks.spec import explain
+from gapbench.types import GapbenchError, Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Whole(Plan):
+    """The plans of several commands as one.
+
+    A prompt has the images and judges of every plan, its first judge first. Of two versions of a
+    task, prompt or judge the later counts, and so does the later choice of mismatched pairs.
+    `partner` is empty: `items` has the pairs.
+    """
+
+    parts: Sequence[Plan] = ()
+    most: int | None = None
+    """Images of a prompt that count, None for all."""
+
+    def items(self) -> list[Item]:
+        kept = {(p.task, p.id): p for p in self.prompts}
+        merged: dict[tuple[str, str, int], Item] = {}
+        for part in self.parts:
+            own = part.own == self.own != ""
+            pairs = own and part.mismatched == self.mismatched
+            for item in part.items():
+                task, number, sample = key = (item.prompt.task, item.prompt.id, item.sample)
+                if kept.get((task, number)) != item.prompt or part.tasks[task] != self.tasks[task]:
+                    continue
+                if self.most is not None and sample >= self.most:
+                    continue
+                item = replace(item, own=own)
+                if not pairs:
+                    item = replace(item, partner=None, partner_asks={})
+                if old := merged.get(key):
+                    item = replace(
+                        item,
+                        asks={**old.asks, **item.asks},
+                        partner=item.partner or old.partner,
+                        partner_asks={**old.partner_asks, **item.partner_asks},
+                        own=item.own or old.own,
+                    )
+                merged[key] = item
+        places = {key: place for place, key in enumerate(kept)}
+        return [merged[key] for key in sorted(merged, key=lambda k: (places[k[:2]], k[2]))]
+
+
+def joined(earlier: Plan | None, new: Plan) -> Plan:
+    """What a folder keeps once a command asked for `new`: it and the plans of earlier commands, of
+    which those that ask for nothing else are dropped."""
+    parts, asked = parts_of(earlier) if earlier else [], _asked(new)
+    if any(asked <= _asked(part) for part in parts):
+        return earlier or new
+    covered = [_asked(part) <= asked for part in parts]
+    place = covered.index(True) if any(covered) else len(parts)
+    kept = [part for part, drop in zip(parts, covered, strict=True) if not drop]
+    kept.insert(place, new)
+    return replace(kept[-1], earlier=kept[:-1])
+
+
+def parts_of(plan: Plan) -> list[Plan]:
+    """The plans of a folder's commands, the earliest first."""
+    return [*plan.earlier, replace(plan, earlier=[])]
+
+
+def stored_plan(folder: RunFolder) -> Plan:
+    """What the commands asked of a folder. Raises GapbenchError where that cannot be read."""
+    raw = folder.read("plan.json")
+    try:
+        return Plan.from_json(without_checksum(raw))
+    except ValueError as error:
+        raise GapbenchError(
+            f"{folder.path / 'plan.json'}: broken ({explain(error)}); run again"
+        ) from error
+
+
+def whole(plan: Plan, wanted: Part) -> Plan:
+    """All that a folder's plan asks for, or a part of it. Raises GapbenchError for a part that
+    nobody asked for."""
+    parts, tasks, samples, own = parts_of(plan), wanted.tasks, wanted.samples, wanted.own
+    if len(parts) == 1 and wanted == Part():
+        return parts[0]
+    versions = {task: version for part in parts for task, version in part.tasks.items()}
+    latest = {
+        (p.task, p.id): p
+        for part in parts
+        for p in part.prompts
+        if part.tasks[p.task] == versions[p.task]
+    }
+    fullest = sorted(parts, key=lambda part: -len(part.prompts))  # it knows the tasks' order
+    order = dict.fromkeys((p.task, p.id) for part in fullest for p in part.prompts)
+    kept = _selected([latest[key] for key in order if key in latest], tasks)
+    asks: dict[tuple[str, str], dict[str, str]] = {(p.task, p.id): {} for p in kept}
+    for part in parts:
+        for prompt, asked in zip(part.prompts, part.asks, strict=True):
+            if latest.get((prompt.task, prompt.id)) == prompt:
+                asks.get((prompt.task, prompt.id), {}).update(asked)
+    asked_judges = {judge for each in asks.values() for judge in each}
+    modes = {part.own: part for part in parts if part.own}
+    name = NAMES[own] if own else next((each for each in NAMES.values() if each in modes), "")
+    if own and name not in modes:
+        there = ", ".join(MODES[each] for each in modes) or "none"
+        raise GapbenchError(f"--own {own}: nobody asked for such own verdicts; there are: {there}")
+    held = {prompt.task for prompt in kept}
+    merged: dict[str, Any] = {field.name: getattr(plan, field.name) for field in fields(Plan)}
+    merged |= {
+        "tasks": {task: version for task, version in versions.items() if task in held},
+        "prompts": kept,
+        "partner": [None] * len(kept),
+        "asks": list(asks.values()),
+        "samples": {
+            task: min(samples or most, most)
+            for task in versions
+            for most in [max(part.samples.get(task, 0) for part in parts)]
+        },
+        "judges": {
+            judge: print_
+            for part in parts
+            for judge, print_ in part.judges.items()
+            if judge in asked_judges
+        },
+        "own": name,
+        "own_fingerprint": modes[name].own_fingerprint if name else "",
+        "mismatched": modes[name].mismatched if name else plan.mismatched,
+        "earlier": [],
+        "others": (),
+        "partner_asks": (),
+    }
+    for field in ("scales", "thresholds", "overalls"):
+        merged[field] = {k: v for part in parts for k, v in getattr(part, field).items()}
+    merged["overalls"] = {k: v for k, v in merged["overalls"].items() if k in held}
+    left_out = [each for part in parts for each in part.left_out if each not in versions]
+    merged["left_out"] = [] if tasks else list(dict.fromkeys(left_out))
+    return Whole(**merged, parts=parts, most=samples)
+
+
+def _selected(prompts: Sequence[Prompt], tasks: Sequence[str] | None) -> list[Prompt]:
+    """The prompts that selections name."""
+    if tasks is None:
+        return list(prompts)
+    kept: dict[tuple[str, str], Prompt] = {}
+    for selection in tasks:
+        folder = Path(selection)
+        name = folder.resolve().name if (folder / "task.yaml").is_file() else selection
+        mine = {
+            (p.task, p.id): p
+            for p in prompts
+            if name in ("all", p.tier, p.task, f"{p.task}/{p.category}", f"{p.task}/{p.tier}")
+        }
+        if not mine:
+            there = ", ".join(dict.fromkeys(f"{p.task}/{p.category}" for p in prompts))
+            raise GapbenchError(f"--tasks {selection}: nobody asked for it; there are: {there}")
+        kept |= mine
+    return [prompt for prompt in prompts if (prompt.task, prompt.id) in kept]
+
+
+def _asked(plan: Plan) -> set[tuple[object, ...]]:
+    """All that a plan asks for: images, and verdicts on them."""
+    asked = set[tuple[object, ...]]()
+    for item in plan.items():
+        prompt = item.prompt
+        image = (prompt.task, plan.tasks[prompt.task], prompt.id, prompt.text, item.seed)
+        asked.add(image)
+        pair = (item.partner.question, plan.mismatched) if item.partner else None
+        if plan.own:
+            asked.add((*image, prompt.question, pair, plan.own_fingerprint))
+        for judge, question in (*item.asks.items(), *item.partner_asks.items()):
+            asked.add((*image, judge, question, plan.judges[judge]))
+    return asked
