@@ -37,6 +37,8 @@ class Judge:
     threshold: float | None = None
     """The score from which its verdict is 1; None where verdicts are not made from scores, or where
     it gives none. `--judge NAME@THRESHOLD` sets it."""
+    image_size: tuple[int, int] | None = None
+    """Width and height, in pixels, of the images that it reads; None where it reads any."""
     any_prompt: bool = True
     """Whether it can hold an image against another prompt than the one that was drawn."""
     batches: Batches = Batches()

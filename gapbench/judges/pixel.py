@@ -49,6 +49,7 @@ class PixelJudge(Judge):
     name = "pixel"
     fingerprint = "pixel-1"
     scores = False
+    image_size = (SIZE, SIZE)
 
     def __init__(self, argument: str | None = None, device: str = "auto") -> None:  # noqa: ARG002
         if argument is not None:

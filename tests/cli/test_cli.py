@@ -145,17 +145,42 @@ def test_a_tier_takes_the_tasks_that_are_here(
 ) -> None:
     for cache in ("HF_HOME", "XDG_CACHE_HOME"):
         monkeypatch.setenv(cache, str(tmp_path / "cache"))
+    (tmp_path / "elsewhere.py").write_text(ELSEWHERE)
     asked = ("run", "--tasks", "easy", "--limit", "2", "--samples", "1", "--verdict", "none")
-    told = "Left out, because their prompts or judges are not here: geneval, geneval2; "
+    told = (
+        "Skipped geneval: judge detector (2.0 GB): not here (offline); `gapbench prepare --tasks "
+        "geneval` brings it.\nSkipped geneval2: judge vlm (147 GB): Qwen"
+    )
     for more in ((), ("--dry-run",)):
-        done = cli(*asked, *more)
+        done = cli(*asked, "--offline", *more)
         assert done.returncode == 0, done.stderr
-        assert told + "`gapbench prepare --tasks geneval,geneval2` downloads them" in done.stdout
+        assert told in done.stdout
+        assert "(offline); `gapbench prepare --tasks geneval2` brings it.\n" in done.stdout
     run = open_run(next((tmp_path / "runs").iterdir()))
     assert {prompt.task for prompt in run.plan.prompts} == {"shapes"}
     assert told in cli("show", str(run.path)).stdout
-    refused = cli(*asked[:2], "geneval2", *asked[3:])
-    assert_refused(refused, "task geneval2 needs", "gapbench prepare")
+    strict = cli(*asked, "--offline", "--strict", "--seed", "1")
+    assert_refused(strict, "task geneval: judge detector (2.0 GB): not here (offline)")
+    named = cli(*asked[:2], "geneval2", *asked[3:], "--offline")
+    assert_refused(named, "task geneval2: offline", "gapbench prepare --data FOLDER")
+    only = cli(*asked[:2], "easy,medium,hard", "--model", "elsewhere:Paints", "--offline")
+    assert_refused(
+        only, "no task is left to measure: geneval: judge detector", "shapes: judge pixel"
+    )
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+ELSEWHERE = """
+from PIL import Image
+from gapbench.models.base import Drawing
+
+class Paints:
+    name, fingerprint, recipe, capabilities = "paints", "1", {}, frozenset({"generate"})
+    def __init__(self, device, dtype):
+        pass
+    def generate(self, prompts, seeds):
+        return [Drawing(Image.new("RGB", (64, 48)), None, prompt, None) for prompt in prompts]
+"""
 
 
 def test_tasks_and_models_are_described(cli: Cli, user_task: Callable[..., Path]) -> None:
