@@ -52,6 +52,14 @@ class Judge:
         """
         return prompt.question
 
+    def unread(self, size: tuple[int, int] | None) -> str | None:
+        """Why it reads no image of this width and height, or None; of None, where they are not
+        known, it says so too."""
+        if self.image_size in (None, size):
+            return None
+        width, height = self.image_size or (0, 0)
+        return f"judge {self.name} reads only images of {width} x {height} pixels"
+
     def check_ready(self) -> None:
         """Raises GapbenchError where it could not judge; called before anything is drawn. By
         default it takes what it `needs` to be here, checkpoints of the hub fetched."""

@@ -12,6 +12,7 @@ from gapbench.fetch.hub import Checkpoint, fetch, present
 from gapbench.fetch.libraries import is_offline
 from gapbench.fetch.sources import Source, adopt, download, have
 from gapbench.judges import load_judge
+from gapbench.judges.base import Judge
 from gapbench.models.registry import MODELS
 from gapbench.models.workers.environment import prepare_worker, prepared
 from gapbench.tasks.copies import Copy
@@ -92,7 +93,7 @@ def needs(
 
 
 def obtain(
-    task: Task, judges: Iterable[str], named: bool, begin: Callable[[str], Callable[[int], None]]
+    task: Task, judges: Iterable[Judge], named: bool, begin: Callable[[str], Callable[[int], None]]
 ) -> None:
     """Fetch what a task and these judges lack; `begin` is told the name of each thing, and what it
     gives is called with 1 when that is here.
@@ -103,16 +104,13 @@ def obtain(
     """
     data: list[Source | Copy] = [*task.sources(), *task.copies()]
     wanted = [Need("its prompts", item) for item in data]
-    how = f"`gapbench prepare --tasks {task.name}` brings it"
-    try:
-        wanted += [Need(f"judge {j}", item) for j in judges for item in load_judge(j).needs]
-    except GapbenchError as error:
-        raise GapbenchError(f"{str(error).partition(';')[0]}; {how}") from error
+    wanted += [Need(f"judge {judge.name}", item) for judge in judges for item in judge.needs]
     missing = [need for need in wanted if not need.ready()]
     sizes = Counter[str]()
     for need in missing:
         sizes[need.wanted_by] += need.item.bytes
     lacks = ", ".join(f"{who} ({_size(count)})" for who, count in sizes.items())
+    how = f"`gapbench prepare --tasks {task.name}` brings it"
     if not named and sizes.total() > UNASKED:
         raise GapbenchError(f"{lacks}: too large to fetch unasked; {how}")
     for need in missing:

@@ -229,14 +229,18 @@ def _selected(
     tasks, skipped = settings.tasks, dict[str, str]()
     if tasks is None:
         shapes = load_task("shapes")
-        tasks = PAPER if _unread(shapes.judges(shapes.tier_of), model) else [shapes.name]
+        own = map(load_judge, shapes.judges(shapes.tier_of))
+        tasks = PAPER if any(j.unread(model.image_size) for j in own) else [shapes.name]
 
     def take(task: Task, categories: Sequence[str], named: bool) -> bool:
         named = named and settings.tasks is not None
-        judges = [] if named or settings.judges is not None else task.judges(categories)
+        specs = [] if named or settings.judges is not None else task.judges(categories)
         try:
-            if unread := _unread(judges, model):
-                raise GapbenchError(unread)
+            judges = [load_judge(spec) for spec in specs]
+            if unread := next(filter(None, (j.unread(model.image_size) for j in judges)), None):
+                raise GapbenchError(
+                    f"{unread}, which {model.name} is not known to draw; --judge takes another"
+                )
             obtain(task, judges, named, lambda name: settings.progress(f"fetch {name}", 0, 1))
         except GapbenchError as error:
             if named or settings.strict:
@@ -249,18 +253,6 @@ def _selected(
     if not selected:
         raise GapbenchError(f"no task is left to measure: {'. '.join(told)}")
     return selected, told
-
-
-def _unread(judges: Iterable[str], model: Model) -> str | None:
-    """Why one of a task's judges reads none of the model's images, if their size is known."""
-    for judge in map(load_judge, judges):
-        if judge.image_size and judge.image_size != model.image_size:
-            width, height = judge.image_size
-            return (
-                f"judge {judge.name} reads only images of {width} x {height} pixels, which model "
-                f"{model.name} is not known to draw; --judge takes another judge"
-            )
-    return None
 
 
 def seed_of(run_seed: int, text: str, sample: int) -> int:

@@ -155,7 +155,7 @@ def test_a_tier_takes_the_tasks_that_are_here(
         done = cli(*asked, "--offline", *more)
         assert done.returncode == 0, done.stderr
         assert told in done.stdout
-        assert "(offline); `gapbench prepare --tasks geneval2` brings it.\n" in done.stdout
+        assert "(offline); with a network, run `gapbench prepare`, or give" in done.stdout
     run = open_run(next((tmp_path / "runs").iterdir()))
     assert {prompt.task for prompt in run.plan.prompts} == {"shapes"}
     assert told in cli("show", str(run.path)).stdout
