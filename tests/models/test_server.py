@@ -35,7 +35,7 @@ class Painter(Handler):
     def draw(self, asked: Asked, salt: str = "", kind: str = "PNG") -> None:
         digest = hashlib.sha256(f"{asked['prompt']} {asked.get('seed')} {salt}".encode()).digest()
         buffer = io.BytesIO()
-        Image.new("RGB", (16, 16), tuple(digest[:3])).save(buffer, kind)
+        Image.new("RGB", (24, 24), tuple(digest[:3])).save(buffer, kind)
         self.give(buffer.getvalue())
 
     def answer(self, asked: Asked, logprobs: bool = True) -> None:
@@ -280,7 +280,7 @@ def test_a_run_ends_in_a_table(
     server: Painting, tmp_path: Path, logprobs: bool, cli: Callable[..., Any]
 ) -> None:
     server.says = lambda h, asked: h.answer(asked, logprobs=logprobs)
-    done = run(f"server:{server.argument}", limit=3, samples=2, out=tmp_path)
+    done = run(f"server:{server.argument}", "shapes", limit=3, samples=2, out=tmp_path)
     frame = done.frame()
     assert len(frame) == 6
     assert (frame["own"] == 1).all()
@@ -297,7 +297,7 @@ def test_seeds_that_are_not_heeded_are_marked(
     server: Painting, tmp_path: Path, cli: Callable[..., Any]
 ) -> None:
     server.draws = lambda h, asked: h.draw(asked, salt=str(time.perf_counter_ns()))
-    done = run(f"server:{server.argument}", limit=2, samples=1, out=tmp_path)
+    done = run(f"server:{server.argument}", "shapes", limit=2, samples=1, out=tmp_path)
     (warning,) = done.checks().values()
     assert "one prompt and one seed that differ" in warning
     shown = cli("show", str(done.path)).stdout
@@ -319,7 +319,7 @@ def test_a_field_that_is_named_leaves_alone(server: Painting) -> None:
 
 def test_data_addresses_and_other_formats(server: Painting) -> None:
     buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), "red").save(buffer, "PNG")
+    Image.new("RGB", (24, 24), "red").save(buffer, "PNG")
     address = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
     model = server.model(recipe={"response_format": "base64"})
     for key in ("b64_json", "url"):
@@ -331,7 +331,7 @@ def test_data_addresses_and_other_formats(server: Painting) -> None:
 
 
 Cli = Callable[..., Any]
-COMMAND = ("--limit", "12", "--samples", "1", "--batch-size", "4")
+COMMAND = ("--tasks", "shapes", "--limit", "12", "--samples", "1", "--batch-size", "4")
 
 
 def test_a_refused_prompt_costs_no_other(server: Painting, tmp_path: Path, cli: Cli) -> None:
@@ -393,7 +393,10 @@ def test_what_could_not_be_asked_is_asked_again(server: Painting, tmp_path: Path
 
 def test_a_server_that_is_away_leaves_nothing(tmp_path: Path, cli: Cli) -> None:
     for option in ("--model", "--judge"):
-        ended = cli("run", option, "server:http://127.0.0.1:9/v1#m", "--out", str(tmp_path / "r"))
+        ended = cli(
+            "run", option, "server:http://127.0.0.1:9/v1#m", "--tasks", "shapes",
+            "--out", str(tmp_path / "r"),
+        )  # fmt: skip
         assert ended.returncode == 2
         assert "http://127.0.0.1:9/v1 cannot be reached" in ended.stderr
         assert not (tmp_path / "r").exists()
@@ -402,6 +405,6 @@ def test_a_server_that_is_away_leaves_nothing(tmp_path: Path, cli: Cli) -> None:
 def test_another_model_than_asked_for_is_marked(server: Painting, tmp_path: Path) -> None:
     body = {"choices": [{"message": {"content": "The score is 1"}}], "model": "tiny-256m.gguf"}
     server.says = lambda h, _: h.send(body)
-    done = run(f"server:{server.argument}", limit=2, samples=1, out=tmp_path)
+    done = run(f"server:{server.argument}", "shapes", limit=2, samples=1, out=tmp_path)
     assert done.folder.read("served.json") == {"model server-painter": "tiny-256m.gguf"}
     assert done.checks() == {"model server-painter": "the server says that it is tiny-256m.gguf"}
