@@ -121,7 +121,6 @@ def fix(settings: FixSettings, progress: Progress, say: Say) -> Fixed:
 
 def _require_reports(names: Sequence[str]) -> None:
     """Raises GapbenchError for a place that Trainer cannot report to."""
-    torchvision_shim.ensure()
     from transformers.integrations import get_available_reporting_integrations
 
     there = ["all", "none", *get_available_reporting_integrations()]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from here import end
 from PIL import Image
 from servers import Asked, Handler, Play, Server
 
@@ -389,6 +390,24 @@ def test_what_could_not_be_asked_is_asked_again(server: Painting, tmp_path: Path
     assert second.returncode == 0
     assert "missing" not in second.stdout
     assert open_run(folder).failures() == {}
+
+
+def test_a_dry_run_asks_nothing(
+    server: Painting, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spec, out = f"server:{server.argument}", ("--out", str(tmp_path / "r"))
+    command = ("run", "--model", spec, "--judge", spec, *COMMAND, *out)
+    code, shown, told = end(capfd, *command, "--dry-run")
+    assert code is None, told
+    assert "Left to do: 12 images, 24 own verdicts, 24 outside verdicts. Nothing was" in shown
+    assert "Not counted in the time: verdicts of " in shown
+    assert ": 24 requests to http://" in shown
+    assert server.asked == []
+    assert not (tmp_path / "r").exists()
+    code, shown, told = end(capfd, *command, "--calibrate")
+    assert code is None, told
+    assert "from a short calibration" in shown
+    assert len(server.drawn) == 4  # a batch
 
 
 def test_a_server_that_is_away_leaves_nothing(tmp_path: Path, cli: Cli) -> None:
