@@ -169,7 +169,7 @@ def test_an_altered_file_is_found_and_fetched_again(
     assert cli("prepare", "--tasks", folder).returncode == 0
     file = tmp_path / "cache" / "files" / SHA256[:16] / "plums.txt"
     file.write_bytes(PROMPTS[:-1])
-    assert "needs plums.txt" in refusal(cli("run", "--tasks", folder))
+    assert "offline: plums.txt" in refusal(cli("run", "--tasks", folder, "--offline"))
     assert cli("prepare", "--tasks", folder).returncode == 0
     assert file.read_bytes() == PROMPTS
 
