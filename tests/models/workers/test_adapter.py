@@ -236,12 +236,10 @@ def verdicts_of(path: Path) -> set[tuple[str, str, float]]:
 
 
 def test_a_run_ends_in_a_table_and_kills_change_nothing(tmp_path: Path) -> None:
-    whole = run(
-        standin(), "shapes", judges=[], limit=4, samples=2, out=tmp_path / "a", batch_size=8
-    )
+    whole = run(standin(), "shapes", limit=4, samples=2, out=tmp_path / "a", batch_size=8)
     assert {rate.metric for rate in whole.rates()} >= {"generation", "non_unification"}
     dying = standin(tmp_path / "count", **{"break": "die", "at": 3, "until": 2})
-    killed = run(dying, "shapes", judges=[], limit=4, samples=2, out=tmp_path / "b", batch_size=8)
+    killed = run(dying, "shapes", limit=4, samples=2, out=tmp_path / "b", batch_size=8)
     assert len(started(tmp_path / "count")) == 2 + 1  # the third for the verdicts
     assert images_of(killed.path) == images_of(whole.path)
     assert verdicts_of(killed.path) == verdicts_of(whole.path)
