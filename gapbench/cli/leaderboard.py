@@ -87,6 +87,8 @@ def leaderboard(
     from gapbench.leaderboard.board import is_current, write
     from gapbench.leaderboard.submission import submissions
 
+    if not results.is_dir():
+        raise GapbenchError(f"--results {results} is no folder; `gapbench submit` makes it")
     entries, file = submissions(results), results.parent / "leaderboard.md"
     if not check:
         write(entries, file)

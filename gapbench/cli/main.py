@@ -30,7 +30,8 @@ app = typer.Typer(
 def run(
     settings: RunSettings,
     offline: Offline = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the remaining work, with time and disk space, and exit.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the remaining work, with the time by earlier runs in --out, and exit. Downloads, loads and asks nothing.")] = False,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="The same, with the time by a few images that are drawn and judged for it. Downloads nothing, but asks a model behind a server.")] = False,
     form: TableForm = "text",
     report_to: ReportTo = (),
     config: Annotated[Path | None, typer.Option(help="YAML file with these options. Options on the command line override it.")] = None,  # noqa: ARG001
@@ -39,14 +40,14 @@ def run(
 
     To continue an interrupted run, give the same command again.
     """
-    go_offline(offline)
+    go_offline(offline or dry_run or calibrate)
     quiet()
-    if dry_run:
+    if dry_run or calibrate:
         from gapbench.runs.estimate import estimate
         from gapbench.runs.plan import prepare
 
         made = prepare(settings)
-        typer.echo("\n".join([estimate(made).words(), *made.plan.notes()]))
+        typer.echo("\n".join([estimate(made, calibrate).words(), *made.plan.notes()]))
         return
     from gapbench.cli.progress import bars
 

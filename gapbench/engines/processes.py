@@ -51,6 +51,7 @@ class Copies(Model):
         self.capabilities = model.capabilities & SHARED
         self.device, self.dtype = model.device, model.dtype
         self.pair, self.versions = model.pair, model.versions
+        self.image_size = model.image_size
         self.reads_words = model.reads_words
         self.batches = Batches(*(count * size for size in model.batches))
         self.count = count

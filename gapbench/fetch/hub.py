@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tenacity import Retrying, retry_if_exception
 
+from gapbench.fetch.libraries import is_offline
 from gapbench.fetch.sources import RETRIES
 from gapbench.files import first_line, sha256_of
 from gapbench.types import GapbenchError
@@ -75,7 +76,9 @@ def fetch(checkpoint: Checkpoint) -> Path:
     from huggingface_hub import constants
 
     try:
-        folder = cached(checkpoint) or _download(checkpoint)
+        folder = cached(checkpoint) or snapshot(
+            checkpoint.repo, checkpoint.revision, list(checkpoint.files)
+        )
     except Exception as error:  # the hub client raises many kinds
         files = ", ".join(
             name + (f" (sha256 {sha256})" if sha256 else "")
@@ -84,11 +87,16 @@ def fetch(checkpoint: Checkpoint) -> Path:
         place = Path(constants.HF_HUB_CACHE) / f"models--{checkpoint.repo.replace('/', '--')}"
         raise GapbenchError(
             f"{checkpoint.repo} at {checkpoint.revision} cannot be downloaded "
-            f"({first_line(error)}); it is {files}; run `gapbench prepare` where "
+            f"({trouble(error)}); it is {files}; run `gapbench prepare` where "
             f"there is a network, and copy {place} from there"
         ) from error
     verify(folder, checkpoint.files, f"{checkpoint.repo} at {checkpoint.revision}")
     return folder
+
+
+def trouble(error: Exception) -> str:
+    """Why a download failed, in one line."""
+    return "offline" if is_offline() else first_line(error)
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -98,14 +106,16 @@ def _may_pass(error: BaseException) -> bool:
 
 
 @Retrying(retry=retry_if_exception(_may_pass), **RETRIES).wraps
-def _download(checkpoint: Checkpoint) -> Path:
-    """Its folder, from the network; the hub client goes on where a file broke off, but gives up at
-    a server's first refusal."""
+def snapshot(repo: str, revision: str, patterns: Sequence[str], kind: str = "model") -> Path:
+    """The folder, named by its commit, of a repository's files that fit the patterns. The hub
+    client goes on where a file broke off, but gives up at a server's first refusal.
+
+    Raises what the hub client raises.
+    """
     from huggingface_hub import snapshot_download
 
-    patterns = list(checkpoint.files)
     return Path(
-        snapshot_download(checkpoint.repo, revision=checkpoint.revision, allow_patterns=patterns)
+        snapshot_download(repo, repo_type=kind, revision=revision, allow_patterns=list(patterns))
     )
 
 
@@ -141,10 +151,9 @@ def fetch_settings(who: str, repo: str, revision: str | None, patterns: Sequence
         )
     except Exception as error:  # the hub client raises many kinds
         at = f" at {revision}" if revision else ""
-        why = first_line(error)
         raise GapbenchError(
-            f"{who}: {repo}{at} cannot be downloaded ({why}); with a network, run `gapbench "
-            "prepare`, or give a folder"
+            f"{who}: {repo}{at} cannot be downloaded ({trouble(error)}); with a network, run "
+            "`gapbench prepare`, or give a folder"
         ) from error
 
 

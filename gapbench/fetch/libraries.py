@@ -11,6 +11,11 @@ def go_offline(offline: bool | None) -> None:
         os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
+def is_offline() -> bool:
+    """Whether this process is to stay off the network."""
+    return os.environ.get("HF_HUB_OFFLINE") == "1"
+
+
 def quiet() -> None:
     """Keep libraries' chatter out of the progress bars."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

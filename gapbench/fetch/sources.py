@@ -13,6 +13,7 @@ from typing import Any, Final
 from filelock import FileLock
 from tenacity import Retrying, retry_if_result, stop_after_attempt, wait_exponential
 
+from gapbench.fetch.libraries import is_offline
 from gapbench.files import sha256_of, write_atomic
 from gapbench.types import GapbenchError
 
@@ -117,7 +118,7 @@ def download(source: Source, advance: Callable[[int], None] = lambda _count: Non
     A broken download goes on where it stopped, also in another process; a file with another digest
     is thrown away and fetched once more. Raises GapbenchError where it cannot be downloaded.
     """
-    if os.environ.get("HF_HUB_OFFLINE") == "1" and not have(source):
+    if is_offline() and not have(source):
         raise GapbenchError(
             f"offline: {source.name} (sha256 {source.sha256}) is not in the cache; with a copy of "
             f"your own run `gapbench prepare --data FOLDER`, which puts it at {place(source)}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from importlib.metadata import version
@@ -69,6 +69,8 @@ def fix(settings: FixSettings, progress: Progress, say: Say) -> Fixed:
     from gapbench.fix.network import base_model
 
     rule = candidates.parse(settings.accept)
+    if settings.report_to:
+        _require_reports(settings.report_to)
     model = base_model(settings, settings.device, settings.dtype)
     leaked, texts = leaks.find(settings.prompts, settings.despite_leak)
     record: dict[str, Any] = {
@@ -113,6 +115,18 @@ def fix(settings: FixSettings, progress: Progress, say: Say) -> Fixed:
         return fixing.run()
     finally:
         lock.release()
+
+
+def _require_reports(names: Sequence[str]) -> None:
+    """Raises GapbenchError for a place that Trainer cannot report to."""
+    from transformers.integrations import get_available_reporting_integrations
+
+    there = ["all", "none", *get_available_reporting_integrations()]
+    if wrong := [name for name in names if name not in there]:
+        raise GapbenchError(
+            f"--report-to {wrong[0]}: not installed, or unknown to Trainer; there are "
+            f"{', '.join(there)}"
+        )
 
 
 class _Fixing:

@@ -45,7 +45,7 @@ class FixSettings:
     despite_leak: Annotated[bool, Option("--despite-leak", help="Train even on a test split, and on copies of test prompts.")] = False
     epochs: Annotated[int, Option(min=0, show_default="20, DPO 30", help="Epochs of training.")] = 0
     replay_at: Annotated[Sequence[int], Option(parser=names, help="Epochs after which the discard pool is generated and judged again, separated by commas.")] = (10,)
-    learning_rate: Annotated[float, Option(min=0, show_default="1e-4, DPO 1e-5", help="Learning rate.")] = 0.0
+    learning_rate: Annotated[float | None, Option(min=0, show_default="1e-4, DPO 1e-5", help="Learning rate.")] = None
     batch_size: Annotated[int, Option(min=1, help="Images (DPO: pairs) per step, over all processes.")] = 32
     micro_batch: Annotated[int | None, Option(min=1, show_default="all", help="Images (DPO: pairs) per forward pass in one process.")] = None
     lora: Annotated[int, Option(min=0, help="Rank of the LoRA adapter; 0 trains the weights themselves.")] = 32
@@ -69,13 +69,16 @@ class FixSettings:
     def __post_init__(self) -> None:
         """Check, and fill in what depends on the method."""
         vars(self).update(checked(FixSettings, vars(self)))
+        rate = self.learning_rate
         replays = sorted(self.replay_at) if self.method.startswith("c-") else []
         vars(self).update(
             epochs=self.epochs or PAPER_EPOCHS[self.loss],
-            learning_rate=self.learning_rate or LEARNING_RATE[self.loss],
+            learning_rate=LEARNING_RATE[self.loss] if rate is None else rate,
             replay_at=replays,
             set=self.set or {},
         )
+        if not self.learning_rate:
+            raise SettingError("learning_rate", "must be more than 0, not 0")
         if not self.margin < 1:
             raise SettingError("margin", f"must be less than 1, not {self.margin:g}")
         if not self.beta > 0:

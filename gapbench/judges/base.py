@@ -39,6 +39,8 @@ class Judge:
     threshold: float | None = None
     """The score from which its verdict is 1; None where verdicts are not made from scores, or where
     it gives none. `--judge NAME@THRESHOLD` sets it."""
+    image_size: tuple[int, int] | None = None
+    """Width and height, in pixels, of the images that it reads; None where it reads any."""
     any_prompt: bool = True
     """Whether it can hold an image against another prompt than the one that was drawn."""
     batches: Batches = Batches()
@@ -51,6 +53,14 @@ class Judge:
         it is asked of all prompts before anything is drawn.
         """
         return prompt.question
+
+    def unread(self, size: tuple[int, int] | None) -> str | None:
+        """Why it reads no image of this width and height, or None; of None, where they are not
+        known, it says so too."""
+        if self.image_size in (None, size):
+            return None
+        width, height = self.image_size or (0, 0)
+        return f"judge {self.name} reads only images of {width} x {height} pixels"
 
     def check_ready(self) -> None:
         """Raises GapbenchError where it could not judge; called before anything is drawn. By

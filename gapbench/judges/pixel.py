@@ -49,6 +49,7 @@ class PixelJudge(Judge):
     name = "pixel"
     fingerprint = "pixel-1"
     scores = False
+    image_size = (SIZE, SIZE)
 
     def __init__(self, argument: str | None = None, device: str = "auto") -> None:  # noqa: ARG002
         if argument is not None:
@@ -64,19 +65,18 @@ class PixelJudge(Judge):
         return json.dumps(prompt.requirement, sort_keys=True)
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
-        return [_decide(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+        return [self._decide(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
 
-
-def _decide(image: Image.Image, prompt: Prompt) -> Answer:
-    if image.size != (SIZE, SIZE):
-        return Answer(
-            verdict=None,
-            reason=f"image is {image.width} x {image.height}, and judge pixel reads only images of "
-            f"{SIZE} x {SIZE} pixels, as janus-mini draws them; choose another judge with --judge",
-        )
-    scene, blobs = read(np.asarray(image.convert("RGB")))
-    reason = "; ".join(blobs) if blobs else unmet(scene, prompt.requirement)
-    return Answer(verdict=int(reason is None), reason=reason)
+    def _decide(self, image: Image.Image, prompt: Prompt) -> Answer:
+        if unread := self.unread(image.size):
+            return Answer(
+                verdict=None,
+                reason=f"image is {image.width} x {image.height}, and {unread}, as janus-mini "
+                "draws them; choose another judge with --judge",
+            )
+        scene, blobs = read(np.asarray(image.convert("RGB")))
+        reason = "; ".join(blobs) if blobs else unmet(scene, prompt.requirement)
+        return Answer(verdict=int(reason is None), reason=reason)
 
 
 def read(image: NDArray[np.uint8]) -> tuple[dict[int, Sprite], list[str]]:

@@ -57,19 +57,22 @@ class Named(NamedTuple):
     repo: str
     revision: str | None
     license: str = "unknown"
+    size: str = ""
 
 
 MODELS: Final = {
     "72b": Named(
-        "Qwen/Qwen2.5-VL-72B-Instruct", "89c86200743eec961a297729e7990e8f2ddbc4c5", "Qwen"
+        "Qwen/Qwen2.5-VL-72B-Instruct", "89c86200743eec961a297729e7990e8f2ddbc4c5", "Qwen", "147 GB"
     ),
     "7b": Named(
-        "Qwen/Qwen2.5-VL-7B-Instruct", "cc594898137f460bfe9f0759e9844b3ce807cfb5", "Apache-2.0"
+        "Qwen/Qwen2.5-VL-7B-Instruct", "cc594898137f460bfe9f0759e9844b3ce807cfb5", "Apache-2.0",
+        "17 GB",
     ),
     "3b": Named(
-        "Qwen/Qwen2.5-VL-3B-Instruct", "66285546d2b821cf421d4f5eb2576359d3770cd3", "Qwen-Research"
+        "Qwen/Qwen2.5-VL-3B-Instruct", "66285546d2b821cf421d4f5eb2576359d3770cd3", "Qwen-Research",
+        "7.5 GB",
     ),
-}
+}  # fmt: skip
 
 
 class VlmJudge(Judge):
@@ -100,7 +103,8 @@ class VlmJudge(Judge):
                     f"OWNER/NAME@REVISION) and none of {', '.join(MODELS)}"
                 )
             wanted = MODELS[given] if matched is None else Named(matched[1], matched[2])
-            self.folder = fetch_settings("judge vlm", wanted.repo, wanted.revision, SETTINGS)
+            who = f"judge vlm{f' ({wanted.size})' * bool(wanted.size)}"
+            self.folder = fetch_settings(who, wanted.repo, wanted.revision, SETTINGS)
             # The hub's cache names a snapshot's folder by its commit: from here on it is pinned.
             self._hub = whole(wanted.repo, wanted.license, self.folder, SETTINGS)
             origin, short = f"{wanted.repo}@{self.folder.name}", wanted.repo.split("/")[1]

@@ -118,6 +118,8 @@ class Model:
     """The dtype that it computes in, as torch names it; None where that is not known."""
     pair: bool = False
     """Whether it draws with one set of weights and judges with another."""
+    image_size: tuple[int, int] | None = None
+    """Width and height of its images in pixels; None where that is not known before it draws."""
     reads_words: bool = False
     """Whether `answers` reads words where it cannot have the answers' probabilities."""
     versions: Mapping[str, str] | None = None

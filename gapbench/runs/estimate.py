@@ -1,17 +1,19 @@
-"""What a run would still take: counted, and timed on a few images in memory."""
+"""What a run would still take: counted, and timed by earlier runs or on a few images in memory."""
 
 from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Final
 
+from gapbench.files import read_object
 from gapbench.judges.base import Judge
 from gapbench.models.base import Drawing
-from gapbench.runs.folder import RunFolder
+from gapbench.runs.folder import SPEEDS, RunFolder, worked_off
 from gapbench.runs.plan import Item, Prepared, missing_items, refusals
 from gapbench.types import Prompt, counted
 
@@ -20,33 +22,56 @@ CALIBRATION: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of what is left: `count` images or verdicts by the model or judge with this
+    `fingerprint`; None as `judge` for images."""
+
+    name: str
+    count: int
+    fingerprint: str
+    judge: Judge | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a run would still take. `seconds` and `bytes` come from a short calibration, None where
-    nothing is left to do."""
+    """What a run would still take. `seconds` are of the stages whose speed is known, `unknown`
+    names the others; `bytes` are None where the size of an image is not known. `source` says where
+    the speeds come from."""
 
     images: int
     own_verdicts: int
     outside_verdicts: int
-    seconds: float | None
-    bytes: int | None
+    seconds: float = 0.0
+    bytes: int | None = None
+    source: str = ""
+    unknown: tuple[str, ...] = ()
     costs: tuple[str, ...] = ()
     """What judges that are paid by the answer would take; they are not asked to find out."""
 
     def words(self) -> str:
         """What is left to do, in words."""
-        if self.seconds is None or self.bytes is None:
+        if not self.images + self.own_verdicts + self.outside_verdicts:
             return "Nothing is left to do: the same command prints the table."
         left = (
             f"Left to do: {counted(self.images, 'image')}, "
             f"{counted(self.own_verdicts, 'own verdict')}, "
-            f"{counted(self.outside_verdicts, 'outside verdict')}; about {self.seconds:.0f} s and "
-            f"{self.bytes / 1e6:.1f} MB, from a short calibration. Nothing was written."
+            f"{counted(self.outside_verdicts, 'outside verdict')}"
         )
-        return "\n".join([left, *(f"Not counted in the time: {cost}" for cost in self.costs)])
+        if self.source:
+            size = "" if self.bytes is None else f" and {self.bytes / 1e6:.1f} MB"
+            left += f"; about {self.seconds:.0f} s{size}, {self.source}"
+        unknown = (
+            f"Time not known: {', '.join(self.unknown)}. No earlier run in the same --out tells; "
+            "--calibrate draws and judges a few images to measure it."
+        )
+        costs = [f"Not counted in the time: {cost}." for cost in self.costs]
+        return "\n".join([f"{left}. Nothing was written.", *[unknown] * bool(self.unknown), *costs])
 
 
-def estimate(prepared: Prepared) -> Estimate:
-    """Count what is left of a run and time a few images of it in memory. Writes nothing."""
+def estimate(prepared: Prepared, calibrate: bool = False) -> Estimate:
+    """Count what is left of a run. Its time is by the speeds that earlier runs in the same folder
+    recorded, so that nothing is loaded or asked; `calibrate` times a few images in memory instead.
+    Writes nothing."""
     items = prepared.plan.items()
     path = prepared.path
     folder = RunFolder.open(path) if (path / "run.json").exists() else None
@@ -67,45 +92,82 @@ def estimate(prepared: Prepared) -> Estimate:
                 wanted.add((item.prompt.text, item.seed, question))
         return len(wanted)
 
-    asked: list[tuple[Judge, int]] = []
-    if prepared.own:
+    stages = [Stage("images", len(missing), prepared.model.fingerprint)]
+    if own := prepared.own:
         pairs = [(p, i) for i in items for p in (i.prompt, i.partner) if p is not None]
-        asked.append((prepared.own, unjudged(prepared.own, pairs)))
-    own = sum(count for _, count in asked)
+        stages.append(Stage("own verdicts", unjudged(own, pairs), own.fingerprint, own))
     for judge in prepared.judges:
         pairs = [(prompt, i) for i in items for prompt in i.asked(judge.name)]
-        asked.append((judge, unjudged(judge, pairs)))
-    verdicts = sum(count for _, count in asked)
-    if not missing and not verdicts:
-        return Estimate(0, 0, 0, None, None)
+        name, count = f"verdicts of {judge.name}", unjudged(judge, pairs)
+        stages.append(Stage(name, count, judge.fingerprint, judge))
+    left = [stage for stage in stages if stage.count]
+    costs = {s.name: c for s in left if s.judge and (c := s.judge.estimate_cost(s.count))}
+    timed = [stage for stage in left if stage.name not in costs]
+    image: float | None
+    if calibrate and timed:
+        speeds, image = _calibrated(prepared, missing or items, timed)
+        source = "from a short calibration"
+    else:
+        speeds, image, folders = _recorded(Path(prepared.settings.out), timed)
+        source = f"by the speeds recorded in {', '.join(folders)}" * bool(folders)
+    verdicts = sum(stage.count for stage in stages[1:])
+    own_verdicts = sum(stage.count for stage in stages[1:] if stage.judge is prepared.own)
+    return Estimate(
+        images=len(missing),
+        own_verdicts=own_verdicts,
+        outside_verdicts=verdicts - own_verdicts,
+        seconds=sum(speeds[s.name] * s.count for s in timed if s.name in speeds),
+        bytes=None if image is None else round(len(missing) * image + verdicts * 900),
+        source=source,
+        unknown=tuple(stage.name for stage in timed if stage.name not in speeds),
+        costs=tuple(f"{name}: {cost}" for name, cost in costs.items()),
+    )
 
-    left = missing or items
+
+def _recorded(
+    out: Path, stages: Sequence[Stage]
+) -> tuple[dict[str, float], float | None, list[str]]:
+    """Seconds of a row by stage, bytes of an image, and the folders that tell; the newest first."""
+    speeds, folders = dict[str, float](), list[str]()
+    image: float | None = None
+    files = sorted(out.glob(f"*/{SPEEDS}"), key=lambda file: file.stat().st_mtime, reverse=True)
+    for file in files:
+        recorded, new = read_object(file), dict[str, float]()
+        for stage in stages:
+            rows, seconds = worked_off(recorded, stage.fingerprint)
+            if rows and stage.name not in speeds:
+                new[stage.name] = seconds / rows
+        if "images" in new:
+            sizes = [f.stat().st_size for f in (file.parent / "images").glob("*/*.png")]
+            tokens = [f.stat().st_size for f in (file.parent / "tokens").glob("*/*.npy")]
+            image = 700 + (sum(sizes) + sum(tokens)) / max(1, len(sizes))
+        speeds |= new
+        folders += [str(file.parent)] * bool(new)
+    return speeds, image, folders
+
+
+def _calibrated(
+    prepared: Prepared, items: Sequence[Item], stages: Sequence[Stage]
+) -> tuple[dict[str, float], float]:
+    """Seconds of a row by stage, and bytes of an image, of a few images."""
     few = CALIBRATION * prepared.settings.workers
-    sample = left[:: max(1, len(left) // few)][:few]
+    sample = items[:: max(1, len(items) // few)][:few]
     if prepared.settings.batch_size != "auto":
         sample = sample[: prepared.settings.batch_size]
-    start = time.perf_counter()
+    prompts, seeds = [item.prompt for item in sample], [item.seed for item in sample]
     prepared.model.load()
-    seconds = time.perf_counter() - start
-    prompts = [item.prompt for item in sample]
     drawings: list[Drawing] = []
 
     def draw() -> None:
-        texts, seeds = [p.text for p in prompts], [item.seed for item in sample]
-        drawings[:] = prepared.model.generate(texts, seeds)
+        drawings[:] = prepared.model.generate([p.text for p in prompts], seeds)
 
-    seconds += len(missing) * _each(draw, len(sample))
+    speeds = {"images": _each(draw, len(sample))}
     images = [drawing.image for drawing in drawings]
-    costs = []
-    for judge, count in asked:
-        cost = judge.estimate_cost(count)
-        if count and cost:
-            costs.append(f"{judge.name}: {cost}")
-        elif count:
-            seconds += count * _each(partial(judge.judge, images, prompts), len(sample))
-    image = sum(_bytes(drawing) for drawing in drawings) / len(drawings)
-    size = round(len(missing) * image + verdicts * 900)
-    return Estimate(len(missing), own, verdicts - own, seconds, size, tuple(costs))
+    for stage in stages:
+        if stage.judge:
+            ask = partial(stage.judge.judge, images, prompts)
+            speeds[stage.name] = _each(ask, len(sample))
+    return speeds, sum(map(_bytes, drawings)) / len(drawings)
 
 
 def _each(do: Callable[[], object], count: int) -> float:

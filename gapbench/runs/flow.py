@@ -109,7 +109,7 @@ def _work(made: Prepared, items: list[Item], refused: Mapping[tuple[str, int], R
         (folder.path / RESULTS).unlink(missing_ok=True)  # of what is no longer all
         folder.append(refused.values())
         missing = [i for i in _left(folder, items, retry) if (i.prompt.text, i.seed) not in refused]
-        failures["images"] = _draw(made.model, folder, items, missing, batch_size, progress)
+        failures["images"] = _draw(made, folder, items, missing)
         _note_served(folder, f"model {made.model.name}", made.model)
         drawn = folder.generations()
         there = [i for i in items if (i.prompt.text, i.seed) in drawn]
@@ -227,6 +227,17 @@ class _Stage:
         self.name = name
         self.reasons: Counter[str] = Counter()
         self._in_a_row, self._some = 0, False
+        self._rows, self._seconds = 0, 0.0
+
+    def time(self, rows: int, begun: float) -> float:
+        """Note a batch of so many that was begun then; gives the seconds of a row."""
+        seconds = time.perf_counter() - begun
+        self._rows, self._seconds = self._rows + rows, self._seconds + seconds
+        return seconds / rows
+
+    def note_speed(self, folder: RunFolder, fingerprint: str) -> None:
+        if self._rows:
+            folder.note_speed(fingerprint, self._rows, self._seconds)
 
     def count(self, rows: Rows[Any], size: int) -> None:
         """Note the rows of a batch of so many. Raises GapbenchError to end the stage."""
@@ -255,29 +266,40 @@ class _Stage:
 
 
 def _draw(
-    model: Model,
-    folder: RunFolder,
-    items: Sequence[Item],
-    missing: Sequence[Item],
-    batch_size: BatchSize,
-    progress: Progress,
+    made: Prepared, folder: RunFolder, items: Sequence[Item], missing: Sequence[Item]
 ) -> Counter[str]:
-    """Draw what is missing and keep it; gives how often what made an image fail."""
+    """Draw what is missing and keep it; gives how often what made an image fail.
+
+    Raises GapbenchError after the first batch of which a judge can read no image.
+    """
+    model, settings = made.model, made.settings
     if missing:
         _note_check(folder, SEEDS, model.check_seeds(missing[0].prompt.text, missing[0].seed))
     total, stage = len({(item.prompt.text, item.seed) for item in items}), _Stage("images")
-    advance = progress(stage.name, total - len(missing), total)
+    advance = settings.progress(stage.name, total - len(missing), total)
+    # Judge -> why it has read no image so far; None once it reads one.
+    unread: dict[str, str | None] = {}
 
     def draw(batch: Sequence[Item]) -> Sequence[Drawing]:
         return model.generate([i.prompt.text for i in batch], [i.seed for i in batch])
 
     def do(batch: Sequence[Item]) -> tuple[Rows[Drawing], float]:
+        if why := next(filter(None, unread.values()), None):
+            raise GapbenchError(
+                f"{why}, and none of those that {model.name} drew is; choose another judge with "
+                "--judge, or other --tasks; what was drawn is kept"
+            )
         start = time.perf_counter()
         rows = tried(f"model {model.name}", draw, batch, check_drawing)
-        return rows, (time.perf_counter() - start) / len(batch)
+        seconds = stage.time(len(batch), start)
+        for judge in made.judges:
+            for place, drawing in rows.done.items():
+                if judge.name in batch[place].asks and unread.get(judge.name, "") is not None:
+                    unread[judge.name] = judge.unread(drawing.image.size)
+        return rows, seconds
 
-    def keep(batch: Sequence[Item], made: tuple[Rows[Drawing], float]) -> None:
-        rows, seconds = made
+    def keep(batch: Sequence[Item], drawn: tuple[Rows[Drawing], float]) -> None:
+        rows, seconds = drawn
         images = folder.add_images([drawing.image for drawing in rows.done.values()])
         folder.append(
             Generation(
@@ -305,7 +327,8 @@ def _draw(
         )
         stage.count(rows, len(batch))
 
-    work(missing, batch_size, do, keep, advance, model.batches)
+    work(missing, settings.batch_size, do, keep, advance, model.batches)
+    stage.note_speed(folder, model.fingerprint)
     return stage.end()
 
 
@@ -339,7 +362,10 @@ def judge_images(
         return judge.judge(folder.images(digests), prompts) if known is None else known
 
     def do(batch: Sequence[tuple[Prompt, str]]) -> Rows[Answer]:
-        return tried(f"judge {judge.name}", ask, batch, check_answer)
+        start = time.perf_counter()
+        rows = tried(f"judge {judge.name}", ask, batch, check_answer)
+        counts.time(len(batch), start)
+        return rows
 
     def keep(batch: Sequence[tuple[Prompt, str]], rows: Rows[Answer]) -> None:
         # What no further try would answer is an abstention.
@@ -361,6 +387,7 @@ def judge_images(
         counts.count(rows, len(batch))
 
     work(missing, batch_size, do, keep, advance, judge.batches)
+    counts.note_speed(folder, judge.fingerprint)
     return counts.end()
 
 

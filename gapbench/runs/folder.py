@@ -53,6 +53,8 @@ from gapbench.types import GapbenchError, Generation, Refusal, Verdict
 FORMAT: Final = 1
 _LONGEST: Final = 48
 """Characters of a folder's name that say what was changed of its model."""
+SPEEDS: Final = "speeds.json"
+"""Fingerprint of a model or a judge -> [rows, seconds] in all: how fast it was here."""
 _SHA: Final = re.compile(r"[0-9a-f]{64}")
 
 _FILES: Final = {
@@ -240,6 +242,12 @@ class RunFolder:
     def image_path(self, sha256: str) -> Path:
         return self._place("images", ".png", sha256)
 
+    def note_speed(self, fingerprint: str, rows: int, seconds: float) -> None:
+        """Add to the rows that a model or a judge worked off, and the seconds that they took."""
+        known = self.read(SPEEDS) if (self.path / SPEEDS).exists() else {}
+        rows_before, seconds_before = worked_off(known, fingerprint)
+        self.write(SPEEDS, known | {fingerprint: [rows_before + rows, seconds_before + seconds]})
+
     def write(self, name: str, value: Any) -> None:
         """Replace a JSON file of the folder whole."""
         self.write_bytes(name, as_json(value))
@@ -312,6 +320,14 @@ class RunFolder:
             return read
 
         return read_lines(self.path / _FILES[kind], record)
+
+
+def worked_off(speeds: dict[str, Any], fingerprint: str) -> tuple[int, float]:
+    """The rows of a model or a judge, and their seconds, by what SPEEDS holds."""
+    match speeds.get(fingerprint):
+        case [int(rows), float(seconds)] if rows > 0:
+            return rows, seconds
+    return 0, 0.0
 
 
 def as_png(image: Image.Image) -> bytes:

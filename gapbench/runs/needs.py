@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from gapbench.fetch.hub import Checkpoint, fetch, present
+from gapbench.fetch.libraries import is_offline
 from gapbench.fetch.sources import Source, adopt, download, have
 from gapbench.judges import load_judge
+from gapbench.judges.base import Judge
 from gapbench.models.registry import MODELS
 from gapbench.models.workers.environment import prepare_worker, prepared
 from gapbench.tasks.copies import Copy
@@ -17,6 +21,8 @@ from gapbench.types import GapbenchError
 
 Progress = Callable[[str, int], Callable[[int], None]]
 """Told (file, bytes in all); returns what to call with the bytes that came."""
+UNASKED: Final = 10_000_000_000
+"""Bytes above which a run does not fetch what a task lacks that was not named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +44,24 @@ class Need:
         """What says which bytes it is, None where nothing does before it is here."""
         if isinstance(self.item, Checkpoint):
             return f"commit {self.item.revision[:12]}" if self.item.pinned else None
-        return "your copy" if isinstance(self.item, Copy) else f"sha256 {self.item.sha256[:12]}"
+        if isinstance(self.item, Copy):
+            return f"sha256 {digest[:12]}" if (digest := self.item.digest()) else None
+        return f"sha256 {self.item.sha256[:12]}"
 
     def ready(self) -> bool:
         """Whether it is here, whole and unaltered."""
         if isinstance(self.item, Copy):
             return self.item.digest() is not None
         return have(self.item) if isinstance(self.item, Source) else present(self.item)
+
+    def fetch(self, progress: Progress) -> None:
+        """Bring it here. Raises GapbenchError, which says what to do, where that fails."""
+        if isinstance(self.item, Source):
+            download(self.item, progress(self.name, self.item.bytes))
+        elif isinstance(self.item, Copy):
+            self.item.fetch()
+        else:
+            fetch(self.item)
 
 
 def needs(
@@ -75,13 +92,45 @@ def needs(
     return [Need(who, item) for item, who in wanted.items()]
 
 
-def judges_here(task: Task, categories: Iterable[str]) -> bool:
-    """Whether all that the task's own judges of these categories need is here."""
-    try:
-        judges = [load_judge(spec) for spec in {task.judge(each) for each in categories} if spec]
-    except GapbenchError:  # of a judge that cannot even say what it needs
-        return False
-    return all(Need(judge.name, item).ready() for judge in judges for item in judge.needs)
+def obtain(
+    task: Task, judges: Iterable[Judge], named: bool, begin: Callable[[str], Callable[[int], None]]
+) -> None:
+    """Fetch what a task and these judges lack; `begin` is told the name of each thing, and what it
+    gives is called with 1 when that is here.
+
+    Raises GapbenchError where that fails; for a task that was not named it also raises where much
+    is missing or the process is offline, and says what is missing, how large it is, and which
+    command brings it.
+    """
+    data: list[Source | Copy] = [*task.sources(), *task.copies()]
+    wanted = [Need("its prompts", item) for item in data]
+    wanted += [Need(f"judge {judge.name}", item) for judge in judges for item in judge.needs]
+    missing = [need for need in wanted if not need.ready()]
+    sizes = Counter[str]()
+    for need in missing:
+        sizes[need.wanted_by] += need.item.bytes
+    lacks = ", ".join(f"{who} ({_size(count)})" for who, count in sizes.items())
+    how = f"`gapbench prepare --tasks {task.name}` brings it"
+    if not named and sizes.total() > UNASKED:
+        raise GapbenchError(f"{lacks}: too large to fetch unasked; {how}")
+    for need in missing:
+        advance = _silent if is_offline() else begin(need.name)
+        try:
+            need.fetch(lambda _name, _size: _silent)
+            advance(1)
+        except GapbenchError as error:
+            if named:
+                raise
+            why = "offline" if is_offline() else str(error).partition(";")[0]
+            raise GapbenchError(f"{lacks}: not here ({why}); {how}") from error
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
+
+
+def _silent(_count: int) -> None:
+    pass
 
 
 def bring(wanted: Iterable[Need], data: Path | None, progress: Progress) -> None:
@@ -101,12 +150,7 @@ def bring(wanted: Iterable[Need], data: Path | None, progress: Progress) -> None
     troubles = []
     for need in missing:
         try:
-            if isinstance(need.item, Copy):
-                raise GapbenchError(f"{need.wanted_by} needs a copy: {need.item.how()}")
-            if isinstance(need.item, Source):
-                download(need.item, progress(need.name, need.item.bytes))
-            else:
-                fetch(need.item)
+            need.fetch(progress)
         except GapbenchError as error:
             troubles.append(str(error))
     if troubles:

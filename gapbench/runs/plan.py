@@ -20,17 +20,19 @@ from gapbench.models import as_model
 from gapbench.models.base import Model, misdescribed, require
 from gapbench.models.images import ImagesModel
 from gapbench.runs.folder import folder_for
-from gapbench.runs.needs import judges_here
+from gapbench.runs.needs import obtain
 from gapbench.runs.settings import RunSettings
 from gapbench.tasks.content import Difficulty, partners
 from gapbench.tasks.spec import Overalls
-from gapbench.tasks.task import Task, select
+from gapbench.tasks.task import Task, load_task, select
 from gapbench.types import GapbenchError, Prompt, Refusal, Scale
 
 PAIRS: Final[dict[Difficulty, str]] = {
     "far": "the other prompt shares as few content words as possible",
     "near": "the other prompt differs in as few content words as possible",
 }
+PAPER: Final = ("geneval", "t2i-compbench", "science-t2i")
+"""The tasks of arXiv 2507.16663: the default, but for models of the small world of `shapes`."""
 MOST_SAMPLES: Final = 100_000
 """Images of a prompt that a plan which was read may have."""
 
@@ -45,8 +47,9 @@ class Plan:
     `others`, the partners that are not planned themselves. `asks` says what each of a prompt's
     judges is asked, the one that rates are computed against first, and `partner_asks` what those
     are asked about the mismatched pair that can answer. `own` is the own verdicts' judge name,
-    empty where none were asked for. `left_out` names the tasks that `all` or a tier did not take
-    because their prompts or their judges' weights are not here. `mismatched` is how partners were
+    empty where none were asked for. `left_out` has the tasks that were skipped, "name: why" (names
+    alone in a plan of 0.1). `unpinned` has data of which no revision is on record, at the commit
+    that was taken. `mismatched` is how partners were
     chosen; None in a plan of 0.1, which took the next prompt of the file.
     `scales` and `thresholds` are those of the judges that have them, shares and no threshold else;
     `overalls` are the tasks' (`gapbench.metrics.rates.overalls`). `earlier`, in a run folder, are
@@ -64,6 +67,7 @@ class Plan:
     own_fingerprint: str
     seed: int
     left_out: Sequence[str] = ()
+    unpinned: Sequence[str] = ()
     scales: Mapping[str, Scale] = field(default_factory=dict)
     thresholds: Mapping[str, float] = field(default_factory=dict)
     overalls: Mapping[str, Overalls] = field(default_factory=dict)
@@ -97,14 +101,8 @@ class Plan:
 
     def notes(self) -> list[str]:
         """What a reader of the plan's figures has to know of it."""
-        notes = []
-        if self.left_out:
-            names = ",".join(self.left_out)
-            notes.append(
-                "Left out, because their prompts or judges are not here: "
-                f"{', '.join(self.left_out)}; `gapbench prepare --tasks {names}` downloads them or "
-                "says how to get them."
-            )
+        notes = [f"Skipped {each}." for each in self.left_out]
+        notes += [f"UNPINNED: {each}, the newest when it was fetched." for each in self.unpinned]
         if self.own and self.mismatched:
             notes.append(f"Mismatched pairs: {self.mismatched} ({PAIRS[self.mismatched]}).")
         return notes
@@ -169,15 +167,6 @@ def prepare(settings: RunSettings) -> Prepared:
     out = Path(settings.out)
     if out.exists() and not out.is_dir():
         raise GapbenchError(f"--out {out} is a file; give a folder")
-    left_out: list[str] = []
-
-    def here(task: Task, categories: Sequence[str]) -> bool:
-        ready = task.ready() and (judges is not None or judges_here(task, categories))
-        if not ready and task.name not in left_out:
-            left_out.append(task.name)
-        return ready
-
-    selected = select(settings.tasks, here)
     if recipe and not isinstance(model, str):
         raise GapbenchError("recipe: give it to load_model; a model that is made keeps its own")
     if workers > 1 and not isinstance(model, str):
@@ -197,6 +186,7 @@ def prepare(settings: RunSettings) -> Prepared:
         why = f"--verdict {verdict} needs it; with --verdict none only outside judges are asked"
         require(adapter, [NEEDS[verdict]], why)
         own = OwnJudge(adapter, verdict)
+    selected, skipped = _selected(settings, adapter)
     prompts: list[Prompt] = []
     for _, of_task in selected:
         kept = [prompt for prompt in of_task if only is None or prompt.text in only]
@@ -231,7 +221,8 @@ def prepare(settings: RunSettings) -> Prepared:
         own=own.name if own else "",
         own_fingerprint=own.fingerprint if own else "",
         seed=settings.seed,
-        left_out=left_out,
+        left_out=skipped,
+        unpinned=[each for task, _ in selected for each in task.unpinned()],
         scales={judge.name: judge.scale for judge in loaded.values()},
         thresholds={j.name: j.threshold for j in loaded.values() if j.threshold is not None},
         overalls={task.name: task.overalls for task, _ in selected if task.overalls},
@@ -257,6 +248,43 @@ def _changed(settings: RunSettings, model: Model) -> dict[str, object]:
         if key not in usual.recipe or model.recipe[key] != usual.recipe[key]
     }
     return changed | ({} if model.dtype == usual.dtype else {"dtype": model.dtype})
+
+
+def _selected(
+    settings: RunSettings, model: Model
+) -> tuple[list[tuple[Task, list[Prompt]]], list[str]]:
+    """The prompts of the tasks, and those that were skipped, "name: why".
+
+    A task that was named has to be here or be fetched; what `all`, a tier or the default finds is
+    skipped where it lacks something, and where its judge does not read the model's images.
+    """
+    tasks, skipped = settings.tasks, dict[str, str]()
+    if tasks is None:
+        shapes = load_task("shapes")
+        own = map(load_judge, shapes.judges(shapes.tier_of))
+        tasks = PAPER if any(j.unread(model.image_size) for j in own) else [shapes.name]
+
+    def take(task: Task, categories: Sequence[str], named: bool) -> bool:
+        named = named and settings.tasks is not None
+        specs = [] if named or settings.judges is not None else task.judges(categories)
+        try:
+            judges = [load_judge(spec) for spec in specs]
+            if unread := next(filter(None, (j.unread(model.image_size) for j in judges)), None):
+                raise GapbenchError(
+                    f"{unread}, which {model.name} is not known to draw; --judge takes another"
+                )
+            obtain(task, judges, named, lambda name: settings.progress(f"fetch {name}", 0, 1))
+        except GapbenchError as error:
+            if named or settings.strict:
+                raise GapbenchError(f"task {task.name}: {error}") from error
+            skipped[task.name] = str(error)
+            return False
+        return True
+
+    selected, told = select(tasks, take), [f"{name}: {why}" for name, why in skipped.items()]
+    if not selected:
+        raise GapbenchError(f"no task is left to measure: {'. '.join(told)}")
+    return selected, told
 
 
 def seed_of(run_seed: int, text: str, sample: int) -> int:

@@ -125,7 +125,7 @@ Dtype = Annotated[Literal["auto", "float64", "float32", "bfloat16", "float16"], 
 Limit = Annotated[int | None, Option(min=1, show_default="all", help="Use at most this many prompts of each task, spread evenly over its categories.")]
 Offline = Annotated[bool, Option("--offline", help="Do not use the network.")]
 MODEL = "The model: a name (see `gapbench models`), a checkpoint folder, images:FOLDER, server:URL#MODEL, ./my.py:Class, or my_package.module:Class."
-TASKS = "What to measure: all, a tier of every task (easy, medium, hard), a task, task/category, or a task folder; separate several with commas. all and tiers leave out tasks that `gapbench prepare` has not downloaded. shapes is for models that draw 24 x 24 pixels, as janus-mini does."
+TASKS = "What to measure: all, a tier of every task (easy, medium, hard), a task, task/category, task/tier, or a task folder; separate several with commas. What a task lacks is downloaded. all and tiers skip what is not available; a task that is named is an error then."
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class RunSettings:
     """What a run is told. `recipe` and `judges` are `--set` and `--judge` on the command line."""
 
     model: Annotated[str | Model, Option(metavar="NAME", help=MODEL)] = "janus-mini"
-    tasks: Annotated[Sequence[str], Option(parser=names, help=TASKS)] = "shapes"
+    tasks: Annotated[Sequence[str] | None, Option(parser=names, show_default="shapes for janus-mini and what is trained from it; else geneval,t2i-compbench,science-t2i, skipped like all", help=TASKS)] = None
     _: KW_ONLY
     recipe: Recipe = None
     samples: Annotated[int | None, Option(min=1, show_default="set by each task", help="Images per prompt.")] = None
@@ -156,6 +156,7 @@ class RunSettings:
     mismatched: Annotated[Difficulty, Option(help="The other prompt of a mismatched pair: far (shares as few content words as possible) or near (differs in as few).")] = "far"
     batch_size: Annotated[int | Literal["auto"], Option(min=1, help="Images per batch; auto increases it while a batch fits into memory and takes under ten seconds. Does not change results.")] = "auto"
     workers: Annotated[int, Option(min=1, help="Number of processes, each with its own copy of the model, distributed over the GPUs. Does not change results.")] = 1
+    strict: Annotated[bool, Option("--strict", help="Stop with an error instead of skipping a task.")] = False
     retry_refused: Annotated[bool, Option("--retry-refused", help="Ask again for images that the model refused to draw, and for verdicts that were abstentions.")] = False
     seed: Annotated[int, Option(min=0, help="Seed of the run. Another seed starts a separate run.")] = 0
     device: Device = "auto"

@@ -141,8 +141,11 @@ def whole(plan: Plan, wanted: Part) -> Plan:
     for field in ("scales", "thresholds", "overalls"):
         merged[field] = {k: v for part in parts for k, v in getattr(part, field).items()}
     merged["overalls"] = {k: v for k, v in merged["overalls"].items() if k in held}
-    left_out = [each for part in parts for each in part.left_out if each not in versions]
+    left_out = [
+        each for part in parts for each in part.left_out if each.partition(": ")[0] not in versions
+    ]
     merged["left_out"] = [] if tasks else list(dict.fromkeys(left_out))
+    merged["unpinned"] = list(dict.fromkeys(each for part in parts for each in part.unpinned))
     return Whole(**merged, parts=parts, most=samples)
 
 

@@ -43,6 +43,14 @@ class Task:
         """The outside judge of a category, where it has one."""
         return self.spec.judges.get(category, self.spec.judge)
 
+    def judges(self, categories: Iterable[str]) -> list[str]:
+        """The outside judges of these categories, each once."""
+        return list(dict.fromkeys(judge for each in categories if (judge := self.judge(each))))
+
+    def unpinned(self) -> list[str]:
+        """The data sets of which no revision is on record, each at the commit it was taken from."""
+        return [f"{c.dataset} at commit {c.commit()}" for c in self.copies() if c.commit()]
+
     def sources(self) -> list[Source]:
         """The files that the task needs and does not ship."""
         return [
@@ -290,63 +298,72 @@ def load_task(name: str) -> Task:
     )
 
 
-Keep = Callable[[Task, Sequence[str]], bool]
-"""Whether `all` or a tier takes a task, for these of its categories."""
+Take = Callable[[Task, Sequence[str], bool], bool]
+"""Whether to take a task, for these of its categories ("*" for those that records which are not
+here would have), before its prompts are read; told whether the task was named, and not found by
+`all` or a tier."""
 
 
 def select(
-    selections: Iterable[str], keep: Keep = lambda _task, _categories: True
+    selections: Sequence[str], take: Take = lambda *_: True
 ) -> list[tuple[Task, list[Prompt]]]:
     """The prompts of `selected_tasks`, by task."""
     return [
         (task, [prompt for prompt in task.prompts() if prompt.category in categories])
-        for task, categories in selected_tasks(selections, keep)
+        for task, categories in selected_tasks(selections, take)
     ]
 
 
 def selected_tasks(
-    selections: Iterable[str], keep: Keep = lambda _task, _categories: True
+    selections: Sequence[str], take: Take = lambda *_: True
 ) -> list[tuple[Task, set[str]]]:
     """Tasks with the categories that selections name: `all`, a tier, a task (`task:split` for
-    another split than test), or task/category. `all` and tiers take the tasks that `keep` says.
+    another split than test), task/category or task/tier; those of them that `take` takes.
 
     Raises GapbenchError for a name that selects nothing.
     """
+    if not selections:
+        raise GapbenchError("no tasks selected; see `gapbench tasks`")
     chosen: dict[str, tuple[Task, set[str]]] = {}
 
-    def add(task: Task, categories: Iterable[str]) -> None:
+    def add(name: str, part: str, named: bool) -> None:
+        task = load_task(name)
+        categories = _part(task, part)
+        if not (categories or named) or not take(task, categories or [ANY], named):
+            return
+        task = load_task(name)  # once more: its records may have come
         first, wanted = chosen.setdefault(task.name, (task, set()))
         if first.folder.resolve() != task.folder.resolve():
             raise GapbenchError(
                 f"two tasks are named {task.name!r}: {first.folder} and {task.folder}; "
                 "rename one's folder"
             )
+        categories = _part(task, part)
+        if named and not categories:
+            raise GapbenchError(
+                f"task {task.name} has no category {part!r}; it has {', '.join(task.tier_of)} "
+                f"and the tiers {', '.join(dict.fromkeys(task.tier_of.values()))}"
+            )
         wanted.update(categories)
 
     for selection in selections:
         if selection == "all" or selection in TIERS:
             for name in task_folders():
-                task = load_task(name)
-                wanted = [c for c, tier in task.tier_of.items() if selection in ("all", tier)]
-                if wanted and keep(task, wanted):
-                    add(task, wanted)
+                add(name, selection, named=False)
             continue
         selection = selection.rstrip("/") or selection
-        name, _, category = selection.rpartition("/")
+        name, _, part = selection.rpartition("/")
         if re.split("[@:]", name)[0] in task_folders() or (
             name and (Path(name) / "task.yaml").is_file()
         ):
-            task = load_task(name)
-            if category not in task.tier_of:
-                raise GapbenchError(
-                    f"task {task.name} has no category {category!r}; it has "
-                    f"{', '.join(task.tier_of)}"
-                )
-            add(task, [category])
+            add(name, part, named=True)
         else:
-            task = load_task(selection)
-            add(task, task.tier_of)
-    selected = [(task, categories) for task, categories in chosen.values() if categories]
-    if not selected:
-        raise GapbenchError("no tasks selected; see `gapbench tasks`")
-    return selected
+            add(selection, "all", named=True)
+    return [(task, categories) for task, categories in chosen.values() if categories]
+
+
+def _part(task: Task, part: str) -> list[str]:
+    """The categories of a task that are its part: one, those of a tier, or "all"."""
+    if part in task.tier_of:
+        return [part]
+    return [category for category, tier in task.tier_of.items() if part in ("all", tier)]

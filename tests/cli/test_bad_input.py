@@ -7,14 +7,18 @@ import struct
 import subprocess
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from bad_commands import BAD
+from here import end
 from PIL import Image
 
+import gapbench
 from gapbench import open_run
+from gapbench.models.base import Drawing, Model
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 HTML = "<img src=x onerror=alert(1)> & [bold red]a plum[/bold red] <script>alert(2)</script>"
@@ -165,3 +169,62 @@ def test_a_server_of_garbage_costs_its_own_verdicts_alone(
     assert frame["own"].notna().all()
     assert frame["outside"].isna().tolist() == [False, True, True, True]
     assert frame["outside"][0] == 1
+
+
+class Blank(Model):
+    name, fingerprint, recipe = "blank", "blank-1", {}
+    capabilities = frozenset({"generate"})
+
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Drawing]:
+        return [Drawing(Image.new("RGB", (24, 24)), None, text, None) for text in prompts]
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all that the bad command lines name and that is there."""
+    folder = tmp_path_factory.mktemp("bad")
+    made = gapbench.run(
+        Blank(), "shapes/colors", limit=2, samples=1, verdict="none", out=folder
+    ).path.rename(folder / "RUN")
+    texts = {
+        "file": "", "key.yaml": "tempo: 1\n", "list.yaml": "- model\n", "broken.yaml": "model: [\n",
+        "value.yaml": "samples: many\n", "empty/.keep": "", "checkpoint/config.json": "{}",
+        "later/run.json": '{"format": 99}', "torn/run.json": (made / "run.json").read_text()[:99],
+        "bare/task.yaml": "title: bare\n",
+        "hollow/task.yaml": 'title: h\nversion: "1"\nfile: p.txt\ntiers: {easy: [a]}\n',
+        "hollow/p.txt": "",
+        "twice/task.yaml": 'title: t\nversion: "1"\nfile: p.txt\ntiers: {easy: [a], hard: [a]}\n',
+    }  # fmt: skip
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_a_bad_command_line_takes_one_line_and_leaves_nothing(
+    bad: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(bad)
+    for cache in ("HF_HOME", "GAPBENCH_CACHE"):
+        monkeypatch.setenv(cache, str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    def there() -> dict[str, bytes]:
+        return {
+            str(file): file.read_bytes()
+            for folder in (bad, tmp_path)
+            for file in folder.rglob("*")
+            if file.is_file() and file.name != ".lock"
+        }
+
+    before, wrong = there(), list[str]()
+    for line, said in BAD:
+        code, out, told = end(capfd, *line.split())
+        fine = (code, out, told.count("\n")) == (2, "", 1) and told.startswith("gapbench: ")
+        if not fine or said not in told or "Traceback" in told:
+            wrong.append(f"{line}: exit {code}: {out[-100:]}{told[-400:]}")
+        if there() != before:
+            wrong.append(f"{line}: leaves files")
+            before = there()
+    assert not wrong, "\n".join(wrong)
+    assert len(BAD) >= 100

@@ -29,8 +29,8 @@ def test_options_are_keys_and_keywords(cli: Cli, tmp_path: Path) -> None:
     keys = cli("run", "--config", "c.yaml").stderr.strip().partition("keys are ")[2].split(", ")
     assert {key.replace("_", "-") for key in keys} | {"config"} == options("run")
     keywords = set(inspect.signature(gapbench.run).parameters) - {"only", "progress"}
-    commands = {"set", "judge", "offline", "dry_run", "format", "report_to"}
-    assert keywords - {"recipe", "judges"} == {*keys} - commands
+    own = {"set", "judge", "offline", "dry_run", "calibrate", "format", "report_to"}
+    assert keywords - {"recipe", "judges"} == {*keys} - own
     assert vars(RunSettings()).keys() == {*inspect.signature(gapbench.run).parameters}
 
 

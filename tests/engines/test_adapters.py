@@ -5,14 +5,13 @@ where. `--fuzz 1000` tries all of them."""
 from __future__ import annotations
 
 import importlib
-import sys
 from itertools import product
 from pathlib import Path
 
 import pytest
+from here import end
 
 import gapbench
-from gapbench.cli.main import main
 
 HEAD = """
 import os, sys, threading, time, numpy as np
@@ -111,18 +110,6 @@ BODIES = [
     *SAYS,
 ]  # fmt: skip
 PACKAGE = str(Path(gapbench.__file__).parent)
-
-
-def end(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[object, str, str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["gapbench", *arguments])
-        try:
-            main()
-            code: object = None
-        except SystemExit as stop:
-            code = stop.code
-    said = capfd.readouterr()
-    return code, said.out, said.err
 
 
 def fault(capfd: pytest.CaptureFixture[str], command: str, model: str, folder: Path) -> str | None:

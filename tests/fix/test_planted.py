@@ -72,6 +72,7 @@ def test_an_adapter_of_ones_own_is_fixed_and_comes_back(
     assert end(process) == 0, (tmp_path / "err").read_text()
     process = start(
         tmp_path, "run", "--model", "planted:Random@fixed", "--limit", "1", "--samples", "1",
+        "--tasks", "shapes",
         code=CODE,
     )  # fmt: skip
     assert end(process) == 0, (tmp_path / "err").read_text()

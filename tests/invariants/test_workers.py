@@ -121,16 +121,23 @@ def test_three_workers_give_the_images_and_verdicts_of_one(tmp_path: Path) -> No
 def test_rows_are_shared_and_each_goes_once(adapter: Callable[..., str], tmp_path: Path) -> None:
     spec = adapter("Steady")
     run = gapbench.run(
-        spec, samples=1, limit=10, judges=[], batch_size=5, workers=3, out=tmp_path / "runs"
+        spec,
+        "shapes",
+        samples=1,
+        limit=10,
+        judges=[],
+        batch_size=5,
+        workers=3,
+        out=tmp_path / "runs",
     )
     assert sorted(rows for _, rows in calls(tmp_path)) == [1, 1, 2, 2, 2, 2]
     processes = {process for process, _ in calls(tmp_path)}
     assert len(processes) == 3
     assert os.getpid() not in processes
     assert len(run.folder.generations()) == 10
-    alone = gapbench.run(spec, samples=1, limit=10, judges=[], out=tmp_path / "alone")
+    alone = gapbench.run(spec, "shapes", samples=1, limit=10, judges=[], out=tmp_path / "alone")
     assert alone.rates() == run.rates()
-    gapbench.run(spec, samples=13, limit=10, judges=[], workers=2, out=tmp_path / "auto")
+    gapbench.run(spec, "shapes", samples=13, limit=10, judges=[], workers=2, out=tmp_path / "auto")
     sizes = [1, 1, 2, 2, 2, 2, 4, 4, 8, 8, 16, 16, 32, 32]
     assert sorted(rows for _, rows in calls(tmp_path)[-14:]) == sizes
     assert {g.image for g in alone.folder.generations().values()} == {
@@ -147,7 +154,14 @@ def test_an_adapter_that_gives_verdicts_itself_gives_them_in_the_workers(
     adapter("Answering", more=ANSWERS)
     spec = f"{tmp_path / 'answering_adapter.py'}:Answering"  # a file, which each process loads
     run = gapbench.run(
-        spec, samples=1, limit=8, judges=[], batch_size=8, workers=2, out=tmp_path / "runs"
+        spec,
+        "shapes",
+        samples=1,
+        limit=8,
+        judges=[],
+        batch_size=8,
+        workers=2,
+        out=tmp_path / "runs",
     )
     drew = {process for process, _ in calls(tmp_path)}
     answered = calls(tmp_path, "answered")
@@ -157,7 +171,7 @@ def test_an_adapter_that_gives_verdicts_itself_gives_them_in_the_workers(
     assert {verdict.text for verdict in run.folder.verdicts().values()} == {"by itself"}
     [warning] = run.folder.read("checks.json").values()
     assert int(warning.removeprefix("tried in ")) in drew
-    alone = gapbench.run(spec, samples=1, limit=8, judges=[], out=tmp_path / "alone")
+    alone = gapbench.run(spec, "shapes", samples=1, limit=8, judges=[], out=tmp_path / "alone")
     assert alone.rates() == run.rates()
 
 
@@ -183,7 +197,7 @@ def test_what_befalls_one_worker_costs_no_other_its_work(
         + "        except FileExistsError:\n            return False\n        return True\n"
     )
     given: dict[str, Any] = {
-        "samples": 1, "limit": 8, "judges": [], "batch_size": 8, "device": "cpu",
+        "tasks": "shapes", "samples": 1, "limit": 8, "judges": [], "batch_size": 8, "device": "cpu",
         "out": tmp_path / "runs",
     }  # fmt: skip
     with pytest.raises(GapbenchError, match=words) as caught:
@@ -203,7 +217,14 @@ def test_memory_that_runs_out_in_a_worker_halves_the_batch(
 ) -> None:
     spec = adapter("Large", draw="if len(prompts) > 3: raise RuntimeError('CUDA out of memory.')")
     run = gapbench.run(
-        spec, samples=1, limit=12, judges=[], batch_size=12, workers=2, out=tmp_path / "runs"
+        spec,
+        "shapes",
+        samples=1,
+        limit=12,
+        judges=[],
+        batch_size=12,
+        workers=2,
+        out=tmp_path / "runs",
     )
     assert len(run.folder.generations()) == 12
     assert sorted(rows for _, rows in calls(tmp_path)) == [3, 3, 3, 3, 6, 6]
@@ -216,7 +237,9 @@ def test_other_errors_of_an_adapter_come_with_their_place(
     with pytest.raises(
         GapbenchError, match=r"KeyError: 'colour' \(.*broken_adapter.py, line \d+\)"
     ):
-        gapbench.run(spec, samples=1, limit=4, judges=[], workers=2, out=tmp_path / "runs")
+        gapbench.run(
+            spec, "shapes", samples=1, limit=4, judges=[], workers=2, out=tmp_path / "runs"
+        )
 
 
 def test_weights_that_no_worker_can_load_leave_nothing_behind(
@@ -224,7 +247,7 @@ def test_weights_that_no_worker_can_load_leave_nothing_behind(
 ) -> None:
     spec = adapter("Missing", load="raise GapbenchError('no weights here')")
     with pytest.raises(GapbenchError, match="no weights here"):
-        gapbench.run(spec, limit=4, judges=[], workers=2, out=tmp_path / "runs")
+        gapbench.run(spec, "shapes", limit=4, judges=[], workers=2, out=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
 

@@ -118,7 +118,7 @@ def test_an_adapter_without_the_base_class_gets_its_defaults(old: str, tmp_path:
     assert model.parts == {"own": ".+"}
     with pytest.raises(GapbenchError, match="model old lacks lora: its adapter has no adapt"):
         model.adapt(tmp_path)
-    run = gapbench.run(old, samples=1, limit=4, judges=[], out=tmp_path / "runs")
+    run = gapbench.run(old, "shapes", samples=1, limit=4, judges=[], out=tmp_path / "runs")
     about = json.loads((run.path / "run.json").read_text())["model_about"]
     assert [about[key] for key in ("device", "dtype", "versions", "pair")] == [
         None, None, None, False,
@@ -128,8 +128,8 @@ def test_an_adapter_without_the_base_class_gets_its_defaults(old: str, tmp_path:
 def test_a_made_adapter_without_the_base_class_runs_too(old: str, tmp_path: Path) -> None:
     load_model(old)
     made = sys.modules["old_adapter"].Old()
-    run = gapbench.run(made, samples=1, limit=4, judges=[], out=tmp_path / "made")
-    named = gapbench.run(old, samples=1, limit=4, judges=[], out=tmp_path / "named")
+    run = gapbench.run(made, "shapes", samples=1, limit=4, judges=[], out=tmp_path / "made")
+    named = gapbench.run(old, "shapes", samples=1, limit=4, judges=[], out=tmp_path / "named")
     assert images_of(run) == images_of(named)
     assert run.rates() == named.rates()
 
@@ -201,7 +201,7 @@ def test_verdicts_of_a_batch_that_failed_in_part_are_read_too() -> None:
 def test_a_slow_adapter_shows_and_stores_early_and_draws_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options: dict[str, Any] = {"samples": 1, "limit": 30, "judges": []}
+    options: dict[str, Any] = {"tasks": "shapes", "samples": 1, "limit": 30, "judges": []}
     shown: list[int] = []
 
     def progress(stage: str, there: int, total: int) -> Callable[[int], None]:
@@ -235,7 +235,7 @@ def test_a_slow_adapter_shows_and_stores_early_and_draws_the_same(
 def test_an_adapter_says_how_many_images_it_wants(tmp_path: Path) -> None:
     model = Tried()
     model.batches = Batches(4, 10)
-    run = gapbench.run(model, samples=1, limit=30, judges=[], out=tmp_path)
+    run = gapbench.run(model, "shapes", samples=1, limit=30, judges=[], out=tmp_path)
     assert model.drawn == [4, 8, 10, 8]
     assert model.judged[:3] == [4, 8, 10]
     drawn: list[Generation] = list(run.folder.generations().values())
@@ -247,7 +247,7 @@ def test_seeds_that_are_not_heeded_stand_in_the_run(tmp_path: Path) -> None:
         def check_seeds(self, prompt: str, seed: int) -> str | None:
             return "two images differ"
 
-    run = gapbench.run(Deaf(), samples=1, limit=2, judges=[], out=tmp_path)
+    run = gapbench.run(Deaf(), "shapes", samples=1, limit=2, judges=[], out=tmp_path)
     assert run.folder.read("checks.json") == {"the model's seeds": "two images differ"}
 
 

@@ -298,7 +298,8 @@ def test_the_docs_template_is_short_and_keeps_the_contract(cli: Cli, toys: Path)
 
 
 def test_a_run_with_ones_own_model(cli: Cli, toys: Path) -> None:
-    args = ("run", "--model", "my_model:MyModel", "--limit", "2", "--samples", "1")
+    small = ("--tasks", "shapes", "--limit", "2", "--samples", "1", "--batch-size", "2")
+    args = ("run", "--model", "my_model:MyModel", *small)
     for name, setting in (
         ("my-model", ()),
         ("my-model (temperature=0.5)", ("--set", "temperature=0.5")),

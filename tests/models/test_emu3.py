@@ -300,7 +300,7 @@ def test_upstreams_recipe_is_the_default(tiny_emu3: Path) -> None:
 
 
 def test_a_run_marks_the_pair_in_its_table(cli: Cli, tiny_emu3: Path) -> None:
-    options = ("--limit", "2", "--samples", "1", "--set", f"image_area={AREA}")
+    options = ("--tasks", "shapes", "--limit", "2", "--samples", "1", "--set", f"image_area={AREA}")
     done = cli("run", "--model", str(tiny_emu3), *options)
     assert done.returncode == 0, done.stderr
     assert "tiny-emu3* (image_area=1024) on shapes" in done.stdout

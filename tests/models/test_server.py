@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from here import end
 from PIL import Image
 from servers import Asked, Handler, Play, Server
 
@@ -35,7 +36,7 @@ class Painter(Handler):
     def draw(self, asked: Asked, salt: str = "", kind: str = "PNG") -> None:
         digest = hashlib.sha256(f"{asked['prompt']} {asked.get('seed')} {salt}".encode()).digest()
         buffer = io.BytesIO()
-        Image.new("RGB", (16, 16), tuple(digest[:3])).save(buffer, kind)
+        Image.new("RGB", (24, 24), tuple(digest[:3])).save(buffer, kind)
         self.give(buffer.getvalue())
 
     def answer(self, asked: Asked, logprobs: bool = True) -> None:
@@ -280,7 +281,7 @@ def test_a_run_ends_in_a_table(
     server: Painting, tmp_path: Path, logprobs: bool, cli: Callable[..., Any]
 ) -> None:
     server.says = lambda h, asked: h.answer(asked, logprobs=logprobs)
-    done = run(f"server:{server.argument}", limit=3, samples=2, out=tmp_path)
+    done = run(f"server:{server.argument}", "shapes", limit=3, samples=2, out=tmp_path)
     frame = done.frame()
     assert len(frame) == 6
     assert (frame["own"] == 1).all()
@@ -305,7 +306,7 @@ def test_seeds_that_are_not_heeded_are_marked(
     server: Painting, tmp_path: Path, cli: Callable[..., Any]
 ) -> None:
     server.draws = lambda h, asked: h.draw(asked, salt=str(time.perf_counter_ns()))
-    done = run(f"server:{server.argument}", limit=2, samples=1, out=tmp_path)
+    done = run(f"server:{server.argument}", "shapes", limit=2, samples=1, out=tmp_path)
     (warning,) = done.checks().values()
     assert "one prompt and one seed that differ" in warning
     shown = cli("show", str(done.path)).stdout
@@ -327,7 +328,7 @@ def test_a_field_that_is_named_leaves_alone(server: Painting) -> None:
 
 def test_data_addresses_and_other_formats(server: Painting) -> None:
     buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), "red").save(buffer, "PNG")
+    Image.new("RGB", (24, 24), "red").save(buffer, "PNG")
     address = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
     model = server.model(recipe={"response_format": "base64"})
     for key in ("b64_json", "url"):
@@ -339,7 +340,7 @@ def test_data_addresses_and_other_formats(server: Painting) -> None:
 
 
 Cli = Callable[..., Any]
-COMMAND = ("--limit", "12", "--samples", "1", "--batch-size", "4")
+COMMAND = ("--tasks", "shapes", "--limit", "12", "--samples", "1", "--batch-size", "4")
 
 
 def test_a_refused_prompt_costs_no_other(server: Painting, tmp_path: Path, cli: Cli) -> None:
@@ -399,9 +400,30 @@ def test_what_could_not_be_asked_is_asked_again(server: Painting, tmp_path: Path
     assert open_run(folder).failures() == {}
 
 
+def test_a_dry_run_asks_nothing(
+    server: Painting, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spec, out = f"server:{server.argument}", ("--out", str(tmp_path / "r"))
+    command = ("run", "--model", spec, "--judge", spec, *COMMAND, *out)
+    code, shown, told = end(capfd, *command, "--dry-run")
+    assert code is None, told
+    assert "Left to do: 12 images, 24 own verdicts, 24 outside verdicts. Nothing was" in shown
+    assert "Not counted in the time: verdicts of " in shown
+    assert ": 24 requests to http://" in shown
+    assert server.asked == []
+    assert not (tmp_path / "r").exists()
+    code, shown, told = end(capfd, *command, "--calibrate")
+    assert code is None, told
+    assert "from a short calibration" in shown
+    assert len(server.drawn) == 4  # a batch
+
+
 def test_a_server_that_is_away_leaves_nothing(tmp_path: Path, cli: Cli) -> None:
     for option in ("--model", "--judge"):
-        ended = cli("run", option, "server:http://127.0.0.1:9/v1#m", "--out", str(tmp_path / "r"))
+        ended = cli(
+            "run", option, "server:http://127.0.0.1:9/v1#m", "--tasks", "shapes",
+            "--out", str(tmp_path / "r"),
+        )  # fmt: skip
         assert ended.returncode == 2
         assert "http://127.0.0.1:9/v1 cannot be reached" in ended.stderr
         assert not (tmp_path / "r").exists()
@@ -410,6 +432,6 @@ def test_a_server_that_is_away_leaves_nothing(tmp_path: Path, cli: Cli) -> None:
 def test_another_model_than_asked_for_is_marked(server: Painting, tmp_path: Path) -> None:
     body = {"choices": [{"message": {"content": "The score is 1"}}], "model": "tiny-256m.gguf"}
     server.says = lambda h, _: h.send(body)
-    done = run(f"server:{server.argument}", limit=2, samples=1, out=tmp_path)
+    done = run(f"server:{server.argument}", "shapes", limit=2, samples=1, out=tmp_path)
     assert done.folder.read("served.json") == {"model server-painter": "tiny-256m.gguf"}
     assert done.checks() == {"model server-painter": "the server says that it is tiny-256m.gguf"}

@@ -96,12 +96,18 @@ def test_a_dry_run_says_what_it_takes_and_fetches_nothing(
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.parametrize("by", ["prepare", "run"])
 def test_it_fetches_once_and_the_task_runs(
-    cli: Cli, server: Server, task: Callable[..., Path]
+    cli: Cli, server: Server, task: Callable[..., Path], by: str
 ) -> None:
     folder = str(task())
-    missing = refusal(cli("run", "--tasks", folder, "--limit", "2", "--samples", "1"))
-    assert f"plums.txt (sha256 {SHA256}); run `gapbench prepare`" in missing
+    small = ("run", "--tasks", folder, "--limit", "2", "--samples", "1", "--verdict", "none")
+    missing = refusal(cli(*small, "--offline"))
+    assert f"task mine: offline: plums.txt (sha256 {SHA256}) is not in the cache" in missing
+    assert server.asked == []
+    if by == "run":
+        assert cli(*small).returncode == 0
+        assert server.asked == ["whole"]
     done = cli("prepare", "--tasks", folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("All of it is here.\n")
@@ -163,7 +169,7 @@ def test_an_altered_file_is_found_and_fetched_again(
     assert cli("prepare", "--tasks", folder).returncode == 0
     file = tmp_path / "cache" / "files" / SHA256[:16] / "plums.txt"
     file.write_bytes(PROMPTS[:-1])
-    assert "needs plums.txt" in refusal(cli("run", "--tasks", folder))
+    assert "offline: plums.txt" in refusal(cli("run", "--tasks", folder, "--offline"))
     assert cli("prepare", "--tasks", folder).returncode == 0
     assert file.read_bytes() == PROMPTS
 

@@ -83,7 +83,7 @@ def test_without_a_copy_it_says_what_to_do_and_fetches_nothing(cli: Cli, tmp_pat
         assert f"no revision of Jialuo21/{name} is on record" in done.stderr
         assert str(tmp_path / "cache" / "copies" / f"Jialuo21--{name}") in done.stderr
     assert "gapbench prepare --data DIR" in done.stderr
-    ran = cli("run", "--tasks", "science-t2i")
+    ran = cli("run", "--tasks", "science-t2i", "--offline")
     assert ran.returncode == 2
     assert "no revision of Jialuo21/Science-T2I-S is on record" in ran.stderr
     assert "science-t2i" in cli("tasks").stdout

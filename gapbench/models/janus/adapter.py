@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from gapbench.files import digest
+from gapbench.files import digest, read_object
 from gapbench.models.autoregressive.answers import positions, require_places
 from gapbench.models.autoregressive.continuations import parts
 from gapbench.models.autoregressive.draw import Language
@@ -57,6 +57,7 @@ class JanusModel(AutoregressiveModel):
         files = files_of(f"model {name}", folder)
         sampling = recipe or recipe_of(folder)
         super().__init__(name, {"gen": folder, "und": folder}, files, sampling, device, dtype)
+        self.image_size = None if self._original else _image_size(folder)
         self.fingerprint = digest(
             f"{ADAPTER} {self.dtype}\n{origin or ''}",
             [] if origin else files + settings_files(folder),
@@ -245,3 +246,13 @@ class JanusModel(AutoregressiveModel):
 def turn(*parts: dict[str, str]) -> dict[str, Any]:
     """A user's turn; a plain string as content would silently become an empty one."""
     return {"role": "user", "content": list(parts)}
+
+
+def _image_size(folder: Path) -> tuple[int, int] | None:
+    """Width and height of what a checkpoint in the hub's layout draws, if its config says so."""
+    codes = read_object(folder / "config.json").get("vq_config") or {}
+    try:
+        side = int(codes["num_patches"]) * 2 ** (len(codes["channel_multiplier"]) - 1)
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return None
+    return side, side

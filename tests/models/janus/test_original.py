@@ -192,7 +192,9 @@ def test_safetensors_and_pickled_weights_are_the_same_model(
 
 
 def test_a_run_from_the_command_line(cli: Cli, tiny_original: Path) -> None:
-    done = cli("run", "--model", str(tiny_original), "--limit", "2", "--samples", "1")
+    done = cli(
+        "run", "--model", str(tiny_original), "--tasks", "shapes", "--limit", "2", "--samples", "1"
+    )
     assert done.returncode == 0, done.stderr
     assert "tiny-original on shapes" in done.stdout
 

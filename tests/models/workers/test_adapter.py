@@ -236,10 +236,10 @@ def verdicts_of(path: Path) -> set[tuple[str, str, float]]:
 
 
 def test_a_run_ends_in_a_table_and_kills_change_nothing(tmp_path: Path) -> None:
-    whole = run(standin(), limit=4, samples=2, out=tmp_path / "a", batch_size=8)
+    whole = run(standin(), "shapes", limit=4, samples=2, out=tmp_path / "a", batch_size=8)
     assert {rate.metric for rate in whole.rates()} >= {"generation", "non_unification"}
     dying = standin(tmp_path / "count", **{"break": "die", "at": 3, "until": 2})
-    killed = run(dying, limit=4, samples=2, out=tmp_path / "b", batch_size=8)
+    killed = run(dying, "shapes", limit=4, samples=2, out=tmp_path / "b", batch_size=8)
     assert len(started(tmp_path / "count")) == 2 + 1  # the third for the verdicts
     assert images_of(killed.path) == images_of(whole.path)
     assert verdicts_of(killed.path) == verdicts_of(whole.path)
@@ -249,30 +249,44 @@ def test_a_run_ends_in_a_table_and_kills_change_nothing(tmp_path: Path) -> None:
 
 
 def test_nothing_done_is_lost_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    whole = run(standin(), limit=4, samples=2, out=tmp_path / "a")
+    whole = run(standin(), "shapes", judges=[], limit=4, samples=2, out=tmp_path / "a")
     word = whole.plan.prompts[1].text
-    broken = run(standin(**{"break": "one", "word": word}), limit=4, samples=2, out=tmp_path / "b")
+    broken = run(
+        standin(**{"break": "one", "word": word}),
+        "shapes",
+        judges=[],
+        limit=4,
+        samples=2,
+        out=tmp_path / "b",
+    )
     [(stage, reasons)] = broken.failures().items()
     assert (stage, sum(reasons.values())) == ("images", 2)
     part = images_of(tmp_path / "b" / whole.path.name)
     assert 0 < len(part) < len(images_of(whole.path))
-    done = run(standin(), limit=4, samples=2, out=tmp_path / "b")
+    done = run(standin(), "shapes", judges=[], limit=4, samples=2, out=tmp_path / "b")
     assert images_of(done.path) == images_of(whole.path)
     assert len((done.path / "generations.jsonl").read_text().splitlines()) == 8
 
 
 @pytest.mark.parametrize("verdict", ["logits", "text"])
 def test_verdicts_by_answers_and_by_words(verdict: Any, tmp_path: Path) -> None:
-    done = run(standin(), limit=2, samples=1, verdict=verdict, out=tmp_path)
+    done = run(standin(), "shapes", judges=[], limit=2, samples=1, verdict=verdict, out=tmp_path)
     assert done.frame()["own"].notna().all()
 
 
 def test_verdicts_that_were_given_are_kept(tmp_path: Path) -> None:
     with pytest.raises(GapbenchError, match="exit code 13"):
-        run(standin(**{"break": "die judging"}), limit=40, samples=1, out=tmp_path)
+        run(
+            standin(**{"break": "die judging"}),
+            "shapes",
+            judges=[],
+            limit=40,
+            samples=1,
+            out=tmp_path,
+        )
     (path,) = tmp_path.iterdir()
     part = len((path / "verdicts.jsonl").read_text().splitlines())
-    done = run(standin(), limit=40, samples=1, out=tmp_path)
+    done = run(standin(), "shapes", judges=[], limit=40, samples=1, out=tmp_path)
     assert 0 < part < len(verdicts_of(done.path))
 
 
