@@ -70,7 +70,7 @@ def run(
 
 def show(
     path: RunPath,
-    form: Annotated[Literal["text", "markdown", "csv", "json"], typer.Option("--format", help="Format of the table.")] = "text",
+    form: Annotated[Literal["text", "markdown", "csv", "json", "latex"], typer.Option("--format", help="Format of the table.")] = "text",
     judge: Judge = None,
 ) -> None:  # fmt: skip
     """Print the table of a stored run."""

@@ -15,6 +15,7 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="One or more run folders. Of two, the first is before and the second after.", metavar="RUN")],
     out: Annotated[Path | None, typer.Option(help="The file to write.", show_default="report.html in the run's folder; for several runs, in this folder")] = None,
     judge: Judge = None,
+    figures: Annotated[Path | None, typer.Option(help="Folder for every figure as SVG, PDF, CSV and LaTeX table.")] = None,
 ) -> None:  # fmt: skip
     """Write runs as one HTML page: figures, plots and all images."""
     from gapbench.report.page import write_report
@@ -22,8 +23,10 @@ def report(
 
     opened = [open_run(path) for path in runs]
     file = out or (runs[0] if len(runs) == 1 else Path()) / "report.html"
-    write_report(opened, file, judge)
+    write_report(opened, file, judge, figures)
     typer.echo(f"Report: {file} ({file.stat().st_size / 1e6:.1f} MB)")
+    if figures is not None:
+        typer.echo(f"Figures: {figures}")
 
 
 def label(

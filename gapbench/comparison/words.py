@@ -70,6 +70,24 @@ def render(comparisons: Sequence[Comparison], form: str, width: int = 160) -> st
     return "\n\n".join([*blocks, ABOUT])
 
 
+def overall(c: Comparison) -> list[list[str]]:
+    """The overall changes, a row each under COLUMNS."""
+    return [_row(_head(change), change) for change in c.changes]
+
+
+def finding(c: Comparison) -> str:
+    """The changes that matter most, in one sentence with intervals and p."""
+    told = [
+        f"{_head(change)} {_difference(change)}{' points' * (change.unit == PERCENT)} "
+        f"(Holm p {_probability(change.p_holm)})"
+        for name in ("generation", UNDERSTANDING.name, "non_unification")
+        for change in c.changes
+        if change.metric == name and change.difference is not None
+    ]
+    who = f"From {c.before_model} to {c.after_model}, over {counted(c.images, 'image')}"
+    return f"{who} of {counted(c.prompts, 'prompt')}: {'; '.join(told) or 'no figure'}."
+
+
 def plan(spread: Spread, metric: str, change: float) -> str:
     """Prompts that a comparison takes to detect a change, in the unit that the figure is printed
     in, for numbers of samples."""
@@ -115,8 +133,7 @@ def _block(c: Comparison, table: Table) -> str:
         *(f"Left out: {reason}" for reason in c.left_out),
         *c.notes,
     ]
-    rows = [_row(_head(change), change) for change in c.changes]
-    parts = [("  \n" if table is _markdown else "\n").join(lines), table(COLUMNS, rows)]
+    parts = [("  \n" if table is _markdown else "\n").join(lines), table(COLUMNS, overall(c))]
     if c.by_level:
         rows = [_row(f"{change.name}: {_head(change)}", change) for change in c.by_level]
         parts.append(table(COLUMNS, rows))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from gapbench.pages.plots import GRID, INK, SERIES, Plot, drawn, legend
+from gapbench.pages.plots import GRID, INK, SERIES, Plot, legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +42,7 @@ def densities(groups: Mapping[str, Sequence[float]], label: str) -> Plot | None:
         axes.set_ylabel("density", color=INK[theme])
         legend(axes, theme)
 
-    return drawn(draw, 6.4, 3.4 + 0.2 * len(known))
+    return Plot(draw, 6.4, 3.4 + 0.2 * len(known))
 
 
 def points(
@@ -62,7 +62,7 @@ def points(
         axes.set_ylabel(up, color=INK[theme])
         legend(axes, theme)
 
-    return drawn(draw, 5.6, 4.4)
+    return Plot(draw, 5.6, 4.4)
 
 
 def layers(
@@ -90,4 +90,4 @@ def layers(
         axes.grid(axis="y", color=GRID[theme], linewidth=0.6)
         legend(axes, theme)
 
-    return drawn(draw, max(4.6, 1.4 + 0.5 * len(names)), 3.6)
+    return Plot(draw, max(4.6, 1.4 + 0.5 * len(names)), 3.6)
