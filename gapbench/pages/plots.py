@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SERIES: Final = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
+_SERIES: Final = {
+    "light": ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"),
+    "dark": ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#f0e442", "#d55e00"),
+}
 """Okabe and Ito's colours, which colour-blind people can tell apart."""
 INK: Final = {"light": "#1a1a1a", "dark": "#ececec"}
 GRID: Final = {"light": "#d0d0d0", "dark": "#4a4d52"}
@@ -75,6 +78,11 @@ class Plot:
     def height(self) -> int:
         """In CSS pixels."""
         return round(96 * self.tall)
+
+
+def colour(index: int, theme: str) -> str:
+    """The colour of a series."""
+    return _SERIES[theme][index % len(_SERIES[theme])]
 
 
 def legend(axes: Axes, theme: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from gapbench.pages.plots import GRID, INK, SERIES, Plot, legend
+from gapbench.pages.plots import GRID, INK, Plot, colour, legend
 from gapbench.types import PERCENT, Rates
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def intervals(points: Sequence[Point], across: str, change: bool = False) -> Plo
             sides = [[p.value - p.low for p in mine], [p.high - p.value for p in mine]]
             axes.errorbar(
                 [p.value for p in mine], rows, xerr=sides, fmt=MARKERS[index % len(MARKERS)],
-                color=SERIES[index % len(SERIES)], markersize=5, elinewidth=1.2, label=name,
+                color=colour(index, theme), markersize=5, elinewidth=1.2, label=name,
             )  # fmt: skip
         if len(series) == 2:
             for ends in joined.values():
@@ -70,7 +70,7 @@ def intervals(points: Sequence[Point], across: str, change: bool = False) -> Plo
             legend(axes, theme)
 
     row = 0.14 + 0.14 * max(1, len(series))
-    return Plot(draw, 6.4, 0.9 + 0.18 * len(series) + row * len(places))
+    return Plot(draw, 5.2, 0.9 + 0.18 * len(series) + row * len(places))
 
 
 def curves(points: Sequence[Point], across: str, up: str) -> Plot:
@@ -92,7 +92,7 @@ def curves(points: Sequence[Point], across: str, up: str) -> Plot:
         axes.set_xlabel(across, color=INK[theme])
         axes.set_ylabel(up, color=INK[theme])
 
-    return Plot(draw, 6.4, 4.6)
+    return Plot(draw, 5.2, 4.0)
 
 
 def lines(points: Sequence[Point], across: str) -> Plot:
@@ -103,7 +103,7 @@ def lines(points: Sequence[Point], across: str) -> Plot:
         axes.set_xlabel(across, color=INK[theme])
         axes.set_ylabel("%", color=INK[theme])
 
-    return Plot(draw, 6.4, 3.6)
+    return Plot(draw, 5.2, 3.6)
 
 
 def _points(axes: Axes, points: Sequence[Point], theme: str, *, joined: bool) -> None:
@@ -114,7 +114,7 @@ def _points(axes: Axes, points: Sequence[Point], theme: str, *, joined: bool) ->
             [p.value for p in mine],
             [[p.value - p.low for p in mine], [p.high - p.value for p in mine]],
             marker=MARKERS[index % len(MARKERS)],
-            color=SERIES[index % len(SERIES)],
+            color=colour(index, theme),
             markersize=5,
             capsize=3,
             linestyle="-" if joined else "",

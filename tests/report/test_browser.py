@@ -23,7 +23,7 @@ api = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
-WIDTHS = {"desk": (1200, 900), "phone": (360, 740)}
+WIDTHS = {"desk": (1440, 900), "phone": (390, 740)}
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +216,14 @@ def test_layout_and_accessibility(page: Any, both: str, width: str, tmp_path: Pa
     page.wait_for_timeout(300)
     assert page.evaluate("window.shift") < 0.01
     assert page.evaluate("document.documentElement.scrollWidth") <= wide
+    tops = [page.locator(f"#{name}").bounding_box()["y"] for name in ("difficulty", "generation")]
+    assert (tops[0] == tops[1]) == (width == "desk")
+    hidden = "part => part.scrollWidth > part.clientWidth"
+    assert page.locator("#changes details .scroll").evaluate(hidden) == (width == "phone")
+    assert not page.locator("#difficulty .scroll").first.evaluate(hidden)
+    page.set_viewport_size({"width": 1024, "height": tall})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1024
+    page.set_viewport_size({"width": wide, "height": tall})
     page.locator("#gallery").scroll_into_view_if_needed()
     assert faults(page) == []
     page.locator(".card button").first.click()
