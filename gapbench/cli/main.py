@@ -87,7 +87,7 @@ def show(
 
 COMMANDS: tuple[Callable[..., None], ...] = (
     run, show, compare.compare, compare.power, lm_eval.lm_eval, explain.explain, catalog.tasks,
-    catalog.models, catalog.check_model, catalog.prepare, fix.fix, report.report, report.label,
+    catalog.models, catalog.check_model, catalog.prepare, fix.fix, report.report, report.view, report.label,
     leaderboard.submit, leaderboard.verify, leaderboard.leaderboard, leaderboard.push,
 )  # fmt: skip
 for function in COMMANDS:

@@ -1,4 +1,4 @@
-"""The commands `gapbench report` and `gapbench label`."""
+"""The commands `gapbench report`, `gapbench view` and `gapbench label`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ from typing import Annotated
 import typer
 
 from gapbench.cli.options import Judge, RunPath
+from gapbench.types import counted
+
+Port = Annotated[
+    int,
+    typer.Option(help="Port of the page, for example for an SSH tunnel; 0 takes a free one."),
+]
 
 
 def report(
@@ -29,10 +35,29 @@ def report(
         typer.echo(f"Figures: {figures}")
 
 
+def view(
+    folder: Annotated[Path, typer.Argument(help="A folder of run folders.", metavar="DIR")] = Path("runs"),
+    port: Port = 0,
+) -> None:  # fmt: skip
+    """Open a local page with all runs of a folder, their images side by side."""
+    import webbrowser
+
+    from gapbench.report.view import Album, serve
+
+    album = Album(folder)
+    with serve(album, port) as (address, forever):
+        typer.echo(
+            f"{counted(len(album.runs), 'run')} of {folder}. Ctrl-C ends the page at\n{address}"
+        )
+        webbrowser.open(address)
+        with suppress(KeyboardInterrupt):
+            forever()
+
+
 def label(
     run: RunPath,
     rater: Annotated[str, typer.Option(help="Your name. The labels of each rater are stored separately.")] = "rater",
-    port: Annotated[int, typer.Option(help="Port of the page, for example for an SSH tunnel; 0 takes a free one.")] = 0,
+    port: Port = 0,
 ) -> None:  # fmt: skip
     """Open a local page where a person judges the images of a run."""
     import webbrowser

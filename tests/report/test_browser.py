@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 
 from gapbench import open_run
 from gapbench.report.page import write_report
+from gapbench.report.view import Album, serve
 
 from .conftest import ATTACK, CLI, ENV, ODD, Make, Said
 
@@ -255,6 +257,26 @@ def test_only_what_is_seen_is_there(page: Any, odd: Make, tmp_path: Path) -> Non
     # Beyond the thumbnails, the image comes from the run's folder.
     until(page, "document.querySelector('[data-place=\"2099\"] img').naturalWidth > 0")
     assert last.locator("img").get_attribute("src").endswith(".png")
+
+
+def test_view(page: Any, odd: Make, tmp_path: Path) -> None:
+    odd()
+    odd(ODD[:2], name="other")
+    with serve(Album(tmp_path)) as (address, forever):
+        threading.Thread(target=forever, daemon=True).start()
+        page.set_viewport_size({"width": 390, "height": 740})
+        page.goto(address)
+        assert faults(page) == []
+        page.locator("li a").first.click()
+        page.locator("tbody th a").first.click()
+        assert page.locator("h1").text_content() == ATTACK
+        assert page.locator("td img").count() == 2
+        until(page, "[...document.querySelectorAll('td img')].every(i => i.naturalWidth)")
+        assert faults(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        page.get_by_role("link", name="Next").click()
+        page.get_by_role("link", name="All runs").click()
+        assert page.locator("h1").text_content() == "gapbench view"
 
 
 def test_labelling(page: Any, odd: Make, tmp_path: Path) -> None:
