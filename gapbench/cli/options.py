@@ -32,7 +32,7 @@ Judge = Annotated[
     ),
 ]
 TableForm = Annotated[
-    Literal["text", "markdown", "csv", "json"],
+    Literal["text", "markdown", "csv", "json", "latex"],
     typer.Option("--format", help="Format of the table; --json is short for --format json."),
 ]
 Form = Annotated[

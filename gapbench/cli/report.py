@@ -1,4 +1,4 @@
-"""The commands `gapbench report` and `gapbench label`."""
+"""The commands `gapbench report`, `gapbench view` and `gapbench label`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,19 @@ import typer
 
 from gapbench.cli.options import Judge, RunPath
 from gapbench.runs.settings import Part
+from gapbench.types import counted
+
+Port = Annotated[
+    int,
+    typer.Option(help="Port of the page, for example for an SSH tunnel; 0 takes a free one."),
+]
 
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="One or more run folders. Of two, the first is before and the second after.", metavar="RUN")],
     out: Annotated[Path | None, typer.Option(help="The file to write.", show_default="report.html in the run's folder; for several runs, in this folder")] = None,
     judge: Judge = None,
+    figures: Annotated[Path | None, typer.Option(help="Folder for every figure as SVG, PDF, CSV and LaTeX table.")] = None,
     *,
     settings: Part,
 ) -> None:  # fmt: skip
@@ -28,14 +35,35 @@ def report(
 
         opened = [open_run(path, **vars(settings)) for path in runs]
         file = out or (opened[0].path if len(runs) == 1 else Path()) / "report.html"
-        write_report(opened, file, judge)
+        write_report(opened, file, judge, figures)
     typer.echo(f"Report: {file} ({file.stat().st_size / 1e6:.1f} MB)")
+    if figures is not None:
+        typer.echo(f"Figures: {figures}")
+
+
+def view(
+    folder: Annotated[Path, typer.Argument(help="A folder of run folders.", metavar="DIR")] = Path("runs"),
+    port: Port = 0,
+) -> None:  # fmt: skip
+    """Open a local page with all runs of a folder, their images side by side."""
+    import webbrowser
+
+    from gapbench.report.view import Album, serve
+
+    album = Album(folder)
+    with serve(album, port) as (address, forever):
+        typer.echo(
+            f"{counted(len(album.runs), 'run')} of {folder}. Ctrl-C ends the page at\n{address}"
+        )
+        webbrowser.open(address)
+        with suppress(KeyboardInterrupt):
+            forever()
 
 
 def label(
     run: RunPath,
     rater: Annotated[str, typer.Option(help="Your name. The labels of each rater are stored separately.")] = "rater",
-    port: Annotated[int, typer.Option(help="Port of the page, for example for an SSH tunnel; 0 takes a free one.")] = 0,
+    port: Port = 0,
 ) -> None:  # fmt: skip
     """Open a local page where a person judges the images of a run."""
     import webbrowser

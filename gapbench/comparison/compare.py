@@ -156,6 +156,16 @@ def fixed_folder(c: Comparison) -> Path | None:
     return folder if base and base.get("fingerprint") == before.get("fingerprint") else None
 
 
+def stored(before: Run, after: Run, judge: str | None = None) -> Comparison:
+    """What the two folders say of the change, without a model: there is no figure of understanding
+    unless `compare` has asked for AFTER's verdicts on BEFORE's images.
+
+    Raises GapbenchError where the runs are not comparable, as `compare` does.
+    """
+    pair = pair_runs(before, after, judge)
+    return _comparison(pair, cross(pair, None, silent), None, [], [])
+
+
 def pair_runs(before: Run, after: Run, judge: str | None, intersection: bool = False) -> Pair:
     """Two runs over the images they share. Raises GapbenchError as `compare` does."""
     who = f"{before.path} and {after.path}"
@@ -225,8 +235,9 @@ def _keys(frame: pd.DataFrame) -> list[tuple[str, str]]:
     return list(zip(frame["task"], frame["prompt"], strict=True))
 
 
-def cross(pair: Pair, models: Sequence[str], progress: Progress) -> list[float] | None:
-    """AFTER's verdicts on BEFORE's images, row by row; None where own or outside ones lack."""
+def cross(pair: Pair, models: Sequence[str] | None, progress: Progress) -> list[float] | None:
+    """AFTER's verdicts on BEFORE's images, row by row; None where own or outside ones lack. With
+    `models` None no model is loaded: then None too where one of them is not stored."""
     plan = pair.after.plan
     if not plan.own or pair.old["outside"].isna().all():
         return None
@@ -237,6 +248,8 @@ def cross(pair: Pair, models: Sequence[str], progress: Progress) -> list[float] 
     keys = [(image, prompt.question, plan.own_fingerprint) for prompt, image in asked]
     there = pair.before.folder.verdicts()
     if any(key not in there for key in keys):
+        if models is None:
+            return None
         judge = OwnJudge(model_of(pair.after, models, "judge BEFORE's images"), MODES[plan.own])
         if judge.fingerprint != plan.own_fingerprint:
             raise GapbenchError(

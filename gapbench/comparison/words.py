@@ -77,6 +77,24 @@ def render(
     return "\n\n".join([*blocks, ABOUT if verbose else SHORT_ABOUT])
 
 
+def overall(c: Comparison) -> list[list[str]]:
+    """The overall changes, a row each under COLUMNS."""
+    return [_row(_head(change), change) for change in c.changes]
+
+
+def finding(c: Comparison) -> str:
+    """The changes that matter most, in one sentence with intervals and p."""
+    told = [
+        f"{_head(change)} {_difference(change)}{' points' * (change.unit == PERCENT)} "
+        f"(Holm p {_probability(change.p_holm)})"
+        for name in ("generation", UNDERSTANDING.name, "non_unification")
+        for change in c.changes
+        if change.metric == name and change.difference is not None
+    ]
+    who = f"From {c.before_model} to {c.after_model}, over {counted(c.images, 'image')}"
+    return f"{who} of {counted(c.prompts, 'prompt')}: {'; '.join(told) or 'no figure'}."
+
+
 def plan(spread: Spread, metric: str, change: float) -> str:
     """Prompts that a comparison takes to detect a change, in the unit that the figure is printed
     in, for numbers of samples."""

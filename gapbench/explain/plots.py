@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from gapbench.pages.plots import GRID, INK, SERIES, Plot, drawn, legend
+from gapbench.pages.plots import GRID, INK, Plot, colour, legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,14 +35,14 @@ def densities(groups: Mapping[str, Sequence[float]], label: str) -> Plot | None:
         axes.axvline(0, color=INK[theme], linewidth=0.8, linestyle=":")
         for index, (name, values) in enumerate(known.items()):
             axes.plot(
-                points, gaussian_kde(values)(points), color=SERIES[index % len(SERIES)],
-                linestyle="-" if index < len(SERIES) else "--", label=f"{name}: {len(values)}",
+                points, gaussian_kde(values)(points), color=colour(index, theme),
+                linestyle="-" if index < 6 else "--", label=f"{name}: {len(values)}",
             )  # fmt: skip
         axes.set_xlabel(label, color=INK[theme])
         axes.set_ylabel("density", color=INK[theme])
         legend(axes, theme)
 
-    return drawn(draw, 6.4, 3.4 + 0.2 * len(known))
+    return Plot(draw, 5.2, 3.2 + 0.2 * len(known))
 
 
 def points(
@@ -55,14 +55,14 @@ def points(
         axes.axhline(0, color=GRID[theme], linewidth=0.8)
         for index, (name, (one, two)) in enumerate(groups.items()):
             axes.scatter(
-                one, two, 14 + 20 * index, color=SERIES[index % len(SERIES)], alpha=0.7,
+                one, two, 14 + 20 * index, color=colour(index, theme), alpha=0.7,
                 linewidth=0, label=name,
             )  # fmt: skip
         axes.set_xlabel(across, color=INK[theme])
         axes.set_ylabel(up, color=INK[theme])
         legend(axes, theme)
 
-    return drawn(draw, 5.6, 4.4)
+    return Plot(draw, 5.2, 4.2)
 
 
 def layers(
@@ -82,7 +82,7 @@ def layers(
             shift = (index - (len(series) - 1) / 2) * 0.2
             axes.errorbar(
                 [place + shift for place, _ in known], values, [low, high], fmt="os^D"[index % 4],
-                color=SERIES[index % len(SERIES)], capsize=3, markersize=4, label=name,
+                color=colour(index, theme), capsize=3, markersize=4, label=name,
             )  # fmt: skip
         axes.set_xticks(range(len(names)), names, rotation=40, ha="right")
         axes.set_xlim(-0.6, len(names) - 0.4)
@@ -90,4 +90,4 @@ def layers(
         axes.grid(axis="y", color=GRID[theme], linewidth=0.6)
         legend(axes, theme)
 
-    return drawn(draw, max(4.6, 1.4 + 0.5 * len(names)), 3.6)
+    return Plot(draw, max(5.2, 1.4 + 0.5 * len(names)), 3.6)

@@ -251,10 +251,11 @@ def _pipe(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def page(entries: Sequence[Submission]) -> str:
     """The same as one HTML file that loads nothing, with filters and sorting."""
-    script, style = asset("leaderboard/board.js"), asset("leaderboard/board.css")
+    pair = PAIR if any(s.card.pair for s in entries) else ""
+    script, style = asset("leaderboard/board.js"), asset("pages/page.css", "leaderboard/board.css")
     heads, rows = published()
     return template("leaderboard/board.html").render(
         about=ABOUT.replace("`", ""), boards=boards(entries), titles=titles(), submissions=entries,
         reported=REPORTED, published_titles=heads, published=rows, script=script, style=style,
-        policy=policy(script, style), pair=PAIR if any(s.card.pair for s in entries) else "",
+        policy=policy(script, style, "img-src data:"), pair=pair,
     )  # fmt: skip

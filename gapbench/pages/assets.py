@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 
-def asset(name: str) -> Markup:
-    """A script or style of the package ("report/page.js"), as it stands in a page."""
+def asset(*names: str) -> Markup:
+    """Scripts or styles of the package ("report/page.js"), as they stand in a page."""
+    text = "".join((files("gapbench") / name).read_text("utf-8") for name in names)
     # Jinja2 and browsers read a carriage return as a line end: the policy's hash is of these bytes.
-    return Markup((files("gapbench") / name).read_text("utf-8").replace("\r\n", "\n"))  # noqa: S704
+    return Markup(text.replace("\r\n", "\n"))  # noqa: S704
 
 
 def template(name: str) -> Template:

@@ -1,25 +1,18 @@
-"""What pages are put together from: a figure with its table, a small picture."""
+"""Small pictures of pages."""
 
 from __future__ import annotations
 
 import io
-from typing import Any, Final
+from typing import Final
 
 from PIL import Image
 
-from gapbench.pages.plots import Plot, data_address
+from gapbench.pages.plots import data_address
 from gapbench.types import GapbenchError
 
 SIDE: Final = 160
 LARGEST: Final = 7000
 """Bytes a thumbnail takes at most: 2,000 of them in base64 are 18.7 MB."""
-
-
-def figure(
-    name: str, title: str, about: str, plot: Plot | None, table: tuple[list[str], list[Any]]
-) -> dict[str, Any]:
-    """A section of a page, as the template's macro takes it."""
-    return {"name": name, "title": title, "about": about, "plot": plot, "table": table}
 
 
 def thumbnail(data: bytes, sha256: str) -> str:

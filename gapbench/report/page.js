@@ -322,6 +322,7 @@
     event.preventDefault();
   });
   addEventListener("scroll", render, { passive: true });
+  addEventListener("resize", render);
   addEventListener("hashchange", recall);
   new ResizeObserver(() => { if (gallery.clientWidth) layout(); }).observe(gallery.parentElement);
   recall();

@@ -3,144 +3,125 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from gapbench.pages.plots import GRID, INK, SERIES, Plot, drawn, legend
+from gapbench.pages.plots import GRID, INK, Plot, colour, legend
+from gapbench.types import PERCENT, Rates
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-
-class Bubble(NamedTuple):
-    """Place (column, row), size in [0, 1] and colour in [0, 1] or None."""
-
-    column: int
-    row: int
-    size: float
-    colour: float | None
+MARKERS: Final = "os^Dv*"
 
 
-class Bar(NamedTuple):
-    """A share with its interval, in [0, 1]; None where there is none."""
+class Point(NamedTuple):
+    """A figure with its 95 % interval, in percent or its unit, of `images` images: one of a series
+    at a place, which is a name or a number."""
 
-    value: float | None
-    low: float | None
-    high: float | None
-
-
-def bubbles(
-    columns: Sequence[str], rows: Sequence[str], cells: Sequence[Bubble], size: str, colour: str
-) -> Plot:
-    """A bubble for each (column, row): its area is the first figure, its colour the second."""
-    # The area of a bubble of 1 would fill its cell; the largest here does.
-    largest = max((b.size for b in cells), default=0) or 1
-
-    def draw(axes: Axes, theme: str) -> None:
-        from matplotlib import colormaps
-        from matplotlib.cm import ScalarMappable
-        from matplotlib.colors import Normalize
-
-        ink, shades = INK[theme], colormaps["viridis"]
-        for b in cells:
-            face = "none" if b.colour is None else shades(b.colour)
-            area = 1500 * b.size / largest
-            axes.scatter(b.column, b.row, area, facecolor=face, edgecolor=ink, linewidth=0.7)
-            axes.text(
-                b.column, b.row + 0.47, f"{100 * b.size:.1f}", color=ink, ha="center", va="bottom",
-                fontsize=8,
-            )  # fmt: skip
-        axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right")
-        axes.set_yticks(range(len(rows)), rows)
-        axes.set_xlim(-0.6, len(columns) - 0.4)
-        axes.set_ylim(len(rows) - 0.3, -0.6)
-        axes.set_title(f"area and number: {size} (%)", loc="left", fontsize=9, color=ink)
-        scale = ScalarMappable(Normalize(0, 100), shades)
-        bar = axes.figure.colorbar(scale, ax=axes, pad=0.01, aspect=12)
-        bar.set_label(f"{colour} (%)", color=ink)
-        bar.ax.tick_params(colors=ink)
-
-    return drawn(draw, 2.8 + 0.72 * len(columns), 1.7 + 0.85 * len(rows))
+    place: str | float
+    series: str
+    value: float
+    low: float
+    high: float
+    images: int
 
 
-def bars(groups: Sequence[str], series: Sequence[str], heights: Sequence[Sequence[Bar]]) -> Plot:
-    """Bars with whiskers in percent: `heights[i][j]` is series i's in group j."""
-    wide = 0.8 / max(1, len(series))
+def point(place: str | float, series: str, rate: Rates | None) -> list[Point]:
+    """A rate as a point; none where it has no value."""
+    if rate is None or rate.value is None or rate.low is None or rate.high is None:
+        return []
+    factor = 100 if rate.unit == PERCENT else 1
+    value, low, high = (factor * v for v in (rate.value, rate.low, rate.high))
+    return [Point(place, series, value, low, high, int(rate.denominator))]
+
+
+def intervals(points: Sequence[Point], across: str, change: bool = False) -> Plot:
+    """A row for each place, from the top, with a point for each series; two series are joined.
+    Shares begin at 0 %; changes have a line there."""
+    places = list(dict.fromkeys(p.place for p in points))
+    series = list(dict.fromkeys(p.series for p in points))
+    step = 0.6 / max(2, len(series))
 
     def draw(axes: Axes, theme: str) -> None:
+        joined: dict[str | float, list[tuple[float, float]]] = {}
         for index, name in enumerate(series):
-            colour = SERIES[index % len(SERIES)]
-            for group, bar in enumerate(heights[index]):
-                if bar.value is None or bar.low is None or bar.high is None:
-                    continue
-                x = group + (index - (len(series) - 1) / 2) * wide
-                value = 100 * bar.value
-                error = [[value - 100 * bar.low], [100 * bar.high - value]]
-                axes.bar(
-                    x, value, 0.92 * wide, color=colour, yerr=error, capsize=3,
-                    ecolor=INK[theme], hatch="///" * (index >= len(SERIES)),
-                )  # fmt: skip
-            axes.bar(0, 0, 0, color=colour, label=name)
-        axes.set_xticks(range(len(groups)), groups)
-        axes.set_xlim(-0.6, len(groups) - 0.4)
-        _percent(axes, theme)
-        legend(axes, theme)
+            mine = [p for p in points if p.series == name]
+            shift = (index - (len(series) - 1) / 2) * step
+            rows = [places.index(p.place) + shift for p in mine]
+            for p, row in zip(mine, rows, strict=True):
+                joined.setdefault(p.place, []).append((p.value, row))
+            sides = [[p.value - p.low for p in mine], [p.high - p.value for p in mine]]
+            axes.errorbar(
+                [p.value for p in mine], rows, xerr=sides, fmt=MARKERS[index % len(MARKERS)],
+                color=colour(index, theme), markersize=5, elinewidth=1.2, label=name,
+            )  # fmt: skip
+        if len(series) == 2:
+            for ends in joined.values():
+                axes.plot(*zip(*ends, strict=True), color=INK[theme], linewidth=0.8, zorder=1)
+        if change:
+            axes.axvline(0, color=INK[theme], linewidth=0.8, linestyle=":")
+        else:
+            axes.set_xlim(-2, max(20, *(p.high for p in points)) + 2)
+        axes.set_yticks(range(len(places)), [str(place) for place in places])
+        axes.set_ylim(len(places) - 0.4, -0.6)
+        axes.set_xlabel(across, color=INK[theme])
+        axes.grid(axis="x", color=GRID[theme], linewidth=0.6)
+        if len(series) > 1:
+            legend(axes, theme)
 
-    return drawn(draw, max(4.6, 1.2 + max(0.34 * len(series), 1.25) * len(groups)), 3.4)
+    row = 0.14 + 0.14 * max(1, len(series))
+    return Plot(draw, 5.2, 0.9 + 0.18 * len(series) + row * len(places))
 
 
-def curves(series: Sequence[str], lines: Sequence[Sequence[tuple[float, Bar]]]) -> Plot:
-    """Reliability curves: (expected, seen) in [0, 1] against the diagonal."""
+def curves(points: Sequence[Point], across: str, up: str) -> Plot:
+    """Reliability: shares over percent, with the images behind each, against the diagonal."""
 
     def draw(axes: Axes, theme: str) -> None:
         axes.plot([0, 100], [0, 100], color=INK[theme], linewidth=0.8, linestyle=":")
-        for index, (name, points) in enumerate(zip(series, lines, strict=True)):
-            _line(axes, index, name, points, 100)
-        axes.set_xlim(-2, 102)
-        axes.set_xlabel("the model's own probability (%)", color=INK[theme])
-        axes.set_ylabel("the outside judge accepts (%)", color=INK[theme])
-        _percent(axes, theme)
-        legend(axes, theme)
+        _points(axes, points, theme, joined=False)
+        series = list(dict.fromkeys(p.series for p in points))
+        for p in points:
+            # Two series' numbers stand on both sides; those of more are in the table alone.
+            if (side := series.index(p.series)) < 2 >= len(series):
+                axes.annotate(
+                    f"{p.images:,}", (float(p.place), p.value), [(-5, 5), (5, -5)][side],
+                    textcoords="offset points", fontsize=8, color=INK[theme],
+                    ha=["right", "left"][side], va=["bottom", "top"][side],
+                )  # fmt: skip
+        axes.set_xlim(-4, 104)
+        axes.set_xlabel(across, color=INK[theme])
+        axes.set_ylabel(up, color=INK[theme])
 
-    return drawn(draw, 4.8, 4.2)
+    return Plot(draw, 5.2, 4.0)
 
 
-def lines(
-    series: Sequence[str], points: Sequence[Sequence[tuple[float, Bar]]], across: str
-) -> Plot:
-    """Shares with whiskers, in percent, over numbers."""
+def lines(points: Sequence[Point], across: str) -> Plot:
+    """Shares with whiskers over numbers."""
 
     def draw(axes: Axes, theme: str) -> None:
-        for index, (name, mine) in enumerate(zip(series, points, strict=True)):
-            _line(axes, index, name, mine)
+        _points(axes, points, theme, joined=True)
         axes.set_xlabel(across, color=INK[theme])
-        _percent(axes, theme)
-        legend(axes, theme)
+        axes.set_ylabel("%", color=INK[theme])
 
-    return drawn(draw, 6.4, 3.4)
-
-
-def _line(
-    axes: Axes, index: int, name: str, points: Sequence[tuple[float, Bar]], factor: float = 1
-) -> None:
-    """One of several lines with whiskers, in percent; `factor` times the places."""
-    there = [
-        (factor * x, 100 * b.value, 100 * b.low, 100 * b.high)
-        for x, b in points
-        if b.value is not None and b.low is not None and b.high is not None
-    ]
-    axes.errorbar(
-        [x for x, *_ in there],
-        [value for _, value, *_ in there],
-        [[v - low for _, v, low, _ in there], [high - v for _, v, _, high in there]],
-        marker="os^Dv*"[index % 6],
-        color=SERIES[index % len(SERIES)],
-        capsize=3,
-        linewidth=1.2,
-        label=name,
-    )
+    return Plot(draw, 5.2, 3.6)
 
 
-def _percent(axes: Axes, theme: str) -> None:
-    axes.set_ylim(0, 104)
+def _points(axes: Axes, points: Sequence[Point], theme: str, *, joined: bool) -> None:
+    for index, name in enumerate(dict.fromkeys(p.series for p in points)):
+        mine = [p for p in points if p.series == name]
+        axes.errorbar(
+            [float(p.place) for p in mine],
+            [p.value for p in mine],
+            [[p.value - p.low for p in mine], [p.high - p.value for p in mine]],
+            marker=MARKERS[index % len(MARKERS)],
+            color=colour(index, theme),
+            markersize=5,
+            capsize=3,
+            linestyle="-" if joined else "",
+            elinewidth=1.2,
+            label=name,
+        )
+    axes.set_ylim(-4, 104)
     axes.set_yticks(range(0, 101, 20))
     axes.grid(axis="y", color=GRID[theme], linewidth=0.6)
+    legend(axes, theme)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
 from gapbench.metrics.metric import METRICS, printed, shown_in
+from gapbench.report.latex import Cell, booktabs
 from gapbench.types import PERCENT, SHARE, GapbenchError, Rates
 
 if TYPE_CHECKING:
@@ -24,16 +25,17 @@ ABOUT_CORRECTED: Final = (
     "its sensitivity and specificity, prediction-powered inference by its mean error. n/a: fewer "
     "than 10 labelled prompts, no label of a kind, or a judge no better than chance."
 )
-FORMATS: Final = ("text", "markdown", "csv", "json")
+FORMATS: Final = ("text", "markdown", "csv", "json", "latex")
 OVERALLS: Final = {"official": "official (its authors' overall)", "paper": "the paper's mean"}
 """Levels of figures that others form -> what they are called; never in one table with ours."""
 
 
 def render(rates: Sequence[Rates], form: str, footnote: str = "", unfinished: str = "") -> str:
-    """The rates as `markdown` (wide), `csv` or `json` (one record a figure, all fields).
+    """The rates as `markdown` (wide), `latex` (without counts), `csv` or `json` (one record a
+    figure, all fields).
 
-    A footnote stands under the Markdown table, and what is missing of the run above it; in the
-    other forms each has a field of its own.
+    A footnote stands under a Markdown or LaTeX table, and what is missing of the run above it or,
+    in LaTeX, below; in the other forms each has a field of its own.
     """
     marks = {"footnote": footnote, "unfinished": unfinished}
     records = [asdict(rate) | {k: mark for k, mark in marks.items() if mark} for rate in rates]
@@ -43,18 +45,26 @@ def render(rates: Sequence[Rates], form: str, footnote: str = "", unfinished: st
         import pandas as pd
 
         return str(pd.DataFrame(records).to_csv(index=False))
+    metrics = shown_in("tables")
+    shown = {key: row for key, row in by_place(rates).items() if key[0] not in OVERALLS}
+    cells = [
+        [cell(row[m.name]) if m.name in row else ("n/a", "") for m in metrics]
+        for row in shown.values()
+    ]
+    heads = [metric.title for metric in metrics]
+    if form == "latex":
+        figures: list[list[Cell]] = [
+            [name, *mine] for (_, name), mine in zip(shown, cells, strict=True)
+        ]
+        return booktabs(["%", *heads], figures, [*overall_lines(rates), footnote, unfinished])
     if form == "markdown":
         from tabulate import tabulate
 
-        metrics = shown_in("tables")
         rows = [
-            [f"**{name}**" if level != "category" else name]
-            + [" ".join(cell(row[m.name])) if m.name in row else "n/a" for m in metrics]
-            for (level, name), row in by_place(rates).items()
-            if level not in OVERALLS
+            [name if level == "category" else f"**{name}**", *(" ".join(c).rstrip() for c in mine)]
+            for (level, name), mine in zip(shown, cells, strict=True)
         ]
-        heads = ["", *(metric.title for metric in metrics)]
-        table = tabulate(rows, heads, tablefmt="pipe", disable_numparse=True)
+        table = tabulate(rows, ["", *heads], tablefmt="pipe", disable_numparse=True)
         lines = [f"- {line}" for line in overall_lines(rates)]
         above, below = unfinished and f"**{unfinished}**", footnote and f"\\{footnote}"
         parts = [above, table, "\n".join(lines), below]

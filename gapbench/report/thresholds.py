@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pandas as pd
 
 from gapbench.metrics.metric import METRICS
 from gapbench.metrics.rates import rates
-from gapbench.pages.parts import figure
-from gapbench.report.plots import Bar, lines
+from gapbench.report.export import Figure
+from gapbench.report.latex import Cell
+from gapbench.report.plots import Point, lines, point
 from gapbench.report.tables import cell
 from gapbench.types import SHARE, Rates, Scale
 
@@ -24,7 +25,7 @@ FIGURES: Final = ("weak_generation", "false_positive")
 
 def threshold_figures(
     runs: Sequence[Run], names: Sequence[str], frames: Sequence[pd.DataFrame]
-) -> list[dict[str, Any]]:
+) -> list[Figure]:
     """A section for each scale of the judges that make verdicts from scores, or could: the overall
     figures with each of nine thresholds. Those of shares are tenths, else the deciles of all runs'
     scores."""
@@ -41,30 +42,30 @@ def _scorers(run: Run) -> list[str]:
     return [j for j in plan.judges if j in plan.thresholds or plan.scales.get(j, SHARE) != SHARE]
 
 
-def _figure(scale: Scale, names: Sequence[str], frames: Sequence[pd.DataFrame]) -> dict[str, Any]:
+def _figure(scale: Scale, names: Sequence[str], frames: Sequence[pd.DataFrame]) -> Figure:
     mine = [frame[[each == scale for each in frame["scale"]]] for frame in frames]
     scores = np.concatenate([frame["score"].to_numpy(np.float64) for frame in mine])
     steps = TENTHS if scale == SHARE else tuple(np.quantile(scores, TENTHS).tolist())
-    series: dict[str, list[tuple[float, Bar]]] = {}
-    rows: list[list[Any]] = []
+    unit = "share" if scale == SHARE else scale.unit
+    heads = [METRICS[metric].heading for metric in FIGURES]
+    shown: list[Point] = []
+    rows: list[list[Cell]] = []
     for name, frame in zip(names, mine, strict=True):
         for step in steps:
             made = _at(frame, step)
             rows.append([f"{step:.3g}", name, *map(cell, made)])
             for rate in made:
-                key = f"{name}: {METRICS[rate.metric].heading}" if len(names) > 1 else (
-                    METRICS[rate.metric].heading
-                )  # fmt: skip
-                series.setdefault(key, []).append((step, Bar(rate.value, rate.low, rate.high)))
-    unit = "share" if scale == SHARE else scale.unit
-    heads = [METRICS[metric].heading for metric in FIGURES]
-    return figure(
-        f"thresholds-{unit.lower()}",
-        f"Other thresholds of the judge: {unit}",
-        "Overall figures if the outside judge accepted an image from each of these scores on. "
-        "Where they depend much on the threshold, they say little by themselves.",
-        lines(list(series), list(series.values()), f"threshold ({unit})"),
-        ([f"threshold ({unit})", "run", *(f"{head} (%)" for head in heads)], rows),
+                heading = METRICS[rate.metric].heading
+                shown += point(step, f"{name}: {heading}" if len(names) > 1 else heading, rate)
+    return Figure(
+        name=f"thresholds-{unit.lower()}",
+        title=f"Do the figures depend on the judge's threshold ({unit})?",
+        about="Overall figures if the outside judge accepted an image from each of these scores "
+        "on. Where they depend much on the threshold, they say little by themselves.",
+        table=([f"threshold ({unit})", "run", *(f"{head} (%)" for head in heads)], rows),
+        columns=(f"threshold ({unit})", "series", "%"),
+        points=shown,
+        plot=lines(shown, f"threshold ({unit})") if shown else None,
     )
 
 

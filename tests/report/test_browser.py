@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 
 from gapbench import open_run
 from gapbench.report.page import write_report
+from gapbench.report.view import Album, serve
 
 from .conftest import ATTACK, CLI, ENV, ODD, Make, Said
 
@@ -23,7 +25,7 @@ api = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
-WIDTHS = {"desk": (1200, 900), "phone": (360, 740)}
+WIDTHS = {"desk": (1440, 900), "phone": (390, 740)}
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +218,14 @@ def test_layout_and_accessibility(page: Any, both: str, width: str, tmp_path: Pa
     page.wait_for_timeout(300)
     assert page.evaluate("window.shift") < 0.01
     assert page.evaluate("document.documentElement.scrollWidth") <= wide
+    tops = [page.locator(f"#{name}").bounding_box()["y"] for name in ("difficulty", "generation")]
+    assert (tops[0] == tops[1]) == (width == "desk")
+    hidden = "part => part.scrollWidth > part.clientWidth"
+    assert page.locator("#changes details .scroll").evaluate(hidden) == (width == "phone")
+    assert not page.locator("#difficulty .scroll").first.evaluate(hidden)
+    page.set_viewport_size({"width": 1024, "height": tall})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1024
+    page.set_viewport_size({"width": wide, "height": tall})
     page.locator("#gallery").scroll_into_view_if_needed()
     assert faults(page) == []
     page.locator(".card button").first.click()
@@ -247,6 +257,26 @@ def test_only_what_is_seen_is_there(page: Any, odd: Make, tmp_path: Path) -> Non
     # Beyond the thumbnails, the image comes from the run's folder.
     until(page, "document.querySelector('[data-place=\"2099\"] img').naturalWidth > 0")
     assert last.locator("img").get_attribute("src").endswith(".png")
+
+
+def test_view(page: Any, odd: Make, tmp_path: Path) -> None:
+    odd()
+    odd(ODD[:2], name="other")
+    with serve(Album(tmp_path)) as (address, forever):
+        threading.Thread(target=forever, daemon=True).start()
+        page.set_viewport_size({"width": 390, "height": 740})
+        page.goto(address)
+        assert faults(page) == []
+        page.locator("li a").first.click()
+        page.locator("tbody th a").first.click()
+        assert page.locator("h1").text_content() == ATTACK
+        assert page.locator("td img").count() == 2
+        until(page, "[...document.querySelectorAll('td img')].every(i => i.naturalWidth)")
+        assert faults(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        page.get_by_role("link", name="Next").click()
+        page.get_by_role("link", name="All runs").click()
+        assert page.locator("h1").text_content() == "gapbench view"
 
 
 def test_labelling(page: Any, odd: Make, tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -73,11 +75,23 @@ def both(said_by: Said, pair: tuple[Path, Path], tmp_path_factory: pytest.TempPa
     return file
 
 
-def test_one_run_by_default_into_its_folder(said_by: Said, pair: tuple[Path, Path]) -> None:
-    said = said_by("report", pair[0])
+def test_one_run_by_default_into_its_folder(
+    said_by: Said, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    said = said_by("report", pair[0], "--figures", tmp_path / "figures")
     file = pair[0] / "report.html"
     assert str(file) in said
+    assert f"Figures: {tmp_path / 'figures'}" in said
     page = Page(file)
+    rates = {r.metric: r for r in open_run(pair[0]).rates() if r.level == "overall"}
+    value, bounds = tables.cell(rates["non_unification"])[0].split(" ", 1)
+    assert (
+        f"gapbench report: janus-mini janus-mini rejects {value} % {bounds} of its own images; the "
+        "outside judge (pixel) rejects "
+    ) in page.words
+    assert 'id="weak"' not in file.read_text("utf-8")  # a single judge leaves nothing to compare
+    assert "Not drawn: too few images" in page.words
+    check_figures(tmp_path / "figures")
     data = json.loads(page.script("data"))
     assert data["groups"] is None
     assert "correction group" not in page.words.lower().replace("correction group all", "")
@@ -85,6 +99,47 @@ def test_one_run_by_default_into_its_folder(said_by: Said, pair: tuple[Path, Pat
     link = unquote(first["folder"] + f"{first['image'][0][:2]}/{first['image'][0]}.png")
     assert link.startswith("images/")
     assert hashlib.sha256((file.parent / link).read_bytes()).hexdigest() == first["image"][0]
+
+
+def check_figures(folder: Path) -> None:
+    """Every plot as SVG, PDF and CSV, every table as LaTeX, and the rates."""
+    plots = {file.stem for file in folder.glob("*.svg")}
+    assert plots == {"difficulty", "generation"}  # too few images for calibration
+    for name in plots:
+        assert b"<svg" in (folder / f"{name}.svg").read_bytes()
+        assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        rows = list(csv.DictReader((folder / f"{name}.csv").read_text().splitlines()))
+        values = [[float(row[head]) for head in (list(row)[2], "low", "high")] for row in rows]
+        assert all(low <= value <= high for value, low, high in values)
+        assert len(rows) == 11
+        assert values == sorted(values, key=lambda each: -each[0])
+    for file in folder.glob("*.tex"):
+        table = file.read_text()
+        assert table.count(r"\toprule") == table.count(r"\end{tabular}") == 1
+        columns = {len(re.findall(r"(?<!\\)&", line)) for line in table.splitlines() if "&" in line}
+        assert len(columns) == 1
+    assert {file.stem for file in folder.glob("*.tex")} == plots | {
+        "calibration",
+        "headline",
+        "categories",
+    }
+    rates = list(csv.DictReader((folder / "rates.csv").read_text().splitlines()))
+    assert {row["run"] for row in rates} == {"janus-mini"}
+
+
+def test_two_runs_open_with_what_compare_says(
+    said_by: Said, both: Path, pair: tuple[Path, Path]
+) -> None:
+    said = json.loads(said_by("compare", *pair, "--format", "json"))["comparisons"][0]
+    words = Page(both).words
+    head, *_ = words.partition("How well does it draw")
+    assert f"Verdict: {said['verdict']}." in head
+    for change in said["changes"]:
+        assert f"{change['p_holm']:.4f}" in head
+    first = said["changes"][0]
+    assert f"generation {100 * first['difference']:+.1f} [{100 * first['low']:+.1f}, " in head
+    groups = json.loads(Page(both).script("data"))["groups"]
+    assert {code: groups.count(code) for code in said["groups"]} == said["groups"]
 
 
 def test_the_figures_are_the_runs(both: Path, pair: tuple[Path, Path]) -> None:
@@ -113,19 +168,13 @@ def test_the_gallery_has_every_image(both: Path, pair: tuple[Path, Path]) -> Non
         assert [hashlib.sha256(each).hexdigest() for each in small] == mine["image"]
 
 
-def test_correction_groups_are_comparisons(
-    said_by: Said, both: Path, pair: tuple[Path, Path]
-) -> None:
-    said = json.loads(said_by("compare", *pair, "--format", "json"))["comparisons"][0]["groups"]
-    groups = json.loads(Page(both).script("data"))["groups"]
-    assert {code: groups.count(code) for code in said} == said
-
-
 def test_without_comparison_the_page_says_how_to_get_groups(
     pair: tuple[Path, Path], odd: Make, tmp_path: Path
 ) -> None:
     write_report([open_run(pair[0]), odd()], tmp_path / "r.html")
-    assert "gapbench compare" in Page(tmp_path / "r.html").words
+    words = Page(tmp_path / "r.html").words
+    assert "What changed is not computed: " in words
+    assert "gapbench compare" in words
     assert json.loads(Page(tmp_path / "r.html").script("data"))["groups"] is None
 
 
@@ -170,6 +219,8 @@ def test_a_run_without_verdicts_has_a_report(odd: Make, tmp_path: Path) -> None:
     write_report([open_run(made.path)], tmp_path / "r.html")
     page = Page(tmp_path / "r.html")
     assert "n/a" in page.words
+    assert "m<b> has no verdicts yet." in page.words
+    assert "<picture>" not in (tmp_path / "r.html").read_text("utf-8")
     assert json.loads(page.script("data"))["runs"][0]["own"] == [None, None]
 
 
@@ -266,6 +317,23 @@ def test_abstentions_and_reasons(odd: Make, tmp_path: Path) -> None:
     run = json.loads(Page(tmp_path / "r.html").script("data"))["runs"][0]
     assert run["outside"] == [[1, None]]
     assert run["reasons"] == [{"1": ATTACK}]
+
+
+def test_a_bin_of_the_calibration_takes_20_images(odd: Make, tmp_path: Path) -> None:
+    made = odd(("a",), count=195)  # five of the ten probabilities come 20 times, five 19 times
+    said = [
+        Verdict(
+            image=image, question=f"{n}: {text}?", judge="pixel", fingerprint="pixel", verdict=1
+        )
+        for n, (image, text) in enumerate(made.frame()[["image", "text"]].itertuples(index=False))
+    ]
+    made.folder.append(said)
+    write_report([made], tmp_path / "r.html", figures=tmp_path / "figures")
+    rows = list(csv.DictReader((tmp_path / "figures" / "calibration.csv").read_text().splitlines()))
+    assert [float(row["the model's own probability (%)"]) for row in rows] == pytest.approx(
+        [0, 10, 20, 30, 40]
+    )
+    assert {row["images"] for row in rows} == {"20"}
 
 
 def test_help_needs_no_plots() -> None:

@@ -220,6 +220,22 @@ def test_csv_and_json_are_the_records() -> None:
                 assert float(row[key]) == value
 
 
+def test_latex_prints_every_text_as_it_is() -> None:
+    theirs = rate(level="official", name="my_task")
+    made = tables.render([*SOME, rate(name="[a] & 50% $x_1^2$ {#} ~\\"), theirs], "latex", "* two")
+    lines = made.splitlines()
+    assert lines[1] == rf"\begin{{tabular}}{{l{'r' * len(shown_in('tables'))}}}"
+    assert lines[5].startswith(r"shapes/colors & 25.0 [10.0, 45.6] & 50.0 [10.0, 45.6] & n/a &")
+    (odd,) = [line for line in lines if "50" in line and "[a]" in line]
+    assert odd.startswith(
+        r"{}[a] \& 50\% \$x\_1\textasciicircum{}2\$ \{\#\} \textasciitilde{}\textbackslash{} & "
+    )
+    assert lines[-2] == (
+        r"\par my\_task, official (its authors' overall): generation 25.0 [10.0, 45.6] (3/12)"
+    )
+    assert lines[-1] == r"\par * two"
+
+
 def test_no_rates_and_no_format() -> None:
     assert json.loads(tables.render([], "json")) == []
     assert "generation" in tables.render([], "markdown")
