@@ -39,8 +39,10 @@ def runs(
         table.add_row(
             Text(run.run),
             Text(", ".join(run.tasks)),
-            images if run.finished else f"{images} of {run.planned:,} UNFINISHED",
+            f"{images} of {run.planned:,} UNFINISHED" if run.finished is False else images,
             *("n/a" if figure is None else printed(figure, unit) for figure, unit in figures),
             (run.date or "")[:10],
         )
     console().print(table)
+    if any(run.finished is None for run in listed):
+        console().print("n/a: no results.json; the same `gapbench run` command again writes it.")

@@ -20,7 +20,8 @@ LAST: Final = "@last"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listed:
     """A run in a list. The overall figures are those of its results.json, by the first judge, and
-    `unit` is that of generation; None where there is no such file."""
+    `unit` is that of generation. Without such a file (the run was stopped, or is older) they are
+    None, and so is `finished` where all images are there."""
 
     run: str
     model: str
@@ -29,7 +30,7 @@ class Listed:
     tasks: list[str]
     images: int
     planned: int
-    finished: bool
+    finished: bool | None
     generation: float | None
     unit: str
     non_unification: float | None
@@ -71,15 +72,17 @@ def _listed(path: Path) -> Listed:
     overall = known.get("groups", {}).get("overall", {})
     judge = next(iter(plan.judges), "none")
     drawn = known.get("n-samples", {}).values()
+    images = sum(each["effective"] for each in drawn) if known else len(folder.generations())
+    asked = len(plan.items())
     return Listed(
         run=path.name,
         model=folder.meta["model"],
         changed=folder.meta.get("model_about", {}).get("changed", {}),
         seed=plan.seed,
         tasks=list(plan.tasks),
-        images=sum(each["effective"] for each in drawn) if known else len(folder.generations()),
-        planned=len(plan.items()),
-        finished=bool(known.get("finished")),
+        images=images,
+        planned=asked,
+        finished=known.get("finished", None if images >= asked else False),
         generation=overall.get(f"generation,{judge}"),
         unit=overall.get(f"generation_unit,{judge}", PERCENT),
         non_unification=overall.get(f"non_unification,{judge}"),

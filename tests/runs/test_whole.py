@@ -126,7 +126,11 @@ def test_runs_are_listed_and_go_by_short_names(
         tasks="shapes/position", limit=2, samples=2, seed=3, recipe={"guidance": 2}, out=out
     )
     assert other.path.name.startswith("janus-mini-guidance2-seed3-")
-    (other.path / "results.json").unlink()  # as if it had been stopped
+    (other.path / "results.json").unlink()  # as if it had been stopped, or were older
+    assert json.loads(said("runs", "--format", "json"))[0]["finished"] is None
+    assert "UNFINISHED" not in said("runs")
+    last = other.frame()["image"].iloc[-1]
+    drop(other, "generations.jsonl", lambda g: g["image"] != last)
     listed = json.loads(said("runs", "--format", "json"))
     assert [run["run"] for run in listed] == [other.path.name, done.path.name]
     assert [run["finished"] for run in listed] == [False, True]
