@@ -208,5 +208,5 @@ def test_the_examples_of_file_formats_work(
         "images-out": ["1.0"],
         "images-compbench": ["1.0", "0.0"],
     }
-    assert "own verdicts from text" in said[-1]
+    assert "own verdicts: text" in said[-1]
     assert [line.count("2 images of 2 prompts") for line in said] == [0, 1, 1, 0, 1, 0, 0]

@@ -22,7 +22,8 @@ from gapbench.metrics.paired import (
     win_rate,
 )
 from gapbench.models.checkpoint import FIX_RECORD
-from gapbench.runs.flow import judge_images, model_of
+from gapbench.runs.about import model_of
+from gapbench.runs.flow import judge_images
 from gapbench.runs.run import Run, open_run
 from gapbench.runs.settings import Progress, silent
 from gapbench.types import GapbenchError, Prompt, counted

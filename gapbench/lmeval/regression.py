@@ -18,7 +18,7 @@ import numpy as np
 from gapbench.lmeval import harness
 from gapbench.metrics.paired import Change, scored
 from gapbench.models.base import Model
-from gapbench.runs.flow import model_of
+from gapbench.runs.about import model_of
 from gapbench.runs.run import Run
 from gapbench.types import GapbenchError
 

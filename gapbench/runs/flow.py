@@ -7,25 +7,20 @@ batches and appends. Resuming, more samples, another judge and another task all 
 from __future__ import annotations
 
 import logging
-import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from importlib.metadata import version
 from inspect import Signature, signature
-from pathlib import Path
 from typing import Any, Final, ParamSpec, get_type_hints
 
-from gapbench import adapters
 from gapbench.engines.local import BatchSize, work
 from gapbench.engines.rows import HOPELESS, Rows, tried
 from gapbench.files import with_checksum
 from gapbench.judges.base import Judge, check_answer
-from gapbench.models import load_model
 from gapbench.models.base import Drawing, Model, check_drawing
-from gapbench.models.checkpoint import gpu
+from gapbench.runs.about import about, note_edit
 from gapbench.runs.folder import RunFolder
 from gapbench.runs.listing import RESULTS
 from gapbench.runs.plan import Item, Plan, Prepared, missing_items, prepare, refusals
@@ -59,7 +54,7 @@ def measure(settings: RunSettings) -> Run:
     if (made.path / "run.json").exists():
         missing = _left(RunFolder.open(made.path), items, settings.retry_refused)
     else:
-        _note_edit(made, made.path)
+        note_edit(made, made.path)
     refused = refusals(made.model, missing)
     try:
         if len(missing) > len(refused):  # what cannot be loaded or reached leaves nothing behind
@@ -138,80 +133,6 @@ def _work(made: Prepared, items: list[Item], refused: Mapping[tuple[str, int], R
         finished = Run(folder, made.plan)
         folder.write(RESULTS, results(Run(folder, whole(kept, Part()))))
     return finished
-
-
-def about(model: Model, settings: RunSettings, changed: Mapping[str, object]) -> dict[str, Any]:
-    """Versions, machine, where the model was and what the command changed of it, recorded with a
-    run; not part of its identity."""
-    packages = ("gapbench", "torch", "transformers", "numpy", "pillow")
-    return {
-        "model_about": {
-            "fingerprint": model.fingerprint,
-            "recipe": dict(model.recipe),
-            "pair": model.pair,
-            "given": _place(settings.model),
-            "changed": dict(changed),
-            "device": model.device,
-            "dtype": model.dtype,
-            "gpu": gpu(model.device),
-            "versions": model.versions,
-        },
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
-        "machine": {"system": platform.system(), "processor": platform.machine()},
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def model_of(run: Run, models: Sequence[str], task: str) -> Model:
-    """The model that made a run: where the run found it, or among `models` (as --model takes them).
-
-    Raises GapbenchError, which says for which task, where it is not there with the same weights.
-    """
-    meta = run.folder.meta
-    about = meta.get("model_about", {})
-    tried = []
-    for spec in [*models, about.get("given") or meta["model"]]:
-        try:
-            model = load_model(spec, dtype=about.get("dtype") or "auto")
-        except GapbenchError as error:
-            tried.append(str(error))
-            continue
-        if model.fingerprint == about.get("fingerprint"):
-            return model
-        tried.append(
-            f"{spec} holds other weights or settings than that run's model, or gapbench has "
-            "changed since how it draws"
-        )
-    raise GapbenchError(
-        f"{run.path}: its model has to {task}, but {'; '.join(tried)}; give its folder or name "
-        "with --model"
-    )
-
-
-def _place(given: str | Model) -> str:
-    """What finds a model again from any folder, as load_model takes it."""
-    if not isinstance(given, str):
-        return given.name
-    if (spec := adapters.parse(given)) and spec.home.endswith(".py"):
-        return f"{Path(spec.home).resolve()}:{spec.name}{spec.rest}"
-    return str(Path(given).resolve()) if Path(given).is_dir() else given
-
-
-def _note_edit(made: Prepared, path: Path) -> None:
-    """Say that this run is a new one because an adapter of the user's own has changed."""
-    place = _place(made.settings.model)
-    if adapters.parse(place) is None:
-        return
-    for file in Path(made.settings.out).glob("*/run.json"):
-        with suppress(GapbenchError):
-            meta = RunFolder.open(file.parent).meta
-            same = {**meta["identity"], "model": made.identity["model"]} == made.identity
-            if same and meta.get("model_about", {}).get("given") == place:
-                LOG.warning(
-                    "%s is not what it was in %s (its fingerprint is another), so this is a new "
-                    "run, in %s", made.settings.model, file.parent, path,
-                )  # fmt: skip
-                return
 
 
 def _left(folder: RunFolder, items: Sequence[Item], retry: bool) -> list[Item]:

@@ -62,7 +62,6 @@ def test_values_are_converted_and_lists_split() -> None:
         ({"recipe": 3}, "recipe must be lines of the form `key: value`, not 3"),
         ({"recipe": "guidance"}, "recipe must be KEY=VALUE, such as guidance=4, not 'guidance'"),
         ({"recipe": ["guidance"]}, "recipe must be KEY=VALUE, such as guidance=4, not 'guidance'"),
-        ({"verdict": None}, "verdict must be 'logits', 'text' or 'none', not None"),
     ],
 )
 def test_a_wrong_value_is_named(wrong: dict[str, object], said: str) -> None:

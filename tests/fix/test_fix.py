@@ -27,7 +27,10 @@ COMMON = [
     "--despite-check", "--accept", "above:0.4675", "--batch-size", "4", "--save-steps", "2",
     "--device", "cpu",
 ]  # fmt: skip
-REPLAYED = ["c-sft", *COMMON, "--epochs", "4", "--replay-at", "2", "--lora", "0", "--out", "fixed"]
+REPLAYED = [
+    "c-sft", *COMMON, "--judge", "none", "--epochs", "4", "--replay-at", "2", "--lora", "0",
+    "--out", "fixed",
+]  # fmt: skip
 
 
 def err(folder: Path) -> str:

@@ -92,7 +92,7 @@ def run(model: str | gapbench.Model, **options: object) -> gapbench.Run:
 
 def test_a_class_with_two_methods_is_a_model_and_one_with_judge_a_judge(own: Path) -> None:
     done = run("./my.py:Bare", judges=["./my.py:Dim"])
-    assert done.name == "Bare"
+    assert done.name == "Bare (verdict=text)"
     assert done.plan.own == "self-text"  # it gives no probabilities
     assert done.frame()[["own", "outside"]].to_numpy().all()
     drawn = next(iter(done.folder.generations().values()))

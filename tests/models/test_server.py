@@ -296,7 +296,9 @@ def test_a_run_ends_in_a_table(
     assert len({(a["prompt"], a["seed"]) for a in server.drawn}) == 6
     if not logprobs:
         server.says = lambda h, asked: h.answer(asked, logprobs=True)
-        other = run(f"server:{server.argument}", limit=3, samples=2, out=tmp_path / "other")
+        other = run(
+            f"server:{server.argument}", "shapes", limit=3, samples=2, out=tmp_path / "other"
+        )
         refused = cli("compare", str(other.path), str(done.path))
         assert refused.returncode == 2
         assert "own verdicts are logits and text" in refused.stderr

@@ -17,6 +17,7 @@ import gapbench
 from gapbench import GapbenchError, load_task, open_run
 from gapbench.models.base import Drawing, Model
 from gapbench.models.registry import MODELS
+from gapbench.report.tables import render
 from gapbench.runs.plan import PAPER, Prepared, prepare
 from gapbench.runs.settings import RunSettings
 from gapbench.tasks.copies import Copy
@@ -95,7 +96,7 @@ def test_all_ends_with_a_table_with_a_network_and_without(
     assert code is None, told
     (run,) = (open_run(path) for path in Path("runs").iterdir())
     assert list(run.plan.tasks) == ["science-t2i"]
-    assert "science-t2i/Physics-gravity" in shown
+    assert "Physics-gravity" in render(run.rates(), "csv")
     assert f"UNPINNED: Jialuo21/Science-T2I-C at commit {COMMIT}, the newest when" in shown
     for line in (
         "Skipped geneval: judge detector (2.0 GB): not here (facebook/mask2former",
@@ -109,7 +110,7 @@ def test_all_ends_with_a_table_with_a_network_and_without(
     hub.online = False
     code, again, told = end(capfd, *command, "--offline")
     assert code is None, told
-    assert "science-t2i/Physics-gravity" in again
+    assert "Outside judge: sciscore" in again
     assert "Skipped geneval: judge detector (2.0 GB): not here (offline)" in again
     assert "images                 " in told  # and nothing is drawn again
     assert len(open_run(run.path).folder.generations()) == 4
@@ -118,7 +119,7 @@ def test_all_ends_with_a_table_with_a_network_and_without(
 def test_strict_stops_where_a_task_would_be_skipped(hub: Hub) -> None:
     with pytest.raises(GapbenchError, match=r"^task geneval: judge detector \(2\.0 GB\): not here"):
         planned(tasks="all", strict=True)
-    assert list(planned(tasks="all").plan.tasks) == ["shapes"]
+    assert "shapes" in planned(tasks="all").plan.tasks
     assert hub.fetched == set()
 
 

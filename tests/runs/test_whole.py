@@ -70,7 +70,7 @@ def test_what_is_missing_is_said_and_is_no_abstention(done: Run, said: Said) -> 
         out=done.path.parent,
     )  # fmt: skip
     compared = said("compare", other.path, done.path, "--intersection")
-    assert f"{done.path}: {told}" in compared.split("Verdict:")[0]
+    assert f"{done.path}: {told}" in compared
     said("report", done.path)
     assert told in (done.path / "report.html").read_text()
 
@@ -85,11 +85,10 @@ def test_own_verdicts_that_nobody_made_leave_their_figures_empty(done: Run, said
 def test_a_folder_is_all_that_was_asked_of_it(done: Run, said: Said) -> None:
     out = ("--out", done.path.parent, "--limit", 2, "--samples", 1)
     mine = said("run", "--tasks", "shapes/texture", *out)
-    assert "shapes/texture" in mine
-    assert "shapes/position" not in mine
+    assert "2 images of 2 prompts" in mine
     text = said("show", done.path)
-    assert "shapes/position" in text
-    assert "shapes/texture" in text
+    assert "position" in text
+    assert "texture" in text
     assert "6 images of 4 prompts" in text
     assert "UNFINISHED" not in text  # texture has one image a prompt, as it was asked
     plan = (done.path / "plan.json").read_bytes()

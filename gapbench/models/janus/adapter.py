@@ -27,6 +27,7 @@ from gapbench.models.autoregressive.sampling import Recipe, recipe_of
 from gapbench.models.base import CAPABILITIES
 from gapbench.models.checkpoint import load_pretrained, require_weights, settings_files
 from gapbench.models.janus import original
+from gapbench.types import GapbenchError
 
 ADAPTER: Final = "janus-2"
 
@@ -250,9 +251,9 @@ def turn(*parts: dict[str, str]) -> dict[str, Any]:
 
 def _image_size(folder: Path) -> tuple[int, int] | None:
     """Width and height of what a checkpoint in the hub's layout draws, if its config says so."""
-    codes = read_object(folder / "config.json").get("vq_config") or {}
     try:
+        codes = read_object(folder / "config.json").get("vq_config") or {}
         side = int(codes["num_patches"]) * 2 ** (len(codes["channel_multiplier"]) - 1)
-    except (LookupError, TypeError, ValueError, AttributeError):
+    except (GapbenchError, LookupError, TypeError, ValueError, AttributeError):
         return None
     return side, side
