@@ -54,7 +54,7 @@ def run(
     with bars(f"loading {settings.model}") as progress:
         from gapbench.report import trackers
         from gapbench.report.sheets import write_sheets
-        from gapbench.report.summary import show_overall
+        from gapbench.report.summary import show_overall, show_run
         from gapbench.report.tables import render
         from gapbench.runs.flow import measure
 
@@ -66,7 +66,8 @@ def run(
     if form != "text":
         typer.echo(printable(render(done.rates(), form, done.footnote)).rstrip("\n"))
     else:
-        show_overall(done, console())
+        screen = console()  # a log or a pipe gets the whole table
+        show_overall(done, screen) if screen.is_terminal else show_run(done, None, screen, True)
     if form == "text" and not QUIET.get():
         pictures = f"{done.path / 'sheets'} ({counted(len(sheets), 'contact sheet')})"
         console().print(f"Pictures: {pictures}", soft_wrap=True)
