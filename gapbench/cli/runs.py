@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from gapbench.cli.options import Form
 from gapbench.cli.terminal import console
 from gapbench.types import PERCENT, printable
 
 
 def runs(
     folder: Annotated[Path, typer.Argument(help="A folder of run folders.", metavar="DIR")] = Path("runs"),
-    form: Annotated[Literal["text", "json"], typer.Option("--format", help="Format of the list.")] = "text",
+    form: Form = "text",
 ) -> None:  # fmt: skip
     """List the runs of a folder, the latest first."""
     from rich.table import Table
@@ -24,7 +25,9 @@ def runs(
     from gapbench.metrics.metric import printed
     from gapbench.runs.listing import runs_in
 
-    listed = runs_in(folder)
+    listed, broken = runs_in(folder)
+    for error in broken:
+        typer.echo(printable(f"WARNING: {error}"), err=True)
     if form == "json":
         typer.echo(printable(json.dumps([asdict(run) for run in listed], indent=1)))
         return

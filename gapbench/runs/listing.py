@@ -37,10 +37,16 @@ class Listed:
     date: str | None
 
 
-def runs_in(folder: Path) -> list[Listed]:
-    """The runs of a folder, the latest first. Reads no verdicts. Raises GapbenchError for a run
-    whose files are broken."""
-    return [_listed(path) for path in reversed(_paths(folder))]
+def runs_in(folder: Path) -> tuple[list[Listed], list[str]]:
+    """The runs of a folder, the latest first, and what is wrong with those whose files are broken.
+    Reads no verdicts."""
+    listed, broken = list[Listed](), list[str]()
+    for path in reversed(_paths(folder)):
+        try:
+            listed.append(_listed(path))
+        except GapbenchError as error:
+            broken.append(str(error))
+    return listed, broken
 
 
 def find_run(given: str | Path) -> Path:
@@ -49,7 +55,7 @@ def find_run(given: str | Path) -> Path:
     name, paths = str(given), _paths(Path(RUNS))
     if Path(given).exists() or not paths:
         return Path(given)
-    of_model = [path for path in paths if RunFolder.open(path).meta["model"] == name]
+    of_model = [path for path in paths if _model(path) == name]
     if name == LAST or of_model:
         return (of_model or paths)[-1]
     starting = [path for path in paths if path.name.startswith(name)]
@@ -63,6 +69,14 @@ def _paths(folder: Path) -> list[Path]:
     """Run folders, the one with the latest command last."""
     plans = folder.glob("*/plan.json")
     return [plan.parent for plan in sorted(plans, key=lambda plan: plan.stat().st_mtime_ns)]
+
+
+def _model(path: Path) -> str | None:
+    """A run's model; None where its files are broken."""
+    try:
+        return str(RunFolder.open(path).meta["model"])
+    except GapbenchError:
+        return None
 
 
 def _listed(path: Path) -> Listed:

@@ -145,6 +145,10 @@ def test_runs_are_listed_and_go_by_short_names(
         ("@last", other.path), ("janus-mini", other.path), ("janus-mini-c", done.path),
     ):  # fmt: skip
         assert gapbench.open_run(name).path.resolve() == path
+    (done.path / "plan.json").write_text("{")  # one that is broken costs no other
+    assert [run["run"] for run in json.loads(said("runs", "--json"))] == [other.path.name]
+    (done.path / "run.json").write_text("{")
+    assert gapbench.open_run("janus-mini").path.resolve() == other.path
     wrong = said("show", "janus-mini-", code=2)
     assert other.path.name in wrong
     assert done.path.name in wrong
