@@ -9,7 +9,15 @@ import numpy as np
 from PIL import Image
 
 from gapbench.judges.base import Judge, check_answer
-from gapbench.models.check.rules import TOLERANCE, Broken, Finding, Rule, expect, findings, unseeded
+from gapbench.models.check.rules import (
+    TOLERANCE,
+    Finding,
+    Rule,
+    expect,
+    expect_rows,
+    findings,
+    unseeded,
+)
 from gapbench.types import Answer, Prompt, Scale
 
 
@@ -76,13 +84,8 @@ def _answers(
     judge: Judge, images: Sequence[Image.Image], prompts: Sequence[Prompt]
 ) -> list[Answer]:
     gave = judge.judge(list(images), list(prompts))
-    expect(isinstance(gave, list | tuple), f"judge gave a {type(gave).__name__}, not a list")
-    expect(len(gave) == len(images), f"{len(images)} images gave {len(gave)} answers")
+    expect_rows("judge", gave, len(images), "answers", check_answer)
     for answer in gave:
-        try:
-            check_answer(answer)
-        except ValueError as error:
-            raise Broken(f"judge gave {error}") from error
         scored = judge.scores or answer.score is None
         expect(scored, "it says scores = False, and an answer has one")
     return list(gave)

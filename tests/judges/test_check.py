@@ -84,7 +84,7 @@ def test_judges_that_keep_the_contract(judge: Judge) -> None:
         (Sociable(), "an answer does not depend on its batch", "an image alone has another answer"),
         (Unscored(), "gives an answer for each image", "it says scores = False, and"),
         (Random(), "global random state", "its answers follow torch's or NumPy's"),
-        (Short(), "gives an answer for each image", "3 images gave 2 answers"),
+        (Short(), "gives an answer for each image", "it was asked for 3 and gave 2 answers"),
         (Bare(), "gives an answer for each image", "judge gave a int, not an Answer"),
         (Tired(), "a released judge comes back", "after release() it answers otherwise"),
         (Choosy(), "has a question for each prompt", "it judges no shapes"),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gapbench.models.base import Drawing, Model, check_drawing
-from gapbench.models.check.rules import TOLERANCE, Broken, Skip, expect, unseeded
+from gapbench.models.check.rules import TOLERANCE, Broken, Skip, expect, expect_rows, unseeded
 
 LOG: Final = logging.getLogger("gapbench")
 PROMPTS: Final = ("a red circle", "a blue square above two green stars", "three dogs")
@@ -23,13 +23,7 @@ Load = Callable[[str, Mapping[str, object]], Model]
 
 def draw(model: Model, prompts: tuple[str, ...], seeds: tuple[int, ...]) -> list[Drawing]:
     drawn = model.generate(list(prompts), list(seeds))
-    expect(isinstance(drawn, list | tuple), f"generate gave a {type(drawn).__name__}, not a list")
-    expect(len(drawn) == len(prompts), f"{len(prompts)} prompts gave {len(drawn)} drawings")
-    for drawing in drawn:
-        try:
-            check_drawing(drawing)
-        except ValueError as error:
-            raise Broken(f"generate gave {error}") from error
+    expect_rows("generate", drawn, len(prompts), "drawings", check_drawing)
     return drawn
 
 

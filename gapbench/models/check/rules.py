@@ -49,6 +49,20 @@ def expect(holds: bool, otherwise: str) -> None:
         raise Broken(otherwise)
 
 
+def expect_rows(
+    method: str, gave: Any, asked: int, rows: str, check: Callable[[Any], None]
+) -> None:
+    """Raises Broken where a method did not give a list of as many rows as were asked for, each as
+    `check` takes it: check_drawing or check_answer."""
+    expect(isinstance(gave, list | tuple), f"{method} gave a {type(gave).__name__}, not a list")
+    expect(len(gave) == asked, f"it was asked for {asked} and gave {len(gave)} {rows}")
+    for row in gave:
+        try:
+            check(row)
+        except ValueError as error:
+            raise Broken(f"{method} gave {error}") from error
+
+
 def findings(rules: Iterable[Rule]) -> Iterator[Finding]:
     """Try every rule; a broken one does not end the check. A failure has its file and line; one
     that an earlier rule had already counts as not tried."""
