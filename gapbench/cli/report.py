@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -46,18 +47,10 @@ def view(
     port: Port = 0,
 ) -> None:  # fmt: skip
     """Open a local page with all runs of a folder, their images side by side."""
-    import webbrowser
-
     from gapbench.report.view import Album, serve
 
     album = Album(folder)
-    with serve(album, port) as (address, forever):
-        typer.echo(
-            f"{counted(len(album.runs), 'run')} of {folder}. Ctrl-C ends the page at\n{address}"
-        )
-        webbrowser.open(address)
-        with suppress(KeyboardInterrupt):
-            forever()
+    _open(serve(album, port), f"{counted(len(album.runs), 'run')} of {folder}")
 
 
 def label(
@@ -66,21 +59,24 @@ def label(
     port: Port = 0,
 ) -> None:  # fmt: skip
     """Open a local page where a person judges the images of a run."""
-    import webbrowser
-
     from gapbench.report.label import Labels, serve
     from gapbench.runs.run import open_run
 
     labels = Labels(open_run(run), rater)
     total = len(labels.items)
-    with serve(labels, port) as (address, forever):
-        typer.echo(
-            f"{rater} has labelled {labels.there()} of {total} images. Ctrl-C ends the page at\n{address}"
-        )
-        webbrowser.open(address)
-        with suppress(KeyboardInterrupt):
-            forever()
+    _open(serve(labels, port), f"{rater} has labelled {labels.there()} of {total} images")
     typer.echo(
         f"\n{labels.there()} of {total} images are labelled in {labels.file}; the same command goes on. "
         f"What they say of the judges: gapbench show {labels.run.path}"
     )
+
+
+def _open(served: AbstractContextManager[tuple[str, Callable[[], None]]], told: str) -> None:
+    """Open a local page and serve it until Ctrl-C."""
+    import webbrowser
+
+    with served as (address, forever):
+        typer.echo(f"{told}. Ctrl-C ends the page at\n{address}")
+        webbrowser.open(address)
+        with suppress(KeyboardInterrupt):
+            forever()

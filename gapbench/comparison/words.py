@@ -124,13 +124,12 @@ def plan(spread: Spread, metric: str, change: float) -> str:
 
 def card_of(c: Comparison) -> str:
     """Verdict and overall figures in Markdown, for a model card."""
-    rows = [_row(_head(change), change) for change in c.changes]
     kept = [COLUMNS.index(column) for column in SHORT]
     judges = ", ".join(c.judges) or "none"
     return (
         f"{c.before_model} before, {c.after_model} after: {counted(c.images, 'image')} of "
         f"{counted(c.prompts, 'prompt')}, outside judge {judges}.\n\n**Verdict: {c.verdict}.**\n\n"
-        f"{_markdown(SHORT, [[row[place] for place in kept] for row in rows])}\n\n"
+        f"{_markdown(SHORT, [[row[place] for place in kept] for row in overall(c)])}\n\n"
         "Percent; change with its 95 % interval over prompts. \\* marks a Holm p below 0.05."
     )
 
