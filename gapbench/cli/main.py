@@ -64,7 +64,8 @@ def run(
         figures = trackers.figures(done.rates()) if report_to else {}
         trackers.log(report_to, done.path.name, done.folder.meta, figures, done.path)
     if form != "text":
-        typer.echo(printable(render(done.rates(), form, done.footnote)).rstrip("\n"))
+        table = render(done.rates(), form, done.footnote, done.unfinished)
+        typer.echo(printable(table).rstrip("\n"))
     else:
         screen = console()  # a log or a pipe gets the whole table
         show_overall(done, screen) if screen.is_terminal else show_run(done, None, screen, True)

@@ -84,6 +84,20 @@ def assert_refused(done: subprocess.CompletedProcess[str], *culprits: str) -> No
 # -- what works ----------------------------------------------------------------------------------
 
 
+def test_on_a_terminal_a_run_ends_with_a_few_lines(
+    ran: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")  # rich takes any output for a terminal
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", cli("run", *SMALL).stdout)
+    lines = [line for line in shown.splitlines() if line.strip()]
+    assert len(lines) <= 12
+    assert "(3/3)" not in shown
+    [heads] = [line.split() for line in lines if line.startswith("%")]
+    assert heads[:2] == ["%", "overall"]
+    assert f"gapbench show runs/{ran.name}" in lines[-1]
+
+
 def test_a_run_prints_its_table(made: Path) -> None:
     shown = (made / "out").read_text()
     [folder] = (made / "runs").iterdir()
