@@ -78,7 +78,7 @@ def measure(
     for mode in MODES:
         finished = gapbench.run(
             model, task, samples=SAMPLES, limit=limit, verdict=mode, batch_size=batch_size, out=out,
-            judges=None if model == "janus-mini" else [],  # pixel reads 24 x 24 pixels only
+            judges=[] if "tiny" in str(model) else None,  # pixel reads 24 x 24 pixels only
         )  # fmt: skip
     return result(finished)
 
