@@ -189,34 +189,32 @@ class _Stage:
 def _draw(
     made: Prepared, folder: RunFolder, items: Sequence[Item], missing: Sequence[Item]
 ) -> Counter[str]:
-    """Draw what is missing and keep it; gives how often what made an image fail.
-
-    Raises GapbenchError after the first batch of which a judge can read no image.
-    """
+    """Draw what is missing and keep it; gives how often what made an image fail. A judge that can
+    read no image of the first batch is told then."""
     model, settings = made.model, made.settings
     if missing:
         _note_check(folder, SEEDS, model.check_seeds(missing[0].prompt.text, missing[0].seed))
     total, stage = len({(item.prompt.text, item.seed) for item in items}), _Stage("images")
     advance = settings.progress(stage.name, total - len(missing), total)
-    # Judge -> why it has read no image so far; None once it reads one.
-    unread: dict[str, str | None] = {}
+    looked = set[str]()  # the judges that had an image
 
     def draw(batch: Sequence[Item]) -> Sequence[Drawing]:
         return model.generate([i.prompt.text for i in batch], [i.seed for i in batch])
 
     def do(batch: Sequence[Item]) -> tuple[Rows[Drawing], float]:
-        if why := next(filter(None, unread.values()), None):
-            raise GapbenchError(
-                f"{why}, and none of those that {model.name} drew is; choose another judge with "
-                "--judge, or other --tasks; what was drawn is kept"
-            )
         start = time.perf_counter()
         rows = tried(f"model {model.name}", draw, batch, check_drawing)
         seconds = stage.time(len(batch), start)
         for judge in made.judges:
-            for place, drawing in rows.done.items():
-                if judge.name in batch[place].asks and unread.get(judge.name, "") is not None:
-                    unread[judge.name] = judge.unread(drawing.image.size)
+            drawn = [d for place, d in rows.done.items() if judge.name in batch[place].asks]
+            why = [judge.unread(drawing.image.size) for drawing in drawn]
+            if drawn and judge.name not in looked and all(why):
+                LOG.warning(
+                    "WARNING: %s, and none of the first %d that %s drew is, so its figures may "
+                    "stay empty; --judge takes another judge, --tasks another task",
+                    why[0], len(drawn), model.name,
+                )  # fmt: skip
+            looked.update([judge.name] * bool(drawn))
         return rows, seconds
 
     def keep(batch: Sequence[Item], drawn: tuple[Rows[Drawing], float]) -> None:

@@ -223,5 +223,5 @@ def test_auto_leaves_a_large_model_on_a_cpu_its_memory(
 
     monkeypatch.setattr(model, "generate", drawn)
     monkeypatch.setattr(model, "judge", judged)
-    gapbench.run(model, "shapes", samples=1, limit=18, judges=[], out=tmp_path)
+    gapbench.run(model, "shapes", samples=1, limit=18, out=tmp_path)
     assert max(sizes) == min(most, sum(sizes) - 18)

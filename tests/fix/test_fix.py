@@ -28,7 +28,7 @@ COMMON = [
     "--device", "cpu",
 ]  # fmt: skip
 REPLAYED = [
-    "c-sft", *COMMON, "--judge", "none", "--epochs", "4", "--replay-at", "2", "--lora", "0",
+    "c-sft", *COMMON, "--epochs", "4", "--replay-at", "2", "--lora", "0",
     "--out", "fixed",
 ]  # fmt: skip
 

@@ -77,8 +77,7 @@ def measure(
 ) -> Result:
     for mode in MODES:
         finished = gapbench.run(
-            model, task, samples=SAMPLES, limit=limit, verdict=mode, batch_size=batch_size, out=out,
-            judges=[] if "tiny" in str(model) else None,  # pixel reads 24 x 24 pixels only
+            model, task, samples=SAMPLES, limit=limit, verdict=mode, batch_size=batch_size, out=out
         )  # fmt: skip
     return result(finished)
 
@@ -110,8 +109,7 @@ def test_a_batch_of_any_size_gives_the_images_and_verdicts_of_single_work(
     assert len(alone.files) == len(alone.tokens) == len(alone.logprobs) == PROMPTS * SAMPLES
     assert len(set(alone.files.values())) > PROMPTS
     same_images(together, alone)
-    judges = {"self", "self-text"} | ({"pixel"} if name == "janus-mini" else set())
-    assert {judge for _, _, judge in alone.verdicts} == judges
+    assert {judge for _, _, judge in alone.verdicts} == {"self", "self-text", "pixel"}
     same_verdicts(together.verdicts, alone.verdicts)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from gapbench.report.tables import render
 from gapbench.runs.plan import PAPER, Prepared, prepare
 from gapbench.runs.settings import RunSettings
 from gapbench.tasks.copies import Copy
-from gapbench.tasks.task import task_folders
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 DATA = {"Jialuo21/Science-T2I-S": "apple", "Jialuo21/Science-T2I-C": "stone"}
@@ -72,7 +70,7 @@ def planned(**settings: Any) -> Prepared:
 
 
 def test_all_ends_with_a_table_with_a_network_and_without(
-    hub: Hub, tiny_janus: Path, capfd: pytest.CaptureFixture[str]
+    hub: Hub, tiny_janus: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     command = (
         "run",
@@ -85,7 +83,13 @@ def test_all_ends_with_a_table_with_a_network_and_without(
         "--device",
         "cpu",
     )
-    code, shown, told = end(capfd, *command, "--offline")
+    code, shown, told = end(capfd, *command, "--offline", "--out", "alone")
+    assert code is None, told
+    (run,) = (open_run(path) for path in Path("alone").iterdir())
+    assert list(run.plan.tasks) == ["shapes"]  # by own verdicts alone
+    assert "Skipped geneval: judge detector (2.0 GB): not here (offline)" in shown
+    assert "judge pixel reads only images of 24 x 24 pixels, and none of the first 8" in caplog.text
+    code, shown, told = end(capfd, *command, "--offline", "--verdict", "none")
     assert (code, shown) == (2, "")
     assert told.startswith("gapbench: no task is left to measure: geneval: judge detector (2.0 GB)")
     assert told.count("\n") == 1
@@ -141,10 +145,11 @@ def test_the_default_is_the_papers_tasks_but_in_the_small_world(
     assert gapbench.load_model(str(tiny_janus)).image_size == (32, 32)
     for model in ("janus-mini", str(copy)):
         assert list(planned(model=model).plan.tasks) == ["shapes"]
-    with pytest.raises(GapbenchError) as none:
-        planned(model=str(tiny_janus))
-    told = [task for task in task_folders() if f"{task}: " in str(none.value)]
-    assert told == sorted(PAPER)
+    alone = planned(model=str(tiny_janus)).plan
+    assert list(alone.tasks) == ["shapes"]
+    assert sorted(each.partition(":")[0] for each in alone.left_out) == sorted(PAPER)
+    with pytest.raises(GapbenchError, match="task geneval: judge detector"):
+        planned(model=str(tiny_janus), strict=True)
     hub.online = True
     done = planned(model=str(tiny_janus)).plan
     assert list(done.tasks) == ["science-t2i"]
@@ -174,22 +179,21 @@ class Large(Model):
 
 
 def test_a_judge_that_can_read_no_image_is_told_after_the_first_batch(
-    tmp_path: Path, hub: Hub
+    tmp_path: Path, hub: Hub, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def run(model: Large, **more: Any) -> Callable[[], Any]:
-        asked = {"samples": 1, "limit": 40, "verdict": "none", "batch_size": 4, "out": tmp_path}
-        return lambda: gapbench.run(model, "shapes", **{**asked, **more})
+    def told(model: Large, batch_size: int) -> tuple[list[str], int]:
+        caplog.clear()
+        out = tmp_path / f"{model.readable}-{batch_size}"
+        asked = {"samples": 1, "limit": 10, "verdict": "none", "batch_size": batch_size}
+        done = gapbench.run(model, "shapes", out=out, **asked)
+        assert done.frame()["outside"].notna().sum() == model.readable
+        return [record.getMessage() for record in caplog.records], len(done.frame())
 
-    model = Large()
-    with pytest.raises(GapbenchError) as stopped:
-        run(model)()
-    assert str(stopped.value) == (
-        "judge pixel reads only images of 24 x 24 pixels, and none of those that large drew is; "
-        "choose another judge with --judge, or other --tasks; what was drawn is kept"
-    )
-    assert model.drawn == 4
-    (folder,) = tmp_path.glob("large-*")
-    assert (folder / "generations.jsonl").read_text().count("\n") == 4
-    # Where some are read, and where nothing is left to draw, it is a matter of abstentions.
-    assert len(run(Large(readable=4))().frame()) == 40
-    assert run(Large(), limit=4, out=tmp_path / "few")().frame()["outside"].isna().all()
+    for size in (4, 10):  # the batch says when it is told, and changes nothing else
+        (line,), images = told(Large(), size)
+        assert line.startswith(
+            "WARNING: judge pixel reads only images of 24 x 24 pixels, and none of the first "
+            f"{size} that large drew is"
+        )
+        assert images == 10
+    assert told(Large(readable=4), 4) == ([], 10)

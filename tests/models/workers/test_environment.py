@@ -82,7 +82,7 @@ def test_an_environment_of_ones_own(standin: Upstream, tmp_path: Path) -> None:
     assert not prepared("stand-in", MODELS["stand-in"])
     prepare_worker("stand-in", MODELS["stand-in"], Path(sys.executable))
     assert prepared("stand-in", MODELS["stand-in"])
-    done = run("stand-in", "shapes", judges=[], limit=2, samples=1, out=tmp_path / "runs")
+    done = run("stand-in", "shapes", limit=2, samples=1, out=tmp_path / "runs")
     assert len(done.frame()) == 2
     other = load_model("stand-in", recipe={"steps": "3"})
     assert other.recipe == {"steps": 3}
