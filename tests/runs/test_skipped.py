@@ -89,9 +89,9 @@ def test_all_ends_with_a_table_with_a_network_and_without(
     assert list(run.plan.tasks) == ["shapes"]  # by own verdicts alone
     assert "Skipped geneval: judge detector (2.0 GB): not here (offline)" in shown
     assert "judge pixel reads only images of 24 x 24 pixels, and none of the first 8" in caplog.text
-    code, shown, told = end(capfd, *command, "--offline", "--verdict", "none")
+    code, shown, told = end(capfd, *command, "--offline", "--strict")
     assert (code, shown) == (2, "")
-    assert told.startswith("gapbench: no task is left to measure: geneval: judge detector (2.0 GB)")
+    assert told.startswith("gapbench: task geneval: judge detector (2.0 GB)")
     assert told.count("\n") == 1
     assert not Path("runs").exists()
 
