@@ -73,6 +73,9 @@ def test_every_page_is_quiet_and_fits(browser: Any, site: str, width: int, schem
         page.wait_for_load_state("networkidle")
         assert page.locator("h1").count() == 1, name
         assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+        formulas = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8").count("```math")
+        assert page.locator("math").count() == formulas, name
+        assert not page.get_by_text("\\text{").count(), name
         assert heard == [], name
     context.close()
     assert [url for url in asked if not url.startswith((site, "data:", "blob:"))] == []
