@@ -200,6 +200,7 @@ def check_arguments(who: str, function: Any, takes: Sequence[str]) -> None:
 
 def place(of: Any) -> str:
     """ " (file, line)" of a class or a function; empty where it is not known."""
+    of = inspect.unwrap(of)
     try:
         return f" ({inspect.getsourcefile(of)}, line {inspect.getsourcelines(of)[1]})"
     except (OSError, TypeError):
@@ -223,10 +224,11 @@ def fingerprint(*parts: str | Path | type | Callable[..., Any]) -> str:
 def _contents(part: str | Path | type | Callable[..., Any]) -> str:
     if not isinstance(part, str | Path):
         name = getattr(part, "__name__", repr(part))
+        code: Any = inspect.unwrap(part)  # not the decorator's, as with @torch.no_grad()
         try:
-            file = inspect.getsourcefile(part)
+            file = inspect.getsourcefile(code)
             if not file or not Path(file).is_file():
-                return hashlib.sha256(inspect.getsource(part).encode()).hexdigest()
+                return hashlib.sha256(inspect.getsource(code).encode()).hexdigest()
         except (OSError, TypeError) as error:
             raise GapbenchError(
                 f"{name}: no source code of it is found, so give it a fingerprint ({error})"

@@ -50,6 +50,8 @@ BAD: Final = (
     ("run --judge detector --limit 1", "judge detector cannot judge task shapes"),
     # run: values
     ("run --samples 0", "--samples must be at least 1, not 0"),
+    ("run --samples 1000000000", "--samples must be at most 10000, not 1e+09"),
+    ("run --limit 99999999999999999999", "--limit must be at most 1e+06"),
     ("run --samples x", "--samples must be a whole number, not 'x'"),
     ("run --samples 1.5", "--samples must be a whole number, not '1.5'"),
     ("run --samples", "Option '--samples' requires an argument"),

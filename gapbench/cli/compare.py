@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -38,7 +40,7 @@ def compare(
     from gapbench.cli.progress import bars
 
     quiet()
-    with bars("comparing") as progress:
+    with redirect_stdout(sys.stderr), bars("comparing") as progress:
         from gapbench.comparison import compare as comparison
         from gapbench.comparison import words as changes
         from gapbench.fix import card

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import keyword
 import re
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -35,6 +37,12 @@ def init(
             words = name.replace("_", "-").split("-")
             made = "".join(word[:1].upper() + word[1:] for word in words)
             text = (TEMPLATES / f"{kind}.py.txt").read_text()
+            used = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
+            if made in used or keyword.iskeyword(made):
+                raise GapbenchError(
+                    f"NAME {name}: its class would be called {made}, which means something else "
+                    "in the file; give another name"
+                )
             target.write_text(text.replace(f"My{kind.title()}", made).replace(f"my-{kind}", name))
     except OSError as error:
         raise GapbenchError(f"{target} cannot be written ({error.strerror})") from error

@@ -7,6 +7,7 @@ import signal
 import sys
 import traceback as tracebacks
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final, TextIO
@@ -51,7 +52,8 @@ def run(
         return
     from gapbench.cli.progress import bars
 
-    with bars(f"loading {settings.model}") as progress:
+    # What an adapter prints is no part of the table.
+    with redirect_stdout(sys.stderr), bars(f"loading {settings.model}") as progress:
         from gapbench.report import trackers
         from gapbench.report.sheets import write_sheets
         from gapbench.report.summary import show_overall, show_run
@@ -61,8 +63,6 @@ def run(
         trackers.check(report_to)
         done = measure(replace(settings, progress=progress))
         sheets = write_sheets(done)
-        figures = trackers.figures(done.rates()) if report_to else {}
-        trackers.log(report_to, done.path.name, done.folder.meta, figures, done.path)
     if form != "text":
         table = render(done.rates(), form, done.footnote, done.unfinished)
         typer.echo(printable(table).rstrip("\n"))
@@ -73,6 +73,9 @@ def run(
         pictures = f"{done.path / 'sheets'} ({counted(len(sheets), 'contact sheet')})"
         console().print(f"Pictures: {pictures}", soft_wrap=True)
         console().print(f"Whole table: gapbench show {done.path}", soft_wrap=True)
+    if report_to:
+        figures = trackers.figures(done.rates())
+        trackers.log(report_to, done.path.name, done.folder.meta, figures, done.path)
     if failed := done.failures():
         count = sum(sum(reasons.values()) for reasons in failed.values())
         raise GapbenchError(

@@ -47,9 +47,11 @@ def view(
     port: Port = 0,
 ) -> None:  # fmt: skip
     """Open a local page with all runs of a folder, their images side by side."""
+    from gapbench.cli.progress import bars
     from gapbench.report.view import Album, serve
 
-    album = Album(folder)
+    with bars(f"reading {folder}"):
+        album = Album(folder)
     _open(serve(album, port), f"{counted(len(album.runs), 'run')} of {folder}")
 
 

@@ -11,7 +11,7 @@ import typer
 
 from gapbench.cli.options import Form
 from gapbench.cli.terminal import console
-from gapbench.types import PERCENT, printable
+from gapbench.types import PERCENT, GapbenchError, printable
 
 
 def runs(
@@ -25,11 +25,16 @@ def runs(
     from gapbench.metrics.metric import printed
     from gapbench.runs.listing import runs_in
 
+    if not folder.is_dir():
+        raise GapbenchError(f"{folder}: there is no such folder; name the --out of a run")
     listed, broken = runs_in(folder)
     for error in broken:
         typer.echo(printable(f"WARNING: {error}"), err=True)
     if form == "json":
         typer.echo(printable(json.dumps([asdict(run) for run in listed], indent=1)))
+        return
+    if not listed:
+        typer.echo(printable(f"{folder} holds no run folder that can be read."))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for head in ("run", "tasks"):

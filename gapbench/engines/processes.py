@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -181,6 +182,7 @@ def _received(copy: tuple[BaseProcess, Connection]) -> tuple[dict[int, Any], Exc
 
 def _serve(pipe: Connection, make: Make, device: str, threads: int) -> None:
     """A copy's process: load, then answer calls until the pipe is closed."""
+    sys.stdout = sys.stderr  # what an adapter prints is no part of the command's table
     for each in _UNHEARD:
         signal.signal(each, signal.SIG_IGN)
     quiet()

@@ -35,7 +35,7 @@ class FixSettings:
     set: Recipe = None
     prompts: Annotated[Sequence[str], Option(parser=names, help="Training prompts: TASK:SPLIT, TASK:SPLIT/CATEGORY or a task folder; separate several with commas.")] = "shapes:train"
     limit: Limit = None
-    samples: Annotated[int, Option(min=1, help="Candidates per prompt.")] = 10
+    samples: Annotated[int, Option(min=1, max=10_000, help="Candidates per prompt.")] = 10
     draw_seed: Annotated[int, Option(min=0, help="Seed for generating the candidates.")] = 0
     accept: Annotated[str, Option(help="Which candidates are accepted: all (verdict 1), mixed (only of prompts that have both verdicts), best:K (K per prompt), above:P (by probability).")] = "all"
     margin: Annotated[float, Option(min=0, help="DPO: minimum difference in probability between the two images of a pair.")] = 0.1

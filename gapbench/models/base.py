@@ -298,7 +298,7 @@ def misdescribed(model: Model) -> str | None:
         if not callable(getattr(model, method)):
             return f"its {method} is no method"
     try:
-        json.dumps(dict(model.recipe))
+        json.dumps(dict(model.recipe), allow_nan=False)  # NaN is no other NaN: no run goes on
     except (TypeError, ValueError) as error:
         return f"its recipe is no JSON ({error})"
     return None

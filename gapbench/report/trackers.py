@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -55,6 +57,7 @@ def log(
                 for key, value in values.items():
                     writer.add_scalar(key, value, 0)
             continue
-        library.init(project=PROJECT, name=name, config=dict(config))
-        library.log(dict(values))
-        library.finish()
+        with redirect_stdout(sys.stderr):  # they print, and stdout is the table's
+            library.init(project=PROJECT, name=name, config=dict(config))
+            library.log(dict(values))
+            library.finish()

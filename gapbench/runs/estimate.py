@@ -10,10 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from gapbench.files import read_object
 from gapbench.judges.base import Judge
 from gapbench.models.base import Drawing
-from gapbench.runs.folder import SPEEDS, RunFolder, worked_off
+from gapbench.runs.folder import SPEEDS, RunFolder, recorded_speeds, worked_off
 from gapbench.runs.plan import Item, Prepared, missing_items, refusals
 from gapbench.types import Prompt, counted
 
@@ -132,7 +131,7 @@ def _recorded(
     image: float | None = None
     files = sorted(out.glob(f"*/{SPEEDS}"), key=lambda file: file.stat().st_mtime, reverse=True)
     for file in files:
-        recorded, new = read_object(file), dict[str, float]()
+        recorded, new = recorded_speeds(file.parent), dict[str, float]()
         for stage in stages:
             rows, seconds = worked_off(recorded, stage.fingerprint)
             if rows and stage.name not in speeds:

@@ -18,11 +18,12 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -53,6 +54,8 @@ from gapbench.types import GapbenchError, Generation, Refusal, Verdict
 FORMAT: Final = 1
 _LONGEST: Final = 48
 """Characters of a folder's name that say what was changed of its model."""
+_LONGEST_NAME: Final = 190
+"""Characters of it that name the model; file systems take 255 in all."""
 SPEEDS: Final = "speeds.json"
 """Fingerprint of a model or a judge -> [rows, seconds] in all: how fast it was here."""
 _SHA: Final = re.compile(r"[0-9a-f]{64}")
@@ -88,6 +91,7 @@ class _Meta(BaseModel, strict=True):
     model: str
     identity: dict[str, Any]
     model_about: _About = _About()
+    started: str | None = None
     versions: dict[str, str] = {}
 
 
@@ -194,7 +198,8 @@ class RunFolder:
         """Add records: flushed and on disk when this returns."""
         rows: dict[str, list[dict[str, Any]]] = {}
         for record in records:
-            rows.setdefault(_FILES[type(record)], []).append(with_checksum(asdict(record)))
+            row = {key: _valid(value) for key, value in asdict(record).items()}
+            rows.setdefault(_FILES[type(record)], []).append(with_checksum(row))
         with _saying_how_to_resume(self.path):
             for name, new in rows.items():
                 append_lines(self.path / name, new)
@@ -244,7 +249,7 @@ class RunFolder:
 
     def note_speed(self, fingerprint: str, rows: int, seconds: float) -> None:
         """Add to the rows that a model or a judge worked off, and the seconds that they took."""
-        known = self.read(SPEEDS) if (self.path / SPEEDS).exists() else {}
+        known = recorded_speeds(self.path)
         rows_before, seconds_before = worked_off(known, fingerprint)
         self.write(SPEEDS, known | {fingerprint: [rows_before + rows, seconds_before + seconds]})
 
@@ -322,12 +327,24 @@ class RunFolder:
         return read_lines(self.path / _FILES[kind], record)
 
 
+def recorded_speeds(folder: Path) -> dict[str, Any]:
+    """What SPEEDS of a run folder holds; nothing where it is broken, as only estimates need it."""
+    with suppress(GapbenchError):
+        return read_object(folder / SPEEDS)
+    return {}
+
+
 def worked_off(speeds: dict[str, Any], fingerprint: str) -> tuple[int, float]:
     """The rows of a model or a judge, and their seconds, by what SPEEDS holds."""
     match speeds.get(fingerprint):
-        case [int(rows), float(seconds)] if rows > 0:
+        case [int(rows), float(seconds)] if rows > 0 and 0 <= seconds < math.inf:
             return rows, seconds
     return 0, 0.0
+
+
+def _valid(value: Any) -> Any:
+    """A text of somebody's adapter without half surrogate pairs, which could not be read back."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def as_png(image: Image.Image) -> bytes:
@@ -353,10 +370,10 @@ def folder_for(
         for key, value in told.items()
     ]
     name, more = (re.sub(r"[^A-Za-z0-9._-]+", "-", text) for text in (model, "-".join(words)))
-    plain = Path(out) / f"{name}-{digest[:8]}"
+    plain = Path(out) / f"{name[:_LONGEST_NAME]}-{digest[:8]}"
     if not more or (plain / "run.json").exists():
         return plain
-    return plain.with_name(f"{name}-{more[:_LONGEST]}-{digest[:8]}")
+    return plain.with_name(f"{name[:_LONGEST_NAME]}-{more[:_LONGEST]}-{digest[:8]}")
 
 
 def on_all_cores(call: Callable[[T], U], items: Sequence[T]) -> list[U]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
 from gapbench.files import read_object
 from gapbench.runs.folder import RunFolder
 from gapbench.runs.settings import Part
 from gapbench.runs.whole import stored_plan, whole
+from gapbench.tasks.spec import explain
 from gapbench.types import PERCENT, GapbenchError
 
 RESULTS: Final = "results.json"
@@ -17,7 +20,21 @@ RUNS: Final = "runs"
 LAST: Final = "@last"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+class _Drawn(BaseModel, strict=True):
+    effective: int
+
+
+class _Results(BaseModel, strict=True):
+    """What the list takes from results.json."""
+
+    drawn: dict[str, _Drawn] = Field(alias="n-samples")
+    groups: dict[str, dict[str, Any]]
+    finished: bool
+
+
+@dataclass(
+    frozen=True, slots=True, kw_only=True, config=ConfigDict(strict=True, allow_inf_nan=False)
+)
 class Listed:
     """A run in a list. The overall figures are those of its results.json, by the first judge, and
     `unit` is that of generation. Without such a file (the run was stopped, or is older) they are
@@ -80,25 +97,32 @@ def _model(path: Path) -> str | None:
 
 
 def _listed(path: Path) -> Listed:
-    folder = RunFolder.open(path)
+    folder, file = RunFolder.open(path), path / RESULTS
     plan = whole(stored_plan(folder), Part())
-    known = read_object(path / RESULTS) if (path / RESULTS).exists() else {}
-    overall = known.get("groups", {}).get("overall", {})
-    judge = next(iter(plan.judges), "none")
-    drawn = known.get("n-samples", {}).values()
-    images = sum(each["effective"] for each in drawn) if known else len(folder.generations())
-    asked = len(plan.items())
-    return Listed(
-        run=path.name,
-        model=folder.meta["model"],
-        changed=folder.meta.get("model_about", {}).get("changed", {}),
-        seed=plan.seed,
-        tasks=list(plan.tasks),
-        images=images,
-        planned=asked,
-        finished=known.get("finished", None if images >= asked else False),
-        generation=overall.get(f"generation,{judge}"),
-        unit=overall.get(f"generation_unit,{judge}", PERCENT),
-        non_unification=overall.get(f"non_unification,{judge}"),
-        date=folder.meta.get("started"),
-    )
+    judge, asked = next(iter(plan.judges), "none"), len(plan.items())
+    raw = read_object(file) if file.exists() else None
+    try:
+        known = None if raw is None else _Results.model_validate(raw)
+        if known:
+            images = sum(each.effective for each in known.drawn.values())
+        else:
+            images = len(folder.generations())
+        overall = known.groups.get("overall", {}) if known else {}
+        return Listed(
+            run=path.name,
+            model=folder.meta["model"],
+            changed=folder.meta.get("model_about", {}).get("changed", {}),
+            seed=plan.seed,
+            tasks=list(plan.tasks),
+            images=images,
+            planned=asked,
+            finished=known.finished if known else None if images >= asked else False,
+            generation=overall.get(f"generation,{judge}"),
+            unit=overall.get(f"generation_unit,{judge}", PERCENT),
+            non_unification=overall.get(f"non_unification,{judge}"),
+            date=folder.meta.get("started"),
+        )
+    except ValueError as error:
+        raise GapbenchError(
+            f"{file}: broken ({explain(error)}); the same run command again writes it"
+        ) from error

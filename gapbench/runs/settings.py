@@ -122,7 +122,7 @@ Recipe = Annotated[Mapping[str, object] | None, Option("--set", parser=pairs, me
 Judges = Annotated[Sequence[str] | None, Option("--judge", parser=names, show_default="set by each task", help="Outside judges, separated by commas: names (vqa, human:labels.csv, ...), or ./my.py:Class. NAME@0.7 sets the score from which a verdict is 1.")]
 Device = Annotated[str, Option(parser=device_name, help="Where the model runs: auto, cpu, cuda, cuda:1 or mps.")]
 Dtype = Annotated[Literal["auto", "float64", "float32", "bfloat16", "float16"], Option(help="Data type of the model's weights and computation.")]
-Limit = Annotated[int | None, Option(min=1, show_default="all", help="Use at most this many prompts of each task, spread evenly over its categories.")]
+Limit = Annotated[int | None, Option(min=1, max=1_000_000, show_default="all", help="Use at most this many prompts of each task, spread evenly over its categories.")]
 Offline = Annotated[bool, Option("--offline", help="Do not use the network.")]
 MODEL = "The model: a name (see `gapbench models`), a checkpoint folder, images:FOLDER, server:URL#MODEL, ./my.py:Class, or my_package.module:Class."
 TASKS = "What to measure: all, a tier of every task (easy, medium, hard), a task, task/category, task/tier, or a task folder; separate several with commas. What a task lacks is downloaded. all and tiers skip what is not available; a task that is named is an error then."
@@ -149,7 +149,7 @@ class RunSettings:
     tasks: Annotated[Sequence[str] | None, Option(parser=names, show_default="shapes for janus-mini and what is trained from it; else geneval,t2i-compbench,science-t2i, skipped like all", help=TASKS)] = None
     _: KW_ONLY
     recipe: Recipe = None
-    samples: Annotated[int | None, Option(min=1, show_default="set by each task", help="Images per prompt.")] = None
+    samples: Annotated[int | None, Option(min=1, max=10_000, show_default="set by each task", help="Images per prompt.")] = None
     limit: Limit = None
     judges: Judges = None
     verdict: Annotated[Literal["logits", "text", "none"] | None, Option(show_default="logits; text for a model that only writes", help="How the model judges its own images: logits (probabilities of the two answers), text (the text that it writes), or none.")] = None

@@ -74,7 +74,7 @@ class TaskFile(BaseModel):
     datasets: list[Dataset] = []
     columns: list[str] = []
     fields: dict[str, str | list[str]] = {}
-    samples: int = Field(default=4, gt=0)
+    samples: int = Field(default=4, gt=0, le=10_000)
     judge: str | None = None
     judges: dict[str, str] = {}
     splits: dict[str, Split] = {}

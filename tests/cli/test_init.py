@@ -67,6 +67,9 @@ def test_a_name_that_cannot_be_is_refused(call: Call) -> None:
     for arguments, words in (
         (("model", "../x"), "NAME must be letters, digits, - and _"),
         (("thing", "x"), "KIND must be 'model', 'task' or 'judge', not 'thing'"),
+        (("model", "none"), "NAME none: its class would be called None"),
+        (("model", "drawing"), "NAME drawing: its class would be called Drawing"),
+        (("judge", "answer"), "NAME answer: its class would be called Answer"),
     ):
         code, _, err = call("init", *arguments)
         assert code == 2

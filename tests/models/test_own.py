@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import gapbench
@@ -210,5 +211,6 @@ def test_a_fingerprint_covers_what_it_is_given(own: Path) -> None:
     (weights / "a.bin").write_bytes(b"2")
     assert gapbench.fingerprint(own, weights) != before
     assert gapbench.fingerprint(run) == gapbench.fingerprint(__file__)
+    assert gapbench.fingerprint(torch.no_grad()(run)) == gapbench.fingerprint(__file__)
     with pytest.raises(GapbenchError, match="there is no file or folder nowhere"):
         gapbench.fingerprint("nowhere")

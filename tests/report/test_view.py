@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import http.client
 import re
+import shutil
+import socket
+import struct
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -22,8 +25,11 @@ Ask = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def folder(odd: Make, tmp_path: Path) -> Path:
-    """Two runs, the second of fewer prompts, and a folder that is none."""
-    odd()
+    """Two runs, the second of fewer prompts; one with a broken record, and one torn."""
+    whole = odd().path
+    shutil.copytree(whole, tmp_path / "bitten")
+    with (tmp_path / "bitten" / "verdicts.jsonl").open("a") as verdicts:
+        verdicts.write("{\n")
     odd(ODD[:3], name="other")
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "plan.json").write_text("{")
@@ -64,6 +70,7 @@ def test_runs_side_by_side(ask: Ask, folder: Path) -> None:
     assert "3 of 3" in index
     assert "Left out: " in index
     assert "torn" in index
+    assert f"{folder / 'bitten' / 'verdicts.jsonl'}:" in index
     assert escape("odd/<i>0</i>") in index
     status, category = ask("category/0")
     assert status == 200
@@ -93,6 +100,21 @@ def test_nothing_else_is_served(ask: Ask, folder: Path) -> None:
     assert ask("", base="/")[0] == 403
     assert ask("", Host="elsewhere")[0] == 403
     assert ask(image, **{"Sec-Fetch-Site": "cross-site"})[0] == 403
+
+
+def test_odd_requests_print_nothing_on_the_terminal(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with serve(Album(folder)) as (address, forever):
+        threading.Thread(target=forever, daemon=True).start()
+        parts = urlsplit(address)
+        for path, goes in (("http://[::1/", False), (parts.path, True), (parts.path, True)):
+            with socket.create_connection((parts.hostname or "", parts.port or 0)) as asking:
+                if goes:  # as a browser does whose tab is closed
+                    asking.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                asking.sendall(f"GET {path} HTTP/1.1\r\nHost: {parts.netloc}\r\n\r\n".encode())
+                assert goes or asking.recv(12) == b"HTTP/1.0 403"
+    assert capfd.readouterr().err == ""  # leaving the block waits for the answers
 
 
 def test_a_folder_without_runs_is_one_line(

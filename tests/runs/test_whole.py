@@ -141,6 +141,19 @@ def test_runs_are_listed_and_go_by_short_names(
     assert max(map(len, text.splitlines())) <= 80
     assert "UNFINISHED" in text
 
+    results = done.path / "results.json"
+    whole, written = results.read_text(), json.loads(results.read_text())
+    for key, wrong in (
+        ("groups", []), ("groups", {"overall": 3}), ("n-samples", {"shapes": 3}),
+        ("groups", {"overall": {"generation,pixel": "x"}}), ("finished", "x"),
+    ):  # fmt: skip
+        results.write_text(json.dumps(written | {key: wrong}))
+        assert [run["run"] for run in json.loads(said("runs", "--json"))] == [other.path.name]
+        said("runs")
+    results.write_text(whole)
+    assert "there is no such folder" in said("runs", "nowhere", code=2)
+    assert "holds no run folder" in said("runs", done.path / "images")
+
     for name, path in (
         ("@last", other.path), ("janus-mini", other.path), ("janus-mini-c", done.path),
     ):  # fmt: skip
