@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gapbench.cli.options import Form
-from gapbench.cli.terminal import console, facts
+from gapbench.cli.terminal import console, facts, say
 from gapbench.fetch.libraries import go_offline, quiet
 from gapbench.runs.settings import MODEL, TASKS, Device, Dtype, Judges, Offline, Recipe, names
 from gapbench.types import counted
@@ -196,9 +196,9 @@ def _tell(who: str, found: Iterable[Finding]) -> None:
     for result in found:
         word = "skip" if result.skipped else "FAIL" if result.failure else "ok"
         why = result.failure or result.skipped
-        console().print(f"{word:4}  {result.rule}{f': {why}' if why else ''}", soft_wrap=True)
+        say(f"{word:4}  {result.rule}{f': {why}' if why else ''}")
         failed, tried = failed + bool(result.failure), tried + (result.skipped is None)
-    typer.echo(f"{who} keeps {tried - failed} of the {tried} rules that it was tried on.")
+    say(f"{who} keeps {tried - failed} of the {tried} rules that it was tried on.")
     if failed:
         raise typer.Exit(1)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 
-from gapbench.cli.terminal import QUIET, console
+from gapbench.cli.terminal import QUIET, say
 from gapbench.fetch.libraries import go_offline, quiet
 from gapbench.fix.settings import FixSettings
 from gapbench.runs.settings import Offline, silent
@@ -20,7 +19,7 @@ def fix(settings: FixSettings, offline: Offline = False) -> None:
     quiet()
     from gapbench.cli.progress import bars
 
-    say, first = partial(console().print, soft_wrap=True), int(os.environ.get("RANK", "0")) == 0
+    first = int(os.environ.get("RANK", "0")) == 0
     with bars(f"loading {settings.model}" * first) as progress:
         from gapbench.fix.run import fix as run_fix
 

@@ -50,6 +50,6 @@ def init(
         check, use = f"tasks ./{name}", f"--tasks ./{name}"
     else:
         check = f"check-{kind} ./{target}:{made}"
-        use = f"--{kind} ./{target}:{made} --tasks shapes --limit 20"
+        use = f"--{kind} ./{target}:{made} --tasks shapes --limit 5"
     typer.echo(f"Wrote {target}. Change it, check it, run it:")
-    typer.echo(f"  gapbench {check}\n  gapbench run {use} --samples 1")
+    typer.echo(f"  gapbench {check}\n  gapbench run {use}")

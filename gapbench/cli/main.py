@@ -101,11 +101,11 @@ def show(
         from gapbench.runs.run import open_run
 
         opened = open_run(path, **vars(settings))
-        if form == "text":
-            show_run(opened, judge, console(), verbose)
-        else:
-            table = render(opened.rates(judge), form, opened.footnote, opened.unfinished)
-            typer.echo(printable(table).rstrip("\n"))
+    if form == "text":
+        show_run(opened, judge, console(), verbose)
+    else:
+        table = render(opened.rates(judge), form, opened.footnote, opened.unfinished)
+        typer.echo(printable(table).rstrip("\n"))
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (

@@ -20,6 +20,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.spinner import Spinner
+from rich.table import Column
 from rich.text import Text
 
 from gapbench.cli.terminal import QUIET
@@ -27,7 +28,14 @@ from gapbench.runs.settings import Advance
 from gapbench.runs.settings import Progress as Stages
 
 NAME: Final = 20
-"""Columns of a stage's name; with it a line fits 80."""
+"""Columns of a stage's name at least; with it a line fits 80."""
+
+
+class _Name(ProgressColumn):
+    """Cut where the line would not fit, so that the other columns stay whole."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.description:<{NAME}}", no_wrap=True, overflow="ellipsis")
 
 
 class _Rate(ProgressColumn):
@@ -69,10 +77,10 @@ def bars(doing: str = "", in_bytes: bool = False) -> Iterator[Stages]:
     def stage(name: str, there: int, total: int) -> Advance:
         stop()
         progress = Progress(
-            TextColumn(f"{{task.description:<{NAME}}}", markup=False),
+            _Name(),
             BarColumn(10),
             *columns,
-            _Times(),
+            _Times(Column(no_wrap=True)),
             TextColumn("{task.fields[note]}", markup=False),
             console=screen,
             redirect_stdout=sys.stdout.isatty(),  # what goes into a file stays there

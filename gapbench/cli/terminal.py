@@ -35,6 +35,11 @@ def console() -> Console:
     return Plain(width=160 if wide else None, markup=False, highlight=False)
 
 
+def say(line: str) -> None:
+    """Print a line, above the bar where one is shown; rich's consoles would write into the bar."""
+    print(printable(line))
+
+
 def facts(**facts: Any) -> None:
     """Print names and values as a table; None is left out."""
     from rich.table import Column, Table

@@ -58,7 +58,8 @@ class Estimate:
         )
         if self.source:
             size = "" if self.bytes is None else f" and {self.bytes / 1e6:.1f} MB"
-            left += f"; about {self.seconds:.0f} s{size}, {self.source}"
+            but = f" (not counting {' and '.join(self.unknown)})" * bool(self.unknown)
+            left += f"; about {self.seconds:.0f} s{size}{but}, {self.source}"
         unknown = (
             f"Time not known: {', '.join(self.unknown)}. No earlier run in the same --out tells; "
             "--calibrate draws and judges a few images to measure it."

@@ -8,14 +8,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
 import gapbench
 from gapbench.cli.progress import bars
-from gapbench.cli.terminal import QUIET
+from gapbench.cli.terminal import QUIET, say
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 CODES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
@@ -69,6 +69,22 @@ def test_a_finished_bar_stays_above_what_is_printed_after_it(screen: Terminal) -
     after = "\n".join(lines(screen)).partition("said")[2]
     assert "verdicts" in after
     assert "images" not in after
+
+
+def test_a_line_is_printed_above_a_bar_and_not_into_it(screen: Terminal) -> None:
+    with redirect_stderr(screen), redirect_stdout(screen), bars("loading m") as stage:
+        say("left out [2]: a copy")
+        stage("images", 0, 3)(1)
+        say("checked")
+    assert {"left out [2]: a copy", "checked"} <= {*lines(screen)}
+
+
+def test_a_long_name_of_a_bar_is_cut_and_nothing_else(screen: Terminal) -> None:
+    with redirect_stderr(screen), bars() as stage:
+        stage("fetch " + "long-" * 20 + "name", 0, 1)
+    assert re.search(
+        r"^fetch long-.*… ━+ +0/1 +elapsed 0:0\d$", lines(screen)[-1] or lines(screen)[-2]
+    )
 
 
 @pytest.mark.parametrize(
