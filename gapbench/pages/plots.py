@@ -86,7 +86,9 @@ def colour(index: int, theme: str) -> str:
 
 
 def legend(axes: Axes, theme: str) -> None:
-    """A legend above the axes."""
+    """A legend above the axes, where there is more than one series to tell apart."""
+    if len(axes.get_legend_handles_labels()[1]) < 2:
+        return
     axes.legend(
         loc="lower left", bbox_to_anchor=(0, 1), frameon=False, labelcolor=INK[theme], ncols=1
     )

@@ -18,6 +18,13 @@ Table = tuple[Sequence[str], Sequence[Sequence[Cell]]]
 """Heads, and rows."""
 
 
+def without(table: Table, head: str) -> Table:
+    """A table without the column of this head, if it has one."""
+    heads, rows = table
+    kept = [place for place, name in enumerate(heads) if name != head]
+    return [heads[place] for place in kept], [[row[place] for place in kept] for row in rows]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
     """A section of the page: a question, how to read the answer, a plot and its table.

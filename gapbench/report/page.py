@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +17,7 @@ from gapbench.files import write_atomic
 from gapbench.metrics.metric import shown_in
 from gapbench.pages.assets import asset, policy, template
 from gapbench.report import tables
-from gapbench.report.export import Table, write_figures
+from gapbench.report.export import Table, without, write_figures
 from gapbench.report.figures import figures as all_figures
 from gapbench.report.finding import finding
 from gapbench.report.gallery import MOST, as_json, gallery, thumbnails
@@ -52,6 +53,9 @@ def write_report(
     change, incomparable = _change(runs, judge)
     made = all_figures(runs, names, frames, rates, change)
     others = _tables(runs, names, rates, judge)
+    if len(runs) == 1:  # its name in every row says nothing
+        made = [replace(figure, table=without(figure.table, "run")) for figure in made]
+        others = {name: without(table, "run") for name, table in others.items()}
     if figures is not None:
         write_figures(made, others, dict(zip(names, rates, strict=True)), figures)
     shown = gallery(runs, names, out.parent, judge)

@@ -128,9 +128,23 @@ def test_the_page_stands_alone(found: Path) -> None:
         for name in ("src", "srcset", "href"):
             assert str(attributes.get(name, "data:")).startswith(("data:", "#"))
     assert not any(tag == "script" for tag, _ in tags)
-    for title in ("Nearness", "nearest training pair", "predict a step", "Do the two heads pull"):
+    for title in ("nearer to the", "nearest training pair", "a step?", "Do the two heads pull"):
         assert title in text
     assert len([1 for tag, a in tags if tag == "img" and a.get("class") == "small"]) == 6
+
+
+def test_the_page_is_accessible_and_fits_a_phone(found: Path) -> None:
+    api = pytest.importorskip("playwright.sync_api")
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    chromium = shutil.which("chromium") or pytest.skip("no chromium")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 390, "height": 800})
+        page.goto((found / "out" / "explain.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            assert axe.Axe().run(page).response["violations"] == []
 
 
 def test_what_a_prompt_says_is_text(found: Path, made: Pair, tmp_path: Path) -> None:

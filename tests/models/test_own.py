@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from here import end
 from PIL import Image
 
 import gapbench
@@ -120,6 +122,47 @@ def test_functions_are_a_model(own: Path) -> None:
     with pytest.raises(GapbenchError, match="no source code of it is found"):
         gapbench.FunctionModel("m", np.add)
     assert gapbench.FunctionModel("m", np.add, fingerprint="add-0001").capabilities == {"generate"}
+
+
+LOUD = """
+print("loading")
+
+
+class Loud(Bare):
+    def generate(self, prompts, seeds):
+        print("drawing")
+        drawings = super().generate(prompts, seeds)
+        return [Drawing(each.image, effective_prompt="\\ud800") for each in drawings]
+
+
+long = FunctionModel("n" * 300, draw, answer)
+
+
+class Odd(Bare):
+    recipe = {"temperature": float("nan")}
+"""
+
+
+def test_what_an_adapter_does_costs_no_table(own: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What it prints, half a surrogate pair, a long name, and speeds that somebody broke."""
+    own.write_text(OWN + LOUD)
+    asked = ("--tasks", "shapes/colors", "--limit", "1", "--samples")
+    for name in ("Loud", "long"):
+        run = ("run", "--model", f"./my.py:{name}", *asked)
+        code, out, err = end(capfd, *run, "1", "--json")
+        assert not code, err
+        assert json.loads(out)
+        assert "loading" in err or name != "Loud"
+        newest = max(Path("runs").iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
+        for broken in ("{", '{"pixel-1": [16, NaN]}'):
+            (newest / "speeds.json").write_text(broken)
+            code, out, err = end(capfd, *run, "2", "--dry-run")
+            assert not code, err
+            assert "about" not in out
+        (newest / "speeds.json").write_text("{")
+        assert not end(capfd, *run, "2", "--json")[0]
+    code, _, err = end(capfd, "run", "--model", "./my.py:Odd", *asked, "1")
+    assert (code, "its recipe is no JSON" in err) == (2, True), err
 
 
 def images(done: gapbench.Run) -> set[str]:
