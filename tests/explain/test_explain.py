@@ -223,7 +223,7 @@ def test_an_empty_correction_group_is_said_and_the_rest_shown(pair: Pair, cli: C
     assert lines[0].startswith(
         "Too little to say: the false-positive correction group (0, 1, 0) is"
     )
-    assert lines[-2].startswith("Nothing is concluded of the shared-kernel account.")
+    assert lines[-2].startswith("Nothing is concluded about the shared-kernel account.")
     assert re.search(r"^\(b\) \|K\(Y0, Yu\)\| [\d.]+", done.stdout, re.M)
     assert "n/a: (a) prompts, (a) images, (c)" in lines[-2]
     assert "Traceback" not in done.stderr
