@@ -73,6 +73,7 @@ def run(
         pictures = f"{done.path / 'sheets'} ({counted(len(sheets), 'contact sheet')})"
         console().print(f"Pictures: {pictures}", soft_wrap=True)
         console().print(f"Whole table: gapbench show {done.path}", soft_wrap=True)
+        console().print(f"All images on a page: gapbench report {done.path}", soft_wrap=True)
     if report_to:
         figures = trackers.figures(done.rates())
         trackers.log(report_to, done.path.name, done.folder.meta, figures, done.path)

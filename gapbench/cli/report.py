@@ -52,7 +52,7 @@ def view(
 
     with bars(f"reading {folder}"):
         album = Album(folder)
-    _open(serve(album, port), f"{counted(len(album.runs), 'run')} of {folder}")
+    _open(serve(album, port), f"{counted(len(album.runs), 'run')} in {folder}")
 
 
 def label(
@@ -66,10 +66,10 @@ def label(
 
     labels = Labels(open_run(run), rater)
     total = len(labels.items)
-    _open(serve(labels, port), f"{rater} has labelled {labels.there()} of {total} images")
+    _open(serve(labels, port), f"{labels.there()} of {total} images are labelled by {rater}")
     typer.echo(
-        f"\n{labels.there()} of {total} images are labelled in {labels.file}; the same command goes on. "
-        f"What they say of the judges: gapbench show {labels.run.path}"
+        f"\n{labels.there()} of {total} images are labelled in {labels.file}; the same command "
+        f"continues. How far the judges agree with them: gapbench show {labels.run.path}"
     )
 
 
@@ -78,7 +78,7 @@ def _open(served: AbstractContextManager[tuple[str, Callable[[], None]]], told: 
     import webbrowser
 
     with served as (address, forever):
-        typer.echo(f"{told}. Ctrl-C ends the page at\n{address}")
+        typer.echo(f"{told}. This page is open until Ctrl-C:\n{address}")
         webbrowser.open(address)
         with suppress(KeyboardInterrupt):
             forever()

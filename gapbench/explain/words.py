@@ -109,7 +109,7 @@ def _check(results: Mapping[str, Any]) -> str:
 
 def _conclusion(results: Mapping[str, Any]) -> str:
     names = {"prompts": "(a) prompts", "images": "(a) images", "kernel": "(b)",
-             "likelihood": "(c)", "together": "co-movement"}  # fmt: skip
+             "likelihood": "(c)", "together": "moving together"}  # fmt: skip
     verdicts = {
         verdict: [
             names[n] for n, piece in results["evidence"].items() if piece["verdict"] == verdict
@@ -120,7 +120,7 @@ def _conclusion(results: Mapping[str, Any]) -> str:
         f"{verdict}: {', '.join(which)}" for verdict, which in verdicts.items() if which
     )
     if _too_few(results):
-        return f"Nothing is concluded of the shared-kernel account. {said}."
+        return f"Nothing is concluded about the shared-kernel account. {said}."
     if len(verdicts["holds"]) == len(names):
         return f"The evidence supports the shared-kernel account. {said}."
     if not verdicts["holds"]:

@@ -19,4 +19,5 @@ def is_offline() -> bool:
 def quiet() -> None:
     """Keep libraries' chatter out of the progress bars."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # each new attempt is three lines
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -50,8 +50,9 @@ class Fixed:
         tasks = dict.fromkeys(name.partition(":")[0] for name in self.record["settings"]["prompts"])
         named = "" if list(tasks) == ["shapes"] else f" --tasks {','.join(tasks)}"
         return [
-            f"Fixed on {self.record['data']['rows']} rows. Model card: {self.folder / card.CARD}; "
-            f"curves: {self.folder / 'curves.png'}; training set: {self.folder / 'data'}",
+            f"Trained on {self.record['data']['rows']} rows. "
+            f"Model card: {self.folder / card.CARD}; curves: {self.folder / 'curves.png'}; "
+            f"training set: {self.folder / 'data'}",
             f"Next: gapbench run --model {self.folder}{named}",
             "Then: gapbench compare BEFORE AFTER, the runs of the model before and after",
         ]

@@ -70,7 +70,7 @@ def find_run(given: str | Path) -> Path:
     """A run folder: a path, or in runs/ a model's name (its latest run), the start of a folder's
     name, or @last. Raises GapbenchError where several start so."""
     name, paths = str(given), _paths(Path(RUNS))
-    if Path(given).exists() or not paths:
+    if (Path(given) / "run.json").exists() or not paths:  # a checkpoint may have its run's name
         return Path(given)
     of_model = [path for path in paths if _model(path) == name]
     if name == LAST or of_model:

@@ -223,7 +223,7 @@ def test_an_empty_correction_group_is_said_and_the_rest_shown(pair: Pair, cli: C
     assert lines[0].startswith(
         "Too little to say: the false-positive correction group (0, 1, 0) is"
     )
-    assert lines[-2].startswith("Nothing is concluded of the shared-kernel account.")
+    assert lines[-2].startswith("Nothing is concluded about the shared-kernel account.")
     assert re.search(r"^\(b\) \|K\(Y0, Yu\)\| [\d.]+", done.stdout, re.M)
     assert "n/a: (a) prompts, (a) images, (c)" in lines[-2]
     assert "Traceback" not in done.stderr
@@ -239,9 +239,9 @@ def test_an_empty_correction_group_is_said_and_the_rest_shown(pair: Pair, cli: C
     for _ in range(2):
         compared = cli("compare", str(pair.before), str(pair.after), "--report-to", "trackio")
         assert f"These figures are now in {pair.fix / 'README.md'}" in compared.stderr
-    assert f"init {pair.before.name} to {pair.after.name}\n" in compared.stdout
+    assert f"init {pair.before.name} to {pair.after.name}\n" in compared.stderr
     for end in ("before", "after", "change", "p_holm"):
-        assert f"'gap/non_unification_{end}'" in compared.stdout
+        assert f"'gap/non_unification_{end}'" in compared.stderr
     card = (pair.fix / "README.md").read_text()
     assert card.count("## Before and after\n\ntiny-janus before, fixed after: 12 images") == 1
     assert "Not compared yet" not in card

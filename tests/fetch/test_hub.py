@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -140,3 +142,12 @@ def test_a_branch_is_followed_once_and_names_its_commit(
     shutil.rmtree(tmp_path / "hf")
     assert fetch(CHECKPOINT).name == "b" * 40
     assert CHECKPOINT.fingerprint != before
+
+
+def test_the_hubs_client_does_not_tell_of_each_new_attempt() -> None:
+    code = (
+        "from gapbench.fetch.libraries import quiet; quiet(); "
+        "from huggingface_hub.utils import logging; print(logging.get_verbosity())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == logging.ERROR

@@ -157,6 +157,7 @@ def test_runs_are_listed_and_go_by_short_names(
     for name, path in (
         ("@last", other.path), ("janus-mini", other.path), ("janus-mini-c", done.path),
     ):  # fmt: skip
+        Path(name).mkdir()  # as a checkpoint that a fix wrote, with its run's name
         assert gapbench.open_run(name).path.resolve() == path
     (done.path / "plan.json").write_text("{")  # one that is broken costs no other
     assert [run["run"] for run in json.loads(said("runs", "--json"))] == [other.path.name]
