@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -64,7 +65,7 @@ def compare(
         trackers.log(report_to, told, about, comparison.figures(each), Path(each.after))
         folder = comparison.fixed_folder(each)
         if folder and card.add_figures(folder, changes.card_of(each)) and not QUIET.get():
-            typer.echo(f"These figures are now in {folder / card.CARD}", err=True)
+            typer.echo(f"These figures are now in {os.path.relpath(folder / card.CARD)}", err=True)
     if gate and any(each.worse for each in changed):
         raise typer.Exit(1)
 
