@@ -20,11 +20,10 @@ from gapbench.types import GapbenchError
 
 def compare(
     before: Annotated[Path, typer.Argument(help="A run folder.", metavar="BEFORE")],
-    afters: Annotated[list[Path], typer.Argument(help="Run folders of the same prompts and seeds.", metavar="AFTER")],
+    afters: Annotated[list[Path], typer.Argument(help="Run folders with prompts and seeds of BEFORE.", metavar="AFTER")],
     by: Annotated[Literal["category", "tier", "task"] | None, typer.Option(help="Also print the figures of each category, tier or task.")] = None,
     judge: Judge = None,
     model: Annotated[list[str] | None, typer.Option(help="Where AFTER's model is now, if you moved it. Can be repeated.")] = None,
-    intersection: Annotated[bool, typer.Option("--intersection", help="If the runs differ, compare only the images that both have.")] = False,
     lm_eval: Annotated[Sequence[str] | None, typer.Option(parser=names, help="Tasks of lm-eval to evaluate both models on, separated by commas; results are kept in the run folders.")] = None,
     lm_eval_limit: Annotated[int | None, typer.Option(help="Use at most this many questions of each of these tasks.", show_default="all", min=1)] = None,
     form: Annotated[Literal["text", "markdown", "json"], typer.Option("--format", help="Format of the tables; --json is short for --format json.")] = "text",
@@ -50,10 +49,12 @@ def compare(
 
         trackers.check(report_to)
         first, *others = [open_run(path, **vars(settings)) for path in (before, *afters)]
+        for run in (first, *others) if gate else ():
+            if run.unfinished:
+                raise GapbenchError(f"--gate: {run.path}: {run.unfinished}")
         changed = comparison.compare(
             first, others, by=by, judge=judge, models=model or (),
-            intersection=intersection, tasks=lm_eval or (), limit=lm_eval_limit,
-            progress=progress,
+            tasks=lm_eval or (), limit=lm_eval_limit, progress=progress,
         )  # fmt: skip
     screen = console()
     for line in changes.render(changed, form, screen.width, verbose).split("\n"):

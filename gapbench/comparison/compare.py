@@ -98,7 +98,6 @@ def compare(
     by: Literal["category", "tier", "task"] | None = None,
     judge: str | None = None,
     models: Sequence[str] = (),
-    intersection: bool = False,
     tasks: Sequence[str] = (),
     limit: int | None = None,
     progress: Progress = silent,
@@ -112,11 +111,12 @@ def compare(
     task's first; `by` adds the figures of a level; `tasks` are lm-eval's, on which both models are
     evaluated (`gapbench.lmeval.regression`), `limit` questions of each.
 
-    Raises GapbenchError, before any model is loaded, where two runs differ in prompts, seeds, task
-    versions or judges, unless `intersection` asks for what they share.
+    Where two runs differ in prompts, seeds, task versions or judges, what they share is compared,
+    and `left_out` says what is not. Raises GapbenchError, before any model is loaded, where they
+    share nothing.
     """
     first, *others = [run if isinstance(run, Run) else open_run(run) for run in (before, *afters)]
-    pairs = [pair_runs(first, after, judge, intersection) for after in others]
+    pairs = [pair_runs(first, after, judge) for after in others]
     crossed = [cross(pair, models, progress) for pair in pairs]
     if tasks:
         from gapbench.lmeval.regression import regressions
@@ -167,7 +167,7 @@ def stored(before: Run, after: Run, judge: str | None = None) -> Comparison:
     return _comparison(pair, cross(pair, None, silent), None, [], [])
 
 
-def pair_runs(before: Run, after: Run, judge: str | None, intersection: bool = False) -> Pair:
+def pair_runs(before: Run, after: Run, judge: str | None) -> Pair:
     """Two runs over the images they share. Raises GapbenchError as `compare` does."""
     who = f"{before.path} and {after.path}"
     if before.path.resolve() == after.path.resolve():
@@ -188,11 +188,9 @@ def pair_runs(before: Run, after: Run, judge: str | None, intersection: bool = F
         if extra := len(frame) - len(both):
             images = counted(extra, "image")
             reasons.append(f"{images} of shared prompts have seeds that only {name} has")
-    if reasons and not (intersection and len(both)):
-        ask = f"--intersection compares the {counted(len(both), 'image')} that both have"
+    if not len(both):
         raise GapbenchError(
-            f"{who} differ: {'; '.join(reasons)}; "
-            f"{ask if len(both) else 'they share no image, so run AFTER as BEFORE was run'}"
+            f"{who} differ: {'; '.join(reasons)}; they share no image, so run AFTER as BEFORE was"
         )
     old, new = (both.merge(frame, on=IMAGE) for frame in (old, new))
     return Pair(before, after, old, new, reasons)

@@ -92,7 +92,8 @@ def finding(c: Comparison) -> str:
         if change.metric == name and change.difference is not None
     ]
     who = f"From {c.before_model} to {c.after_model}, over {counted(c.images, 'image')}"
-    return f"{who} of {counted(c.prompts, 'prompt')}: {'; '.join(told) or 'no figure'}."
+    left = "".join(f" Left out: {reason}." for reason in c.left_out)
+    return f"{who} of {counted(c.prompts, 'prompt')}: {'; '.join(told) or 'no figure'}.{left}"
 
 
 def plan(spread: Spread, metric: str, change: float) -> str:

@@ -130,6 +130,7 @@ def explain(
         "fix": about,
         "seed": seed,
         "judges": sorted({str(name) for name in runs.old["judge"].dropna()}),
+        "left_out": runs.left_out,
         **evidence.gather(frame, tested, journal.there, about["layers"]),
     }
     write_json(folder / "explain.json", results)

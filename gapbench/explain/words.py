@@ -30,7 +30,8 @@ def summary(results: Mapping[str, Any]) -> list[str]:
         _too_few(results),
         f"{fix['method']} of {fix['base']} on {fix['rows']} rows ({fix['trained']}; kernel over "
         f"{fix['parameters']:,} parameters, {how}, {fix['dtype']}).",
-        f"Images of BEFORE by (outside judge, before, after): {counts}.",
+        f"Images of BEFORE by (outside judge, before, after): {counts}."
+        + "".join(f" Left out: {reason}." for reason in results["left_out"]),
     ]
     for kind in ("prompt", "image") if results["members"] else ():
         cell = near[kind]

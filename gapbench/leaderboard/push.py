@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from gapbench.files import first_line
+from gapbench.runs.listing import find_run
 from gapbench.types import GapbenchError
 
 LEFT_OUT: Final = (".*", "*.part")
@@ -37,13 +38,15 @@ class Push:
 
 
 def plan(folder: Path, repo: str) -> Push:
-    """What pushing a folder to a repository OWNER/NAME would send; touches no network.
+    """What pushing a folder, or a run by its name, to a repository OWNER/NAME would send. It
+    touches no network.
 
     Raises GapbenchError for a folder that is neither a run nor a checkpoint, for a link in it, and
     for another form of name.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII):
         raise GapbenchError(f"--repo {repo}: give OWNER/NAME")
+    folder = folder if folder.is_dir() else find_run(folder)
     kind: Literal["dataset", "model"]
     if (folder / "run.json").is_file():
         kind = "dataset"

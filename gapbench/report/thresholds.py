@@ -43,7 +43,7 @@ def _scorers(run: Run) -> list[str]:
 
 
 def _figure(scale: Scale, names: Sequence[str], frames: Sequence[pd.DataFrame]) -> Figure:
-    mine = [frame[[each == scale for each in frame["scale"]]] for frame in frames]
+    mine = [frame[frame["scale"].map(lambda each: each == scale).astype(bool)] for frame in frames]
     scores = np.concatenate([frame["score"].to_numpy(np.float64) for frame in mine])
     steps = TENTHS if scale == SHARE else tuple(np.quantile(scores, TENTHS).tolist())
     unit = "share" if scale == SHARE else scale.unit
@@ -51,7 +51,7 @@ def _figure(scale: Scale, names: Sequence[str], frames: Sequence[pd.DataFrame]) 
     shown: list[Point] = []
     rows: list[list[Cell]] = []
     for name, frame in zip(names, mine, strict=True):
-        for step in steps:
+        for step in steps if len(frame) else ():
             made = _at(frame, step)
             rows.append([f"{step:.3g}", name, *map(cell, made)])
             for rate in made:

@@ -19,7 +19,7 @@ import gapbench
 from gapbench import GapbenchError, open_run
 from gapbench.comparison import compare as comparison
 from gapbench.comparison.compare import WORDS, compare
-from gapbench.comparison.words import render
+from gapbench.comparison.words import finding, render
 from gapbench.files import without_checksum
 from gapbench.models.registry import MODELS
 
@@ -250,25 +250,36 @@ def drop_prompts(plan: dict[str, Any]) -> None:
     ],
     ids=["prompts", "samples", "version", "judge", "seed", "text", "verdict"],
 )
-def test_runs_that_differ_are_refused(
+def test_only_what_both_runs_have_is_compared(
     runs: dict[str, Path], change: Any, culprits: tuple[str, ...], left: int | None
 ) -> None:
     before, after = runs["janus-mini"], runs["slight"]
     edit(after, change)
-    offered = (f"--intersection compares the {left} images",) if left else ()
-    with pytest.raises(GapbenchError) as told:
-        compare(before, [after])
-    for culprit in (*culprits, *offered):
-        assert culprit in str(told.value)
-    assert "\n" not in str(told.value)
     if left:
-        found = compare(before, [after], intersection=True)[0]
-        assert found.images == left
-        assert len(found.left_out) == 1
-        assert found.left_out[0] in render([found], "text")
+        [shared] = compare(before, [after])
+        assert shared.images == left
+        [left_out] = shared.left_out
+        assert culprits[0] in left_out
+        assert f"Left out: {left_out}\n" in render([shared], "text")
+        assert finding(shared).endswith(f" Left out: {left_out}.")
     else:
-        with pytest.raises(GapbenchError, match=re.escape(culprits[0])):
-            compare(before, [after], intersection=True)
+        with pytest.raises(GapbenchError) as told:
+            compare(before, [after])
+        for culprit in culprits:
+            assert culprit in str(told.value)
+        assert "\n" not in str(told.value)
+
+
+def test_a_gate_takes_no_unfinished_run(cli: Cli, runs: dict[str, Path]) -> None:
+    before, after = runs["janus-mini"], runs["slight"]
+    edit(after, drop_prompts)
+    args = ("compare", short(before), short(after), "--gate")
+    done = cli(*args)
+    assert done.returncode == 0, done.stderr
+    assert "Left out: only BEFORE has 7 prompts" in done.stdout
+    drawn = (after / "generations.jsonl").read_text().splitlines(keepends=True)
+    (after / "generations.jsonl").write_text("".join(drawn[:-2]))
+    refused(cli(*args), "--gate: ", "UNFINISHED: 28 of 30 images drawn")
 
 
 def test_own_verdicts_by_older_rules_are_refused(runs: dict[str, Path]) -> None:
@@ -285,7 +296,7 @@ def test_own_verdicts_by_older_rules_are_refused(runs: dict[str, Path]) -> None:
 def test_other_seeds_share_no_image(cli: Cli, runs: dict[str, Path], made: Path) -> None:
     gapbench.run(str(made / "slight"), limit=22, samples=2, seed=5, out=made / "others")
     [other] = (made / "others").iterdir()
-    done = cli("compare", short(runs["janus-mini"]), str(other), "--intersection")
+    done = cli("compare", short(runs["janus-mini"]), str(other))
     refused(done, "44 images of shared prompts have seeds that only BEFORE has", "share no image")
 
 

@@ -15,6 +15,7 @@ import gapbench
 from gapbench import judges
 from gapbench.cli.main import app
 from gapbench.judges.base import Judge
+from gapbench.report.thresholds import threshold_figures
 from gapbench.runs.run import Run
 from gapbench.types import COSINE, Answer, Prompt
 
@@ -57,6 +58,13 @@ def test_show_says_how_scores_become_verdicts(run: Run) -> None:
     value = run.frame("similar")["score"].mean()
     assert f"{value:.3f} [" in shown
     assert "abstentions" not in shown
+
+
+def test_a_run_without_scores_beside_one_with_them(run: Run) -> None:
+    frame = run.frame("light")
+    alone = threshold_figures([run], ["a"], [frame])
+    both = threshold_figures([run, run], ["a", "b"], [frame, frame.iloc[:0]])
+    assert [figure.table[1] for figure in both] == [figure.table[1] for figure in alone]
 
 
 def test_the_report_has_both_figures_at_each_threshold(run: Run, tmp_path: Path) -> None:
