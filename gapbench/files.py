@@ -92,11 +92,19 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    """The keys of a YAML file and their values. Raises GapbenchError if it cannot be read."""
+    """The keys of a YAML file and their values. Raises GapbenchError if it cannot be read, or has a
+    key twice, of which YAML would silently take the last."""
     import yaml
 
+    class Once(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            keys = [str(key.value) for key, _ in node.value]
+            if twice := next((key for key in keys if keys.count(key) > 1), None):
+                raise yaml.YAMLError(f"key {twice} stands twice{node.start_mark}")
+            return super().construct_mapping(node, deep)
+
     try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+        raw = yaml.load(file.read_text(encoding="utf-8"), Once)  # noqa: S506 (a safe loader)
     except OSError as error:
         raise GapbenchError(f"{file}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -106,7 +106,7 @@ def models(
             table.add_row(head, *size, row["summary"] + more)
         _print(listed, form, table)
         if form == "text":
-            console().print(f"* {PAIR}", soft_wrap=True)
+            console().print(f"* {PAIR}")
             console().print(
                 "native: in gapbench's own process. worker: in an environment of its own."
             )
@@ -240,7 +240,6 @@ def prepare(
                 f"UNPINNED: no commit of {need.name} is on record; the first fetch pins what its "
                 "branch holds then, which need not be what others measured with.",
                 style="bold red",
-                soft_wrap=True,
             )
     if dry_run:
         return

@@ -59,7 +59,7 @@ def compare(
     screen = console()
     for line in changes.render(changed, form, screen.width, verbose).split("\n"):
         bold = form == "text" and line.startswith(("Verdict: ", "Significantly worse: "))
-        screen.print(line, style="bold" * bold, soft_wrap=True)
+        screen.print(line, style="bold" * bold)
     for each in changed:
         about = {"before": each.before, "after": each.after, "verdict": each.verdict}
         told = f"{Path(each.before).name} to {Path(each.after).name}"

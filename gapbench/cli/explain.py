@@ -43,5 +43,5 @@ def explain(
     file = write_page(done)
     screen = console()
     for line in summary(done.results):
-        screen.print(line, soft_wrap=True)
-    screen.print(f"Page: {file} ; every number: {done.folder / 'explain.json'}", soft_wrap=True)
+        screen.print(line)
+    screen.print(f"Page: {file} ; every number: {done.folder / 'explain.json'}")

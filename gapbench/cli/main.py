@@ -44,6 +44,10 @@ def run(
     go_offline(offline or dry_run or calibrate)
     quiet()
     if dry_run or calibrate:
+        if form != "text":
+            raise GapbenchError(
+                "--dry-run and --calibrate print text; leave out --format or --json"
+            )
         from gapbench.runs.estimate import estimate
         from gapbench.runs.plan import prepare
 
@@ -71,9 +75,9 @@ def run(
         show_overall(done, screen) if screen.is_terminal else show_run(done, None, screen, True)
     if form == "text" and not QUIET.get():
         pictures = f"{done.path / 'sheets'} ({counted(len(sheets), 'contact sheet')})"
-        console().print(f"Pictures: {pictures}", soft_wrap=True)
-        console().print(f"Whole table: gapbench show {done.path}", soft_wrap=True)
-        console().print(f"All images on a page: gapbench report {done.path}", soft_wrap=True)
+        console().print(f"Pictures: {pictures}")
+        console().print(f"Whole table: gapbench show {done.path}")
+        console().print(f"All images on a page: gapbench report {done.path}")
     if report_to:
         figures = trackers.figures(done.rates())
         trackers.log(report_to, done.path.name, done.folder.meta, figures, done.path)

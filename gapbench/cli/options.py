@@ -90,11 +90,16 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         given = {name: value for name, value in given.items() if value is not None}
         if file := given.get("config"):
             keys = {_key(label): name for name, label in labels.items() if name != "config"}
-            read = {_key(key): value for key, value in read_yaml(file).items()}
+            there = read_yaml(file)
+            read = {_key(key): value for key, value in there.items()}
+            if len(read) < len(there):
+                raise GapbenchError(f"{file}: a key stands twice, with - and with _")
             if unknown := [key for key in read if key not in keys]:
                 known = ", ".join(keys)
                 raise GapbenchError(f"{file}: unknown key {unknown[0]!r}; keys are {known}")
             read = {keys[key]: value for key, value in read.items()}
+            if not isinstance(read.get("model", ""), str):
+                raise GapbenchError(f"{file}: model must be text, not {read['model']!r}")
             try:
                 arguments(read)
             except GapbenchError as error:

@@ -30,9 +30,10 @@ def console() -> Console:
                     segment if segment.control else Segment(printable(segment.text), segment.style)
                 )
 
-    # Piped output has no width of its own; tables there should not be cut.
-    wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Plain(width=160 if wide else None, markup=False, highlight=False)
+    # Piped output has no width of its own; tables there should not be cut, nor lines wrapped.
+    piped = not sys.stdout.isatty()
+    width = 160 if piped and "COLUMNS" not in os.environ else None
+    return Plain(width=width, markup=False, highlight=False, soft_wrap=piped)
 
 
 def say(line: str) -> None:

@@ -42,12 +42,12 @@ class Leaks:
             )
         if self.near:
             lines.append(
-                f"Trained on although {100 * NEAR:.0f} % or more of the words are a test prompt's: "
+                f"Kept, although {100 * NEAR:.0f} % or more of the words are a test prompt's: "
                 f"{counted(self.near, 'prompt')}"
             )
         if self.reworded:
             lines.append(
-                "Trained on although a test prompt of the category has the same requirement: "
+                "Kept, although a test prompt of the category has the same requirement: "
                 f"{counted(self.reworded, 'prompt')}"
             )
         return lines

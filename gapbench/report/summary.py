@@ -33,11 +33,11 @@ def show_run(run: Run, judge: str | None, screen: Console, verbose: bool = False
         if not verbose and any(rate.abstained for rate in figures):
             screen.print("Images without a verdict are left out; --verbose counts them.")
     if about := tables.about_scores(plan):
-        screen.print(about, soft_wrap=True)
+        screen.print(about)
     if run.footnote:
-        screen.print(run.footnote, soft_wrap=True)
+        screen.print(run.footnote)
     for first, second, agreed in run.agreements():
-        screen.print(f"{first} and {second} {tables.agreement(agreed)}", soft_wrap=True)
+        screen.print(f"{first} and {second} {tables.agreement(agreed)}")
     for name in judges:
         tables.show_corrected(run.corrected(name), name or ", ".join(plan.judges), screen)
     _warn(run, [*run.notes(), *_notes(run, judges)], screen)
@@ -51,7 +51,7 @@ def show_overall(run: Run, screen: Console) -> None:
         tables.show_overall(run.rates(name), screen)
         screen.print()
     if run.footnote:
-        screen.print(run.footnote, soft_wrap=True)
+        screen.print(run.footnote)
     notes = [*run.notes(), *_notes(run, _judges(run, None))]
     _warn(run, [note for note in notes if not note.startswith(ABOUT)], screen)
 
@@ -69,18 +69,17 @@ def _head(run: Run, screen: Console) -> None:
     plan = run.plan
     versions = ", ".join(f"{name} {version}" for name, version in plan.tasks.items())
     if run.unfinished:
-        screen.print(run.unfinished, soft_wrap=True, style="bold red")
+        screen.print(run.unfinished, style="bold red")
     screen.print(
         f"{run.name} on {versions}: {counted(len(plan.items()), 'image')} of "
-        f"{counted(len(plan.prompts), 'prompt')}, own verdicts: {run.mode}",
-        soft_wrap=True,
+        f"{counted(len(plan.prompts), 'prompt')}, own verdicts: {run.mode}"
     )
     screen.print("Percent unless a unit is given, with 95 % intervals over prompts.")
 
 
 def _warn(run: Run, notes: list[str], screen: Console) -> None:
     for note in notes:
-        screen.print(note, soft_wrap=True, style="bold red" * note.startswith("WARNING"))
+        screen.print(note, style="bold red" * note.startswith("WARNING"))
     for name, warning in run.checks().items():
         screen.print(f"WARNING: {name} failed the check: {warning}", style="bold red")
 

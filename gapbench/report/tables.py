@@ -99,7 +99,7 @@ def show(rates: Sequence[Rates], console: Console, verbose: bool = False) -> Non
         console.print(table)
         console.print()
     for line in overall_lines(rates, verbose):
-        console.print(line, soft_wrap=True)
+        console.print(line)
 
 
 def show_overall(rates: Sequence[Rates], console: Console) -> None:
@@ -215,7 +215,7 @@ def show_corrected(rates: Sequence[Corrected], judge: str, console: Console) -> 
     for rate in rates:
         table.add_row(*map(Text, corrected(rate)))
     console.print(table)
-    console.print(f"\n{ABOUT_CORRECTED}", soft_wrap=True)
+    console.print(f"\n{ABOUT_CORRECTED}")
 
 
 def corrected(rate: Corrected) -> list[str]:

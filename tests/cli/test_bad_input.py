@@ -188,7 +188,9 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).path.rename(folder / "RUN")
     texts = {
         "file": "", "key.yaml": "tempo: 1\n", "list.yaml": "- model\n", "broken.yaml": "model: [\n",
-        "value.yaml": "samples: many\n", "empty/.keep": "", "checkpoint/config.json": "{}",
+        "twice.yaml": "seed: 3\nseed: 4\n", "dashes.yaml": "dry-run: true\ndry_run: false\n",
+        "model.yaml": "model:\n", "value.yaml": "samples: many\n", "empty/.keep": "",
+        "checkpoint/config.json": "{}",
         "later/run.json": '{"format": 99}', "torn/run.json": (made / "run.json").read_text()[:99],
         "bare/task.yaml": "title: bare\n",
         "hollow/task.yaml": 'title: h\nversion: "1"\nfile: p.txt\ntiers: {easy: [a]}\n',

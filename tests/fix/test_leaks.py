@@ -64,6 +64,6 @@ def test_shapes_for_training_lacks_reordered_test_prompts() -> None:
     assert leaks.words() == [
         "Left out as copies of test prompts: 0 prompts equal but for punctuation or case, 128 with "
         "the same words in another order",
-        "Trained on although 80 % or more of the words are a test prompt's: 215 prompts",
-        "Trained on although a test prompt of the category has the same requirement: 831 prompts",
+        "Kept, although 80 % or more of the words are a test prompt's: 215 prompts",
+        "Kept, although a test prompt of the category has the same requirement: 831 prompts",
     ]
