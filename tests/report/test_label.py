@@ -113,7 +113,7 @@ def test_answers_are_kept_and_gone_on_from(
 ) -> None:
     run = odd(("a", "b", "c")).path
     site = open_page(run, "--rater", "Ada")
-    assert "labelled 0 of 3" in site.said
+    assert "0 of 3 images are labelled by Ada" in site.said
     assert site.label(0, "yes") == 200
     assert site.label(1, "unsure") == 200
     assert site.label(1, "no") == 200
@@ -122,7 +122,7 @@ def test_answers_are_kept_and_gone_on_from(
         assert (status, err) == (0, "")
         assert "2 of 3 images are labelled" in out
     again = open_page(run, "--rater", "Ada")
-    assert "labelled 2 of 3" in again.said
+    assert "2 of 3 images are labelled by Ada" in again.said
     items = again.items()
     assert items["given"] == ["yes", "no", None]
     assert open_page(run, "--rater", "Bo").items()["given"] == [None] * 3
