@@ -91,7 +91,7 @@ def test_on_a_terminal_a_run_ends_with_a_few_lines(
     monkeypatch.setenv("COLUMNS", "80")
     shown = re.sub(r"\x1b\[[0-9;]*m", "", cli("run", *SMALL).stdout)
     lines = [line for line in shown.splitlines() if line.strip()]
-    assert len(lines) <= 12
+    assert len(lines) <= 13
     assert "(3/3)" not in shown
     [heads] = [line.split() for line in lines if line.startswith("%")]
     assert heads[:2] == ["%", "overall"]
