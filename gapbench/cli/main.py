@@ -152,6 +152,9 @@ def options(
 def main() -> None:
     """Entry point: errors for people are one line on stderr and exit code 2. SIGTERM and SIGHUP end
     a command as Ctrl-C does."""
+    # Torch's threads that wait spin for a millisecond by default: beside any other work that makes
+    # a run several times slower (benchmarks/README.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     for stop in STOPS:
         if signal.getsignal(stop) == signal.SIG_DFL:
             signal.signal(stop, signal.default_int_handler)

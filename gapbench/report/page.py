@@ -114,7 +114,7 @@ def _names(runs: Sequence[Run]) -> list[str]:
     if len(set(names)) < len(runs):
         names = [f"{name} ({number})" for number, name in enumerate(names, 1)]
     if len(runs) == 2:
-        names = [f"{when}: {name}" for when, name in zip(("before", "after"), names, strict=True)]
+        names = [f"{name} ({when})" for when, name in zip(("before", "after"), names, strict=True)]
     return names
 
 

@@ -181,7 +181,7 @@ def test_before_and_after_side_by_side(page: Any, both: str, pair: tuple[Path, P
         digest = open_run(path).frame()["image"][3]
         assert digest in images.nth(number).get_attribute("src")
     heads = page.locator("#detail-images h3").all_text_contents()
-    assert [head.split(":")[0] for head in heads] == ["before", "after"]
+    assert [head.rpartition(" ")[2] for head in heads] == ["(before)", "(after)"]
 
 
 def test_deep_links(page: Any, both: str) -> None:

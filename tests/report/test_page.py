@@ -209,7 +209,7 @@ def test_texts_stay_texts(odd: Make, tmp_path: Path, pair: tuple[Path, Path]) ->
     data = json.loads(page.script("data"))
     assert set(ODD) < set(data["prompts"]["text"])
     assert ATTACK in data["runs"][0]["reasons"][0].values()
-    assert "before: m<b>" in page.words
+    assert "m<b> (before)" in page.words
     assert "<i>0</i>" in page.words
 
 
