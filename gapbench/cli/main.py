@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import traceback as tracebacks
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Final, TextIO
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -180,8 +181,9 @@ def main() -> None:
     except BaseException as error:  # an adapter may raise anything
         from gapbench.files import blamed
 
-        if isinstance(error, BrokenPipeError) and _is_closed(sys.stdout):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # typer leaves by sys.exit where a pipe broke
+        if isinstance(error.__context__ or error, BrokenPipeError) and _is_closed(1):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             sys.exit(1)
         if whole:
             tracebacks.print_exception(error)
@@ -192,10 +194,8 @@ def main() -> None:
     sys.exit(code)
 
 
-def _is_closed(stream: TextIO) -> bool:
-    """Whether nobody reads a stream any more, as in `gapbench show ... | head`."""
-    try:
-        stream.flush()
-    except BrokenPipeError:
-        return True
-    return False
+def _is_closed(pipe: int) -> bool:
+    """Whether nobody reads a pipe any more, as in `gapbench show ... | head`."""
+    poll = select.poll()
+    poll.register(pipe, 0)
+    return bool(poll.poll(0))

@@ -24,6 +24,9 @@ def console() -> Console:
     from rich.segment import Segment
 
     class Plain(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # for `main`; rich would replace stdout and leave by sys.exit
+
         def render(self, *given: Any) -> Iterator[Segment]:
             for segment in super().render(*given):
                 yield (

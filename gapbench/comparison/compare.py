@@ -295,8 +295,8 @@ def _comparison(
         verdict = WORDS[sum(drawn), signs.get(UNDERSTANDING.name, 0)]
         verdict += f" ({missing[0]} was not measured)" if missing else ""
     before, after = pair.before, pair.after
-    notes = [f"WARNING: judge {name} failed its picture check in {run.path}: {why}"
-             for run in (before, after) for name, why in run.checks().items()]  # fmt: skip
+    notes = [f"WARNING: {run.path}: {what} failed the check: {why}"
+             for run in (before, after) for what, why in run.checks().items()]  # fmt: skip
     return Comparison(
         before=str(before.path),
         after=str(after.path),

@@ -100,8 +100,8 @@ def _work(made: Prepared, items: list[Item], refused: Mapping[tuple[str, int], R
         with suppress(GapbenchError):  # none yet, or one that show calls broken
             earlier = stored_plan(folder)
         kept = joined(earlier, made.plan)
-        folder.write("plan.json", with_checksum(asdict(kept)))
         (folder.path / RESULTS).unlink(missing_ok=True)  # of what is no longer all
+        folder.write("plan.json", with_checksum(asdict(kept)))
         folder.append(refused.values())
         missing = [i for i in _left(folder, items, retry) if (i.prompt.text, i.seed) not in refused]
         failures["images"] = _draw(made, folder, items, missing)

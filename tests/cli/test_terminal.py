@@ -123,3 +123,13 @@ def test_short_options_the_version_and_completion(
     monkeypatch.setenv("COMP_CWORD", "1")
     done = fresh_cli()
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "leaderboard", "")
+
+
+@pytest.mark.parametrize("word", ["models", "--version"])  # by rich, by typer
+def test_a_pipe_that_nobody_reads_ends_a_command_without_a_word(word: str) -> None:
+    read, write = os.pipe()
+    os.close(read)  # as `head` does, after its lines
+    command = [sys.executable, "-m", "gapbench", word]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")

@@ -273,9 +273,11 @@ def test_only_what_both_runs_have_is_compared(
 def test_a_gate_takes_no_unfinished_run(cli: Cli, runs: dict[str, Path]) -> None:
     before, after = runs["janus-mini"], runs["slight"]
     edit(after, drop_prompts)
+    (after / "checks.json").write_text('{"the GPU": "another"}')
     args = ("compare", short(before), short(after), "--gate")
     done = cli(*args)
     assert done.returncode == 0, done.stderr
+    assert f"\nWARNING: {short(after)}: the GPU failed the check: another\n" in done.stdout
     assert "Left out: only BEFORE has 7 prompts" in done.stdout
     drawn = (after / "generations.jsonl").read_text().splitlines(keepends=True)
     (after / "generations.jsonl").write_text("".join(drawn[::3]))

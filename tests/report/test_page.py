@@ -279,6 +279,7 @@ def test_mistakes_are_one_line(
 def test_an_altered_image_leaves_the_old_report(odd: Make, tmp_path: Path) -> None:
     made, file = odd(("a", "b")), tmp_path / "r.html"
     file.write_text("old")
+    (tmp_path / "r.html.99999999.1.part").write_text("of a killed report")
     image = made.folder.image_path(made.frame()["image"][1])
     image.write_bytes(image.read_bytes() + b"x")
     with pytest.raises(GapbenchError, match="was altered"):
