@@ -187,7 +187,7 @@ def pair_runs(before: Run, after: Run, judge: str | None) -> Pair:
     for name, frame in (("BEFORE", old), ("AFTER", new)):
         if extra := len(frame) - len(both):
             images = counted(extra, "image")
-            reasons.append(f"{images} of shared prompts have seeds that only {name} has")
+            reasons.append(f"{images} of shared prompts are only in {name}")
     if not len(both):
         raise GapbenchError(
             f"{who} differ: {'; '.join(reasons)}; they share no image, so run AFTER as BEFORE was"
