@@ -30,6 +30,7 @@ from gapbench.judges.base import Judge
 from gapbench.judges.detector import DetectorJudge
 from gapbench.judges.vlm import VlmJudge
 from gapbench.judges.vqa import VqaJudge
+from gapbench.tasks.prompts.questions import questions
 from gapbench.tasks.task import Task
 from gapbench.types import Answer, Prompt
 
@@ -131,7 +132,8 @@ def server(tmp_path: Path, tiny_janus: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr("gapbench.models.janus.make.pick_device", lambda *_: "cpu")
     monkeypatch.setattr("huggingface_hub.HfApi", MagicMock)
-    monkeypatch.setattr("gapbench.tasks.prompts.questions.QUESTIONS", 4)
+    monkeypatch.setattr(questions, "__defaults__", (4,))  # of 200 for lm-eval
+    monkeypatch.setattr("gapbench.explain.groups.ALTERNATIVES", 1)
     monkeypatch.setattr("webbrowser.open", lambda _address: True)
     (tmp_path / "reader").mkdir()
     monkeypatch.chdir(tmp_path / "reader")
