@@ -95,7 +95,8 @@ def test_on_a_terminal_a_run_ends_with_a_few_lines(
     assert "(3/3)" not in shown
     [heads] = [line.split() for line in lines if line.startswith("%")]
     assert heads[:2] == ["%", "overall"]
-    assert f"gapbench show runs/{ran.name}" in lines[-1]
+    assert f"gapbench show runs/{ran.name}" in lines[-2]
+    assert f"gapbench report runs/{ran.name}" in lines[-1]
 
 
 def test_a_run_prints_its_table(made: Path) -> None:
