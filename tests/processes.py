@@ -100,7 +100,7 @@ def end() -> Callable[[BaseProcess], int | None]:
 @pytest.fixture
 def wait_until() -> Callable[[Callable[[], object], BaseProcess], None]:
     def wait(ready: Callable[[], object], process: BaseProcess) -> None:
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + 240  # on a busy machine
         while not ready():
             assert process.is_alive(), "the process ended before the moment came"
             assert time.monotonic() < limit
