@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
@@ -23,15 +22,13 @@ _CHECKSUM: Final = "checksum"
 
 
 def write_atomic(file: Path, data: bytes | Iterable[bytes]) -> None:
-    """Replace a file whole: a reader or a crash sees the old bytes or the new. What a killed
-    process left of an earlier try is removed.
+    """Replace a file whole: a reader or a crash sees the old bytes or the new.
 
     Raises GapbenchError where something else than a file is there, such as a device.
     """
     if file.exists() and not file.is_file():
         raise GapbenchError(f"{file}: not a regular file, so it is not replaced; give another path")
     part = part_of(file)
-    sweep(file.parent.glob(f"{glob.escape(file.name)}.*.part"))
     try:
         with part.open("wb") as opened:
             opened.writelines([data] if isinstance(data, bytes) else data)

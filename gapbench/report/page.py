@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
+from glob import escape
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +14,7 @@ from markupsafe import Markup
 
 from gapbench.comparison import words
 from gapbench.comparison.compare import Comparison, stored
-from gapbench.files import write_atomic
+from gapbench.files import sweep, write_atomic
 from gapbench.metrics.metric import shown_in
 from gapbench.pages.assets import asset, policy, template
 from gapbench.report import tables
@@ -90,6 +91,7 @@ def write_report(
             data=Markup(as_json(shown.data)),  # noqa: S704 (as_json escapes)
             thumbnails=map(Markup, small),
         )
+        sweep(out.parent.glob(f"{escape(out.name)}.*.part"))
         try:
             write_atomic(out, (part.encode("utf-8", "backslashreplace") for part in page))
         except OSError as problem:
