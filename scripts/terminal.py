@@ -15,7 +15,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.terminal_theme import DEFAULT_TERMINAL_THEME, SVG_EXPORT_THEME
 from rich.text import Text
@@ -26,7 +25,8 @@ COMMANDS = re.compile(
     r"^    (gapbench [^\n]+)\n(?:\n<picture>.*?terminal/(\w+)-light)?", re.MULTILINE | re.DOTALL
 )
 CONTROL = re.compile(r"\x1b\[([\d;?]*)([A-Za-z])|(\r)|(\n)|(\x1b.)")
-FORMAT = re.sub(r"@font-face \{\{.*?\}\}\n", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)  # no network
+FONTS = re.compile(r"@font-face \{.*?\}\n", re.DOTALL)
+"""What rich's pictures would fetch from a network."""
 
 
 def record(command: str, columns: int, folder: Path) -> str:
@@ -86,10 +86,8 @@ def main(columns: str = "80", folder: str | None = None) -> None:
             for theme, colors in THEMES.items() if name else ():
                 console = Console(record=True, width=int(columns), file=io.StringIO())
                 console.print(Text.from_ansi(f"$ {command}\n{text}"), "")  # the last line is cut
-                svg = console.export_svg(
-                    title="", theme=colors, code_format=FORMAT, unique_id=f"{name}-{theme}"
-                )
-                (to / f"{name}-{theme}.svg").write_text(svg, encoding="utf-8")
+                svg = console.export_svg(title="", theme=colors, unique_id=f"{name}-{theme}")
+                (to / f"{name}-{theme}.svg").write_text(FONTS.sub("", svg), encoding="utf-8")
 
 
 if __name__ == "__main__":

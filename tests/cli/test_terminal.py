@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import gapbench
+from gapbench.cli.main import main
 from gapbench.cli.progress import bars
 from gapbench.cli.terminal import QUIET, say
 
@@ -110,6 +111,17 @@ def test_a_line_comes_before_anything_slow(
     done = fresh_cli(*command)
     assert done.returncode == 9, done.stderr
     assert told in CODES.sub("", done.stderr)
+
+
+def test_waiting_threads_give_up_their_core_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    for own, used in ((None, "5000"), ("7", "7")):  # a user's own stays
+        monkeypatch.setenv("GOMP_SPINCOUNT", own or "")
+        if own is None:
+            monkeypatch.delenv("GOMP_SPINCOUNT")
+        monkeypatch.setattr(sys, "argv", ["gapbench", "--version"])
+        with pytest.raises(SystemExit):
+            main()
+        assert os.environ["GOMP_SPINCOUNT"] == used
 
 
 def test_short_options_the_version_and_completion(
