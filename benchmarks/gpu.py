@@ -54,22 +54,27 @@ class Bench:
         self.name = torch.cuda.get_device_name() if self.device == "cuda" else "a CPU"
         self.size, self.dtype = ("tiny", "float32") if tiny else ("1b", "bfloat16")
         self.batches = (1, 2, 4) if tiny else (1, 16, 64)
-        self.block = self.batches[-1]
+        self.block, self.few = self.batches[-1], 2 if tiny else 32
         self.checkpoint, self.scratch = folder / f"janus-{self.size}", folder
         self.figures: dict[str, float] = {}
 
     @cached_property
     def model(self) -> JanusModel:
-        """The random Janus; its checkpoint is written meanwhile."""
-        network = bench_generate.network(self.size, self.device, self.dtype)
-        network.save_pretrained(self.checkpoint)
-        bench_generate.settings(self.checkpoint, self.size)
-        return self.around(network, self.checkpoint, self.block)
+        """The random Janus, from a checkpoint that is written first."""
+        bench_generate.build(self.checkpoint, self.size, self.device, self.dtype)
+        model = self.adapter(self.checkpoint, self.block)
+        # As `gapbench run` loads it: made on a GPU, its rotary frequencies would round otherwise.
+        model.load()
+        return model
+
+    def adapter(self, folder: Path, block: int) -> JanusModel:
+        """What drives a checkpoint, for blocks of so many images."""
+        recipe = Recipe(guidance=5.0, block=block)
+        return JanusModel("random", folder, recipe, self.device, self.dtype, origin="random")
 
     def around(self, network: Any, folder: Path, block: int) -> JanusModel:
-        """The adapter of a network that is there, for blocks of so many."""
-        recipe = Recipe(guidance=5.0, block=block)
-        model = JanusModel("random", folder, recipe, self.device, self.dtype, origin="random")
+        """The same of a network that is there."""
+        model = self.adapter(folder, block)
         model.use(network)
         return model
 

@@ -107,8 +107,8 @@ def drawing(bench: Bench) -> Iterator[str]:
     built = bench.seconds(lambda: bench.model, warm=0)
     model, prompts = bench.model, prompts_of(2 * bench.block)
     first = bench.seconds(partial(bench.begin, model, prompts[:1]), warm=0)
-    yield f"Random weights made and saved in {built:.1f} s; the first block's buffers, kernels and "
-    yield f"graph in {first:.1f} s. {bench.way(model)}"
+    yield f"Random weights made, saved and loaded in {built:.1f} s; the first block's buffers, "
+    yield f"kernels and graph in {first:.1f} s. {bench.way(model)}"
     yield ""
     yield from table(["batch", "images/s", "of its limit"])
     lone = bench.around(model.network, bench.checkpoint, 1)
@@ -207,39 +207,36 @@ def verdicts(bench: Bench) -> Iterator[str]:
 @torch.inference_mode()
 def invariance(bench: Bench) -> Iterator[str]:
     """The same (prompt, seed) again and again: how many come out the same, byte for byte."""
-    model, count, steps = bench.model, *((2, 8) if bench.tiny else (32, 96))
-    items = prepare(RunSettings(model, "geneval", limit=count, samples=1, judges=[])).plan.items()
-    texts, seeds = [item.prompt.text for item in items], [item.seed for item in items]
+    model, steps, (texts, seeds) = bench.model, 8 if bench.tiny else 96, asked(bench)
+    count = len(texts)
 
     def begins(batch: int) -> list[Any]:
         parts = [slice(first, first + batch) for first in range(0, count, batch)]
         return [r for part in parts for r in model._tokens(texts[part], seeds[part], steps)[1]]
 
-    def pictures(batch: int, most: int) -> list[Any]:
-        parts = [slice(first, first + batch) for first in range(0, most, batch)]
-        return [d.image for part in parts for d in model.generate(texts[part], seeds[part])]
-
-    def line(what: str, figure: str, one: Sequence[Any], two: Sequence[Any]) -> str:
-        equal = [a.tobytes() == b.tobytes() for a, b in zip(one, two, strict=True)]
-        share = sum(equal) / len(equal)
-        bench.figures[figure] = min(share, bench.figures.get(figure, 1.0))
-        return row(what, f"{sum(equal)} of {len(equal)}")
-
     yield from table(["the same prompts and seeds", "equal"])
-    whole = pictures(count, count)
-    yield line("whole images, twice", "twice", pictures(count, count), whole)
+    whole = pictures(bench, count, count)
+    yield equal(bench, "whole images, twice", "twice", pictures(bench, count, count), whole)
     known, tokens = begins(count), f"first {steps} tokens, "
     model.blocks.clear()
-    yield line(f"{tokens}buffers and graph made anew", "twice", begins(count), known)
-    yield line(f"{tokens}at batch {count // 2}", "batches", begins(count // 2), known)
+    yield equal(bench, f"{tokens}buffers and graph made anew", "twice", begins(count), known)
+    yield equal(bench, f"{tokens}at batch {count // 2}", "batches", begins(count // 2), known)
     beside = [*prompts_of(count), *texts], [*range(count), *seeds]
-    last = model._tokens(*beside, steps)[1][count:]
-    yield line(f"{tokens}at batch {2 * count}, behind others", "batches", list(last), known)
-    yield line(f"{tokens}at batch 1", "batches", begins(1), known)
+    last = list(model._tokens(*beside, steps)[1][count:])
+    yield equal(bench, f"{tokens}at batch {2 * count}, behind others", "batches", last, known)
+    yield equal(bench, f"{tokens}at batch 1", "batches", begins(1), known)
     few = min(4, count)
-    yield line("whole images, at batch 1", "batches", pictures(1, few), whole[:few])
+    alone = pictures(bench, 1, few)
+    yield equal(bench, "whole images, at batch 1", "batches", alone, whole[:few])
 
-    model.blocks.clear()
+
+@torch.inference_mode()
+def killed(bench: Bench) -> Iterator[str]:
+    """A `gapbench run` that is killed and given again, against images drawn here."""
+    texts, seeds = asked(bench)
+    count = len(texts)
+    whole = pictures(bench, count, count)
+    bench.model.blocks.clear()
     out, half = bench.scratch / "killed", ("--batch-size", str(count // 2))
     process = bench.start(out, count, *half)
     there, limit = 0, time.monotonic() + 300
@@ -251,7 +248,30 @@ def invariance(bench: Bench) -> Iterator[str]:
     folder = bench.run(out, count, *half)
     drawn = folder.generations()
     images = [folder.image(drawn[key].image) for key in zip(texts, seeds, strict=True)]
-    yield line(f"`gapbench run`, killed after {there} and resumed", "killed", images, whole)
+    yield from table(["the same prompts and seeds", "equal"])
+    yield equal(bench, f"killed after {there} images, and resumed", "killed", images, whole)
+
+
+def asked(bench: Bench) -> tuple[list[str], list[int]]:
+    """The prompts and seeds of a run of GenEval's first ones."""
+    settings = RunSettings(bench.model, "geneval", limit=bench.few, samples=1, judges=[])
+    items = prepare(settings).plan.items()
+    return [item.prompt.text for item in items], [item.seed for item in items]
+
+
+def pictures(bench: Bench, batch: int, most: int) -> list[Any]:
+    """The first of these, drawn so many at a time."""
+    texts, seeds = asked(bench)
+    parts = [slice(first, first + batch) for first in range(0, most, batch)]
+    return [d.image for part in parts for d in bench.model.generate(texts[part], seeds[part])]
+
+
+def equal(bench: Bench, what: str, figure: str, one: Sequence[Any], two: Sequence[Any]) -> str:
+    """How many pairs are equal, as a row and in the figures."""
+    pairs = [a.tobytes() == b.tobytes() for a, b in zip(one, two, strict=True)]
+    share = sum(pairs) / len(pairs)
+    bench.figures[figure] = min(share, bench.figures.get(figure, 1.0))
+    return row(what, f"{sum(pairs)} of {len(pairs)}")
 
 
 def run(bench: Bench) -> Iterator[str]:
@@ -389,6 +409,6 @@ def large(bench: Bench) -> Iterator[str]:
 
 
 FIRST = (kernels, drawing, transformers, step, verdicts, invariance)
-LAST = (run, fix, detector, vlm, large)
+LAST = (run, killed, fix, detector, vlm, large)
 PARTS: dict[str, Callable[[Bench], Iterator[str]]]
 PARTS = {part.__name__: part for part in FIRST + LAST}

@@ -216,7 +216,7 @@ class VlmJudge(Judge):
         texts = [self._chat(question) for question in questions]
         tokenizer = self.processor.tokenizer
         tails = answer_ids(
-            lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+            lambda some: tokenizer(some, add_special_tokens=False)["input_ids"],
             texts,
             answers,
             f"judge {self.name}",

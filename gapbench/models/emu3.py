@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -172,7 +173,7 @@ class Emu3Model(AutoregressiveModel):
     def _chat(self, question: str) -> str:
         return self.chat([{"role": "user", "content": f"{IMAGE}{question}"}])
 
-    def _asked(self, images: Images, texts: Sequence[str]) -> dict[str, Tensor]:
+    def _rows(self, images: Images, texts: Sequence[str]) -> list[list[int]]:
         """Each picture is cut into codes alone: padded to another's size, its edge would depend on
         it."""
         processor, module, rows = self.processor("und"), self.module("und"), []
@@ -193,20 +194,20 @@ class Emu3Model(AutoregressiveModel):
             if codes:
                 ids[ids == processor.image_token_id] = torch.cat(codes).to(ids)
             rows.append(ids.tolist())
-        return dict(processor.tokenizer.pad({"input_ids": rows}, **PADDED).to(self.device))
+        return rows
 
-    def _reader(self, batch: Mapping[str, Tensor]) -> Reader:  # noqa: ARG002 (its rows are codes)
+    def _reader(self, images: Sequence[Image.Image]) -> Reader:  # noqa: ARG002 (rows are codes)
         module = self.module("und")
         core = module.model.text_model
         return Reader(
             lambda ids, _images: core.get_input_embeddings()(ids),
-            core,
+            *self.blocks.asking(module, core),
             module.lm_head,
             self.blocks.asked,
         )
 
-    def _cut(self, text: str) -> list[int]:
-        return list(self.processor("und").tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _cut(self, texts: list[str]) -> list[list[int]]:
+        return list(self.processor("und").tokenizer(texts, add_special_tokens=False)["input_ids"])
 
 
 def make(name: str, entry: Entry, recipe: Mapping[str, Any], device: str, dtype: str) -> Emu3Model:

@@ -18,26 +18,31 @@ from gapbench.types import GapbenchError
 
 
 def answer_ids(
-    cut: Callable[[str], list[int]], texts: Sequence[str], answers: Sequence[str], who: str
+    cut: Callable[[list[str]], list[list[int]]],
+    texts: Sequence[str],
+    answers: Sequence[str],
+    who: str,
 ) -> list[tuple[int, ...]]:
-    """Token ids of each answer after the texts, as `cut` tokenizes them.
+    """Token ids of each answer after the texts, as `cut` tokenizes each of a list.
 
     Raises GapbenchError where an answer changes how a text before it is cut, or is itself cut
     differently after different texts: its probability would not be that of its tokens.
     """
     ids_of_answers: list[tuple[int, ...]] = []
+    unlike = list(dict.fromkeys(texts))
+    asked = cut(unlike)
     for answer in answers:
+        # A template that ends in white space stands for the answer's leading blank.
+        words = [answer.lstrip() if text[-1:].isspace() else answer for text in unlike]
+        fulls = cut([text + said for text, said in zip(unlike, words, strict=True)])
         tails = set()
-        for text in dict.fromkeys(texts):
-            # A template that ends in white space stands for the answer's leading blank.
-            said = answer.lstrip() if text[-1:].isspace() else answer
-            asked, full = cut(text), cut(text + said)
-            if full[: len(asked)] != asked:
+        for begin, full, said in zip(asked, fulls, words, strict=True):
+            if full[: len(begin)] != begin:
                 raise GapbenchError(
                     f"{who}: the answer {said!r} merges with the question's last token, so it "
                     "cannot be scored; give the answer a leading space"
                 )
-            tails.add(tuple(full[len(asked) :]))
+            tails.add(tuple(full[len(begin) :]))
         if len(tails) != 1:
             raise GapbenchError(
                 f"{who}: the answer {answer!r} is cut differently after different questions, so "
@@ -45,6 +50,20 @@ def answer_ids(
             )
         ids_of_answers.append(tails.pop())
     return ids_of_answers
+
+
+def distinct(images: Sequence[Image.Image]) -> list[int]:
+    """For each image the place of the first that is equal to it."""
+    firsts: dict[object, list[int]] = {}
+    places = []
+    for number, image in enumerate(images):
+        # Few bytes tell most images apart: PIL takes long to give all.
+        few = image.resize((16, 16), Image.Resampling.NEAREST).tobytes()
+        alike = firsts.setdefault((image.mode, image.size, few), [])
+        place = next((p for p in alike if images[p] is image or images[p] == image), number)
+        alike += [number] if place == number else []
+        places.append(place)
+    return places
 
 
 def require_places(
@@ -144,7 +163,7 @@ def _begun(
 ) -> tuple[int, Any]:
     """How many tokens questions about one image have in common, and their keys and values, (N, ...)
     each; (0, None) where no two are about one image, or where it cannot be known to be exact."""
-    seen = [(image.mode, image.size, image.tobytes()) for image in images]
+    seen = distinct(images)
     group = {key: number for number, key in enumerate(dict.fromkeys(seen))}
     ids, mask, pixels = batch["input_ids"], batch["attention_mask"], batch.get("pixel_values")
     if (

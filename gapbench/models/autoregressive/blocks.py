@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gapbench.models.autoregressive.decode import Row
-from gapbench.models.autoregressive.draw import Drawer, Language
+from gapbench.models.autoregressive.draw import Drawer, Language, operations
+from gapbench.models.autoregressive.graphs import Graphs
+from gapbench.models.autoregressive.layers import Layers
 from gapbench.models.autoregressive.sampling import Recipe
 
 SIZE: Final = {"cuda": 64, "cpu": 8}
@@ -64,6 +66,16 @@ class Blocks:
     def __init__(self, size: int) -> None:
         self.size, self.asked = size, min(size, ASKED)
         self._kept: dict[int, tuple[list[int], Drawer]] = {}
+        self._asking: tuple[list[int], Layers, Graphs] | None = None
+
+    def asking(self, network: Any, core: Any) -> tuple[Layers, Graphs]:
+        """What a network is asked with, its core's layers and its graphs: kept from batch to batch,
+        and made anew where its weights have moved."""
+        if self._asking is None or self._asking[0] != _addresses(network):
+            ops, _ = operations(core.get_input_embeddings().weight.device)
+            layers = Layers(core, ops)
+            self._asking = _addresses(network), layers, Graphs()
+        return self._asking[1:]
 
     def drawer(
         self,
@@ -118,6 +130,7 @@ class Blocks:
     def clear(self) -> None:
         """Give the memory back."""
         self._kept.clear()
+        self._asking = None
 
 
 def _addresses(network: Any) -> list[int]:

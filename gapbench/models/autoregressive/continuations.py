@@ -44,7 +44,7 @@ def greedy(
 
 
 def shared(
-    cut: Callable[[str], list[int]],
+    cut: Callable[[list[str]], list[list[int]]],
     images: Sequence[Sequence[object]],
     texts: Sequence[str],
     endings: Sequence[str],
@@ -61,7 +61,8 @@ def shared(
     places: list[int] = []
     tails: list[tuple[int, tuple[int, ...]]] = []
     for place, (text, ending) in enumerate(zip(texts, endings, strict=True)):
-        tail = tuple(cut(text + ending)[len(cut(text)) :])
+        begin, whole = cut([text, text + ending])
+        tail = tuple(whole[len(begin) :])
         if not tail:
             raise GapbenchError(
                 f"{who}: the ending {ending!r} has no token of its own after {text[-60:]!r}"

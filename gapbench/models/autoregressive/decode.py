@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import linear
-from transformers import DynamicCache
+from torch import Tensor
 
 from gapbench.models.autoregressive import plain
-from gapbench.models.autoregressive.answers import cache_name
+from gapbench.models.autoregressive.layers import Layers, causal
 
 Row = tuple[int, ...]
 """Token ids of what a row begins with."""
@@ -27,12 +25,12 @@ class Decoder:
     beginnings of `length` tokens and `room` tokens more; in inference mode.
 
     `begin` fills them and gives what the core gives for each row's last token, (R, W); `step` gives
-    that for one more token a row. A row's tokens lie from place 0 on. Where `fixed`, all shapes are
+    that for one more token a row. A row's tokens lie from place 0 on; one that begins with none
+    stays empty, so that attention has nothing to read for it. Where `fixed`, all shapes are
     the same whatever the rows are, so that none changes another's rounding.
 
-    A step computes what the core's `forward` does without building masks, positions and outputs
-    anew. Keys and values go into buffers made once: transformers' growing cache copies all of them
-    at each token, its static one attends over the places that are still empty.
+    Keys and values go into buffers made once: transformers' growing cache copies all of them at
+    each token, its static one attends over the places that are still empty.
     """
 
     def __init__(
@@ -42,23 +40,22 @@ class Decoder:
         self._core, self._ops, self._fixed, self.rows = core, ops, fixed, rows
         self.length = -(-length // ROOM) * ROOM if fixed else length
         self.room = self.length + room
-        config = core.config
-        groups = config.num_key_value_heads
-        width = core.layers[0].self_attn.head_dim
+        self._layers = Layers(core, ops)
         # Zeros, since what is masked is still multiplied by 0.
-        held = weight.new_zeros(config.num_hidden_layers, 2, rows, groups, self.room, width)
-        self._held = [(keys, values) for keys, values in held]
-        self._layers = [_Layer(layer) for layer in core.layers]
-        places = torch.arange(self.room, device=weight.device)
-        self._turns = [t[0] for t in core.rotary_emb(weight[:1], position_ids=places[None])]
-        self._places = places.new_zeros(rows)
+        self._held = [self._layers.buffer(rows, self.room) for _ in core.layers]
+        for buffers in self._held:
+            for buffer in buffers:
+                buffer.zero_()
+        self._turns = self._layers.turns(self.room)
+        self._places = torch.zeros(rows, dtype=torch.long, device=weight.device)
+        self._more = torch.zeros_like(self._places)
         self._end = 0
         self.hidden = weight.new_zeros(rows, weight.shape[1])
         """Of each row's last token."""
 
     def begin(self, rows: Sequence[Row]) -> None:
         """Compute the rows' beginnings; those that are alike once."""
-        distinct = list(dict.fromkeys(rows))
+        distinct = list(dict.fromkeys(filter(None, rows)))
         groups: dict[int, list[Row]] = {}
         for row in distinct:
             groups.setdefault(-(-len(row) // BUCKET) * BUCKET if self._fixed else 0, []).append(row)
@@ -67,6 +64,7 @@ class Decoder:
             for first in range(0, len(alike), size):
                 self._fill(rows, alike[first : first + size], size, width or max(map(len, alike)))
         self._places.copy_(torch.tensor([len(row) for row in rows]))
+        self._more.copy_(self._places.clamp(max=1))
         self._end = max(map(len, rows))
 
     def _fill(self, rows: Sequence[Row], alike: Sequence[Row], size: int, width: int) -> None:
@@ -76,19 +74,18 @@ class Decoder:
         mine = [number for number, row in enumerate(rows) if row in place]
         padded = [[*row, *[0] * (width - len(row))] for row in alike]
         padded += [padded[0]] * (size - len(alike))
-        device, cache = self.hidden.device, DynamicCache()
-        states = self._core(
-            input_ids=torch.tensor(padded, device=device),
-            use_cache=True,
-            **{cache_name(self._core): cache},
-        ).last_hidden_state
+        device, made = self.hidden.device, self._layers
+        embeds = self._core.get_input_embeddings()(torch.tensor(padded, device=device))
+        held = [made.buffer(size, width) for _ in self._held]
+        here = torch.arange(width, device=device).repeat(size)
+        states = made.forward(embeds.flatten(0, 1), here, self._turns, held, causal)
         own = torch.tensor([place[rows[number]] for number in mine], device=device)
         last = torch.tensor([len(rows[number]) - 1 for number in mine], device=device)
         to = torch.tensor(mine, device=device)
-        self.hidden[to] = states[own, last]
-        for (keys, values), layer in zip(self._held, cache.layers, strict=True):
-            keys[to, :, :width] = layer.keys[own]
-            values[to, :, :width] = layer.values[own]
+        self.hidden[to] = states.view(size, width, -1)[own, last]
+        for whole, begun in zip(self._held, held, strict=True):
+            for kept, theirs in zip(whole, begun, strict=True):
+                kept[to, :, :width] = theirs[own]
 
     def step(self, embeds: Tensor) -> None:
         """Put (R, W) embeddings of one more token a row through the core, into `hidden`."""
@@ -99,71 +96,11 @@ class Decoder:
     def forward(self, embeds: Tensor, span: int) -> None:
         """`step` over the first `span` places: tensor operations alone, as a CUDA graph needs."""
         ops, places = self._ops, self._places
-        hidden, more = embeds, torch.zeros_like(embeds)
-        for layer, (keys, values) in zip(self._layers, self._held, strict=True):
-            hidden, normed = ops.add_norm(hidden, more, *layer.first)
-            joined = layer.attention(normed)
-            query = ops.rotate_and_keep(joined, *self._turns, places, keys, values)
-            seen = ops.attend(query, keys, values, places, layer.scale, span)
-            hidden, normed = ops.add_norm(hidden, layer.out(seen), *layer.second)
-            more = layer.down(ops.swiglu(layer.up(normed)))
-        norm = self._core.norm
-        _, last = ops.add_norm(hidden, more, norm.weight, norm.variance_epsilon)
+
+        def attend(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+            seen: Tensor = ops.attend(query, keys, values, places, scale, span)
+            return seen
+
+        last = self._layers.forward(embeds, places, self._turns, self._held, attend)
         self.hidden.copy_(last)
-        places += 1
-
-
-class _Layer:
-    """What a step needs of a decoder layer."""
-
-    def __init__(self, layer: Any) -> None:
-        attention, mlp = layer.self_attn, layer.mlp
-        self.first, self.second = (
-            (norm.weight, norm.variance_epsilon)
-            for norm in (layer.input_layernorm, layer.post_attention_layernorm)
-        )
-        self.attention = joined([attention.q_proj, attention.k_proj, attention.v_proj])
-        self.scale = attention.scaling
-        self.out, self.up, self.down = (
-            attention.o_proj,
-            joined([mlp.gate_proj, mlp.up_proj]),
-            mlp.down_proj,
-        )
-
-
-@torch.inference_mode(False)
-@torch.no_grad()
-def joined(layers: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
-    """Linear layers of one input as one function, whose outputs follow one another.
-
-    Their weights become views of one tensor, so that training one changes the other. Layers that
-    are more than a linear map, such as those with a LoRA adapter, are called one by one.
-    """
-    if not all(type(layer) is nn.Linear for layer in layers):
-        return lambda given: torch.cat([layer(given) for layer in layers], -1)
-    whole: list[Tensor | None] = []
-    for name in ("weight", "bias"):
-        own = [getattr(layer, name) for layer in layers]
-        if own[0] is None:
-            whole.append(None)
-            continue
-        if not _follow(own):  # as they do where another decoder has joined them
-            together = torch.cat([each.data for each in own])
-            for each, part in zip(own, torch.split(together, list(map(len, own))), strict=True):
-                each.data = part
-        first = own[0].data
-        whole.append(first.as_strided((sum(map(len, own)), *first.shape[1:]), first.stride()))
-    weight, bias = whole
-    assert weight is not None
-    return lambda given: linear(given, weight, bias)
-
-
-def _follow(tensors: Sequence[Tensor]) -> bool:
-    """Whether each one begins where the one before it ends, in one tensor."""
-    one = all(
-        each.is_contiguous()
-        and each.untyped_storage().data_ptr() == tensors[0].untyped_storage().data_ptr()
-        for each in tensors
-    )
-    ends = (each.data_ptr() + each.nbytes for each in tensors)
-    return one and all(end == each.data_ptr() for end, each in zip(ends, tensors[1:], strict=False))
+        places += self._more

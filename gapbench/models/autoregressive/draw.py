@@ -14,6 +14,7 @@ from torch import Tensor
 from gapbench.files import first_line
 from gapbench.models.autoregressive import plain
 from gapbench.models.autoregressive.decode import Decoder, Row
+from gapbench.models.autoregressive.graphs import graph
 from gapbench.models.autoregressive.noise import keys
 from gapbench.models.autoregressive.sampling import Recipe, draw, guide, warp
 
@@ -83,12 +84,12 @@ class Drawer:
         """(B, steps) tokens, each row from its seed's own noise, and their log-probabilities' sums.
 
         `rows` go before the first token: where the recipe guides, all conditional ones first, then
-        as many unconditional ones. Fewer than the block holds are filled up with the first.
+        as many unconditional ones. The block's other rows stay empty.
         """
         images, whole = self._tokens.shape
         count, spare = len(seeds), images - len(seeds)
         branches = [rows[:count], rows[count:]] if self._recipe.guided else [rows]
-        self.decoder.begin([row for own in branches for row in [*own, *[own[0]] * spare]])
+        self.decoder.begin([row for own in branches for row in [*own, *[()] * spare]])
         self._keys.copy_(keys([*seeds, *[seeds[0]] * spare]))
         self._step.zero_()
         self._logprobs.zero_()
@@ -151,20 +152,3 @@ def operations(device: torch.device) -> tuple[Any, str | None]:
             why = f"Triton does not work here, so attention is slower: {first_line(error)}"
             return plain, why
     return plain, None
-
-
-def graph(do: Callable[[], None]) -> Callable[[], None]:
-    """A function of tensors at fixed places as one CUDA graph, since launching its kernels one by
-    one takes longer than they run. It runs once meanwhile, on whatever the tensors hold.
-
-    Raises RuntimeError where it cannot be captured.
-    """
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        do()
-    torch.cuda.current_stream().wait_stream(side)
-    captured = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(captured, capture_error_mode="thread_local"):  # others may use the GPU
-        do()
-    return captured.replay

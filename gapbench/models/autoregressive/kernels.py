@@ -17,7 +17,13 @@ from torch import Tensor
 from gapbench.models.autoregressive.noise import ROUNDS
 
 TILE: Final = 64
-"""Keys that one turn of the attention's loop looks at."""
+"""Bytes of a key's number, times the keys that one turn of the attention's loop looks at."""
+HEADS: Final = 8
+"""Heads of a token that one program turns."""
+STAGES: Final = 3
+"""Turns of that loop whose keys and values are on their way at once."""
+LEAST = tl.constexpr(-1e30)
+"""A place that sees nothing: not infinite, since the difference of two such is taken."""
 WORDS: Final = 256
 """Counters, of four codes each, that one program makes noise of."""
 
@@ -37,12 +43,13 @@ def rotate_and_keep(
     joined: Tensor, cos: Tensor, sin: Tensor, places: Tensor, keys: Tensor, values: Tensor
 ) -> Tensor:
     rows, groups, room, width = keys.shape
-    heads = joined.shape[1] // width - 2 * groups
-    query = joined.new_empty(rows, heads, width)
+    tokens, heads = len(joined), joined.shape[1] // width - 2 * groups
+    query = joined.new_empty(tokens, heads, width)
+    grid = (tokens, triton.cdiv(heads + 2 * groups, HEADS))
     _launch(
-        _rotate_and_keep, (rows, heads + 2 * groups), joined, cos, sin, places, query, keys, values,
-        heads, groups, room, HALF=width // 2, SIZE=triton.next_power_of_2(width // 2),
-        WIDE=_wide(query),
+        _rotate_and_keep, grid, joined, cos, sin, places, query, keys, values,
+        heads, groups, room, tokens // rows, HEADS=HEADS,
+        HALF=width // 2, SIZE=triton.next_power_of_2(width // 2), WIDE=_wide(query),
     )  # fmt: skip
     return query
 
@@ -56,8 +63,8 @@ def attend(
     out = torch.empty_like(query)
     _launch(
         _attend, (rows, heads), query, keys, values, places, out, room, SCALE=scale,
-        EACH=heads // groups, WIDTH=width, SIZE=triton.next_power_of_2(width), TILE=TILE,
-        WIDE=_wide(query),
+        EACH=heads // groups, WIDTH=width, SIZE=triton.next_power_of_2(width),
+        TILE=TILE // query.element_size(), STAGES=STAGES, WIDE=_wide(query),
     )  # fmt: skip
     return out.flatten(1)
 
@@ -108,42 +115,48 @@ def _add_norm(
 
 @triton.jit
 def _rotate_and_keep(
-    joined, cos, sin, places, query, keys, values, heads, groups, room,
-    HALF: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr,
+    joined, cos, sin, places, query, keys, values, heads, groups, room, each,
+    HALF: tl.constexpr, SIZE: tl.constexpr, HEADS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    half = tl.arange(0, SIZE)
+    token = tl.program_id(0).to(tl.int64)
+    row, place = token // each, tl.load(places + token)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
+    half = tl.arange(0, SIZE)[None, :]
     inside = half < HALF
     kind = query.dtype.element_ty
-    start = joined + (row * (heads + 2 * groups) + head) * 2 * HALF
-    one = tl.load(start + half, mask=inside, other=0.0)
-    two = tl.load(start + HALF + half, mask=inside, other=0.0)
-    place = tl.load(places + row)
-    if head < heads + groups:
-        turn = place * 2 * HALF + half
-        first, second = one.to(WIDE), two.to(WIDE)
-        # Each product is rounded where torch rounds it.
-        a = (first * tl.load(cos + turn, mask=inside, other=0.0).to(WIDE)).to(kind)
-        b = (second * tl.load(sin + turn, mask=inside, other=0.0).to(WIDE)).to(kind)
-        c = (second * tl.load(cos + turn + HALF, mask=inside, other=0.0).to(WIDE)).to(kind)
-        d = (first * tl.load(sin + turn + HALF, mask=inside, other=0.0).to(WIDE)).to(kind)
-        one = (a.to(WIDE) - b.to(WIDE)).to(kind)
-        two = (c.to(WIDE) + d.to(WIDE)).to(kind)
-    if head < heads:
-        to = query + (row * heads + head) * 2 * HALF
-    elif head < heads + groups:
-        to = keys + ((row * groups + head - heads) * room + place) * 2 * HALF
-    else:
-        to = values + ((row * groups + head - heads - groups) * room + place) * 2 * HALF
-    tl.store(to + half, one, mask=inside)
-    tl.store(to + HALF + half, two, mask=inside)
+    start = joined + (token * (heads + 2 * groups) + head) * 2 * HALF + half
+    real = inside & (head < heads + 2 * groups)
+    one = tl.load(start, mask=real, other=0.0)
+    two = tl.load(start + HALF, mask=real, other=0.0)
+    turn = place * 2 * HALF + half
+    first, second = one.to(WIDE), two.to(WIDE)
+    # Each product is rounded where torch rounds it.
+    a = (first * tl.load(cos + turn, mask=inside, other=0.0).to(WIDE)).to(kind)
+    b = (second * tl.load(sin + turn, mask=inside, other=0.0).to(WIDE)).to(kind)
+    c = (second * tl.load(cos + turn + HALF, mask=inside, other=0.0).to(WIDE)).to(kind)
+    d = (first * tl.load(sin + turn + HALF, mask=inside, other=0.0).to(WIDE)).to(kind)
+    turned = head < heads + groups
+    one = tl.where(turned, (a.to(WIDE) - b.to(WIDE)).to(kind), one)
+    two = tl.where(turned, (c.to(WIDE) + d.to(WIDE)).to(kind), two)
+    to = query + (token * heads + head) * 2 * HALF + half
+    asks = real & (head < heads)
+    tl.store(to, one, mask=asks)
+    tl.store(to + HALF, two, mask=asks)
+    to = ((row * groups + head - heads) * room + place) * 2 * HALF + half
+    own = real & turned & (head >= heads)
+    tl.store(keys + to, one, mask=own)
+    tl.store(keys + to + HALF, two, mask=own)
+    to = ((row * groups + head - heads - groups) * room + place) * 2 * HALF + half
+    own = real & (head >= heads + groups)
+    tl.store(values + to, one, mask=own)
+    tl.store(values + to + HALF, two, mask=own)
 
 
 @triton.jit
 def _attend(
     query, keys, values, places, out, room, SCALE: tl.constexpr,
     EACH: tl.constexpr, WIDTH: tl.constexpr, SIZE: tl.constexpr, TILE: tl.constexpr,
-    WIDE: tl.constexpr,
+    STAGES: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     heads = tl.num_programs(1)
@@ -153,22 +166,26 @@ def _attend(
     asked = tl.load(query + at, mask=own, other=0.0).to(WIDE) * SCALE
     start = (row * (heads // EACH) + head // EACH) * room * WIDTH
     seen = tl.load(places + row) + 1
-    most = tl.full([], float("-inf"), WIDE)
-    whole = tl.zeros([], WIDE)
-    total = tl.zeros([SIZE], WIDE)
-    for first in range(0, seen, TILE):
+    # Each place of the tile has a maximum and sums of its own, which are joined in the end: a turn
+    # then waits for its own keys and values alone.
+    most = tl.full([TILE], LEAST, WIDE)
+    whole = tl.zeros([TILE], WIDE)
+    total = tl.zeros([TILE, SIZE], WIDE)
+    for first in tl.range(0, seen, TILE, num_stages=STAGES):
         real = first + place < seen
         where = start + (first + place)[:, None] * WIDTH + inner[None, :]
         kept = real[:, None] & own[None, :]
         key = tl.load(keys + where, mask=kept, other=0.0).to(WIDE)
         value = tl.load(values + where, mask=kept, other=0.0).to(WIDE)
-        match = tl.where(real, tl.sum(asked[None, :] * key, 1), float("-inf"))
-        higher = tl.maximum(most, tl.max(match, 0))
+        match = tl.where(real, tl.sum(asked[None, :] * key, 1), LEAST)
+        higher = tl.maximum(most, match)
         shrink, weight = tl.exp(most - higher), tl.exp(match - higher)
-        total = total * shrink + tl.sum(weight[:, None] * value, 0)
-        whole = whole * shrink + tl.sum(weight, 0)
+        total = total * shrink[:, None] + weight[:, None] * value
+        whole = whole * shrink + weight
         most = higher
-    tl.store(out + at, (total / whole).to(out.dtype.element_ty), mask=own)
+    part = tl.exp(most - tl.max(most, 0))
+    mean = tl.sum(total * part[:, None], 0) / tl.sum(whole * part, 0)
+    tl.store(out + at, mean.to(out.dtype.element_ty), mask=own)
 
 
 @triton.jit

@@ -23,11 +23,7 @@ from torch import Tensor
 
 from gapbench.files import first_line
 from gapbench.models import lora, torchvision_shim
-from gapbench.models.autoregressive.answers import (
-    answer_ids,
-    following,
-    positions,
-)
+from gapbench.models.autoregressive.answers import answer_ids, following, positions
 from gapbench.models.autoregressive.attention import repeatable
 from gapbench.models.autoregressive.blocks import CHECKED, Blocks, image_bytes, size_for
 from gapbench.models.autoregressive.continuations import greedy, shared
@@ -321,27 +317,32 @@ class AutoregressiveModel(Model, ABC):
         """The text of a question about one image, up to the answer."""
 
     @abstractmethod
+    def _rows(self, images: Images, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts that have the processor's image token for each of their images."""
+
     def _asked(self, images: Images, texts: Sequence[str]) -> dict[str, Tensor]:
-        """A left-padded batch, with `input_ids` and `attention_mask`, of texts that have the
-        processor's image token for each of their images."""
+        """A left-padded batch of such texts, with `input_ids` and `attention_mask`."""
+        tokenizer, rows = self.processor("und").tokenizer, self._rows(images, texts)
+        return dict(tokenizer.pad({"input_ids": rows}, **PADDED).to(self.device))
 
     @abstractmethod
-    def _reader(self, batch: Mapping[str, Tensor]) -> Reader:
-        """The judging network, for the images of a batch of `_asked`."""
+    def _reader(self, images: Sequence[Image.Image]) -> Reader:
+        """The judging network, for questions about these images."""
 
     @abstractmethod
-    def _cut(self, text: str) -> list[int]:
-        """Token ids of a text without its images."""
+    def _cut(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text without its images."""
 
     def answer_logprobs(
         self, images: Sequence[Image.Image], questions: Sequence[str], answers: Sequence[str]
     ) -> Tensor:
         texts = [self._chat(question) for question in questions]
-        tails = answer_ids(self._cut, texts, answers, self._who)
         with self._watched():
-            batch = self._asked([[image] for image in images], texts)
-            end = self._cut(self.processor("und").image_end_token)[-1]
-            return answer_logprobs(self._reader(batch), batch, images, end, tails)
+            reader = self._reader(images)
+            tails = answer_ids(self._cut, texts, answers, self._who)
+            rows = list(map(tuple, self._rows([[image] for image in images], texts)))
+            end = self._cut([self.processor("und").image_end_token])[0][-1]
+            return answer_logprobs(reader, rows, images, end, tails)
 
     @torch.inference_mode()
     def judge(

@@ -31,16 +31,17 @@ def add_norm(hidden: Tensor, more: Tensor, weight: Tensor, eps: float) -> tuple[
 def rotate_and_keep(
     joined: Tensor, cos: Tensor, sin: Tensor, places: Tensor, keys: Tensor, values: Tensor
 ) -> Tensor:
-    """Queries (R, H, D), turned by the rotary embedding at each row's place (R,), from the queries,
-    keys and values (R, (H + 2G) * D) of one token a row; keys and values go into the buffers
-    (R, G, room, D) at that place. `cos` and `sin` (room, D) are laid out in halves, not pairs."""
+    """Queries (R, H, D), turned by the rotary embedding at each token's place (R,), from the
+    queries, keys and values (R, (H + 2G) * D) of R tokens; keys and values go into the buffers
+    (N, G, room, D) at that place, R / N tokens that follow one another into a row. `cos` and `sin`
+    (room, D) are laid out in halves, not pairs."""
     groups, width = keys.shape[1], keys.shape[3]
     heads = joined.reshape(len(joined), -1, width)
     turned, value = heads[:, :-groups], heads[:, -groups:]
     one, two = turned.chunk(2, -1)
     at = places.unsqueeze(1)
     turned = turned * cos[at] + torch.cat((-two, one), -1) * sin[at]
-    rows = torch.arange(len(places), device=places.device)
+    rows = torch.arange(len(places), device=places.device) // (len(places) // len(keys))
     keys[rows, :, places], values[rows, :, places] = turned[:, -groups:], value
     queries: Tensor = turned[:, :-groups]
     return queries

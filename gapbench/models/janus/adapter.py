@@ -6,8 +6,9 @@ top-k 50 unasked, has no guidance-free path and returns no log-probabilities; he
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,9 +19,10 @@ from PIL import Image
 from torch import Tensor
 
 from gapbench.files import digest, read_object
-from gapbench.models.autoregressive.answers import positions, require_places
+from gapbench.models.autoregressive.answers import distinct, positions, require_places
 from gapbench.models.autoregressive.continuations import parts
 from gapbench.models.autoregressive.draw import Language
+from gapbench.models.autoregressive.layers import sent
 from gapbench.models.autoregressive.model import PADDED, AutoregressiveModel, Images
 from gapbench.models.autoregressive.questions import Reader
 from gapbench.models.autoregressive.sampling import Recipe, recipe_of
@@ -182,43 +184,64 @@ class JanusModel(AutoregressiveModel):
 
         return str(DEFAULT_SYSTEM_PROMPT)
 
-    def _asked(self, images: Images, texts: Sequence[str]) -> dict[str, Tensor]:
-        processor, flat = self.processor(), [image for own in images for image in own]
+    def _rows(self, images: Images, texts: Sequence[str]) -> list[list[int]]:
+        processor = self.processor()
         require_places(texts, images, processor.image_token, self._who)
-        shown = processor.image_start_token + processor.image_token * processor.num_image_tokens
-        shown += processor.image_end_token
+        shown = processor.image_start_token + processor.image_token + processor.image_end_token
         given = [self._system + text.replace(processor.image_token, shown) for text in texts]
-        batch = dict(processor.tokenizer(given, **PADDED).to(self.device))
-        if flat:
-            batch["pixel_values"] = self._pixels(flat)
-        return batch
+        # An image's tokens are put in afterwards: the tokenizer would take its time over each.
+        of_image = {self._image_token: [self._image_token] * processor.num_image_tokens}
+        rows = processor.tokenizer(given)["input_ids"]
+        return [[t for token in row for t in of_image.get(token, [token])] for row in rows]
 
-    def _reader(self, batch: Mapping[str, Tensor]) -> Reader:
-        model, processor = self.network.model, self.processor()
-        token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    def _asked(self, images: Images, texts: Sequence[str]) -> dict[str, Tensor]:
+        batch, flat = super()._asked(images, texts), [image for own in images for image in own]
+        return {**batch, "pixel_values": self._pixels(flat)} if flat else batch
 
-        def embed(ids: Tensor, images: Sequence[int]) -> Tensor:
+    @property
+    def _image_token(self) -> int:
+        processor = self.processor()
+        return int(processor.tokenizer.convert_tokens_to_ids(processor.image_token))
+
+    def _reader(self, images: Sequence[Image.Image]) -> Reader:
+        model, token, size = self.network.model, self._image_token, self.blocks.asked
+        layers, graphs = self.blocks.asking(self.network, model.language_model)
+        firsts = distinct(images)
+        unlike = list(dict.fromkeys(firsts))
+
+        def see(pixels: Tensor) -> Tensor:
+            with _contiguous(model.vision_model.embeddings):
+                states: Tensor = model.vision_model(pixels).last_hidden_state
+                return states
+
+        # All at once, before a question is cut: a GPU works on them meanwhile.
+        seen = []
+        for first in range(0, len(unlike), size or len(unlike)):
+            some = unlike[first : first + (size or len(unlike))]
+            whole = [*some, *some[:1] * (size - len(some))]
+            states = graphs("see", see, self._pixels([images[number] for number in whole]))
+            seen.append(model.aligner(states)[: len(some)])
+        features, place = torch.cat(seen), {first: row for row, first in enumerate(unlike)}
+
+        def embed(ids: Tensor, shown: Sequence[int]) -> Tensor:
             embeds: Tensor = model.get_input_embeddings()(ids)
-            if not images:
+            if not shown:
                 return embeds
-            pixels = batch["pixel_values"][list(images)]
-            features = model.get_image_features(pixels).pooler_output.to(embeds)
+            own = sent(torch.tensor([place[firsts[number]] for number in shown]), ids.device)
             places = (ids == token).unsqueeze(-1)
-            return embeds.masked_scatter(places, features)
+            return embeds.masked_scatter(places, features[own].to(embeds))
 
-        return Reader(
-            embed, model.language_model, self.network.get_output_embeddings(), self.blocks.asked
-        )
+        return Reader(embed, layers, graphs, self.network.get_output_embeddings(), size)
 
     def _pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """(N, 3, H, W), to the bit as the processor makes them: scaled in threads; what it makes of
         each level of a channel is looked up on the device."""
         ramp = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("RGB")
         made = self.processor().image_processor(ramp, do_resize=False, return_tensors="pt")
-        values = made["pixel_values"][0].flatten(1).to(self.device, self.network.dtype)
+        values = sent(made["pixel_values"][0].flatten(1).to(self.network.dtype), self.device)
         with ThreadPoolExecutor() as threads:
             levels = np.stack([np.asarray(image) for image in threads.map(self._scaled, images)])
-        places = torch.from_numpy(levels).to(self.device).permute(0, 3, 1, 2).long()
+        places = sent(torch.from_numpy(levels), self.device).permute(0, 3, 1, 2).long()
         pixels: Tensor = values[torch.arange(3, device=self.device).view(3, 1, 1), places]
         return pixels
 
@@ -226,8 +249,11 @@ class JanusModel(AutoregressiveModel):
         """A picture of the processor's size. One that is not square is put on a square as upstream
         does (VLMImageProcessor.resize): the shorter side is cut to whole pixels, where transformers
         rounds it."""
-        image, how = image.convert("RGB"), self.processor().image_processor
+        image = image if image.mode == "RGB" else image.convert("RGB")
+        how = self.processor().image_processor
         side, longest = how.size["height"], max(image.size)
+        if image.size == (side, side):  # PIL would copy it
+            return image
         if image.width == image.height:
             return image.resize((side, side), how.resample)
         width, height = (max(int(edge / longest * side), how.min_size) for edge in image.size)
@@ -240,8 +266,19 @@ class JanusModel(AutoregressiveModel):
         chat = [{"role": t["role"], "content": parts(t["content"])} for t in turns]
         return str(self.processor().apply_chat_template(chat, add_generation_prompt=True))
 
-    def _cut(self, text: str) -> list[int]:
-        return list(self.processor().tokenizer(text)["input_ids"])
+    def _cut(self, texts: list[str]) -> list[list[int]]:
+        return list(self.processor().tokenizer(texts)["input_ids"])
+
+
+@contextmanager
+def _contiguous(layer: Any) -> Iterator[None]:
+    """Lay out what the layer gives as it is read: a vision tower keeps the layout of its patches to
+    the end, and that of a convolution makes each of its functions slow on a GPU."""
+    handle = layer.register_forward_hook(lambda *call: call[-1].contiguous())
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def turn(*parts: dict[str, str]) -> dict[str, Any]:

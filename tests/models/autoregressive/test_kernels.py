@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gapbench.models.autoregressive import plain
+from gapbench.models.autoregressive.layers import causal
 from gapbench.models.autoregressive.noise import keys
 
 ROWS, HEADS, GROUPS, WIDTH, ROOM = 5, 4, 2, 24, 200
@@ -27,11 +28,13 @@ from triton.compiler import ASTSource
 from gapbench.models.autoregressive import kernels
 
 POINTERS = {"places": "*i64", "step": "*i64", "out": "*fp64"}
-NUMBERS = ("width", "heads", "groups", "room", "codes", "stream")
+NUMBERS = ("width", "heads", "groups", "room", "each", "codes", "stream")
 CONSTANTS = {
     "_add_norm": {"EPS": 1e-6, "SIZE": 2048},
-    "_rotate_and_keep": {"HALF": 64, "SIZE": 64},
-    "_attend": {"SCALE": 0.1, "EACH": 1, "WIDTH": 128, "SIZE": 128, "TILE": kernels.TILE},
+    "_rotate_and_keep": {"HALF": 64, "SIZE": 64, "HEADS": kernels.HEADS},
+    "_attend": {
+        "SCALE": 0.1, "EACH": 1, "WIDTH": 128, "SIZE": 128, "TILE": 32, "STAGES": kernels.STAGES
+    },
     "_swiglu": {"SIZE": 1024},
     "_gumbel": {"ROUNDS": 10, "SIZE": kernels.WORDS},
 }
@@ -96,6 +99,37 @@ def test_rotate_and_keep(kernels: ModuleType, dtype: torch.dtype) -> None:
     assert {(int(row), int(place)) for _, row, _, place in changed} == set(
         enumerate(PLACES.tolist())
     )
+
+
+def test_several_tokens_of_a_row_are_rotated_and_kept(
+    kernels: ModuleType, dtype: torch.dtype
+) -> None:
+    joined = random(dtype, ROWS * 3, (HEADS + 2 * GROUPS) * WIDTH)
+    cos, sin = random(dtype, 2, ROOM, WIDTH, seed=1)
+    places = torch.arange(2, 5).repeat(ROWS)
+    mine, theirs, single = (random(dtype, 2, ROWS, GROUPS, ROOM, WIDTH, seed=2) for _ in range(3))
+    query = kernels.rotate_and_keep(joined, cos, sin, places, *mine)
+    close(query, plain.rotate_and_keep(joined, cos, sin, places, *theirs))
+    close(mine, theirs)
+    for token in range(3):
+        one = joined[token::3].contiguous()
+        own = kernels.rotate_and_keep(one, cos, sin, places[token::3].contiguous(), *single)
+        assert torch.equal(own, query[token::3])
+    assert torch.equal(single, mine)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 8])
+def test_attention_of_a_rows_last_tokens(tokens: int) -> None:
+    query = random(torch.float64, ROWS * tokens, HEADS, WIDTH)
+    keys_, values = random(torch.float64, 2, ROWS, GROUPS, 8, WIDTH, seed=1)
+    found = causal(query, keys_, values, 0.3).view(ROWS, tokens, HEADS, WIDTH)
+    for row in range(ROWS):
+        for token in range(tokens):
+            for head in range(HEADS):
+                group, seen = head // (HEADS // GROUPS), 8 - tokens + token + 1
+                match = keys_[row, group, :seen] @ query[row * tokens + token, head] * 0.3
+                wanted = match.softmax(0) @ values[row, group, :seen]
+                close(found[row, token, head], wanted, 1e-9)
 
 
 def test_attend(kernels: ModuleType, dtype: torch.dtype) -> None:

@@ -27,6 +27,7 @@ from transformers.utils import logging
 
 from gapbench import load_model
 from gapbench.models.autoregressive.decode import Decoder
+from gapbench.models.autoregressive.layers import Layers
 from gapbench.models.autoregressive.noise import gumbel, keys
 from gapbench.models.autoregressive.sampling import Recipe, draw, warp
 from gapbench.models.base import CAPABILITIES
@@ -589,27 +590,30 @@ LONGER = (" yes", " The score is 0", " The score is 10", " a red circle, so the 
 
 @pytest.mark.parametrize("answers", [ANSWERS, (" The score is 1", " yes", " no, a circle")])
 def test_questions_about_one_image_share_what_they_begin_with(
-    model: JanusModel, images: list[Image.Image], answers: tuple[str, ...]
+    model: JanusModel,
+    images: list[Image.Image],
+    answers: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = [(images[0], QUESTIONS[1]), (images[1], QUESTIONS[0])]
     asked += [(images[0].copy(), f"{QUESTIONS[1]} And {n * 'a '}circle?") for n in range(3)]
     asked += [(images[1], QUESTIONS[2]), (images[2], QUESTIONS[1])]
-    core, shapes = model.network.model, []
-    hooks = [
-        core.vision_model.register_forward_pre_hook(lambda _m, args: shapes.append(args[0].shape)),
-        core.language_model.register_forward_pre_hook(
-            lambda _m, _args, kwargs: shapes.append(kwargs["inputs_embeds"].shape), with_kwargs=True
-        ),
-    ]
-    try:
+    seen: list[int] = []
+    rows: list[int] = []
+    hook = model.network.model.vision_model.register_forward_pre_hook(
+        lambda _layer, given: seen.append(len(given[0]))
+    )
+    forward = Layers.forward
+
+    def counted(layers: Layers, embeds: Tensor, places: Tensor, *given: Any, **more: Any) -> Tensor:
+        rows.append(int((places == places[0]).sum()))  # each has a first token
+        return forward(layers, embeds, places, *given, **more)
+
+    monkeypatch.setattr(Layers, "forward", counted)
+    with hook:
         found = model.judge(*zip(*asked, strict=True), answers)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    vision, begun, rest = shapes
-    assert vision[0] == begun[0] == 3
-    assert begun[1] > STEPS
-    assert rest[0] == len(asked) * len({answer[:-1] for answer in answers})
+    assert seen == [3]
+    assert rows == [3, len(asked) * len({answer[:-1] for answer in answers})]
     alone = np.concatenate([model.judge([image], [text], answers) for image, text in asked])
     np.testing.assert_allclose(found, alone, rtol=0, atol=1e-9)
 
