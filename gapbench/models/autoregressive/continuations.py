@@ -43,6 +43,15 @@ def greedy(
     ]
 
 
+def require_room(who: str, batch: Mapping[str, Tensor], more: int, room: int) -> None:
+    """Raises GapbenchError unless each row and so many more tokens have room."""
+    longest = int(batch["attention_mask"].sum(1).max())
+    if longest + more > room:
+        raise GapbenchError(
+            f"{who}: a text takes {longest} tokens and up to {more} more, it has room for {room}"
+        )
+
+
 def shared(
     cut: Callable[[list[str]], list[list[int]]],
     images: Sequence[Sequence[object]],

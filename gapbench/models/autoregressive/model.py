@@ -23,13 +23,13 @@ from torch import Tensor
 
 from gapbench.files import first_line
 from gapbench.models import lora, torchvision_shim
-from gapbench.models.autoregressive.answers import answer_ids, following, positions
+from gapbench.models.autoregressive.answers import answer_ids, answer_logprobs, following, positions
 from gapbench.models.autoregressive.attention import repeatable
 from gapbench.models.autoregressive.blocks import CHECKED, Blocks, image_bytes, size_for
-from gapbench.models.autoregressive.continuations import greedy, shared
+from gapbench.models.autoregressive.continuations import greedy, require_room, shared
 from gapbench.models.autoregressive.draw import Language
 from gapbench.models.autoregressive.finite import require_finite, watched
-from gapbench.models.autoregressive.questions import Reader, answer_logprobs
+from gapbench.models.autoregressive.questions import Reader, asked_logprobs
 from gapbench.models.autoregressive.sampling import Recipe, logprobs_of
 from gapbench.models.base import IMAGE, Batches, Drawing, Model, require_shared
 from gapbench.models.checkpoint import device_here
@@ -336,19 +336,24 @@ class AutoregressiveModel(Model, ABC):
     def answer_logprobs(
         self, images: Sequence[Image.Image], questions: Sequence[str], answers: Sequence[str]
     ) -> Tensor:
+        texts, module = [self._chat(question) for question in questions], self.module("und")
+        tails = answer_ids(self._cut, texts, answers, self._who)
+        pad = self.processor("und").tokenizer.pad_token_id
+        with self._watched():
+            batch = self._asked([[image] for image in images], texts)
+            return answer_logprobs(module, batch, tails, pad, images)
+
+    @torch.inference_mode()
+    def judge(
+        self, images: Sequence[Image.Image], questions: Sequence[str], answers: Sequence[str]
+    ) -> NDArray[np.float64]:
         texts = [self._chat(question) for question in questions]
         with self._watched():
             reader = self._reader(images)
             tails = answer_ids(self._cut, texts, answers, self._who)
             rows = list(map(tuple, self._rows([[image] for image in images], texts)))
             end = self._cut([self.processor("und").image_end_token])[0][-1]
-            return answer_logprobs(reader, rows, images, end, tails)
-
-    @torch.inference_mode()
-    def judge(
-        self, images: Sequence[Image.Image], questions: Sequence[str], answers: Sequence[str]
-    ) -> NDArray[np.float64]:
-        return self.answer_logprobs(images, questions, answers).numpy()
+            return asked_logprobs(reader, rows, images, end, tails).numpy()
 
     @torch.inference_mode()
     def reply(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
@@ -388,10 +393,5 @@ class AutoregressiveModel(Model, ABC):
         mark, room = self.processor("und").image_token, self._rooms["und"]
         marked = [text.replace(IMAGE, mark) for text in texts]
         batch = self._asked(images, marked)
-        longest = int(batch["attention_mask"].sum(1).max())
-        if longest + more > room:
-            raise GapbenchError(
-                f"{self._who}: a text takes {longest} tokens and up to {more} more, it has room "
-                f"for {room}"
-            )
+        require_room(self._who, batch, more, room)
         return batch

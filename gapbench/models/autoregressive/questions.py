@@ -40,7 +40,7 @@ class Reader:
     companions do not change its rounding; 0: as many as there are, padded to the longest."""
 
 
-def answer_logprobs(
+def asked_logprobs(
     reader: Reader,
     rows: Sequence[Row],
     images: Sequence[Image.Image],
