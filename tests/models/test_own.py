@@ -90,6 +90,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(model: str | gapbench.Model, **options: object) -> gapbench.Run:
     given: dict[str, object] = {"judges": [], "samples": 1, "limit": 4, **options}
+    given.setdefault("tasks", "shapes")
     return gapbench.run(model, **given)  # type: ignore[arg-type]
 
 
