@@ -192,7 +192,7 @@ def step(bench: Bench) -> Iterator[str]:
 
 def verdicts(bench: Bench) -> Iterator[str]:
     model, batch = bench.model, 8 if bench.tiny else 64
-    question = len(model._cut(model._chat(load_task("shapes").prompts()[0].question)))
+    question = len(model._cut([model._chat(load_task("shapes").prompts()[0].question)])[0])
     geometry = replace(Geometry.of(bench.size), question=question)
     limit = bench.ceilings[1] / geometry.verdict()
     yield f"Limit of one question of {question} tokens an image, without the vision tower: "
