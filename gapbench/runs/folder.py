@@ -222,8 +222,7 @@ class RunFolder:
         return self._add("tokens", ".npy", buffer.getvalue())
 
     def image(self, sha256: str) -> Image.Image:
-        """An image by its digest, RGB. Raises GapbenchError where it is missing, altered, broken or
-        too large."""
+        """An image by its digest, RGB. Raises GapbenchError where it is missing or broken."""
         return decode(self.image_path(sha256), self.image_bytes(sha256))
 
     def images(self, digests: Sequence[str]) -> list[Image.Image]:
