@@ -132,7 +132,7 @@ class RunFolder:
                 )
             return folder
         meta = {"format": FORMAT, "model": model, "identity": identity, **about}
-        with _saying_how_to_resume(path):
+        with saying_how_to_resume(path):
             path.mkdir(parents=True, exist_ok=True)
             write_json(path / "run.json", with_checksum(meta))
         return cls(path, meta)
@@ -164,7 +164,7 @@ class RunFolder:
         was altered.
         """
         lock = FileLock(self.path / ".lock")
-        with _saying_how_to_resume(self.path):
+        with saying_how_to_resume(self.path):
             try:
                 lock.acquire(timeout=0)
             except Timeout as error:
@@ -172,7 +172,7 @@ class RunFolder:
                     f"{self.path} is being written by another gapbench; wait for it to end"
                 ) from error
         try:
-            with _saying_how_to_resume(self.path):
+            with saying_how_to_resume(self.path):
                 for name in _FILES.values():
                     drop_torn_line(self.path / name)
                 sweep(self.path.rglob("*.part"))
@@ -202,7 +202,7 @@ class RunFolder:
         for record in records:
             row = {key: _valid(value) for key, value in asdict(record).items()}
             rows.setdefault(_FILES[type(record)], []).append(with_checksum(row))
-        with _saying_how_to_resume(self.path):
+        with saying_how_to_resume(self.path):
             for name, new in rows.items():
                 append_lines(self.path / name, new)
 
@@ -263,7 +263,7 @@ class RunFolder:
     def write_bytes(self, name: str, data: bytes) -> None:
         """Replace a file of the folder, or of a folder in it, whole."""
         file = self.path / name
-        with _saying_how_to_resume(self.path):
+        with saying_how_to_resume(self.path):
             file.parent.mkdir(exist_ok=True)
             write_atomic(file, data)
 
@@ -283,7 +283,7 @@ class RunFolder:
         sha256 = hashlib.sha256(data).hexdigest()
         place = self._place(kind, suffix, sha256)
         if not place.exists():
-            with _saying_how_to_resume(self.path):
+            with saying_how_to_resume(self.path):
                 place.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(place, data)
         return sha256
@@ -389,7 +389,7 @@ def on_all_cores(call: Callable[[T], U], items: Sequence[T]) -> list[U]:
 
 
 @contextmanager
-def _saying_how_to_resume(path: Path) -> Iterator[None]:
+def saying_how_to_resume(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gapbench.files import checksum, read_lines, with_checksum, write_atomic
-from gapbench.runs.folder import R, RunFolder, folder_for
+from gapbench.runs.folder import R, RunFolder, folder_for, saying_how_to_resume
 from gapbench.runs.listing import RESULTS, find_run
 from gapbench.runs.plan import Plan
 from gapbench.runs.results import results
@@ -33,23 +33,22 @@ def merge(runs: Sequence[str | Path], out: str | Path = "runs") -> Run:
     runs of another model, recipe, seed or version of a package, task or judge, and for a shard that
     is missing, or there twice.
     """
-    paths = list(dict.fromkeys(find_run(run).resolve() for run in runs))
-    sources = [RunFolder.open(path) for path in paths]
+    places = {path.resolve(): path for path in map(find_run, runs)}
+    sources = [RunFolder.open(path) for path in places.values()]
     meta = sources[0].meta
     changed = meta.get("model_about", {}).get("changed", {})
     path = folder_for(out, meta["model"], meta["identity"], changed)
-    if (path / "run.json").exists():  # what it holds has to fit too
-        sources = [RunFolder.open(path), *(s for s in sources if s.path != path.resolve())]
-    _check_alike(sources)
-    plans = _plans(sources)
+    sources = [source for source in sources if source.path.resolve() != path.resolve()]
+    there = [RunFolder.open(path)] if (path / "run.json").exists() else []
+    _check_alike([*there, *sources])
+    plans = _plans([*there, *sources])
     about = {k: v for k, v in meta.items() if k not in ("format", "model", "identity")}
     folder = RunFolder.create(out, meta["model"], meta["identity"], about, changed)
-    with folder.lock():
+    with folder.lock(), saying_how_to_resume(path):
         plan = plans[0]
         for each in plans[1:]:
             plan = joined(plan, each)
         folder.write("plan.json", with_checksum(asdict(plan)))
-        sources = [source for source in sources if source.path.resolve() != path.resolve()]
         _add(folder, sources, Generation)
         _add(folder, sources, Refusal)
         _add(folder, sources, Verdict)
