@@ -99,9 +99,8 @@ class _Meta(BaseModel, strict=True):
 class RunFolder:
     """One run's files.
 
-    `create` opens a folder for an identity, `open` one that exists. Every method that writes turns
-    an operating-system error into a GapbenchError that says how to go on.
-    """
+    `create` opens a folder for an identity, `open` one that exists. Methods raise GapbenchError
+    where something cannot be written."""
 
     def __init__(self, path: Path, meta: dict[str, Any]) -> None:
         self.path, self.meta = path, meta
@@ -390,6 +389,7 @@ def on_all_cores(call: Callable[[T], U], items: Sequence[T]) -> list[U]:
 
 @contextmanager
 def saying_how_to_resume(path: Path) -> Iterator[None]:
+    """Turn an operating-system error at a run folder into a GapbenchError."""
     try:
         yield
     except OSError as error:
