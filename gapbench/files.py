@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -10,7 +11,7 @@ import shutil
 import sysconfig
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -120,7 +121,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 def with_checksum(record: Mapping[str, Any]) -> dict[str, Any]:
     """A record of JSON values, with a checksum over them."""
-    return {**record, _CHECKSUM: _checksum(record)}
+    return {**record, _CHECKSUM: checksum(record)}
 
 
 def without_checksum(raw: Any) -> Any:
@@ -131,12 +132,13 @@ def without_checksum(raw: Any) -> Any:
     if not isinstance(raw, dict) or _CHECKSUM not in raw:
         return raw
     record = {key: value for key, value in raw.items() if key != _CHECKSUM}
-    if raw[_CHECKSUM] != _checksum(record):
+    if raw[_CHECKSUM] != checksum(record):
         raise ValueError("altered since it was written: its checksum is another")
     return record
 
 
-def _checksum(record: Mapping[str, Any]) -> str:
+def checksum(record: Mapping[str, Any]) -> str:
+    """16 hex digits over a record of JSON values."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -147,27 +149,28 @@ def append_lines(file: Path, rows: Iterable[Any]) -> None:
         _to_disk(opened)
 
 
-def read_lines(file: Path, record: Callable[[Any], T]) -> list[T]:
-    """What `record` makes of each line of JSON; a last line that a crash tore is left out, and no
-    file is no lines.
+def read_lines(file: Path, record: Callable[[Any], T]) -> Iterator[T]:
+    """What `record` makes of each line of JSON, one at a time; a last line that a crash tore is
+    left out, and no file is no lines.
 
     Raises GapbenchError naming the file where it cannot be read, and the line that is not JSON, or
     of which `record` raises ValueError or TypeError.
     """
-    records = []
     try:
-        data = file.read_bytes() if file.exists() else b""
+        with file.open("rb") if file.exists() else io.BytesIO() as opened:
+            for number, line in enumerate(opened, 1):
+                if not line.endswith(b"\n"):
+                    return
+                try:
+                    made = record(json.loads(line))
+                except (ValueError, TypeError, RecursionError) as error:
+                    raise GapbenchError(
+                        f"{file}:{number}: broken record ({error}); delete the line and run the "
+                        "same command again"
+                    ) from error
+                yield made
     except OSError as error:
         raise GapbenchError(f"{file}: cannot be read ({error.strerror})") from error
-    for number, line in enumerate(data.split(b"\n")[:-1], 1):
-        try:
-            records.append(record(json.loads(line)))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise GapbenchError(
-                f"{file}:{number}: broken record ({error}); delete the line and run the same "
-                "command again"
-            ) from error
-    return records
 
 
 def drop_torn_line(file: Path) -> None:

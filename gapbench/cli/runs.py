@@ -1,4 +1,4 @@
-"""The command `gapbench runs`."""
+"""The commands `gapbench runs` and `gapbench merge`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def runs(
         figures = ((run.generation, run.unit), (run.non_unification, PERCENT))
         table.add_row(
             Text(run.run),
-            Text(", ".join(run.tasks)),
+            Text(", ".join(run.tasks) + (f", shard {run.shard}" if run.shard else "")),
             f"{images} of {run.planned:,} UNFINISHED" if run.finished is False else images,
             *("n/a" if figure is None else printed(figure, unit) for figure, unit in figures),
             (run.date or "")[:10],
@@ -54,3 +54,23 @@ def runs(
     console().print(table)
     if any(run.finished is None for run in listed):
         console().print("n/a: no results.json; the same `gapbench run` command again writes it.")
+
+
+def merge(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders of one model, recipe and seed.", metavar="RUN...")],
+    out: Annotated[Path, typer.Option(help="Folder in which the joined run folder is created.")] = Path("runs"),
+) -> None:  # fmt: skip
+    """Join shards of a run, or runs of several tasks of one model, in one run folder."""
+    from gapbench.cli.progress import bars
+
+    with bars("merging"):
+        from gapbench.report.sheets import write_sheets
+        from gapbench.runs.merge import merge
+
+        merged = merge(runs, out)
+        write_sheets(merged)
+    if merged.unfinished:
+        console().print(merged.unfinished, style="bold red")
+    images = f"{merged.stages()['images'][0]:,} images of {merged.plan.n_prompts():,} prompts"
+    console().print(f"Merged {len(runs)} runs in {merged.path}: {images}")
+    console().print(f"Whole table: gapbench show {merged.path}")

@@ -53,6 +53,11 @@ def submit(
     place = results / name
     if place.exists():
         raise GapbenchError(f"{place} is there already; remove it to submit {name} anew")
+    if plan.shard:
+        raise GapbenchError(
+            f"{run.path} is shard {plan.shard} of a run; join all shards with `gapbench merge` "
+            "and submit the run that it writes"
+        )
     if not plan.own:
         raise GapbenchError(
             f"{run.path} has no own verdicts; run the same command without --verdict none"

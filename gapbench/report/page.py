@@ -127,7 +127,7 @@ def _about(run: Run, name: str) -> dict[str, Any]:
     facts = {
         "folder": str(run.path),
         "tasks": ", ".join(f"{task} {version}" for task, version in run.plan.tasks.items()),
-        "images": f"{len(run.plan.items())} of {len(run.plan.prompts)} prompts",
+        "images": f"{len(run.plan.items())} of {run.plan.n_prompts()} prompts",
         "own verdicts": run.mode,
         "outside judges": ", ".join(run.judges()) or "none",
         "mismatched pairs": run.plan.own and run.plan.mismatched,

@@ -72,7 +72,7 @@ def _head(run: Run, screen: Console) -> None:
         screen.print(run.unfinished, style="bold red")
     screen.print(
         f"{run.name} on {versions}: {counted(len(plan.items()), 'image')} of "
-        f"{counted(len(plan.prompts), 'prompt')}, own verdicts: {run.mode}"
+        f"{counted(plan.n_prompts(), 'prompt')}, own verdicts: {run.mode}"
     )
     screen.print("Percent unless a unit is given, with 95 % intervals over prompts.")
 

@@ -89,8 +89,10 @@ def _work(made: Prepared, items: list[Item], refused: Mapping[tuple[str, int], R
     """The stages of a checked command, kept in its run folder; `refused` are not drawn."""
     batch_size, progress = made.settings.batch_size, made.settings.progress
     retry = made.settings.retry_refused
-    recorded, out = about(made.model, made.settings, made.changed), made.settings.out
-    folder = RunFolder.create(out, made.model.name, made.identity, recorded, made.changed)
+    recorded, settings = about(made.model, made.settings, made.changed), made.settings
+    folder = RunFolder.create(
+        settings.out, made.model.name, made.identity, recorded, made.changed, settings.shard
+    )
     failures: dict[str, Mapping[str, int]] = {}
     begun, here = (meta.get("model_about", {}).get("gpu") for meta in (folder.meta, recorded))
     with folder.lock():

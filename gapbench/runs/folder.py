@@ -48,6 +48,7 @@ from gapbench.files import (
     write_json,
 )
 from gapbench.models.image_folder import decode
+from gapbench.runs.settings import Shard
 from gapbench.tasks.spec import explain
 from gapbench.types import GapbenchError, Generation, Refusal, Verdict
 
@@ -98,9 +99,8 @@ class _Meta(BaseModel, strict=True):
 class RunFolder:
     """One run's files.
 
-    `create` opens a folder for an identity, `open` one that exists. Every method that writes turns
-    an operating-system error into a GapbenchError that says how to go on.
-    """
+    `create` opens a folder for an identity, `open` one that exists. Methods raise GapbenchError
+    where something cannot be written."""
 
     def __init__(self, path: Path, meta: dict[str, Any]) -> None:
         self.path, self.meta = path, meta
@@ -114,13 +114,14 @@ class RunFolder:
         identity: dict[str, Any],
         about: Any,
         changed: Mapping[str, object] | None = None,
+        shard: Shard | None = None,
     ) -> RunFolder:
-        """The folder of an identity under `out`, made if there is none; `changed` is in its name.
+        """The folder of an identity under `out`, made if there is none.
 
-        `about` (versions, machine) is recorded when the folder is made. Raises GapbenchError where
-        the folder holds another identity or another format.
+        `changed` and `shard` are in its name; `about` (versions, machine) is recorded when it is
+        made. Raises GapbenchError where it holds another identity or another format.
         """
-        path = folder_for(out, model, identity, changed or {})
+        path = folder_for(out, model, identity, changed, shard)
         if (path / "run.json").exists():
             folder = cls.open(path)
             if folder.meta["identity"] != identity:
@@ -130,7 +131,7 @@ class RunFolder:
                 )
             return folder
         meta = {"format": FORMAT, "model": model, "identity": identity, **about}
-        with _saying_how_to_resume(path):
+        with saying_how_to_resume(path):
             path.mkdir(parents=True, exist_ok=True)
             write_json(path / "run.json", with_checksum(meta))
         return cls(path, meta)
@@ -162,7 +163,7 @@ class RunFolder:
         was altered.
         """
         lock = FileLock(self.path / ".lock")
-        with _saying_how_to_resume(self.path):
+        with saying_how_to_resume(self.path):
             try:
                 lock.acquire(timeout=0)
             except Timeout as error:
@@ -170,7 +171,7 @@ class RunFolder:
                     f"{self.path} is being written by another gapbench; wait for it to end"
                 ) from error
         try:
-            with _saying_how_to_resume(self.path):
+            with saying_how_to_resume(self.path):
                 for name in _FILES.values():
                     drop_torn_line(self.path / name)
                 sweep(self.path.rglob("*.part"))
@@ -200,7 +201,7 @@ class RunFolder:
         for record in records:
             row = {key: _valid(value) for key, value in asdict(record).items()}
             rows.setdefault(_FILES[type(record)], []).append(with_checksum(row))
-        with _saying_how_to_resume(self.path):
+        with saying_how_to_resume(self.path):
             for name, new in rows.items():
                 append_lines(self.path / name, new)
 
@@ -220,8 +221,7 @@ class RunFolder:
         return self._add("tokens", ".npy", buffer.getvalue())
 
     def image(self, sha256: str) -> Image.Image:
-        """An image by its digest, RGB. Raises GapbenchError where it is missing, altered, broken or
-        too large."""
+        """An image by its digest, RGB. Raises GapbenchError where it is missing or broken."""
         return decode(self.image_path(sha256), self.image_bytes(sha256))
 
     def images(self, digests: Sequence[str]) -> list[Image.Image]:
@@ -235,17 +235,19 @@ class RunFolder:
     def tokens(self, sha256: str) -> NDArray[np.int32]:
         """Token ids by the digest of their file. Raises GapbenchError where it is missing, altered
         or of another form."""
-        place = self._place("tokens", ".npy", sha256)
+        place = self.tokens_path(sha256)
         try:
-            tokens: NDArray[np.int32] = np.load(
-                io.BytesIO(self._get(place, sha256)), allow_pickle=False
-            )
+            data = io.BytesIO(self._get(place, sha256))
+            tokens: NDArray[np.int32] = np.load(data, allow_pickle=False)
         except (ValueError, EOFError) as error:
             raise GapbenchError(f"{place}: not a NumPy file ({first_line(error)})") from error
         return tokens
 
     def image_path(self, sha256: str) -> Path:
         return self._place("images", ".png", sha256)
+
+    def tokens_path(self, sha256: str) -> Path:
+        return self._place("tokens", ".npy", sha256)
 
     def note_speed(self, fingerprint: str, rows: int, seconds: float) -> None:
         """Add to the rows that a model or a judge worked off, and the seconds that they took."""
@@ -260,7 +262,7 @@ class RunFolder:
     def write_bytes(self, name: str, data: bytes) -> None:
         """Replace a file of the folder, or of a folder in it, whole."""
         file = self.path / name
-        with _saying_how_to_resume(self.path):
+        with saying_how_to_resume(self.path):
             file.parent.mkdir(exist_ok=True)
             write_atomic(file, data)
 
@@ -268,9 +270,8 @@ class RunFolder:
         return read_object(self.path / name)
 
     def _complete(self, generation: Generation) -> bool:
-        return self.image_path(generation.image).exists() and (
-            generation.tokens is None or self._place("tokens", ".npy", generation.tokens).exists()
-        )
+        tokens = generation.tokens is None or self.tokens_path(generation.tokens).exists()
+        return tokens and self.image_path(generation.image).exists()
 
     def _place(self, kind: str, suffix: str, sha256: str) -> Path:
         if not _SHA.fullmatch(sha256):
@@ -281,7 +282,7 @@ class RunFolder:
         sha256 = hashlib.sha256(data).hexdigest()
         place = self._place(kind, suffix, sha256)
         if not place.exists():
-            with _saying_how_to_resume(self.path):
+            with saying_how_to_resume(self.path):
                 place.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(place, data)
         return sha256
@@ -306,10 +307,11 @@ class RunFolder:
         there = file.stat() if file.exists() else None
         state = (there.st_size, there.st_mtime_ns) if there else (0, 0)
         if kind not in self._known or self._known[kind][0] != state:
-            self._known[kind] = (state, self._parsed(kind))
+            self._known[kind] = (state, list(self.each(kind)))
         return self._known[kind][1]
 
-    def _parsed(self, kind: type[R]) -> list[R]:
+    def each(self, kind: type[R]) -> Iterator[R]:
+        """The records of a kind as they stand in their file, one at a time."""
         names = {field.name for field in fields(kind)}
 
         def record(raw: Any) -> R:
@@ -359,10 +361,11 @@ def folder_for(
     model: str,
     identity: dict[str, Any],
     changed: Mapping[str, object] | None = None,
+    shard: Shard | None = None,
 ) -> Path:
     """Where a run of this identity lives: <model>-<what was changed of it>-<first 8 hex digits of
-    the identity's hash>, such as janus-pro-guidance4-883b363c; where a run of gapbench 0.1 lies
-    without the middle part, there."""
+    the identity's hash>, such as janus-pro-guidance4-883b363c or janus-pro-shard3of16-883b363c;
+    where a run of gapbench 0.1 lies without the middle part, there."""
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     told = {**(changed or {}), **({"seed": identity["seed"]} if identity.get("seed") else {})}
     words = [
@@ -371,9 +374,11 @@ def folder_for(
     ]
     name, more = (re.sub(r"[^A-Za-z0-9._-]+", "-", text) for text in (model, "-".join(words)))
     plain = Path(out) / f"{name[:_LONGEST_NAME]}-{digest[:8]}"
-    if not more or (plain / "run.json").exists():
+    if shard is None and (not more or (plain / "run.json").exists()):
         return plain
-    return plain.with_name(f"{name[:_LONGEST_NAME]}-{more[:_LONGEST]}-{digest[:8]}")
+    part = shard and f"shard{shard.number}of{shard.of}"
+    parts = (name[:_LONGEST_NAME], more[:_LONGEST], part, digest[:8])
+    return plain.with_name("-".join(filter(None, parts)))
 
 
 def on_all_cores(call: Callable[[T], U], items: Sequence[T]) -> list[U]:
@@ -383,7 +388,8 @@ def on_all_cores(call: Callable[[T], U], items: Sequence[T]) -> list[U]:
 
 
 @contextmanager
-def _saying_how_to_resume(path: Path) -> Iterator[None]:
+def saying_how_to_resume(path: Path) -> Iterator[None]:
+    """Turn an operating-system error at a run folder into a GapbenchError."""
     try:
         yield
     except OSError as error:

@@ -43,6 +43,7 @@ class Listed:
     run: str
     model: str
     changed: dict[str, Any]
+    shard: str | None
     seed: int
     tasks: list[str]
     images: int
@@ -112,6 +113,7 @@ def _listed(path: Path) -> Listed:
             run=path.name,
             model=folder.meta["model"],
             changed=folder.meta.get("model_about", {}).get("changed", {}),
+            shard=str(plan.shard) if plan.shard else None,
             seed=plan.seed,
             tasks=list(plan.tasks),
             images=images,

@@ -21,11 +21,11 @@ from gapbench.models.base import Model, misdescribed, require
 from gapbench.models.images import ImagesModel
 from gapbench.runs.folder import folder_for
 from gapbench.runs.needs import obtain
-from gapbench.runs.settings import RunSettings
+from gapbench.runs.settings import RunSettings, Shard
 from gapbench.tasks.content import Difficulty, partners
 from gapbench.tasks.spec import Overalls
 from gapbench.tasks.task import Task, load_task, select
-from gapbench.types import GapbenchError, Prompt, Refusal, Scale
+from gapbench.types import GapbenchError, Prompt, Refusal, Scale, counted
 
 PAIRS: Final[dict[Difficulty, str]] = {
     "far": "the other prompt shares as few content words as possible",
@@ -52,8 +52,9 @@ class Plan:
     that was taken. `mismatched` is how partners were
     chosen; None in a plan of 0.1, which took the next prompt of the file.
     `scales` and `thresholds` are those of the judges that have them, shares and no threshold else;
-    `overalls` are the tasks' (`gapbench.metrics.rates.overalls`). `earlier`, in a run folder, are
-    the plans of earlier commands.
+    `overalls` are the tasks' (`gapbench.metrics.rates.overalls`). `shard` is which part of the
+    prompts is worked off; the rest of the plan is that of the whole run. `earlier`, in a run
+    folder, are the plans of earlier commands.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
@@ -74,6 +75,7 @@ class Plan:
     others: Sequence[Prompt] = ()
     partner_asks: Sequence[dict[str, str]] = ()
     mismatched: Difficulty | None = None
+    shard: Shard | None = None
     earlier: Sequence[Plan] = field(default_factory=list)
 
     @classmethod
@@ -90,6 +92,8 @@ class Plan:
             raise ValueError("prompts, asks and partner are not as many")
         if self.partner_asks and len(self.partner_asks) != count:
             raise ValueError("prompts and partner_asks are not as many")
+        if self.shard and not 1 <= self.shard.number <= self.shard.of:
+            raise ValueError(f"there is no shard {self.shard}")
         if any(p.task not in self.tasks for p in self.prompts):
             raise ValueError("a prompt's task has no version")
         if any(p is not None and not 0 <= p < places for p in self.partner):
@@ -105,12 +109,16 @@ class Plan:
         notes += [f"UNPINNED: {each}, the newest when it was fetched." for each in self.unpinned]
         if self.own and self.mismatched:
             notes.append(f"Mismatched pairs: {self.mismatched} ({PAIRS[self.mismatched]}).")
+        if self.shard:
+            notes.append(f"Shard {self.shard} of the prompts; `gapbench merge` joins the shards.")
         return notes
 
     def items(self) -> list[Item]:
-        """Every planned image, prompt by prompt."""
-        every, items = [*self.prompts, *self.others], list[Item]()
+        """Every planned image, prompt by prompt; of a shard, those of its prompts."""
+        every, items, mine = [*self.prompts, *self.others], list[Item](), self._texts()
         for index, prompt in enumerate(self.prompts):
+            if prompt.text not in mine:
+                continue
             for sample in range(self.samples[prompt.task]):
                 seed, place = seed_of(self.seed, prompt.text, sample), self.partner[index]
                 item = Item(prompt, sample, seed, self.asks[index], None, {}, bool(self.own))
@@ -119,6 +127,18 @@ class Plan:
                     item = replace(item, partner=every[place], partner_asks=asks)
                 items.append(item)
         return items
+
+    def n_prompts(self) -> int:
+        """How many prompts have images that are planned."""
+        return len({(item.prompt.task, item.prompt.id) for item in self.items()})
+
+    def _texts(self) -> set[str]:
+        """The texts of the shard's prompts, every n-th of them in the categories' order, so that
+        shards are equal in size, and in each category. Prompts of one text share their images."""
+        number, count = self.shard or (1, 1)
+        groups = _by_category(self.prompts).values()
+        texts = dict.fromkeys(prompt.text for group in groups for prompt in group)
+        return set(islice(texts, number - 1, None, count))
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +177,8 @@ class Prepared:
     @property
     def path(self) -> Path:
         """The run folder."""
-        return folder_for(self.settings.out, self.model.name, self.identity, self.changed)
+        made = self.model.name, self.identity, self.changed, self.settings.shard
+        return folder_for(self.settings.out, *made)
 
 
 def prepare(settings: RunSettings) -> Prepared:
@@ -193,6 +214,12 @@ def prepare(settings: RunSettings) -> Prepared:
         prompts += limited(kept, settings.limit)
     whole = [prompt for _, of_task in selected for prompt in of_task]
     partner, others = paired(prompts, whole, settings.mismatched, settings.seed)
+    texts = len({prompt.text for prompt in prompts})
+    if settings.shard and settings.shard.of > texts:
+        raise GapbenchError(
+            f"--shard {settings.shard}: there are only {counted(texts, 'prompt')}, so take fewer "
+            "shards"
+        )
     tasks_by_name = {task.name: task for task, _ in selected}
     loaded: dict[str, Judge] = {}
     asks: list[dict[str, str]] = []
@@ -229,6 +256,7 @@ def prepare(settings: RunSettings) -> Prepared:
         others=others,
         partner_asks=partner_asks,
         mismatched=settings.mismatched,
+        shard=settings.shard,
     )
     if isinstance(adapter, ImagesModel):
         adapter.bind({(item.prompt.text, item.seed): item.sample for item in plan.items()})

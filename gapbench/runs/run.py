@@ -52,6 +52,7 @@ class Run:
         meta, usual = self.folder.meta, {("seed", 0), ("verdict", "logits"), ("verdict", "none")}
         changed = {**meta.get("model_about", {}).get("changed", {}), "seed": self.plan.seed}
         changed["verdict"] = self.mode
+        changed |= {"shard": self.plan.shard} if self.plan.shard else {}
         told = [f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
                 for key, value in changed.items() if (key, value) not in usual]  # fmt: skip
         brackets = f" ({', '.join(told)})" if told else ""

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, get_type_hints
 
 from typer import Option
 from typer.models import ParameterInfo
@@ -58,6 +58,26 @@ def pairs(given: Mapping[str, object] | Sequence[str]) -> dict[str, object]:
     if wrong := [text for text, parts in zip(listed, split, strict=True) if not all(parts)]:
         raise ValueError(f"must be KEY=VALUE, such as guidance=4, not {wrong[0]!r}")
     return {key: value for key, _, value in split}
+
+
+class Shard(NamedTuple):
+    """One of `of` equal parts of a run's prompts, from 1: 3/16."""
+
+    number: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+
+def shard(given: str | Sequence[Any]) -> Shard:
+    """A Shard, which may be given as text."""
+    parts = given.split("/") if isinstance(given, str) else list(map(str, given))
+    if len(parts) == 2 and all(re.fullmatch(r"[0-9]{1,6}", part) for part in parts):
+        made = Shard(*map(int, parts))
+        if 1 <= made.number <= made.of:
+            return made
+    raise ValueError(f"must be K/N with K from 1 to N, such as 3/16, not {given!r}")
 
 
 def device_name(given: str) -> str:
@@ -156,6 +176,7 @@ class RunSettings:
     mismatched: Annotated[Difficulty, Option(help="The other prompt of a mismatched pair: far (shares as few content words as possible) or near (differs in as few).")] = "far"
     batch_size: Annotated[int | Literal["auto"], Option(min=1, help="Images per batch; auto increases it while a batch fits into memory and takes under ten seconds. Does not change results.")] = "auto"
     workers: Annotated[int, Option(min=1, help="Number of processes, each with its own copy of the model, distributed over the GPUs. Does not change results.")] = 1
+    shard: Annotated[Shard | None, Option(parser=shard, metavar="K/N", show_default="all", help="Only the K-th of N equal parts of the prompts, in a run folder of its own, which `gapbench merge` joins with the others. Does not change results.")] = None
     strict: Annotated[bool, Option("--strict", help="Stop with an error instead of skipping a task.")] = False
     retry_refused: Annotated[bool, Option("--retry-refused", help="Ask again for images that the model refused to draw, and for verdicts that were abstentions.")] = False
     seed: Annotated[int, Option(min=0, help="Seed of the run. Another seed starts a separate run.")] = 0
