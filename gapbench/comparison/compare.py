@@ -38,11 +38,11 @@ RULE: Final = (
 )
 WORDS: Final = {
     (1, 1): "co-improvement",
-    (1, 0): "generation only",
-    (0, 1): "understanding only",
+    (1, 0): "generation better, understanding unchanged",
+    (0, 1): "understanding better, generation unchanged",
     (0, 0): "no detectable change",
-    (0, -1): "understanding worse",
-    (-1, 0): "generation worse",
+    (0, -1): "understanding worse, generation unchanged",
+    (-1, 0): "generation worse, understanding unchanged",
     (1, -1): "trade-off: generation better, understanding worse",
     (-1, 1): "trade-off: understanding better, generation worse",
     (-1, -1): "co-degradation",

@@ -54,7 +54,8 @@ class Fixed:
             f"Model card: {self.folder / card.CARD}; curves: {self.folder / 'curves.png'}; "
             f"training set: {self.folder / 'data'}",
             f"Next: gapbench run --model {self.folder}{named}",
-            "Then: gapbench compare BEFORE AFTER, the runs of the model before and after",
+            f"Then: gapbench compare {Path(self.record['settings']['model']).name} "
+            f"{self.folder.name}, the runs of the model before and after",
         ]
 
 

@@ -103,7 +103,8 @@ def submit(
             write_atomic(part / file, data)
         faults = check(part, name, installed)
         if faults:
-            raise GapbenchError(f"{run.path} cannot be submitted: {faults[0]}")
+            fault = faults[0].removeprefix(f"{part}: ")
+            raise GapbenchError(f"{run.path} cannot be submitted: {fault}")
         part.rename(place)
     except OSError as error:
         raise GapbenchError(f"{place} cannot be written ({error}); nothing was") from error

@@ -94,7 +94,7 @@
       for (const entry of chosen) ranks[entry] = run.p[entry] === null ? Infinity : rank(run.p[entry]);
       chosen.sort((a, b) => (ranks[a] === ranks[b] ? a - b : ranks[a] < ranks[b] ? -1 : 1));
     }
-    const what = runs.length > 1 ? "prompts' images" : "images";
+    const what = runs.length > 1 ? "images of each run" : "images";
     by("count").textContent = `${chosen.length.toLocaleString("en")} of ${total.toLocaleString("en")} ${what}`;
     at = Math.max(0, Math.min(at, chosen.length - 1));
     clear();

@@ -75,6 +75,10 @@ def _head(run: Run, screen: Console) -> None:
         f"{counted(plan.n_prompts(), 'prompt')}, own verdicts: {run.mode}"
     )
     screen.print("Percent unless a unit is given, with 95 % intervals over prompts.")
+    screen.print(
+        "Better is higher for generation and own verdict right, lower for false positive and "
+        "accepts mismatched."
+    )
 
 
 def _warn(run: Run, notes: list[str], screen: Console) -> None:
