@@ -110,11 +110,11 @@ BAD: Final = (
     ("prepare --tasks shapes --worker-python python", "name a worker's model by --model"),
     # stored runs
     ("merge", "Missing argument 'RUN"),
-    ("merge no", "no/run.json: cannot be read; is no a run folder?"),
+    ("merge no", "no/run.json is not there; is no a run folder?"),
     ("merge torn", "not JSON"),
     ("merge RUN --out file", "file"),
     ("show", "Missing argument 'RUN'; see `gapbench show --help`"),
-    ("show no", "no/run.json: cannot be read; is no a run folder?"),
+    ("show no", "no/run.json is not there; is no a run folder?"),
     ("show file", "file"),
     ("show RUN --format xml", "--format must be"),
     ("show RUN --judge owl", "no verdicts of judge 'owl'; it has pixel"),

@@ -141,7 +141,7 @@ class RunFolder:
         """An existing run. Raises GapbenchError where there is no run, or one of another format."""
         file = path / "run.json"
         if not file.exists():
-            raise GapbenchError(f"{file}: cannot be read; is {path} a run folder? See gapbench runs")
+            raise GapbenchError(f"{file} is not there; is {path} a run folder? See `gapbench runs`")
         raw = read_object(file)
         if raw.get("format") != FORMAT:
             raise GapbenchError(
