@@ -70,7 +70,8 @@ def merge(
         merged = merge(runs, out)
         write_sheets(merged)
     if merged.unfinished:
-        console().print(merged.unfinished, style="bold red")
+        lacks = merged.unfinished.partition("; ")[0]
+        console().print(f"{lacks}; finish the shards and merge them again", style="bold red")
     images = f"{merged.stages()['images'][0]:,} images of {merged.plan.n_prompts():,} prompts"
-    console().print(f"Merged {len(runs)} runs in {merged.path}: {images}")
+    console().print(f"Merged into {merged.path}: {images}")
     console().print(f"Whole table: gapbench show {merged.path}")

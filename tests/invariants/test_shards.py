@@ -141,7 +141,7 @@ def test_what_does_not_fit_is_said(
         (("merge", first, second, third, str(twice)), "are both shard 1/3; name one"),
         (("merge", first, str(other.path)), "the model is janus-mini, not stub as in"),
         (("merge", str(half)), "2/2: 1 of 2 shards missing"),
-        (("merge", str(tmp_path / "no")), "cannot be read"),
+        (("merge", str(tmp_path / "no")), "is not there"),
         (("submit", first, "--contact", "me"), "is shard 1/3 of a run; join all shards"),
     ):
         code, out, told = end(capfd, *command, *to[: 2 * (command[0] == "merge")])
@@ -152,4 +152,7 @@ def test_what_does_not_fit_is_said(
     shown = end(capfd, "show", first)[1]
     assert "shard=1/3" in shown
     assert "Shard 1/3 of the prompts; `gapbench merge` joins the shards." in shown
-    assert "Merged 3 runs in" in end(capfd, "merge", first, second, third, *to)[1]
+    (first / "verdicts.jsonl").unlink()
+    said = end(capfd, "merge", first, second, third, *to)[1]
+    assert "missing; finish the shards and merge them again" in said
+    assert "Merged into " in said
