@@ -152,7 +152,7 @@ def test_what_does_not_fit_is_said(
     shown = end(capfd, "show", first)[1]
     assert "shard=1/3" in shown
     assert "Shard 1/3 of the prompts; `gapbench merge` joins the shards." in shown
-    (first / "verdicts.jsonl").unlink()
+    (Path(first) / "verdicts.jsonl").unlink()
     said = end(capfd, "merge", first, second, third, *to)[1]
     assert "missing; finish the shards and merge them again" in said
     assert "Merged into " in said

@@ -371,7 +371,7 @@ def test_mismatched_folders_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("text", "culprit"), [(None, "cannot be read"), ("{", "not JSON"), ("[]", "not a JSON object")]
+    ("text", "culprit"), [(None, "is not there"), ("{", "not JSON"), ("[]", "not a JSON object")]
 )
 def test_folders_that_are_no_run(
     tmp_path: Path, folder: RunFolder, text: str | None, culprit: str
