@@ -27,6 +27,10 @@ def show_run(run: Run, judge: str | None, screen: Console, verbose: bool = False
     rates = {name: run.rates(name) for name in judges}  # one that is not there is told first
     _head(run, screen)
     screen.print("Tasks, tiers and overall are means over categories.")
+    screen.print(
+        "Better is higher for generation and own verdict right, lower for false positive and "
+        "accepts mismatched."
+    )
     for name, figures in rates.items():
         screen.print(f"Outside judge: {name or ', '.join(plan.judges) or 'none'}\n")
         tables.show(figures, screen, verbose)
@@ -75,10 +79,6 @@ def _head(run: Run, screen: Console) -> None:
         f"{counted(plan.n_prompts(), 'prompt')}, own verdicts: {run.mode}"
     )
     screen.print("Percent unless a unit is given, with 95 % intervals over prompts.")
-    screen.print(
-        "Better is higher for generation and own verdict right, lower for false positive and "
-        "accepts mismatched."
-    )
 
 
 def _warn(run: Run, notes: list[str], screen: Console) -> None:
