@@ -22,6 +22,26 @@ PROMPTS = ["a red circle", "a blue square and a red circle"]
 RECIPE = {**MODELS["emu3"].recipe, "image_area": 1024, "top_k": 8}
 
 
+def test_the_other_rows_of_a_block_stay_empty(
+    tiny_janus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attention reads nothing for them, and the image is the same as in a full block."""
+    model = load_model(str(tiny_janus), "cpu", "bfloat16")
+    seen = []
+    attend = plain.attend
+
+    def noted(query: torch.Tensor, *given: object) -> torch.Tensor:
+        seen.append(given[2].tolist())  # type: ignore[attr-defined]
+        return attend(query, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(plain, "attend", noted)
+    alone = model.generate(PROMPTS[:1], [3])[0]
+    branch = len(seen[-1]) // 2
+    assert [place for place in seen[-1] if place] == [seen[-1][0], seen[-1][branch]]
+    beside = model.generate([*PROMPTS * 3, PROMPTS[0]], [*range(10, 16), 3])[-1]
+    assert alone.image.tobytes() == beside.image.tobytes()
+
+
 def test_memory_is_given_back_at_once(tiny_janus: Path) -> None:
     """Gigabytes on a GPU, which the next block or a judge needs."""
     model = load_model(str(tiny_janus), "cpu", "float32")
