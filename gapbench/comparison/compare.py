@@ -21,6 +21,7 @@ from gapbench.metrics.paired import (
     understanding,
     win_rate,
 )
+from gapbench.metrics.verification import Verification, verification
 from gapbench.models.checkpoint import FIX_RECORD
 from gapbench.runs.about import model_of
 from gapbench.runs.flow import judge_images
@@ -57,8 +58,9 @@ class Comparison:
     `before` and `after` are the runs' folders. `changes` are the overall figures, one family under
     Holm, and `by_level` those of the level that was asked for, another. `win_rate` and `groups` are
     None where no model's own verdicts could be held against an outside judge; `own` is their mode:
-    logits, text or none. `left_out` says what the two runs do not share; `worse` names the figures
-    that are significantly worse.
+    logits, text or none. `worth_before` and `worth_after` say what each model's verdicts on its own
+    images are worth, and `is_fix` whether gapbench fix made AFTER from BEFORE. `left_out` says what
+    the two runs do not share; `worse` names the figures that are significantly worse.
     """
 
     before: str
@@ -76,6 +78,9 @@ class Comparison:
     win_rate: WinRate | None
     groups: dict[str, int] | None
     gap_gain: Correlation | None
+    worth_before: Verification | None
+    worth_after: Verification | None
+    is_fix: bool
     verdict: str
     worse: list[str]
 
@@ -148,9 +153,11 @@ def figures(c: Comparison) -> dict[str, float]:
 
 def fixed_folder(c: Comparison) -> Path | None:
     """The folder of AFTER's model where `gapbench fix` made it from BEFORE's; None else."""
-    before, after = (
-        open_run(path).folder.meta.get("model_about", {}) for path in (c.before, c.after)
-    )
+    return _fixed(open_run(c.before), open_run(c.after))
+
+
+def _fixed(one: Run, two: Run) -> Path | None:
+    before, after = (run.folder.meta.get("model_about", {}) for run in (one, two))
     folder = Path(str(after.get("given")))
     file = folder / FIX_RECORD
     base = read_object(file).get("base", {}) if file.is_file() else {}
@@ -318,6 +325,9 @@ def _comparison(
         win_rate=None if crossed is None else win_rate(pair.old, crossed),
         groups=None if crossed is None else groups(pair.old, crossed),
         gap_gain=gap_gain(pair.old, pair.new),
+        worth_before=verification(pair.old),
+        worth_after=verification(pair.new),
+        is_fix=_fixed(before, after) is not None,
         verdict=verdict,
         worse=[change.metric for change in family if change.verdict < 0],
     )

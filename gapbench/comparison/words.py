@@ -14,6 +14,7 @@ from gapbench.comparison.compare import RULE, Comparison
 from gapbench.metrics.metric import METRICS, UNDERSTANDING, printed
 from gapbench.metrics.paired import Change, detectable
 from gapbench.metrics.power import SAMPLES, Spread, family
+from gapbench.metrics.verification import CHOICES, auroc, points, record
 from gapbench.types import PERCENT, GapbenchError, counted
 
 FORMATS: Final = ("text", "markdown", "json")
@@ -63,7 +64,15 @@ def render(
         raise GapbenchError(f"no format {form!r}; there are {', '.join(FORMATS)}")
     if form == "json":
         each = [
-            asdict(c) | {"gap_gain": c.gap_gain._asdict() if c.gap_gain else None}
+            asdict(c)
+            | {"gap_gain": c.gap_gain._asdict() if c.gap_gain else None}
+            | {
+                name: record(worth) if worth else None
+                for name, worth in (
+                    ("worth_before", c.worth_before),
+                    ("worth_after", c.worth_after),
+                )
+            }
             for c in comparisons
         ]
         return json.dumps({"rule": RULE, "comparisons": each}, indent=1)
@@ -195,7 +204,32 @@ def _block(c: Comparison, table: Table, verbose: bool) -> str:
             f"Correlation of non-unification before and gain in generation over {g.categories} "
             f"categories: {g.rho:.2f} [{g.low:.2f}, {g.high:.2f}]"
         )
+    parts += _worth(c, table)
     return "\n\n".join(parts)
+
+
+def _worth(c: Comparison, table: Table) -> list[str]:
+    """What own verdicts were worth before and after, and whether a fix gained what they told."""
+    one, two = c.worth_before, c.worth_after
+    if one is None or two is None or not (one.auroc and two.auroc):
+        return []
+    rows = [["AUROC", auroc(one.auroc), auroc(two.auroc)]]
+    if one.gain and two.gain:
+        for by, how in CHOICES.items():
+            told = [getattr(worth, by) for worth in (one, two)]
+            rows.append([f"% right, {how}", *(_share(*estimate) for estimate in told)])
+    parts = [
+        "What each model's own verdicts are worth on its own images: can it tell right ones, and "
+        "choose one of a prompt's?",
+        table(["own verdicts", "before", "after"], rows),
+    ]
+    gained = [change for change in c.changes if change.metric == "generation"]
+    if c.is_fix and one.gain and len(gained) == 1 and gained[0].unit == PERCENT:
+        parts.append(
+            "Generation in points, predicted before the fix by what choosing by BEFORE's own "
+            f"verdict adds: {points(one.gain)}; measured: {_difference(gained[0])}"
+        )
+    return parts
 
 
 def _summary(comparisons: Sequence[Comparison], table: Table) -> str:
@@ -279,6 +313,11 @@ def _win_rate(value: float | None, low: float | None, high: float | None) -> str
         return "n/a"
     if low is None or high is None:
         return "50, as the two models never disagree"
+    return _share(value, low, high)
+
+
+def _share(value: float, low: float, high: float) -> str:
+    """A share in percent with its interval."""
     return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 

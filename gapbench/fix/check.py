@@ -14,7 +14,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from gapbench.fix.settings import FixSettings
+from gapbench.metrics.verification import prediction
+from gapbench.runs.listing import run_of
 from gapbench.runs.needs import needs
+from gapbench.runs.run import open_run
 from gapbench.types import GapbenchError
 
 MOST: Final = 0.98
@@ -119,3 +122,11 @@ def _share(verdicts: NDArray[Any]) -> str:
     if not len(verdicts):
         return "n/a (0/0)"
     return f"{100 * verdicts.mean():.1f} % ({verdicts.sum():.0f}/{len(verdicts)})"
+
+
+def predicted(fingerprint: str) -> str:
+    """What the latest run in runs/ of the model with this fingerprint says that a fix can gain;
+    empty without a run."""
+    path = run_of(fingerprint)
+    told = prediction(open_run(path).verification()) if path else ""
+    return told and f"{path}: {told}"

@@ -251,6 +251,8 @@ class _Fixing:
         file = self.work / "check.json"
         if not file.exists():
             self._check(file)
+        if told := check.predicted(self.record["base"]["fingerprint"]):
+            self.say(told)
         run = self._draw()
         frame = run.frame()
         table = candidates.counts(frame, self.settings.accept, self.settings.margin)

@@ -33,7 +33,9 @@ def reliability(frame: pd.DataFrame) -> list[Bin]:
     """
     rows = frame[frame["p_yes"].notna() & frame["outside"].notna()]
     places = np.minimum((rows["p_yes"].to_numpy(np.float64) * BINS).astype(int), BINS - 1)
-    return [_bin(rows[places == place]) for place in range(BINS) if (places == place).any()]
+    return [
+        bin_of(rows[places == place], "p_yes") for place in range(BINS) if (places == place).any()
+    ]
 
 
 def error(bins: list[Bin]) -> float | None:
@@ -44,11 +46,12 @@ def error(bins: list[Bin]) -> float | None:
     return sum(gaps) / images if images else None
 
 
-def _bin(rows: pd.DataFrame) -> Bin:
+def bin_of(rows: pd.DataFrame, expected: str) -> Bin:
+    """The images of one bin, whose expected share is the mean of the column `expected`."""
     groups = clustered(rows).groupby(["task", "cluster"], observed=True)
     n = groups["outside"].agg(["sum", "count"]).to_numpy(np.float64)
     yes, images, zero = n[:, 0], n[:, 1], np.zeros(len(n))
     value = float(yes.sum() / images.sum())
     # The columns of `gapbench.metrics.intervals`.
     low, high, _ = interval([np.stack([yes, images, images, yes, zero, zero], axis=1)], value)
-    return Bin(len(rows), float(rows["p_yes"].mean()), value, float(low), float(high))
+    return Bin(len(rows), float(rows[expected].mean()), value, float(low), float(high))

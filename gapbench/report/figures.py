@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from gapbench.comparison.compare import Comparison
 from gapbench.comparison.words import COLUMNS, overall
 from gapbench.metrics.calibration import error, reliability
 from gapbench.metrics.metric import METRICS
+from gapbench.metrics.verification import verification
 from gapbench.report import tables
 from gapbench.report.export import Figure
 from gapbench.report.latex import Cell
 from gapbench.report.plots import Point, curves, intervals, point
 from gapbench.report.thresholds import threshold_figures
+from gapbench.report.verification import FEWEST
+from gapbench.report.verification import figures as worth
 from gapbench.runs.run import Run
 from gapbench.types import PERCENT, Rates
 
 if TYPE_CHECKING:
     import pandas as pd
-
-FEWEST: Final = 20
-"""Images that a bin of the calibration takes."""
 
 
 def figures(
@@ -53,6 +53,7 @@ def figures(
         made.append(_weak(runs, names, judges))
     if any(frame["p_yes"].notna().any() for frame in frames):
         made.append(_calibration(names, frames))
+    made += worth(names, [verification(frame) for frame in frames])
     return made + threshold_figures(runs, names, frames)
 
 

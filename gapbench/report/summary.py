@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from gapbench.judges.own import NAMES
 from gapbench.report import tables
+from gapbench.report import verification as worth
 from gapbench.types import counted
 from gapbench.verdict import mass_note
 
@@ -43,7 +44,9 @@ def show_run(run: Run, judge: str | None, screen: Console, verbose: bool = False
     for first, second, agreed in run.agreements():
         screen.print(f"{first} and {second} {tables.agreement(agreed)}")
     for name in judges:
-        tables.show_corrected(run.corrected(name), name or ", ".join(plan.judges), screen)
+        who = name or ", ".join(plan.judges)
+        worth.show(run.verification(name), who, screen)
+        tables.show_corrected(run.corrected(name), who, screen)
     _warn(run, [*run.notes(), *_notes(run, judges)], screen)
 
 

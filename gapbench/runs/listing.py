@@ -83,6 +83,17 @@ def find_run(given: str | Path) -> Path:
     return starting[0] if starting else Path(given)
 
 
+def run_of(fingerprint: str) -> Path | None:
+    """The latest run in runs/ of the model with this fingerprint; None without one."""
+    for path in reversed(_paths(Path(RUNS))):
+        try:
+            if RunFolder.open(path).meta["identity"]["model"] == fingerprint:
+                return path
+        except GapbenchError:
+            continue
+    return None
+
+
 def _paths(folder: Path) -> list[Path]:
     """Run folders, the one with the latest command last."""
     plans = folder.glob("*/plan.json")

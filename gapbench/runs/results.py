@@ -24,8 +24,12 @@ def results(run: Run) -> dict[str, Any]:
             group = rate.level in ("tier", "overall")
             place = places["groups" if group else "results"].setdefault(rate.name, {})
             place |= _keys(rate, judge)
+    from gapbench.metrics.verification import record
+
+    worth = {judge: made for judge in run.judges() if (made := run.verification(judge))}
     return {
         **places,
+        "verification": {judge: record(made) for judge, made in worth.items()},
         "versions": plan.tasks,
         "n-samples": {
             task: {

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from gapbench.judges.human import HumanJudge
     from gapbench.metrics.agreement import Agreement
     from gapbench.metrics.corrected import Corrected
+    from gapbench.metrics.verification import Verification
 
 HUMAN: Final = "human"
 LABELS: Final = "labels.jsonl"
@@ -201,6 +202,13 @@ class Run:
             return []
         labels = people[[*IMAGE, "outside"]].rename(columns={"outside": HUMAN})
         return corrected(frame.merge(labels, on=IMAGE, how="left"))
+
+    def verification(self, judge: str | None = None) -> Verification | None:
+        """What the own verdicts are worth; None where no image has both verdicts."""
+        from gapbench.metrics.verification import verification
+
+        frame = self.frame(judge)
+        return verification(frame) if len(frame) else None
 
     def frame(self, judge: str | None = None) -> pd.DataFrame:
         """One row for each planned image that was drawn.

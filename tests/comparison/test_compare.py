@@ -21,6 +21,8 @@ from gapbench.comparison import compare as comparison
 from gapbench.comparison.compare import WORDS, compare
 from gapbench.comparison.words import finding, render
 from gapbench.files import without_checksum
+from gapbench.fix.check import predicted
+from gapbench.metrics.verification import points, record
 from gapbench.models.registry import MODELS
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -94,6 +96,13 @@ def test_a_broken_model_is_told_from_its_base(cli: Cli, runs: dict[str, Path]) -
         own = {r.metric: r.value for r in open_run(run).rates() if r.level == "overall"}
         for metric in ("generation", "non_unification", "false_positive", "self_accuracy"):
             assert figures[metric][side] == pytest.approx(own[metric])
+
+    for side, run in (("before", before), ("after", after)):
+        worth = open_run(run).verification()
+        assert worth is not None
+        assert found[f"worth_{side}"] == record(worth)
+    assert found["worth_before"]["auroc"]["value"] > 0.5
+    assert not found["is_fix"]
 
     # AFTER's verdicts on BEFORE's images were added to BEFORE's folder, and are what it would say.
     added = (before / "verdicts.jsonl").read_bytes()
@@ -183,6 +192,7 @@ def test_tables_fit_the_terminal(
         "Verdict",
         "Significantly",
         "Changes",
+        "What each",
         "- ",
     )
     assert [x for x in lines if len(x) > width and not x.startswith(prose)] == []
@@ -197,6 +207,28 @@ def test_no_share_can_change_by_more_than_100_points(runs: dict[str, Path]) -> N
     wide = replace(found, changes=[replace(c, detectable=1.5) for c in found.changes])
     assert " >100 " in render([wide], "text", verbose=True)
     assert " 150" not in render([wide], "text", verbose=True)
+
+
+def test_what_a_fix_was_predicted_to_gain_stands_beside_what_it_gained(
+    runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [found] = compare(runs["janus-mini"], [runs["slight"]])
+    gain = found.worth_before and found.worth_before.gain
+    assert gain is not None
+    told = "predicted before the fix by what choosing by BEFORE's own verdict adds: "
+    assert told not in render([found], "text")
+    gained = next(change for change in found.changes if change.metric == "generation")
+    assert gained.difference is not None
+    assert f"{told}{points(gain)}; measured: {100 * gained.difference:+.1f} [" in render(
+        [replace(found, is_fix=True)], "text"
+    )
+    # `gapbench fix` finds the same in the folder that it is called in.
+    fingerprint = open_run(runs["janus-mini"]).folder.meta["identity"]["model"]
+    monkeypatch.chdir(runs["janus-mini"].parents[1])
+    line = predicted(fingerprint)
+    assert line.startswith(f"runs/{runs['janus-mini'].name}: Choosing by its own verdict adds ")
+    assert points(gain) in line
+    assert predicted("another") == ""
 
 
 def test_a_model_that_was_moved_is_named(cli: Cli, made: Path, runs: dict[str, Path]) -> None:

@@ -242,6 +242,7 @@ def test_an_empty_correction_group_is_said_and_the_rest_shown(pair: Pair, cli: C
         assert not named.startswith("/")
         assert named.endswith(f"{pair.fix.name}/README.md")
     assert f"init {pair.before.name} to {pair.after.name}\n" in compared.stderr
+    assert gapbench.compare(pair.before, [pair.after])[0].is_fix
     for end in ("before", "after", "change", "p_holm"):
         assert f"'gap/non_unification_{end}'" in compared.stderr
     card = (pair.fix / "README.md").read_text()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+import gapbench
 from gapbench import Verdict
+from gapbench.metrics.verification import prediction
 from gapbench.report.summary import show_run
 from gapbench.runs.run import Run
 
@@ -40,6 +44,21 @@ def test_the_mass_of_own_verdicts(odd: Make, mass: float, start: str) -> None:
     assert line.startswith(start)
     assert f"the median probability of the two answers together (mass) is {mass:g}" in line
     assert ("not answering the question" in line) == (mass < 0.1)
+
+
+def test_what_own_verdicts_are_worth_is_told_if_images_are_judged(
+    pair: tuple[Path, Path], odd: Make
+) -> None:
+    run = gapbench.open_run(pair[0])
+    worth, text = run.verification(), printed(run)
+    assert worth is not None
+    assert worth.own is not None
+    assert worth.auroc is not None
+    assert f"\nAUROC {worth.auroc.value:.3f} [" in text
+    assert re.search(rf"by its own verdict +{100 * worth.own.value:.1f} \[", text)
+    assert prediction(worth) in text
+    assert sum(each.images for each in worth.confidence) == worth.images == 44
+    assert "AUROC" not in printed(odd(("a", "b")))
 
 
 def test_without_probabilities_there_is_no_line(odd: Make) -> None:

@@ -1,0 +1,129 @@
+"""What own verdicts are worth, in words and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from gapbench.metrics.verification import CHOICES, Verification, auroc, points, prediction
+from gapbench.report.export import Figure
+from gapbench.report.latex import Cell
+from gapbench.report.plots import Point, curves, intervals
+from gapbench.report.tables import estimate
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    from gapbench.metrics.calibration import Bin
+
+FEWEST: Final = 20
+"""Images that a point of a plot takes."""
+
+
+def show(worth: Verification | None, judge: str, screen: Console) -> None:
+    """Print what own verdicts are worth against an outside judge; nothing without verdicts."""
+    if worth is None or worth.auroc is None:
+        return
+    screen.print(f"What its own verdicts are worth, if {judge} is right:\n")
+    screen.print(f"AUROC {auroc(worth.auroc)}: how often a right image has the higher probability")
+    screen.print("of a right and a wrong one; 0.5 is chance.\n")
+    if worth.confidence:
+        rows = [[f"{100 * each.expected:.0f} % sure", *_right(each)] for each in worth.confidence]
+        screen.print(_table(["own verdict", "right", "images"], rows))
+        screen.print()
+    if worth.gain is not None:
+        rows = [[how, estimate(getattr(worth, by))] for by, how in CHOICES.items()]
+        screen.print(_table([f"one of {_number(worth)} images, chosen", "right"], rows))
+        screen.print(f"\n{prediction(worth)}\n")
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> RichTable:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column(heads[0])
+    for head in heads[1:]:
+        table.add_column(head, justify="right")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _right(each: Bin) -> tuple[str, str]:
+    """How often verdicts of a confidence are right, in percent, and the images."""
+    right, low, high = (100 * v for v in (each.value, each.low, each.high))
+    return f"{right:.1f} [{low:.1f}, {high:.1f}]", f"{each.images:,}"
+
+
+def figures(names: Sequence[str], worths: Sequence[Verification | None]) -> list[Figure]:
+    """The report's sections: what choosing by the own verdict brings, and confidence."""
+    there = [(n, worth) for n, worth in zip(names, worths, strict=True) if worth and worth.auroc]
+    made = []
+    if any(worth.gain for _, worth in there):
+        made.append(_chosen(there))
+    if any(worth.confidence for _, worth in there):
+        made.append(_confidence(there))
+    return made
+
+
+def _number(worth: Verification) -> str:
+    several = worth.fewest != worth.most
+    return f"{worth.fewest} to {worth.most}" if several else str(worth.most)
+
+
+def _chosen(there: Sequence[tuple[str, Verification]]) -> Figure:
+    shown: list[Point] = []
+    rows: list[list[Cell]] = []
+    for name, worth in there:
+        kept = {by: getattr(worth, by) for by in CHOICES}
+        shown += [
+            Point(CHOICES[by], name, 100 * e.value, 100 * e.low, 100 * e.high, worth.choices)
+            for by, e in kept.items()
+            if e is not None
+        ]
+        gain = "n/a" if worth.gain is None else points(worth.gain)
+        number = _number(worth) if worth.choices else "n/a"
+        rows.append([name, number, *map(estimate, kept.values()), gain, auroc(worth.auroc)])
+    heads = ["run", "images a prompt", *CHOICES.values(), "own less lot (points)", "AUROC"]
+    return Figure(
+        name="selection",
+        title="What does choosing by its own verdict bring?",
+        about="How often the image that is chosen of a prompt's is right: by lot, the one with "
+        "the highest probability of the model's own, or by the outside judge itself, which is the "
+        "most that any choice could reach. Means over categories with 95 % intervals over prompts. "
+        "A fix teaches a model to draw what it would choose, so own less lot is about what it can "
+        "add. AUROC: how often a right image has a higher probability than a wrong one; 0.5 is "
+        "chance.",
+        table=(heads, rows),
+        columns=("chosen", "run", "right (%)"),
+        points=shown,
+        plot=intervals(shown, "the chosen image is right (%)") if shown else None,
+    )
+
+
+def _confidence(there: Sequence[tuple[str, Verification]]) -> Figure:
+    shown: list[Point] = []
+    rows: list[list[Cell]] = []
+    for name, worth in there:
+        for each in worth.confidence:
+            told, images = _right(each)
+            at, right, low, high = (
+                100 * v for v in (each.expected, each.value, each.low, each.high)
+            )
+            rows.append([name, f"{at:.1f}", (told, f"({images} images)")])
+            if each.images >= FEWEST:
+                shown.append(Point(at, name, right, low, high, each.images))
+    across, up = "how sure the model is (%)", "its verdict is right (%)"
+    return Figure(
+        name="confidence",
+        title="Is it right more often when it is sure?",
+        about="How often own verdict and outside judge agree, by the probability of the verdict "
+        f"that was given, in fifths from 50 %; those of fewer than {FEWEST} images are left out of "
+        "the plot. The numbers are images.",
+        table=(["run", across, up], rows),
+        columns=(across, "run", up),
+        points=shown,
+        plot=curves(shown, across, up) if len(shown) > 1 else None,
+    )
