@@ -90,12 +90,11 @@ def _chosen(there: Sequence[tuple[str, Verification]]) -> Figure:
     return Figure(
         name="selection",
         title="What does choosing by its own verdict bring?",
-        about="How often the image that is chosen of a prompt's is right: by lot, the one with "
-        "the highest probability of the model's own, or by the outside judge itself, which is the "
-        "most that any choice could reach. Means over categories with 95 % intervals over prompts. "
-        "A fix teaches a model to draw what it would choose, so own less lot is about what it can "
-        "add. AUROC: how often a right image has a higher probability than a wrong one; 0.5 is "
-        "chance.",
+        about="How often the chosen image of a prompt is right: one taken by lot, the one to which "
+        "the model itself gives the highest probability, or the outside judge's own choice, which "
+        "none can beat. Means over categories with 95 % intervals over prompts. A fix teaches a "
+        "model to draw what it would choose, so own less lot is about what it can add. AUROC: how "
+        "often a right image has a higher probability than a wrong one; 0.5 is chance.",
         table=(heads, rows),
         columns=("chosen", "run", "right (%)"),
         points=shown,
