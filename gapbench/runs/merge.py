@@ -31,7 +31,7 @@ def merge(runs: Sequence[str | Path], out: str | Path = "runs") -> Run:
     Records that are there already are not added again, so the same call again changes nothing.
     Memory holds a number for each record. Raises GapbenchError, before anything is written, for
     runs of another model, recipe, seed or version of a package, task or judge, and for a shard that
-    is missing, or there twice.
+    is missing, or there twice, or a damaged record.
     """
     places = {path.resolve(): path for path in map(find_run, runs)}
     sources = [RunFolder.open(path) for path in places.values()]
@@ -42,6 +42,10 @@ def merge(runs: Sequence[str | Path], out: str | Path = "runs") -> Run:
     there = [RunFolder.open(path)] if (path / "run.json").exists() else []
     _check_alike([*there, *sources])
     plans = _plans([*there, *sources])
+    for source in sources:  # a damaged line is told before anything is written
+        for kind in (Generation, Refusal, Verdict):
+            for _ in source.each(kind):
+                pass
     about = {k: v for k, v in meta.items() if k not in ("format", "model", "identity")}
     folder = RunFolder.create(out, meta["model"], meta["identity"], about, changed)
     with folder.lock(), saying_how_to_resume(path):

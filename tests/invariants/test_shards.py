@@ -131,6 +131,9 @@ def test_what_does_not_fit_is_said(
 ) -> None:
     first, second, third = (str(shard.path) for shard in shards)
     twice, half = tmp_path / "twice", run(tmp_path, "1/2", limit=4).path
+    damaged = Path(shutil.copytree(third, tmp_path / "damaged"))
+    with (damaged / "verdicts.jsonl").open("r+") as file:
+        file.write("[")  # in the place of the first line's brace
     shutil.copytree(first, twice)
     other = gapbench.run("janus-mini", "shapes/position", limit=1, samples=1, out=tmp_path)
     to = ("--out", str(tmp_path / "m"))
@@ -140,6 +143,7 @@ def test_what_does_not_fit_is_said(
         (("merge", first, second, str(fewer)), "other shards were asked otherwise (prompts"),
         (("merge", first, second, third, str(twice)), "are both shard 1/3; name one"),
         (("merge", first, str(other.path)), "the model is janus-mini, not stub as in"),
+        (("merge", first, second, str(damaged)), "verdicts.jsonl:1: "),
         (("merge", str(half)), "2/2: 1 of 2 shards missing"),
         (("merge", str(tmp_path / "no")), "is not there"),
         (("submit", first, "--contact", "me"), "is shard 1/3 of a run; join all shards"),

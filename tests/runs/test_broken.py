@@ -71,6 +71,18 @@ def test_a_record_of_another_form(
         assert str(folder) in said
 
 
+@pytest.mark.parametrize("line", ["[1, 2]", "7", "null", '"verdict"'])
+def test_a_line_that_is_no_record(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str
+) -> None:
+    folder = Path(shutil.copytree(run.path, tmp_path / "run"))
+    file = folder / "verdicts.jsonl"
+    file.write_text(f"{line}\n{file.read_text()}")
+    said = tell(capsys, "show", str(folder))
+    assert said is not None
+    assert f"{file}:1: broken record (it is no JSON object)" in said
+
+
 def test_another_ones_words_do_not_command_the_terminal(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
