@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,9 +44,8 @@ def merge(runs: Sequence[str | Path], out: str | Path = "runs") -> Run:
     _check_alike([*there, *sources])
     plans = _plans([*there, *sources])
     for source in sources:  # a damaged line is told before anything is written
-        for kind in (Generation, Refusal, Verdict):
-            for _ in source.each(kind):
-                pass
+        every = chain(source.each(Generation), source.each(Refusal), source.each(Verdict))
+        deque(every, maxlen=0)
     about = {k: v for k, v in meta.items() if k not in ("format", "model", "identity")}
     folder = RunFolder.create(out, meta["model"], meta["identity"], about, changed)
     with folder.lock(), saying_how_to_resume(path):
