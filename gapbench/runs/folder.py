@@ -315,8 +315,6 @@ class RunFolder:
         names = {field.name for field in fields(kind)}
 
         def record(raw: Any) -> R:
-            if not isinstance(raw, dict):
-                raise ValueError("it is no JSON object")
             values = without_checksum(raw)
             if set(values) != names:
                 raise ValueError(f"keys {sorted(set(values) ^ names)} are missing or unknown")
