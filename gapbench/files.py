@@ -153,7 +153,7 @@ def read_lines(file: Path, record: Callable[[Any], T]) -> Iterator[T]:
     """What `record` makes of each line of JSON, one at a time; a last line that a crash tore is
     left out, and no file is no lines.
 
-    Raises GapbenchError naming the file where it cannot be read, and the line that is no object, or
+    Raises GapbenchError naming the file where it cannot be read, and the line that is not JSON, or
     of which `record` raises ValueError or TypeError.
     """
     try:
@@ -162,9 +162,7 @@ def read_lines(file: Path, record: Callable[[Any], T]) -> Iterator[T]:
                 if not line.endswith(b"\n"):
                     return
                 try:
-                    if not isinstance(raw := json.loads(line), dict):
-                        raise ValueError("it is no JSON object")
-                    made = record(raw)
+                    made = record(json.loads(line))
                 except (ValueError, TypeError, RecursionError) as error:
                     raise GapbenchError(
                         f"{file}:{number}: broken record ({error}); delete the line and run the "

@@ -97,10 +97,8 @@ class _Meta(BaseModel, strict=True):
 
 
 class RunFolder:
-    """One run's files.
-
-    `create` opens a folder for an identity, `open` one that exists. Methods raise GapbenchError
-    where something cannot be written."""
+    """One run's files: `create` opens a folder for an identity, `open` one that exists. Methods
+    raise GapbenchError where something cannot be written."""
 
     def __init__(self, path: Path, meta: dict[str, Any]) -> None:
         self.path, self.meta = path, meta
@@ -316,6 +314,8 @@ class RunFolder:
 
         def record(raw: Any) -> R:
             values = without_checksum(raw)
+            if not isinstance(values, dict):
+                raise ValueError("it is no JSON object")
             if set(values) != names:
                 raise ValueError(f"keys {sorted(set(values) ^ names)} are missing or unknown")
             if values.get("verdict") not in (0, 1, None):
