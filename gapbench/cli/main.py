@@ -18,6 +18,7 @@ import typer
 from gapbench.cli import catalog, compare, explain, fix, init, leaderboard, lm_eval, report, runs
 from gapbench.cli.options import Command, Judge, ReportTo, RunPath, TableForm, command
 from gapbench.cli.terminal import QUIET, console
+from gapbench.fetch import libraries
 from gapbench.fetch.libraries import go_offline, quiet
 from gapbench.runs.settings import Offline, Part, RunSettings
 from gapbench.types import STOPS, GapbenchError, Interrupted, counted, printable
@@ -122,7 +123,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
 )  # fmt: skip
 for function in COMMANDS:
     app.command(cls=Command)(command(function))
-ANYWHERE: Final = ("--traceback", "--quiet", "-q")
+ANYWHERE: Final = ("--traceback", "--quiet", "-q", "--allow-http")
 """The program's options that may also stand after a command."""
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer gives it no public name
 
@@ -139,10 +140,12 @@ def _version(asked: bool) -> None:
 def options(
     traceback: Annotated[bool, typer.Option("--traceback", help="Print errors whole, with Python's traceback. May stand anywhere.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only results: no progress and no advice. May stand anywhere.")] = False,
+    allow_http: Annotated[bool, typer.Option("--allow-http", help="Send images, and the key, to servers on other machines by plain http. May stand anywhere.")] = False,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")] = False,  # noqa: ARG001
 ) -> None:  # fmt: skip
     """Measure the gap between what a unified multimodal model can generate and what it understands."""
     QUIET.set(quiet)
+    libraries.allow_http(allow_http)
     if traceback:
         import logging
 

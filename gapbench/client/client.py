@@ -25,11 +25,11 @@ import httpx
 import tenacity
 from PIL import Image
 
+from gapbench.client.addresses import KEYS, Addresses
 from gapbench.client.replies import Reply, read
-from gapbench.fetch.http import is_loopback, open_client
+from gapbench.fetch.http import open_client
 from gapbench.types import Answer, Failure, GapbenchError, Unfinished
 
-KEYS: Final = ("GAPBENCH_SERVER_KEY", "OPENAI_API_KEY")
 LOGPROBS: Final = {"logprobs": True, "top_logprobs": 20}
 MAX_TOKENS: Final = 64
 OURS: Final = ("model", "messages", "n", "stream")
@@ -46,15 +46,18 @@ T = TypeVar("T")
 
 
 class Client:
-    """A model behind `BASE_URL#MODEL?KEY=VALUE&...`, asked `concurrency` requests at a time.
+    """A model behind `BASE_URL[,BASE_URL...]#MODEL?KEY=VALUE&...`, each address asked `concurrency`
+    requests at a time.
 
-    The key comes from GAPBENCH_SERVER_KEY or OPENAI_API_KEY and goes to that address alone.
+    The key comes from GAPBENCH_SERVER_KEY or OPENAI_API_KEY and goes to these addresses alone. All
+    of them serve the same; the first, `url`, stands for them. One that fails rests while the others
+    are asked.
     `timeout` is seconds a request, all in all; `attempts` of it are made, `pause` seconds before
     the second, doubled for each further one. `concurrency`, `timeout` and `attempts` may stand
     after the `?`; all else there are `fields` of a chat request, such as max_tokens. `largest`
     bounds the bytes of a reply. `served` is what the server calls the model, once it has said so.
-    Raises GapbenchError for an address that is neither https nor this machine, and for options that
-    cannot be used.
+    Raises GapbenchError for an address that is not taken (`Addresses`), and for options that cannot
+    be used.
     """
 
     def __init__(
@@ -69,7 +72,8 @@ class Client:
         largest: int = LARGEST,
     ) -> None:
         base, _, named = argument.partition("#")
-        self.url = _checked(base, kind)
+        self._addresses = Addresses(base, kind)
+        self.url, *_ = self._addresses.urls
         self.model, _, query = named.partition("?")
         if not self.model:
             raise GapbenchError(
@@ -79,7 +83,9 @@ class Client:
         self._who = f"{kind} {self.name}"
         options = {"concurrency": concurrency, "timeout": timeout, "attempts": attempts}
         self.fields = _fields(self._who, query, options)
-        self.concurrency, self._attempts = int(options["concurrency"]), int(options["attempts"])
+        addresses = len(self._addresses.urls)
+        self.concurrency = int(options["concurrency"]) * addresses
+        self._attempts = int(options["attempts"]) * addresses
         self._timeout, self._pause, self._largest = options["timeout"], pause, largest
         self._key = next((value for name in KEYS if (value := os.environ.get(name))), "").strip()
         if not (self._key.isascii() and self._key.isprintable()):
@@ -89,7 +95,7 @@ class Client:
         self._secret = re.compile("".join(signs), re.IGNORECASE) if self._key else None
         self.served: str | None = None
         self._refused: frozenset[str] | None = None
-        self._http: httpx.Client | None = None
+        self._http: dict[str, httpx.Client] = {}
 
     @property
     def max_tokens(self) -> int:
@@ -100,14 +106,15 @@ class Client:
         return int(said[0]) if said else MAX_TOKENS
 
     def reach(self) -> None:
-        """Raises GapbenchError where there is no server at the address."""
-        try:
-            with self._connect().stream("GET", self.url + "/models", timeout=10):
-                pass  # whatever it says: it is there
-        except AWAY as error:
-            raise self._away(error) from error
-        except httpx.TransportError:
-            pass
+        """Raises GapbenchError where there is no server at an address."""
+        for url in self._addresses.urls:
+            try:
+                with self._connect(url).stream("GET", url + "/models", timeout=10):
+                    pass  # whatever it says: it is there
+            except AWAY as error:
+                raise self._away(url, error) from error
+            except httpx.TransportError:
+                pass
 
     def rows(self, calls: Sequence[Callable[[threading.Event], T | Failure]]) -> list[T]:
         """What each call returns, in order.
@@ -115,7 +122,8 @@ class Client:
         A call is given an event; when it is set, no further attempt is worth a wait. Raises
         Unfinished where calls fail: one that raises GapbenchError ends the others.
         """
-        self._connect()
+        for url in self._addresses.urls:
+            self._connect(url)
         stop = threading.Event()
         pool = ThreadPoolExecutor(self.concurrency)
         fatal: list[GapbenchError] = []
@@ -153,9 +161,9 @@ class Client:
         return list(done.values())
 
     def close(self) -> None:
-        if self._http is not None:
-            self._http.close()
-        self._http = None
+        for each in self._http.values():
+            each.close()
+        self._http = {}
 
     def chat(
         self,
@@ -233,25 +241,38 @@ class Client:
         said = reply.body.get("model") if isinstance(reply.body, dict) else None
         return said[:200] if isinstance(said, str) and said else self.served
 
-    def _connect(self) -> httpx.Client:
-        if self._http is None:
+    def _connect(self, url: str) -> httpx.Client:
+        if url not in self._http:
             headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-            self._http = open_client(
-                httpx.URL(self.url),
+            self._http[url] = open_client(
+                httpx.URL(url),
                 # No compression: a small reply cannot unpack to a large one.
                 headers={**headers, "Accept-Encoding": "identity"},
                 timeout=self._timeout,
                 limits=httpx.Limits(max_connections=self.concurrency),
             )
-        return self._http
+        return self._http[url]
 
     def _send(self, path: str, payload: dict[str, Any], stop: threading.Event) -> Reply | Failure:
         """The reply, or why there is none after all attempts."""
         doubled = tenacity.wait_exponential(self._pause)
+        last = self.url
+
+        def post() -> Reply:
+            nonlocal last
+            with self._addresses.taken() as last:
+                reply = self._post(last, path, payload)
+            if not reply.trouble:
+                self._addresses.fine(last)
+            return reply
+
+        def pause(tried: tenacity.RetryCallState) -> float:
+            return self._addresses.rest(last, _wait(tried, doubled(tried)), LONGEST_PAUSE)
+
         asking = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(httpx.TransportError)
             | tenacity.retry_if_result(lambda reply: reply.trouble and reply.status != 402),
-            wait=lambda tried: _wait(tried, doubled(tried)),
+            wait=pause,
             # The pause is made here: the event ends it, and no further attempt is made.
             stop=lambda tried: (
                 tried.attempt_number == self._attempts or stop.wait(tried.upcoming_sleep)
@@ -259,13 +280,13 @@ class Client:
             sleep=lambda _seconds: None,
         )
         try:
-            reply = asking(self._post, path, payload)
+            reply = asking(post)
         except tenacity.RetryError as over:
             error = over.last_attempt.exception()
             if error is None:
                 reason = over.last_attempt.result().trouble
             elif isinstance(error, AWAY):
-                raise self._away(error) from error
+                raise self._away(last, error) from error
             elif isinstance(error, httpx.TimeoutException):
                 reason = f"the server did not answer within {self._timeout:g} s"
             else:
@@ -275,19 +296,19 @@ class Client:
             return Failure(f"{reply.trouble}: {reply.short()}")
         return reply
 
-    def _away(self, error: BaseException) -> GapbenchError:
+    def _away(self, url: str, error: BaseException) -> GapbenchError:
         return GapbenchError(
-            f"{self._who}: {self.url} cannot be reached: the connection failed "
+            f"{self._who}: {url} cannot be reached: the connection failed "
             f"({self._told(error)}); start the server and run the same command again"
         )
 
     def _told(self, error: BaseException) -> str:
         return self._clean(str(error)) or type(error).__name__
 
-    def _post(self, path: str, payload: dict[str, Any]) -> Reply:
+    def _post(self, url: str, path: str, payload: dict[str, Any]) -> Reply:
         """One request. The time-out bounds it whole: a server may also trickle for ever."""
         deadline, body = time.monotonic() + self._timeout, bytearray()
-        with self._connect().stream("POST", self.url + path, json=payload) as response:
+        with self._connect(url).stream("POST", url + path, json=payload) as response:
             for piece in response.iter_raw():
                 body += piece
                 if len(body) > self._largest:
@@ -335,28 +356,6 @@ def _fields(who: str, query: str, options: dict[str, float]) -> dict[str, Any]:
     if ours := [name for name in OURS if name in fields]:
         raise GapbenchError(f"{who}: gapbench sets {ours[0]} in each request; take it out")
     return fields
-
-
-def _checked(base: str, kind: str) -> str:
-    """The address without its last slash. Raises GapbenchError where it is not one to send to."""
-    try:
-        url = httpx.URL(base.rstrip("/"))
-        fine = url.scheme in {"http", "https"} and url.host and not (url.query or url.fragment)
-    except httpx.InvalidURL:
-        fine = False
-    if not fine:
-        raise GapbenchError(
-            f"{kind} server: {base.rpartition('@')[2]!r} is no address; use --{kind} "
-            "server:https://HOST/v1#MODEL"
-        )
-    if url.userinfo:
-        raise GapbenchError(f"{kind} server: take the key out of the address and set {KEYS[0]}")
-    if url.scheme != "https" and not is_loopback(url.host):
-        raise GapbenchError(
-            f"{kind} server: {url.host} is another machine, so the address must be https; images "
-            "and the key would travel in the clear"
-        )
-    return str(url)
 
 
 def _named(text: str, names: set[str]) -> set[str] | None:

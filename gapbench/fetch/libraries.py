@@ -16,6 +16,17 @@ def is_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE") == "1"
 
 
+def allow_http(allowed: bool) -> None:
+    """Let clients send to other machines by plain http, in this process and those it starts."""
+    if allowed:
+        os.environ["GAPBENCH_ALLOW_HTTP"] = "1"
+
+
+def may_use_http() -> bool:
+    """Whether plain http to other machines was allowed."""
+    return os.environ.get("GAPBENCH_ALLOW_HTTP") == "1"
+
+
 def quiet() -> None:
     """Keep libraries' chatter out of the progress bars."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

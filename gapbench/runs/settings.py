@@ -41,7 +41,9 @@ def names(given: str | Sequence[Any]) -> list[Any]:
     """A list, which may be given as text with commas."""
     if not isinstance(given, Sequence):
         raise ValueError(f"must be a list with commas, not {given!r}")
-    listed = [n.strip() for n in given.split(",")] if isinstance(given, str) else list(given)
+    # The addresses of one server are joined by commas too.
+    apart = re.split(",(?!https?://)", given) if isinstance(given, str) else None
+    listed = list(given) if apart is None else [name.strip() for name in apart]
     if "" in listed or len(set(listed)) < len(listed):
         raise ValueError(f"must be a list with commas, each item once, not {given!r}")
     return listed

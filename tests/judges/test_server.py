@@ -8,13 +8,16 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from here import end
 from PIL import Image
 from servers import Handler, Server
 
 from gapbench.judges.server import ServerJudge
+from gapbench.runs.settings import names
 from gapbench.types import Answer, Failure, GapbenchError, Prompt, Unfinished
 from gapbench.verdict import READ
 
@@ -455,8 +458,12 @@ def test_a_server_that_is_not_there_is_an_error(server: Judging) -> None:
         ("http://#m", "no address"),
         ("https://h/v1?key=x#m", "no address"),
         ("https://user:secret@host/v1#m", "take the key out"),
-        ("http://example.org/v1#m", "must be https"),
-        ("http://127.0.0.1.example.org/v1#m", "must be https"),
+        ("http://example.org/v1#m", "travel in the clear; use https, or --allow-http"),
+        ("http://127.0.0.1.example.org/v1#m", "travel in the clear"),
+        ("https://a/v1,http://example.org/v1#m", "example.org is another machine"),
+        ("https://a/v1,https://a/v1/#m", "https://a/v1 is given twice"),
+        ("https://a/v1,#m", "no address"),
+        ("https://a/v1,https://user:secret@host/v1#m", "take the key out"),
         ("http://localhost:8000/v1", "an address and a model"),
         ("http://localhost:8000/v1#", "an address and a model"),
     ],
@@ -473,6 +480,115 @@ def test_addresses_that_are_taken() -> None:
         assert first.url == f"{base}/chat/completions"
         assert first.fingerprint == second.fingerprint
         assert first.fingerprint != ServerJudge(f"{base}#b/m").fingerprint
+
+
+def test_plain_http_to_another_machine_is_taken_where_it_was_allowed(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GAPBENCH_ALLOW_HTTP", "")  # so that it is as before after this test
+    judge = "server:http://node.invalid:8000/v1#m"
+    command = ("run", "--limit", "1", "--samples", "1", "--judge", judge, "--dry-run")
+    code, _, said = end(capfd, *command)
+    assert (code, "--allow-http in a network that you trust" in said) == (2, True)
+    code, out, said = end(capfd, *command, "--allow-http")
+    assert code is None, said
+    assert "outside verdicts" in out
+
+
+class Several:
+    """Servers that serve one model, and a judge behind all of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, stack: ExitStack, number: int) -> None:
+        self.servers = [Judging() for _ in range(number)]
+        for server in self.servers:
+            server.play = self.play
+            stack.enter_context(server.serving(monkeypatch))
+
+    def play(self, handler: Handler, asked: dict[str, Any]) -> None:
+        handler.say(f"The score is {int(asked_text(asked).startswith('yes'))}.")
+
+    def judge(self, **more: Any) -> ServerJudge:
+        options = {"pause": 0.01, "timeout": 5.0, "attempts": 2, **more}
+        addresses = [f"http://127.0.0.1:{server.server_port}/v1" for server in self.servers]
+        return ServerJudge(f"{','.join(addresses)}#m", **options)
+
+
+@pytest.fixture
+def several(monkeypatch: pytest.MonkeyPatch) -> Iterator[Several]:
+    with ExitStack() as stack:
+        yield Several(monkeypatch, stack, 3)
+
+
+TEXTS = [f"{'yes' if i % 3 else 'no'} {i}" for i in range(48)]
+VERDICTS = [int(i % 3 > 0) for i in range(48)]
+
+
+def test_requests_are_spread_over_servers_of_one_model(several: Several) -> None:
+    judge = several.judge(concurrency=4)
+    assert judge.batches.first == 12
+    answers = ask(judge, *TEXTS)
+    assert [answer.verdict for answer in answers] == VERDICTS
+    asked = [len(server.asked) for server in several.servers]
+    assert sum(asked) == 48
+    assert min(asked) >= 8
+
+
+def test_a_slow_server_gets_less_than_a_fast_one(several: Several) -> None:
+    def slow(handler: Handler, asked: dict[str, Any]) -> None:
+        time.sleep(0.2)
+        several.play(handler, asked)
+
+    several.servers[0].play = slow
+    answers = ask(several.judge(concurrency=2), *TEXTS)
+    assert [answer.verdict for answer in answers] == VERDICTS
+    first, *others = [len(server.asked) for server in several.servers]
+    assert first < min(others)
+
+
+@pytest.mark.parametrize("fault", ["gone", "busy", "wrong"])
+def test_what_one_server_does_not_answer_the_others_do(several: Several, fault: str) -> None:
+    def busy(handler: Handler, asked: dict[str, Any]) -> None:
+        handler.send("busy", 503)
+
+    def wrong(handler: Handler, asked: dict[str, Any]) -> None:
+        handler.connection.close()
+
+    bad = several.servers[1]
+    if fault == "gone":
+        bad.shutdown()
+        bad.server_close()
+    else:
+        bad.play = busy if fault == "busy" else wrong
+    answers = ask(several.judge(concurrency=2, pause=0.05), *TEXTS)
+    assert [answer.verdict for answer in answers] == VERDICTS
+    assert len(bad.asked) <= 8  # it rests longer each time
+
+
+def test_before_a_run_every_address_has_to_be_there(several: Several) -> None:
+    several.judge().check_ready()
+    gone = several.servers[2]
+    gone.shutdown()
+    gone.server_close()
+    with pytest.raises(GapbenchError, match=f"127.0.0.1:{gone.server_port}/v1 cannot be reached"):
+        several.judge().check_ready()
+
+
+def test_if_all_are_away_that_is_said(several: Several) -> None:
+    for server in several.servers:
+        server.shutdown()
+        server.server_close()
+    with pytest.raises(GapbenchError, match="cannot be reached"):
+        ask(several.judge(), "yes")
+
+
+def test_another_server_of_the_model_changes_no_fingerprint() -> None:
+    one = ServerJudge("https://a.org/v1#m")
+    more = ServerJudge("https://a.org/v1,https://b.org/v1,https://c.org/v1#m")
+    assert one.fingerprint == more.fingerprint
+    assert one.fingerprint != ServerJudge("https://b.org/v1,https://a.org/v1#m").fingerprint
+    assert names("pixel,server:https://a.org/v1,https://b.org/v1#m,clip") == [
+        "pixel", "server:https://a.org/v1,https://b.org/v1#m", "clip",
+    ]  # fmt: skip
 
 
 def test_the_cost_is_told_without_asking() -> None:
