@@ -19,7 +19,12 @@ from gapbench.metrics.intervals import Contrast, Figure, Floats, figure, ratio
 from gapbench.metrics.rates import UNIT, clustered
 
 BINS: Final = 5
-CHOICES: Final = {"random": "by lot", "own": "by its own verdict", "judge": "by the judge"}
+CHOICES: Final = {
+    "random": "by lot",
+    "own": "by its own verdict",
+    "again": "again until it accepts",
+    "judge": "by the judge",
+}
 """How an image of a prompt's is chosen, by the fields of Verification."""
 
 
@@ -30,10 +35,12 @@ class Verification:
     auroc: the probability that a right image has a higher score than a wrong one, ties half.
     confidence: how often the own verdict agrees with the outside judge, by max(p_yes, 1 - p_yes) in
       fifths from 0.5 to 1, empty ones left out; `expected` is the mean confidence of a bin.
-    random, own, judge: the share of prompts for which one of its images is right: one drawn by lot
-      (its expectation), the one with the highest score (by lot among equals), and any; gain is own
-      less random. Means over categories of the prompts that have several images, which are
-      `choices`, with `fewest` to `most` images each.
+    random, own, again, judge: the share of prompts for which one of its images is right: one drawn
+      by lot (its expectation), the one with the highest score (by lot among equals), the first that
+      is accepted if they are drawn one after the other (the one with the highest score where none
+      is), which takes `again_images` a prompt, and any; gain is own less random. Means over
+      categories of the prompts that have several images, which are `choices`, with `fewest` to
+      `most` images each.
     """
 
     images: int
@@ -45,6 +52,8 @@ class Verification:
     most: int
     random: Estimate | None
     own: Estimate | None
+    again: Estimate | None
+    again_images: float | None
     judge: Estimate | None
     gain: Estimate | None
 
@@ -74,7 +83,8 @@ def verification(frame: pd.DataFrame) -> Verification | None:
         fewest=int(sizes.min()) if len(sizes) else 0,
         most=int(sizes.max()) if len(sizes) else 0,
         gain=gain,
-        **{name: _estimate(chosen.get(name)) for name in ("random", "own", "judge")},
+        again_images=_cost(several) if len(several) else None,
+        **{name: _estimate(chosen.get(name)) for name in CHOICES},
     )
 
 
@@ -150,12 +160,23 @@ def _choices(rows: pd.DataFrame) -> dict[str, Figure]:
     by = [*UNIT, "prompt"]
     prompts = rows.groupby(by, observed=True)
     best = rows[rows["held"] == prompts["held"].transform("max")]
+    own = best.groupby(by, observed=True)["outside"].mean()
+    accepted = rows[rows["own"] == 1].groupby(by, observed=True)["outside"].mean()
     kept = {
         "random": prompts["outside"].mean(),
-        "own": best.groupby(by, observed=True)["outside"].mean(),
+        "own": own,
+        "again": accepted.reindex(own.index).fillna(own),
         "judge": prompts["outside"].max(),
     }
     return {name: _share(values.astype(float)) for name, values in kept.items()}
+
+
+def _cost(rows: pd.DataFrame) -> float:
+    """The images that a prompt takes until one is accepted, a mean over categories: of n in an
+    order by lot the first of a accepted ones is the (n + 1) / (a + 1)-th."""
+    counts = rows.groupby([*UNIT, "prompt"], observed=True)["own"].agg(["size", "sum"])
+    drawn = ((counts["size"] + 1) / (counts["sum"] + 1)).where(counts["sum"] > 0, counts["size"])
+    return float(drawn.groupby(level=UNIT[:2], observed=True).mean().mean())
 
 
 def _share(values: pd.Series[float]) -> Figure:

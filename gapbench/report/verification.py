@@ -33,8 +33,10 @@ def show(worth: Verification | None, judge: str, screen: Console) -> None:
         screen.print(_table(["own verdict", "right", "images"], rows))
         screen.print()
     if worth.gain is not None:
-        rows = [[how, estimate(getattr(worth, by))] for by, how in CHOICES.items()]
-        screen.print(_table([f"one of {_number(worth)} images, chosen", "right"], rows))
+        rows = [
+            [how, estimate(getattr(worth, by)), _images(worth, by)] for by, how in CHOICES.items()
+        ]
+        screen.print(_table([f"one of {_number(worth)} images, chosen", "right", "images"], rows))
         screen.print(f"\n{prediction(worth)}\n")
 
 
@@ -68,6 +70,12 @@ def figures(names: Sequence[str], worths: Sequence[Verification | None]) -> list
     return made
 
 
+def _images(worth: Verification, by: str) -> str:
+    """How many images of a prompt a choice takes."""
+    again = worth.again_images or 0.0
+    return {"random": "1", "again": f"{again:.1f}"}.get(by, _number(worth))
+
+
 def _number(worth: Verification) -> str:
     several = worth.fewest != worth.most
     return f"{worth.fewest} to {worth.most}" if several else str(worth.most)
@@ -85,16 +93,22 @@ def _chosen(there: Sequence[tuple[str, Verification]]) -> Figure:
         ]
         gain = "n/a" if worth.gain is None else points(worth.gain)
         number = _number(worth) if worth.choices else "n/a"
-        rows.append([name, number, *map(estimate, kept.values()), gain, auroc(worth.auroc)])
-    heads = ["run", "images a prompt", *CHOICES.values(), "own less lot (points)", "AUROC"]
+        again = "n/a" if worth.again_images is None else f"{worth.again_images:.1f}"
+        told = [*map(estimate, kept.values()), again, gain, auroc(worth.auroc)]
+        rows.append([name, number, *told])
+    heads = [
+        "run", "images a prompt", *CHOICES.values(), "images until it accepts",
+        "own less lot (points)", "AUROC",
+    ]  # fmt: skip
     return Figure(
         name="selection",
         title="What does choosing by its own verdict bring?",
         about="How often the chosen image of a prompt is right: one taken by lot, the one to which "
-        "the model itself gives the highest probability, or the outside judge's own choice, which "
-        "none can beat. Means over categories with 95 % intervals over prompts. A fix teaches a "
-        "model to draw what it would choose, so own less lot is about what it can add. AUROC: how "
-        "often a right image has a higher probability than a wrong one; 0.5 is chance.",
+        "the model itself gives the highest probability, the first that it accepts if it draws one "
+        "after the other, or the outside judge's own choice, which none can beat. Means over "
+        "categories with 95 % intervals over prompts. A fix teaches a model to draw what it would "
+        "choose, so own less lot is about what it can add. AUROC: how often a right image has a "
+        "higher probability than a wrong one; 0.5 is chance.",
         table=(heads, rows),
         columns=("chosen", "run", "right (%)"),
         points=shown,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gapbench.metrics.verification import Verification, prediction, record, verification
+from gapbench.metrics.verification import CHOICES, Verification, prediction, record, verification
 
 NAN = math.nan
 Row = dict[str, Any]
@@ -53,6 +55,14 @@ def numbers(told: Any) -> list[float]:
     return [-1.0 if told is None else float(told)]
 
 
+def first_accepted(order: Sequence[Row], best: Sequence[Row]) -> tuple[float, int]:
+    """(whether it is right, how many were drawn) of the first image that is accepted."""
+    for drawn, row in enumerate(order, 1):
+        if row["own"]:
+            return row["outside"], drawn
+    return sum(r["outside"] for r in best) / len(best), len(order)
+
+
 @given(frames())
 def test_figures_are_those_of_plain_loops(frame: pd.DataFrame) -> None:
     rows = [
@@ -88,11 +98,17 @@ def test_figures_are_those_of_plain_loops(frame: pd.DataFrame) -> None:
         if len(mine) < 2:
             continue
         best = [row for row in mine if row["p_yes"] == max(r["p_yes"] for r in mine)]
-        told = means.setdefault(mine[0]["category"], {"random": [], "own": [], "judge": []})
+        told = means.setdefault(mine[0]["category"], {name: [] for name in (*CHOICES, "images")})
         told["random"].append(sum(r["outside"] for r in mine) / len(mine))
         told["own"].append(sum(r["outside"] for r in best) / len(best))
+        orders = [first_accepted(order, best) for order in permutations(mine)]
+        told["again"].append(sum(right for right, _ in orders) / len(orders))
+        told["images"].append(sum(drawn for _, drawn in orders) / len(orders))
         told["judge"].append(max(r["outside"] for r in mine))
-    for by in ("random", "own", "judge"):
+    if means:
+        drawn = [sum(told["images"]) / len(told["images"]) for told in means.values()]
+        assert made.again_images == pytest.approx(sum(drawn) / len(drawn))
+    for by in CHOICES:
         mine = [sum(told[by]) / len(told[by]) for told in means.values()]
         found = getattr(made, by)
         if not mine:
