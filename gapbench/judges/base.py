@@ -106,6 +106,15 @@ class Judge:
         """Free weights and device memory, if it has any."""
 
 
+def with_meaning(prompt: Prompt) -> str:
+    """The task's question, with what its text means where the requirement has an `Explanation`: it
+    names by what one has to know (WISE)."""
+    meaning = prompt.requirement.get("Explanation")
+    if not isinstance(meaning, str):
+        return prompt.question
+    return prompt.question.replace(prompt.text, f"{prompt.text} ({meaning.strip().rstrip('.')})", 1)
+
+
 def check_answer(row: Answer) -> None:
     """Raises ValueError for what is no Answer with numbers in their ranges."""
     if not isinstance(row, Answer):

@@ -12,7 +12,7 @@ from typing import Any, Final
 from PIL import Image
 
 from gapbench.client.client import LOGPROBS, Client
-from gapbench.judges.base import Judge
+from gapbench.judges.base import Judge, with_meaning
 from gapbench.models.base import Batches
 from gapbench.types import Answer, Prompt
 from gapbench.verdict import RULES
@@ -56,6 +56,10 @@ class ServerJudge(Judge):
     def check_ready(self) -> None:
         self._client.reach()
 
+    def question(self, prompt: Prompt) -> str:
+        """The task's verdict question, with the meaning of a prompt that has one."""
+        return with_meaning(prompt)
+
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
         """Answer for each (image, prompt), in order.
 
@@ -64,7 +68,7 @@ class ServerJudge(Judge):
         """
         return self._client.rows(
             [
-                partial(self._client.chat, image, prompt.question, OPTIONAL)
+                partial(self._client.chat, image, self.question(prompt), OPTIONAL)
                 for image, prompt in zip(images, prompts, strict=True)
             ]
         )

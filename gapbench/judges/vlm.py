@@ -27,7 +27,7 @@ from torch import Tensor
 
 from gapbench.fetch.hub import Checkpoint, fetch, fetch_settings, whole
 from gapbench.files import digest, first_line
-from gapbench.judges.base import Judge
+from gapbench.judges.base import Judge, with_meaning
 from gapbench.judges.weights import free_memory
 from gapbench.models import torchvision_shim
 from gapbench.models.autoregressive.answers import answer_ids, answer_logprobs
@@ -163,17 +163,17 @@ class VlmJudge(Judge):
     # -- judging ---------------------------------------------------------------------------
 
     def question(self, prompt: Prompt) -> str:
-        """The task's verdict question, word for word.
+        """The task's verdict question, word for word, with the meaning of a prompt that has one.
 
         Raises GapbenchError where it holds a token that steers this model.
         """
         for token in sorted(self.processor.tokenizer.get_added_vocab()):
-            if token.strip() and token in prompt.question:
+            if token.strip() and token in with_meaning(prompt):
                 raise GapbenchError(
                     f"task {prompt.task}, prompt {prompt.id}: it contains {token!r}, which judge "
                     f"{self.name} reads as a special token; change or remove the prompt"
                 )
-        return prompt.question
+        return with_meaning(prompt)
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
         """Answer for each (image, prompt), in order.

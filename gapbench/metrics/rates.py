@@ -13,6 +13,7 @@ from gapbench.metrics.intervals import (
     ABSTAINED,
     DENOMINATOR,
     NUMERATOR,
+    SQUARE,
     VALID,
     Floats,
     interval,
@@ -92,13 +93,14 @@ def rates(frame: pd.DataFrame) -> list[Rates]:
 
 
 def overalls(
-    frame: pd.DataFrame, groups: Mapping[str, Mapping[Literal["official", "paper"], list[str]]]
+    frame: pd.DataFrame, groups: Mapping[str, Mapping[Published, list[str] | dict[str, float]]]
 ) -> list[Rates]:
     """The overall figures as a task's authors ("official") and the paper ("paper") form them.
 
     `groups` has for each task and each of these the patterns of categories whose images are taken
-    together, such as "physics-*"; the figure is the plain mean over the groups, whatever their
-    scales. One of which a group has no score is left out. `frame` is that of `rates`.
+    together, such as "physics-*"; the figure is the mean over the groups, whatever their scales,
+    plain or with the weights that are given. One of which a group has no score is left out. `frame`
+    is that of `rates`.
     """
     if len(frame) == 0:
         return []
@@ -112,12 +114,15 @@ def overalls(
                     key: part for key, part in by_metric[metric].items()
                     if key[0] == task and part[:, VALID].any()
                 }  # fmt: skip
-                parts = [[k for k in strata if fnmatchcase(k[1], each)] for each in kinds[kind]]
+                given = kinds[kind]
+                weights = [*given.values()] if isinstance(given, dict) else [1.0] * len(given)
+                parts = [[k for k in strata if fnmatchcase(k[1], each)] for each in given]
                 if not all(parts):
                     continue
                 units = _units(metric, [scales[key] for keys in parts for key in keys])
                 joined = [np.concatenate([strata[key] for key in keys]) for keys in parts]
-                made.append(_rate(kind, task, metric, joined, ", ".join(units), True))
+                told = ", ".join(units)
+                made.append(_rate(kind, task, metric, joined, told, True, weights))
     return made
 
 
@@ -245,6 +250,13 @@ def _terms(metric: Metric, verdicts: Verdicts, asked: Mapping[str, Bools], share
     )  # fmt: skip
 
 
+def _weight(share: float) -> Floats:
+    """What the columns of a stratum are multiplied by, so that it weighs so much."""
+    columns = np.ones(ABSTAINED + 1)
+    columns[[NUMERATOR, DENOMINATOR]], columns[SQUARE] = share, share**2
+    return columns
+
+
 def _rate(
     level: Level | Published,
     name: str,
@@ -252,8 +264,13 @@ def _rate(
     strata: Sequence[Floats],
     unit: str,
     has_mean: bool,
+    weights: Sequence[float] | None = None,
 ) -> Rates:
     total = np.sum([stratum.sum(axis=0) for stratum in strata], axis=0)
+    if weights is not None:
+        # Terms and denominators alike, so that each category's own share stays.
+        shares = np.array(weights) / np.mean(weights)
+        strata = [part * _weight(share) for part, share in zip(strata, shares, strict=True)]
     value = low = high = deff = None
     prompts = 0
     if total[DENOMINATOR] > 0 and has_mean:

@@ -17,7 +17,8 @@ ANY: Final = "*"
 _CATEGORY: Final = re.compile(r"[\w-]{1,80}", re.ASCII)
 
 
-Overalls = dict[Literal["official", "paper"], list[str]]
+Overalls = dict[Literal["official", "paper"], list[str] | dict[str, float]]
+"""Patterns of categories over which a mean is taken, or such with their weights."""
 
 
 class Split(BaseModel):
@@ -55,7 +56,8 @@ class TaskFile(BaseModel):
     `datasets`, copies of the user's own with these text `columns`.
 
     `overalls` has the categories, or patterns of them, over which a benchmark's own overall figure
-    ("official") and the paper's are plain means; a pattern's images are taken together.
+    ("official") and the paper's are means, plain ones or with the weights that are given; a
+    pattern's images are taken together.
 
     `fields` maps text, id, category and requirement to the columns of somebody else's records; the
     category may be several columns, joined. The category "*" stands for every one that the records

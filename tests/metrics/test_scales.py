@@ -95,6 +95,31 @@ def test_an_official_mean_over_two_scales_is_the_authors() -> None:
     assert made.unit == "%, cosine"
 
 
+def test_an_overall_may_have_weights() -> None:
+    frame = pd.DataFrame(
+        rows("w", "a", SHARE, [1, 1, 1, 0])
+        + rows("w", "b", SHARE, [0, 0, 1])
+        + rows("w", "c", SHARE, [1])
+    )
+    categories = ["a", "b", "c"]
+
+    def overall(given: Any, kind: Any = "official") -> Rates:
+        return overalls(frame, {"w": {kind: given}})[0]
+
+    made = overall({"a": 0.4, "b": 0.12, "c": 0.48})
+    assert made.value == pytest.approx(0.4 * 3 / 4 + 0.12 / 3 + 0.48)
+    assert (made.numerator, made.denominator, made.n_prompts) == (5, 8, 8)
+    assert made.low is not None
+    assert made.high is not None
+    assert made.low < made.value < made.high
+    assert overall(dict.fromkeys(categories, 0.3)) == overall(categories)
+    # As good as alone, its interval is its own.
+    alone = overall({"a": 1 - 1e-9, "b": 1e-9 / 2, "c": 1e-9 / 2})
+    own = at(rates(frame), "category", "w/a", "generation")
+    for field in ("value", "low", "high"):
+        assert getattr(alone, field) == pytest.approx(getattr(own, field), abs=1e-6)
+
+
 def test_changes_are_told_for_each_scale() -> None:
     after = MIXED.assign(score=MIXED["score"].mask(MIXED["scale"] == SCISCORE, MIXED["score"] + 1))
     made = [c for c in changes(MIXED, after) if c.metric == "generation"]
