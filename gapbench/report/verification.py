@@ -107,8 +107,8 @@ def _chosen(there: Sequence[tuple[str, Verification]]) -> Figure:
         "the model itself gives the highest probability, the first that it accepts if it draws one "
         "after the other, or the outside judge's own choice, which none can beat. Means over "
         "categories with 95 % intervals over prompts. A fix teaches a model to draw what it would "
-        "choose, so own less lot is about what it can add. AUROC: how often a right image has a "
-        "higher probability than a wrong one; 0.5 is chance.",
+        "choose, so own less lot is about the most that it can add. AUROC: how often a right image "
+        "has a higher probability than a wrong one; 0.5 is chance.",
         table=(heads, rows),
         columns=("chosen", "run", "right (%)"),
         points=shown,
