@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from gapbench.fetch.http import is_loopback
 from gapbench.fetch.libraries import may_use_http
 from gapbench.types import GapbenchError
 
+LOG: Final = logging.getLogger("gapbench")
 KEYS: Final = ("GAPBENCH_SERVER_KEY", "OPENAI_API_KEY")
 
 
@@ -69,6 +71,8 @@ class Addresses:
             now = time.monotonic()
             failed = next(each for each in self._all if each.url == url)
             if failed.rests_until <= now:  # else it is known from another request
+                if not failed.failed:
+                    LOG.warning("%s does not answer as it should; asking the others", url)
                 failed.rests_until = now + min(most, seconds * 2**failed.failed)
                 failed.failed = min(failed.failed + 1, 20)
             return max(0.0, min(each.rests_until for each in self._all) - now)

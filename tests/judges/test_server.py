@@ -546,7 +546,9 @@ def test_a_slow_server_gets_less_than_a_fast_one(several: Several) -> None:
 
 
 @pytest.mark.parametrize("fault", ["gone", "busy", "wrong"])
-def test_what_one_server_does_not_answer_the_others_do(several: Several, fault: str) -> None:
+def test_what_one_server_does_not_answer_the_others_do(
+    several: Several, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
     def busy(handler: Handler, asked: dict[str, Any]) -> None:
         handler.send("busy", 503)
 
@@ -562,6 +564,10 @@ def test_what_one_server_does_not_answer_the_others_do(several: Several, fault: 
     answers = ask(several.judge(concurrency=2, pause=0.05), *TEXTS)
     assert [answer.verdict for answer in answers] == VERDICTS
     assert len(bad.asked) <= 8  # it rests longer each time
+    [said] = caplog.messages
+    assert said == (
+        f"http://127.0.0.1:{bad.server_port}/v1 does not answer as it should; asking the others"
+    )
 
 
 def test_before_a_run_every_address_has_to_be_there(several: Several) -> None:
