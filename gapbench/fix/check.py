@@ -125,8 +125,13 @@ def _share(verdicts: NDArray[Any]) -> str:
 
 
 def predicted(fingerprint: str) -> str:
-    """What the latest run in runs/ of the model with this fingerprint says that a fix can gain;
-    empty without a run."""
+    """What the latest run in runs/ of the model with this fingerprint says that a fix can gain, or
+    why it cannot be read; empty without a run."""
     path = run_of(fingerprint)
-    told = prediction(open_run(path).verification()) if path else ""
+    if path is None:
+        return ""
+    try:
+        told = prediction(open_run(path).verification())
+    except GapbenchError as error:  # a fix does not need it
+        return f"No prediction of what the fix can gain: {error}"
     return told and f"{path}: {told}"

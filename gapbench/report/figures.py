@@ -11,11 +11,11 @@ from gapbench.metrics.calibration import error, reliability
 from gapbench.metrics.metric import METRICS
 from gapbench.metrics.verification import verification
 from gapbench.report import tables
+from gapbench.report.bins import FEWEST, binned
 from gapbench.report.export import Figure
 from gapbench.report.latex import Cell
-from gapbench.report.plots import Point, curves, intervals, point
+from gapbench.report.plots import Point, intervals, point
 from gapbench.report.thresholds import threshold_figures
-from gapbench.report.verification import FEWEST
 from gapbench.report.verification import figures as worth
 from gapbench.runs.run import Run
 from gapbench.types import PERCENT, Rates
@@ -135,30 +135,21 @@ def _weak(runs: Sequence[Run], names: Sequence[str], judges: Sequence[str]) -> F
 
 
 def _calibration(names: Sequence[str], frames: Sequence[pd.DataFrame]) -> Figure:
-    shown: list[Point] = []
-    rows: list[list[Cell]] = []
-    for name, frame in zip(names, frames, strict=True):
-        bins = reliability(frame)
-        for b in bins:
-            at, seen, low, high = (100 * v for v in (b.expected, b.value, b.low, b.high))
-            told = f"{seen:.1f} [{low:.1f}, {high:.1f}]"
-            rows.append([name, f"{at:.1f}", (told, f"({b.images} images)")])
-            if b.images >= FEWEST:
-                shown.append(Point(at, name, seen, low, high, b.images))
-        gap = error(bins)
-        if gap is not None:
-            rows.append([name, "expected calibration error", f"{100 * gap:.1f}"])
-    across, up = "the model's own probability (%)", "the outside judge accepts (%)"
-    return Figure(
-        name="calibration",
-        title="Can the model's own probability be believed?",
-        about="How often the outside judge accepts the images that the model gives a probability, "
-        f"in ten bins, those of fewer than {FEWEST} images left out of the plot; the numbers are "
-        "images. A model that knows itself lies on the dotted line.",
-        table=(["run", across, up], rows),
-        columns=(across, "run", up),
-        points=shown,
-        plot=curves(shown, across, up) if len(shown) > 1 else None,
+    bins = {name: reliability(frame) for name, frame in zip(names, frames, strict=True)}
+    gaps = {name: error(mine) for name, mine in bins.items()}
+    return binned(
+        "calibration",
+        "Can the model's own probability be believed?",
+        "How often the outside judge accepts the images that the model gives a probability, in ten "
+        f"bins, those of fewer than {FEWEST} images left out of the plot; the numbers are images. "
+        "A model that knows itself lies on the dotted line.",
+        ("the model's own probability (%)", "the outside judge accepts (%)"),
+        bins,
+        [
+            [name, "expected calibration error", f"{100 * gap:.1f}"]
+            for name, gap in gaps.items()
+            if gap is not None
+        ],
     )
 
 

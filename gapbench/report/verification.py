@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from gapbench.metrics.verification import CHOICES, Verification, auroc, points, prediction
+from gapbench.report.bins import FEWEST, binned, in_percent
 from gapbench.report.export import Figure
 from gapbench.report.latex import Cell
-from gapbench.report.plots import Point, curves, intervals
+from gapbench.report.plots import Point, intervals
 from gapbench.report.tables import estimate
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as RichTable
-
-    from gapbench.metrics.calibration import Bin
-
-FEWEST: Final = 20
-"""Images that a point of a plot takes."""
 
 
 def show(worth: Verification | None, judge: str, screen: Console) -> None:
@@ -29,7 +25,10 @@ def show(worth: Verification | None, judge: str, screen: Console) -> None:
     screen.print(f"AUROC {auroc(worth.auroc)}: how often a right image has the higher probability")
     screen.print("of a right and a wrong one; 0.5 is chance.\n")
     if worth.confidence:
-        rows = [[f"{100 * each.expected:.0f} % sure", *_right(each)] for each in worth.confidence]
+        rows = [
+            [f"{100 * each.expected:.0f} % sure", in_percent(each), f"{each.images:,}"]
+            for each in worth.confidence
+        ]
         screen.print(_table(["own verdict", "right", "images"], rows))
         screen.print()
     if worth.gain is not None:
@@ -51,12 +50,6 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> RichTable:
     for row in rows:
         table.add_row(*map(Text, row))
     return table
-
-
-def _right(each: Bin) -> tuple[str, str]:
-    """How often verdicts of a confidence are right, in percent, and the images."""
-    right, low, high = (100 * v for v in (each.value, each.low, each.high))
-    return f"{right:.1f} [{low:.1f}, {high:.1f}]", f"{each.images:,}"
 
 
 def figures(names: Sequence[str], worths: Sequence[Verification | None]) -> list[Figure]:
@@ -117,26 +110,12 @@ def _chosen(there: Sequence[tuple[str, Verification]]) -> Figure:
 
 
 def _confidence(there: Sequence[tuple[str, Verification]]) -> Figure:
-    shown: list[Point] = []
-    rows: list[list[Cell]] = []
-    for name, worth in there:
-        for each in worth.confidence:
-            told, images = _right(each)
-            at, right, low, high = (
-                100 * v for v in (each.expected, each.value, each.low, each.high)
-            )
-            rows.append([name, f"{at:.1f}", (told, f"({images} images)")])
-            if each.images >= FEWEST:
-                shown.append(Point(at, name, right, low, high, each.images))
-    across, up = "how sure the model is (%)", "its verdict is right (%)"
-    return Figure(
-        name="confidence",
-        title="Is it right more often when it is sure?",
-        about="How often own verdict and outside judge agree, by the probability of the verdict "
-        f"that was given, in fifths from 50 %; those of fewer than {FEWEST} images are left out of "
-        "the plot. The numbers are images.",
-        table=(["run", across, up], rows),
-        columns=(across, "run", up),
-        points=shown,
-        plot=curves(shown, across, up) if len(shown) > 1 else None,
+    return binned(
+        "confidence",
+        "Is it right more often when it is sure?",
+        "How often own verdict and outside judge agree, by the probability of the verdict that was "
+        f"given, in fifths from 50 %; those of fewer than {FEWEST} images are left out of the "
+        "plot. The numbers are images.",
+        ("how sure the model is (%)", "its verdict is right (%)"),
+        {name: worth.confidence for name, worth in there},
     )

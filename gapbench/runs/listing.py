@@ -87,7 +87,7 @@ def run_of(fingerprint: str) -> Path | None:
     """The latest run in runs/ of the model with this fingerprint; None without one."""
     for path in reversed(_paths(Path(RUNS))):
         try:
-            if RunFolder.open(path).meta["identity"]["model"] == fingerprint:
+            if RunFolder.open(path).meta["identity"].get("model") == fingerprint:
                 return path
         except GapbenchError:
             continue

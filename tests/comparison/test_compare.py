@@ -229,6 +229,8 @@ def test_what_a_fix_was_predicted_to_gain_stands_beside_what_it_gained(
     assert line.startswith(f"runs/{runs['janus-mini'].name}: Choosing by its own verdict adds ")
     assert points(gain) in line
     assert predicted("another") == ""
+    (runs["janus-mini"] / "verdicts.jsonl").write_text("[]\n")  # costs the fix nothing
+    assert predicted(fingerprint).startswith("No prediction of what the fix can gain: runs/")
 
 
 def test_a_model_that_was_moved_is_named(cli: Cli, made: Path, runs: dict[str, Path]) -> None:
