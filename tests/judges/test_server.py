@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -415,6 +416,14 @@ def test_a_server_without_logprobs_is_asked_without(server: Judging) -> None:
     answers = ask(server.judge(concurrency=1), "a", "b", "c")
     assert [a.verdict for a in answers] == [1, 1, 1]
     assert len(server.asked) == 4
+
+
+def test_the_meaning_of_a_prompt_is_sent(server: Judging) -> None:
+    server.play = lambda handler, asked: handler.say("The score is 1.")
+    judge, told = server.judge(), replace(prompt("a bell"), requirement={"Explanation": "Green."})
+    judge.judge([Image.new("RGB", (4, 4))], [told])
+    judge.release()
+    assert asked_text(server.asked[0]) == "a bell (Green)"
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
