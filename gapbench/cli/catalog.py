@@ -53,14 +53,18 @@ def tasks(
         categories.append(row | {"prompts": len(mine) if task.ready() else None})
         example = next(iter(mine), "") if task.ready() else "(gapbench prepare)"
         table.add_row(*map(_text, categories[-1].values()), example)
+    for category, why in task.spec.without.items():
+        table.add_row(category, "", "", "0", f"({why})")
     parts = ", ".join(f"{k} ({counted(v.prompts, 'prompt')})" for k, v in task.spec.splits.items())
+    variants = [k + ":SEED" * bool(v.get("seeded")) for k, v in task.spec.variants.items()]
     if form == "text":
         facts(
             title=task.spec.title, version=task.version, license=task.spec.license,
-            splits=parts or "test", samples=f"{counted(task.samples, 'image')} per prompt",
-            variants=", ".join(task.spec.variants) or None, question=task.spec.question,
+            splits=parts or "seed " * task.spec.seeded + ", ".join(task.splits()), samples=f"{counted(task.samples, 'image')} per prompt",
+            variants=", ".join(variants) or None, question=task.spec.question,
         )  # fmt: skip
-    _print(_task(task) | {"categories": categories}, form, table)
+    told = _task(task) | {"categories": categories, "without": task.spec.without}
+    _print(told, form, table)
 
 
 def _task(task: Task) -> dict[str, Any]:

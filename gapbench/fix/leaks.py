@@ -85,6 +85,8 @@ def find(prompts: Sequence[str], despite: bool) -> tuple[Leaks, set[str] | None]
 
 
 def _is_test(task: Task) -> bool:
+    if task.spec.seeded:
+        return True
     names_splits = bool(task.spec.splits or task.spec.downloads)
     return task.split == "test" and (names_splits or task.folder in task_folders().values())
 

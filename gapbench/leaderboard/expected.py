@@ -54,11 +54,18 @@ class Installed:
         self._judges: dict[str, Judge] = {}
 
     def task(self, name: str) -> Task:
-        """Raises GapbenchError for a task that is only a folder: nobody else could load it."""
+        """Raises GapbenchError for a task that is only a folder: nobody else could load it; and for
+        one whose prompts a seed makes: everybody could have others."""
+        task = None
         with suppress(GapbenchError):
             task = load_task(name)
-            if task.folder in task_folders().values():
-                return task
+        if task and task.spec.seeded:
+            raise GapbenchError(
+                f"task {name} has prompts of its own for each seed, and a leaderboard takes the "
+                f"same prompts of everybody; submit {name.partition('@')[0]}"
+            )
+        if task and task.folder in task_folders().values():
+            return task
         raise GapbenchError(
             f"task {name} is not installed; a leaderboard needs a task that others can load "
             "(entry point gapbench.tasks)"

@@ -47,10 +47,10 @@ class Plan:
     `others`, the partners that are not planned themselves. `asks` says what each of a prompt's
     judges is asked, the one that rates are computed against first, and `partner_asks` what those
     are asked about the mismatched pair that can answer. `own` is the own verdicts' judge name,
-    empty where none were asked for. `left_out` has the tasks that were skipped, "name: why" (names
-    alone in a plan of 0.1). `unpinned` has data of which no revision is on record, at the commit
-    that was taken. `mismatched` is how partners were
-    chosen; None in a plan of 0.1, which took the next prompt of the file.
+    empty where none were asked for. `left_out` has the tasks that were skipped, and the categories
+    that a task has no prompts of, "name: why" (names alone in a plan of 0.1). `unpinned` has data
+    of which no revision is on record, at the commit that was taken. `mismatched` is how partners
+    were chosen; None in a plan of 0.1, which took the next prompt of the file.
     `scales` and `thresholds` are those of the judges that have them, shares and no threshold else;
     `overalls` are the tasks' (`gapbench.metrics.rates.overalls`). `shard` is which part of the
     prompts is worked off; the rest of the plan is that of the whole run. `earlier`, in a run
@@ -315,6 +315,10 @@ def _selected(
         kept = ["shapes"] if settings.tasks is None else tasks
         selected = select(kept, lambda task, *_: task.name == "shapes")
         skipped.pop("shapes", None)
+    for task, prompts in selected:
+        if {prompt.category for prompt in prompts} == task.tier_of.keys():
+            lacks = task.spec.without.items()
+            skipped |= {f"{task.name}/{category}": why for category, why in lacks}
     return selected, [f"{name}: {why}" for name, why in skipped.items()]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from random import Random
 from typing import Any, Final, Literal
 
@@ -33,8 +33,13 @@ def cluster(prompt: Prompt) -> str:
     """
     if not prompt.requirement:
         return " ".join(words(prompt.text)) or prompt.text
-    content: Any = dict(prompt.requirement)
-    if things := _things(prompt):
+    return content_of(prompt.requirement)
+
+
+def content_of(requirement: Mapping[str, Any]) -> str:
+    """A name that requirements share which ask for the same, as `cluster` says."""
+    content: Any = dict(requirement)
+    if things := _things(requirement):
         relations = []
         for thing, item in zip(things, content["include"], strict=True):
             if "position" in item:
@@ -73,10 +78,10 @@ def partners(
     return chosen
 
 
-def _things(prompt: Prompt) -> list[str] | None:
+def _things(requirement: Mapping[str, Any]) -> list[str] | None:
     """The things that a requirement includes, without their places, as JSON; None where it does not
     list things as GenEval does."""
-    include = prompt.requirement.get("include")
+    include = requirement.get("include")
     if not isinstance(include, list):
         return None
     for item in include:
@@ -96,13 +101,13 @@ def _things(prompt: Prompt) -> list[str] | None:
 def _asked(prompt: Prompt) -> frozenset[str]:
     """What an image must show, wherever: the things of the requirement, else the content words."""
     content = _content_words(prompt.text)
-    return frozenset(_things(prompt) or content - _PLACES or content)
+    return frozenset(_things(prompt.requirement) or content - _PLACES or content)
 
 
 def _facts(prompt: Prompt) -> frozenset[str]:
     """The content words of a text, and the values of its requirement's things."""
     facts = _content_words(prompt.text)
-    for thing in _things(prompt) or ():
+    for thing in _things(prompt.requirement) or ():
         facts |= {str(value)[:5].rstrip("es") for value in json.loads(thing).values() if value != 1}
     return facts
 

@@ -62,7 +62,9 @@ class TaskFile(BaseModel):
     `fields` maps text, id, category and requirement to the columns of somebody else's records; the
     category may be several columns, joined. The category "*" stands for every one that the records
     have and `tiers` does not name. `variants` are further versions of the task: keys that replace
-    its own, downloads those of their category and split.
+    its own, downloads those of their category and split. The prompts of a `seeded` one are made
+    anew for each seed, which stands for the split: geneval@fresh:7. `without` says of categories
+    that a reader may miss why they are not there.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -83,6 +85,8 @@ class TaskFile(BaseModel):
     tiers: dict[Tier, list[str]]
     overalls: Overalls = {}
     question: str = QUESTION
+    seeded: bool = False
+    without: dict[str, str] = {}
     variants: dict[str, dict[str, Any]] = {}
 
 

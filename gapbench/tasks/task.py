@@ -21,6 +21,7 @@ from gapbench.types import TIERS, GapbenchError, Prompt, Tier
 
 LONGEST: Final = 10_000
 """Characters a prompt may have; the benchmarks' longest has under 2,000."""
+_SEED: Final = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
 class Task:
@@ -31,12 +32,21 @@ class Task:
         self.folder, self.split = folder, split
         self.spec = read_spec(folder / "task.yaml", variant)
         self.samples = self.spec.samples
+        if self.spec.seeded and not _SEED.fullmatch(split):
+            given = f", not {split!r}" if split != "test" else ""
+            raise GapbenchError(
+                f"task {name}@{variant}: give a seed, a whole number from 0 to 999999999, as in "
+                f"{name}@{variant}:1{given}"
+            )
         self.overalls = self.spec.overalls if split == "test" else {}
 
     @cached_property
     def version(self) -> str:
-        """task.yaml's, with the digests of the user's copies where those are the prompts."""
-        held = (copy.digest() for copy in self.copies())
+        """task.yaml's, with the digests of the user's copies where those are the prompts, and of
+        prompts that are made anew."""
+        held = [copy.digest() for copy in self.copies()]
+        if self.spec.seeded:
+            held.append(_digest([record for record, _ in self._records(self.split)]))
         return "+".join([self.spec.version, *(digest[:8] for digest in held if digest)])
 
     def judge(self, category: str) -> str | None:
@@ -92,6 +102,8 @@ class Task:
 
     def splits(self) -> list[str]:
         """The splits there are; a task that names none has one, test."""
+        if self.spec.seeded:
+            return [self.split]
         named = [*self.spec.splits, *(download.split for download in self.spec.downloads)]
         return list(dict.fromkeys(named)) or ["test"]
 
@@ -201,8 +213,7 @@ class Task:
         return [p for p in placed if not (p[0]["text"] in seen or seen.add(p[0]["text"]))]  # type: ignore[func-returns-value]
 
     def _check_digest(self, split: str, records: list[Any]) -> None:
-        lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
-        digest, wanted = hashlib.sha256(lines.encode()).hexdigest(), self.spec.splits[split]
+        digest, wanted = _digest(records), self.spec.splits[split]
         if (len(records), digest) != (wanted.prompts, wanted.sha256):
             raise GapbenchError(
                 f"task {self.name}: the {split} split has {len(records)} prompts with sha256 "
@@ -263,6 +274,12 @@ class Task:
             raise GapbenchError(f"{place}: the requirement is not an object")
 
 
+def _digest(records: Sequence[Mapping[str, Any]]) -> str:
+    """The sha256 of records as JSON lines."""
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
 def _shipped() -> Path:
     """The tasks/ folder: inside the wheel, or beside the package in a checkout."""
     package = Path(__file__).parent.parent
@@ -280,7 +297,7 @@ def task_folders() -> dict[str, Path]:
 
 def load_task(name: str) -> Task:
     """A task by its name or by the path of its folder, `@variant` behind a name for a variant and
-    `:split` for another split than test.
+    `:split` for another split than test, or for the seed of a variant that has one.
 
     Raises GapbenchError where there is none, naming those there are.
     """

@@ -17,7 +17,7 @@ UserTask = Callable[..., Path]
 
 
 def test_a_test_split_takes_the_flag() -> None:
-    for name in ("shapes", "shapes/colors", "geneval"):
+    for name in ("shapes", "shapes/colors", "geneval", "geneval@fresh:1"):
         with pytest.raises(GapbenchError, match="--despite-leak"):
             find([name], False)
     leaks, texts = find(["shapes:train", "shapes/colors"], True)

@@ -1,4 +1,5 @@
-"""The 553 prompts of GenEval, made again from its class list and its seed.
+"""The 553 prompts of GenEval, made again from its class list and its seed, and new ones of its form
+from other seeds.
 
 The official list (prompts/create_prompts.py of djghosh13/geneval) is the outcome of one numpy
 generator used in a fixed order; the tests compare it with the official file byte for byte.
@@ -10,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from gapbench.tasks.content import content_of
 from gapbench.types import GapbenchError
 
 SEED: Final = 43
@@ -49,54 +51,89 @@ def _one(name: str, **more: Any) -> dict[str, Any]:
 
 
 def _record(
-    tag: str, text: str, include: list[dict[str, Any]], **exclude: list[dict[str, Any]]
+    text: str, include: list[dict[str, Any]], **exclude: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    return {
-        "category": tag,
-        "text": f"a photo of {text}",
-        "requirement": {"include": include, **exclude},
-    }
+    return {"text": f"a photo of {text}", "requirement": {"include": include, **exclude}}
 
 
-def _drawn() -> list[dict[str, Any]]:
-    """All 580 draws. The order of the generator's calls is the benchmark: change none."""
+def _two_object(rng: np.random.Generator) -> dict[str, Any]:
+    a, b = (CLASSES[i] for i in rng.choice(len(CLASSES), size=2, replace=False))
+    return _record(f"{_article(a)} and {_article(b)}", [_one(a), _one(b)])
+
+
+def _counting(rng: np.random.Generator) -> dict[str, Any]:
+    a, n = CLASSES[rng.choice(len(CLASSES))], int(rng.integers(2, 4, endpoint=True))
+    include, exclude = [{"class": a, "count": n}], [{"class": a, "count": n + 1}]
+    return _record(f"{NUMBERS[n]} {_plural(a)}", include, exclude=exclude)
+
+
+def _colors(rng: np.random.Generator) -> dict[str, Any]:
+    # "person", the first class, is given no colour.
+    a, c = CLASSES[rng.choice(len(CLASSES) - 1) + 1], COLORS[rng.choice(len(COLORS))]
+    return _record(f"{_article(c)} {a}", [_one(a, color=c)])
+
+
+def _position(rng: np.random.Generator) -> dict[str, Any]:
+    a, b = (CLASSES[i] for i in rng.choice(len(CLASSES), size=2, replace=False))
+    relation = RELATIONS[rng.choice(len(RELATIONS))]
+    include = [_one(b), _one(a, position=[relation, 0])]
+    return _record(f"{_article(a)} {relation} {_article(b)}", include)
+
+
+def _color_attr(rng: np.random.Generator) -> dict[str, Any]:
+    a, b = (CLASSES[i + 1] for i in rng.choice(len(CLASSES) - 1, size=2, replace=False))
+    c, d = (COLORS[i] for i in rng.choice(len(COLORS), size=2, replace=False))
+    include = [_one(a, color=c), _one(b, color=d)]
+    return _record(f"{_article(c)} {a} and {_article(d)} {b}", include)
+
+
+DRAWN: Final = {
+    "two_object": _two_object, "counting": _counting, "colors": _colors, "position": _position,
+    "color_attr": _color_attr,
+}  # fmt: skip
+"""What draws a prompt of each category but single_object. Their order, and that of the calls of the
+generator in them, is the benchmark: change none."""
+
+
+def _official() -> list[dict[str, Any]]:
     rng, size = np.random.default_rng(SEED), len(CLASSES)
-    made = []
+    drawn = []
     for i in rng.choice(size, size=size, replace=False):
         name = CLASSES[i]
-        made.append(_record("single_object", _article(name), [_one(name)]))
-    for _ in range(DRAWS):
-        a, b = (CLASSES[i] for i in rng.choice(size, size=2, replace=False))
-        made.append(_record("two_object", f"{_article(a)} and {_article(b)}", [_one(a), _one(b)]))
-    for _ in range(DRAWS):
-        a, n = CLASSES[rng.choice(size)], int(rng.integers(2, 4, endpoint=True))
-        include, exclude = [{"class": a, "count": n}], [{"class": a, "count": n + 1}]
-        made.append(_record("counting", f"{NUMBERS[n]} {_plural(a)}", include, exclude=exclude))
-    for _ in range(DRAWS):  # "person", the first class, is given no colour
-        a, c = CLASSES[rng.choice(size - 1) + 1], COLORS[rng.choice(len(COLORS))]
-        made.append(_record("colors", f"{_article(c)} {a}", [_one(a, color=c)]))
-    for _ in range(DRAWS):
-        a, b = (CLASSES[i] for i in rng.choice(size, size=2, replace=False))
-        relation = RELATIONS[rng.choice(len(RELATIONS))]
-        include = [_one(b), _one(a, position=[relation, 0])]
-        made.append(_record("position", f"{_article(a)} {relation} {_article(b)}", include))
-    for _ in range(DRAWS):
-        a, b = (CLASSES[i + 1] for i in rng.choice(size - 1, size=2, replace=False))
-        c, d = (COLORS[i] for i in rng.choice(len(COLORS), size=2, replace=False))
-        include = [_one(a, color=c), _one(b, color=d)]
-        made.append(_record("color_attr", f"{_article(c)} {a} and {_article(d)} {b}", include))
-    return made
+        record = _record(_article(name), [_one(name)])
+        drawn.append({"category": "single_object", **record})
+    drawn += [{"category": c, **draw(rng)} for c, draw in DRAWN.items() for _ in range(DRAWS)]
+    kept: list[dict[str, Any]] = []
+    for record in drawn:
+        if record not in kept:
+            kept.append(record)
+    return kept
+
+
+def _fresh(seed: int) -> list[dict[str, Any]]:
+    """As many records as the official list has of each category of DRAWN, none with the content of
+    another, or of one of that list, in any order or told from either side."""
+    official, kept = _official(), list[dict[str, Any]]()
+    rng = np.random.default_rng([SEED, seed])
+    for category, draw in DRAWN.items():
+        taken = {content_of(r["requirement"]) for r in official if r["category"] == category}
+        last = len(kept) + sum(record["category"] == category for record in official)
+        while len(kept) < last:
+            record = draw(rng)
+            if (content := content_of(record["requirement"])) not in taken:
+                taken.add(content)
+                kept.append({"category": category, **record})
+    return kept
 
 
 def make(split: str) -> list[dict[str, Any]]:
-    """Records {id, category, text, requirement} in the official order; ids are its five digits.
+    """Records {id, category, text, requirement}: of "test", the official ones in their order; of a
+    seed, new ones by the same rules. Ids are five digits.
 
-    Raises GapbenchError for a split other than "test".
+    single_object has no new ones: the official list has all classes. Raises GapbenchError for a
+    split that is neither.
     """
-    if split != "test":
+    if split != "test" and not split.isdecimal():
         raise GapbenchError(f"geneval has the split 'test' alone, not {split!r}")
-    kept: list[dict[str, Any]] = []
-    for record in _drawn():
-        if record not in kept:
-            kept.append(record)
+    kept = _official() if split == "test" else _fresh(int(split))
     return [{"id": f"{i:05d}", **record} for i, record in enumerate(kept)]
