@@ -331,8 +331,9 @@ def fix(bench: Bench) -> Iterator[str]:
         codes = random.integers(0, bench.model.codes, (len(ends), count, tokens)).tolist()
         drawn = {f"tokens{end}": own for end, own in zip(ends, codes, strict=True)}
         rows = Dataset.from_dict({"prompt": prompts_of(count), **drawn})
-        known = [[-10.0 * tokens] * 2] * count if method == "dpo" else []
-        examples = data.Drawn(rows, known, (0, 1), batch, settings.prompt_dropout, settings.seed)
+        examples = data.Drawn(rows, (0, 1), batch, settings.prompt_dropout, settings.seed)
+        if method == "dpo":
+            examples.reference = {0: [[10.0 * tokens] * 2] * count}
         bench.reset_peak()
         model = network.base_model(settings, bench.device, network.train_dtype(settings))
         loss = ImageLoss(model, network.prepare(model, settings))

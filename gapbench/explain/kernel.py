@@ -86,7 +86,7 @@ class Heads(nn.Module):
 
     def likelihoods(self, prompts: Sequence[str], tokens: Tokens) -> Tensor:
         """log p(image | prompt) in nats of B prompts with (B, T) tokens: (B,)."""
-        return self._model.image_logprobs(prompts, tokens).double().sum(1)
+        return -self._model.generation_loss(prompts, tokens, [0] * len(tokens)).double()
 
     def verdicts(self, images: Sequence[Image.Image], questions: Sequence[str]) -> Tensor:
         """log p(yes) - log p(no) in nats for B images, each with its question: (B,)."""

@@ -24,7 +24,7 @@ from gapbench.types import GapbenchError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-NEEDS: Final = ("image_tokens", "image_logprobs", "train", "gradients")
+NEEDS: Final = ("image_tokens", "generation_loss", "train", "gradients")
 WHY: Final = "gapbench explain needs the gradients of both heads"
 LARGE: Final = 200_000_000
 """Trained weights from which the kernel is estimated from projected gradients by default."""
@@ -86,8 +86,18 @@ def find_fix(before: Run, after: Run, folder: str | None) -> Fix:
             f"{place} is a fix of {name}, and {before.path} is a run of another model (or recipe); "
             "give the run of the model that was fixed as BEFORE"
         )
-    require(base, NEEDS, WHY)
+    _require(base)
     return Fix(place, record, replace(settings, model=name), base)
+
+
+def _require(model: Model) -> None:
+    """Raises GapbenchError for a model whose images have no likelihood or no gradients."""
+    if not model.likelihood and "generation_loss" in model.capabilities:
+        raise GapbenchError(
+            f"gapbench explain is about the likelihood of images, and model {model.name} has none: "
+            "it is trained by a loss that is no likelihood. gapbench compare works for it"
+        )
+    require(model, NEEDS, WHY)
 
 
 def _place(after: Run, folder: str | None) -> Path:
@@ -99,7 +109,7 @@ def _place(after: Run, folder: str | None) -> Path:
         path = path.parent
     if not (path / FIX_RECORD).is_file():
         if not folder:
-            require(load_model(given, dtype=about.get("dtype") or "auto"), NEEDS, WHY)
+            _require(load_model(given, dtype=about.get("dtype") or "auto"))
         raise GapbenchError(
             f"{given} holds no {FIX_RECORD}: gapbench explain takes, as AFTER, a run of what "
             "gapbench fix made; where that is elsewhere now, give its folder with --fix"

@@ -145,45 +145,55 @@ class Drawn:
     """A phase's steps as a dataset of examples in the order in which they are trained.
 
     Every epoch is a permutation of its own, and epochs follow each other without a gap up to a
-    whole number of batches, so that any number of processes trains the same batches. Order and
-    dropout are functions of seed, epoch and row: a resume needs no random state.
+    whole number of batches, so that any number of processes trains the same batches. Order,
+    dropout and noise are functions of seed, epoch and row: a resume needs no random state.
+
+    `reference` holds, for DPO, the rows' reference losses in each of the epochs in `turns`.
     """
 
     def __init__(
         self,
         rows: Dataset,
-        reference: Sequence[Sequence[float]],
         epochs: tuple[int, int],
         batch: int,
         dropout: float,
         seed: int,
     ) -> None:
-        self.rows, self.reference, self.dropout, self.seed = rows, reference, dropout, seed
+        self.rows, self.dropout, self.seed = rows, dropout, seed
         self.first, self.last = epochs
         self.steps = -(-len(rows) * (epochs[1] - epochs[0]) // batch)
         self._batch = batch
+        self.turns = range(self.first, self.first + -(-len(self) // len(rows)))
+        self.reference: Mapping[int, Sequence[Sequence[float]]] = {}
         self._orders: dict[int, Any] = {}
 
     def __len__(self) -> int:
         return self.steps * self._batch
 
+    def noise(self, epoch: int) -> list[int]:
+        """A seed for each row: of what is random in its losses in one epoch."""
+        stream = np.random.default_rng([self.seed, epoch, 1])
+        seeds: list[int] = stream.integers(2**63, size=len(self.rows)).tolist()
+        return seeds
+
     def __getitem__(self, place: int) -> dict[str, Any]:
         turn, offset = divmod(place, len(self.rows))
-        epoch = self.first + turn
+        epoch = self.turns[turn]
         if epoch not in self._orders:
             stream = np.random.default_rng([self.seed, epoch])
             self._orders = {
                 epoch: (
                     stream.permutation(len(self.rows)),
                     stream.random(len(self.rows)) < self.dropout,
+                    self.noise(epoch),
                 )
             }
-        order, dropped = self._orders[epoch]
+        order, dropped, noise = self._orders[epoch]
         index = int(order[offset])
         row: dict[str, Any] = self.rows[index]
         if self.reference:
-            row["reference"] = self.reference[index]
-        return {**row, "dropped": bool(dropped[index])}
+            row["reference"] = self.reference[epoch][index]
+        return {**row, "dropped": bool(dropped[index]), "noise": noise[index]}
 
 
 def collate(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -196,6 +206,7 @@ def collate(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     batch: dict[str, Any] = {
         "prompts": [example["prompt"] for example in examples],
         "dropped": ids("dropped"),
+        "noise": ids("noise"),
     }
     if "reference" not in examples[0]:
         return batch | {"tokens": ids("tokens")}

@@ -1,4 +1,4 @@
-"""The losses, over per-token log-probabilities of drawn image tokens."""
+"""The losses, over what a model's `generation_loss` gives for whole drawings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gapbench.models.base import Model
@@ -14,25 +14,27 @@ from gapbench.models.base import Model
 Reduce = Literal["sum", "mean"]
 
 
-def sft_loss(logprobs: Tensor) -> Tensor:
-    """Cross-entropy in nats a token of (B, T) log-probabilities: a scalar."""
-    return -logprobs.mean()
+def dpo_margin(chosen: Tensor, rejected: Tensor, reference: Tensor) -> Tensor:
+    """How much more the loss fell, against the reference model's, for chosen than for rejected
+    drawings: (B,).
 
-
-def dpo_loss(chosen: Tensor, rejected: Tensor, reference: Tensor, beta: float) -> Tensor:
-    """-log sigmoid(beta * ((chosen - its reference) - (rejected - its reference))), (B,).
-
-    `chosen` and `rejected` are (B,) log-probabilities of images, `reference` (B, 2) those of the
-    reference model in that order, summed or averaged over tokens alike. Averaging T tokens is the
-    same as dividing beta by T. Source: arXiv 2305.18290, equation 7.
+    `chosen` and `rejected` are (B,) generation losses, `reference` (B, 2) those of the reference
+    model in that order, of whole drawings or a token's share of them alike. Where the losses are
+    negative log-likelihoods this is the difference of the log-ratios.
     """
-    margin = (chosen - reference[:, 0]) - (rejected - reference[:, 1])
+    return (reference[:, 0] - chosen) - (reference[:, 1] - rejected)
+
+
+def dpo_loss(margin: Tensor, beta: float) -> Tensor:
+    """-log sigmoid(beta * margin), (B,). Taking the share of one of T tokens is the same as
+    dividing beta by T. Source: arXiv 2305.18290, equation 7; with losses in place of likelihoods
+    as in Diffusion-DPO, arXiv 2311.12908, equation 14."""
     return -nn.functional.logsigmoid(beta * margin)
 
 
-def reduced(logprobs: Tensor, how: Reduce) -> Tensor:
-    """(B, T) to (B,): of whole images, or a token's share of them."""
-    return logprobs.sum(1) if how == "sum" else logprobs.mean(1)
+def reduced(losses: Tensor, how: Reduce, drawings: NDArray[Any]) -> Tensor:
+    """Losses of whole drawings (B, ...) as they are, or a token's share of them."""
+    return losses if how == "sum" else losses / drawings[0].size
 
 
 class ImageLoss(nn.Module):
@@ -52,7 +54,7 @@ class ImageLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network
-        self._score = model.image_logprobs
+        self._score = model.generation_loss
         self.beta, self.logprobs, self.nll_weight = beta, logprobs, nll_weight
 
     def forward(
@@ -60,28 +62,35 @@ class ImageLoss(nn.Module):
         prompts: Sequence[str],
         tokens: Tensor,
         dropped: Tensor,
+        noise: Tensor,
         rejected: Tensor | None = None,
         reference: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Losses of B prompts with (B, T) tokens.
 
-        `dropped` (B,) are rows whose prompt is withheld. With `rejected` (B, T) and `reference`
-        (B, 2) the loss is DPO's, which sees every prompt, plus the chosen images' cross-entropy,
-        which sees those that were not withheld.
+        `dropped` (B,) are rows whose prompt is withheld, `noise` (B,) the seeds of what is random.
+        SFT's loss is the mean over images of a token's share. With `rejected` (B, T) and
+        `reference` (B, 2) the loss is DPO's, which sees every prompt and both images with the same
+        noise, plus the chosen images' SFT loss, which sees the prompts that were not withheld.
         """
+        ids: Any = tokens.cpu().numpy().astype(np.int32)
+        seeds = noise.tolist()
         if rejected is None or reference is None:
-            return {"loss": sft_loss(self._logprobs(prompts, tokens, dropped.tolist()))}
+            losses = self._score(list(prompts), ids, seeds, dropped.tolist())
+            return {"loss": reduced(losses, "mean", ids).mean()}
         count = len(prompts)
         away = dropped.nonzero().squeeze(1)
-        rows = [*prompts, *prompts, *(prompts[place] for place in away.tolist())]
-        stacked = torch.cat([tokens, rejected, tokens[away]])
-        logprobs = self._logprobs(rows, stacked, [False] * 2 * count + [True] * len(away))
-        chosen, other = logprobs[:count], logprobs[count : 2 * count]
-        total = reduced(chosen, self.logprobs), reduced(other, self.logprobs)
-        dpo = dpo_loss(*total, reference.to(chosen), self.beta)
-        likelihood = chosen.index_copy(0, away, logprobs[2 * count :])
-        nll = sft_loss(likelihood)
-        margin = (total[0] - reference[:, 0]) - (total[1] - reference[:, 1])
+        places = away.tolist()
+        rows = [*prompts, *prompts, *(prompts[place] for place in places)]
+        others: Any = rejected.cpu().numpy().astype(np.int32)
+        stacked = np.concatenate([ids, others, ids[places]])
+        seeds = [*seeds, *seeds, *(seeds[place] for place in places)]
+        losses = self._score(rows, stacked, seeds, [False] * 2 * count + [True] * len(places))
+        both = reduced(losses[: 2 * count], self.logprobs, ids)
+        margin = dpo_margin(both[:count], both[count:], reference.to(both))
+        dpo = dpo_loss(margin, self.beta)
+        seen = losses[:count].index_copy(0, away, losses[2 * count :])
+        nll = reduced(seen, "mean", ids).mean()
         return {
             "loss": dpo.mean() + self.nll_weight * nll,
             "dpo": dpo.mean().detach(),
@@ -89,7 +98,3 @@ class ImageLoss(nn.Module):
             "margin": (self.beta * margin).mean().detach(),
             "preferred": (margin > 0).double().mean().detach(),
         }
-
-    def _logprobs(self, prompts: Sequence[str], tokens: Tensor, away: list[bool]) -> Tensor:
-        ids: Any = tokens.cpu().numpy().astype(np.int32)
-        return self._score(list(prompts), ids, away)

@@ -15,7 +15,7 @@ from gapbench.models import load_model
 from gapbench.models.base import Model, require
 from gapbench.types import GapbenchError
 
-NEEDS: Final = ("generate", "judge_logits", "image_tokens", "image_logprobs", "train")
+NEEDS: Final = ("generate", "judge_logits", "image_tokens", "generation_loss", "train")
 PREFIX: Final = "network."
 """Of names in ImageLoss."""
 _STORED: Final = re.compile(r"\.(lora_[AB])\.weight$")
@@ -46,8 +46,8 @@ def train_dtype(settings: FixSettings) -> str:
 def prepare(model: Model, settings: FixSettings) -> nn.Module:
     """The model's network with all but what is trained frozen, and with LoRA where asked for.
 
-    Dropout is off, also where a checkpoint's settings name some: log-probabilities would be random,
-    the reference's too.
+    Dropout is off, also where a checkpoint's settings name some: losses would be random, the
+    reference's too.
     """
     network, part = model.network, re.compile(model.parts[settings.train])
     for module in network.modules():

@@ -1,4 +1,4 @@
-"""DPO's reference: the log-probabilities of pairs under the weights before training."""
+"""DPO's reference: the generation losses of pairs under the weights before training."""
 
 from __future__ import annotations
 
@@ -6,57 +6,63 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from gapbench.engines.local import work
 from gapbench.files import Journal
+from gapbench.fix.data import Drawn
 from gapbench.fix.losses import Reduce, reduced
 from gapbench.models.base import Model
 
-if TYPE_CHECKING:
-    from datasets import Dataset
 
-
-def reference(
+def references(
     model: Model,
-    rows: Dataset,
+    steps: Drawn,
     file: Path,
     how: Reduce,
     batch: int,
     progress: Callable[[str, int, int], Callable[[int], None]],
-) -> list[list[float]]:
-    """[chosen, rejected] log-probabilities in nats of each row, summed or averaged over tokens.
+) -> dict[int, list[list[float]]]:
+    """[chosen, rejected] generation losses of each row in each epoch, at its noise: of whole images
+    or a token's share. One epoch does for all where nothing in the losses is random.
 
     Computed once and kept in the journal `file`. The model must still be as it was loaded.
     """
-    keys, journal = [_key(row) for row in rows], Journal(file)
-    missing = [index for index, key in enumerate(keys) if key not in journal.there]
-    if missing:
-        advance = progress("reference", len(rows) - len(missing), len(rows))
+    rows, journal = steps.rows, Journal(file)
+    exact = [0] * len(rows)
+    noise = {epoch: exact if model.likelihood else steps.noise(epoch) for epoch in steps.turns}
+    digests = [_digest(row) for row in rows]
+    every = {
+        f"{digest} {seed}": (place, seed)
+        for seeds in noise.values()
+        for place, (digest, seed) in enumerate(zip(digests, seeds, strict=True))
+    }
+    if missing := [key for key in every if key not in journal.there]:
+        advance = progress("reference", len(every) - len(missing), len(every))
 
         @torch.no_grad()
-        def do(indices: Sequence[int]) -> list[list[float]]:
-            some = [rows[index] for index in indices]
-            prompts = [row["prompt"] for row in some]
-            return [
-                reduced(model.image_logprobs(prompts, _ids(some, key)), how).tolist()
-                for key in ("tokens_chosen", "tokens_rejected")
-            ]
+        def do(keys: Sequence[str]) -> list[list[float]]:
+            places, seeds = zip(*(every[key] for key in keys), strict=True)
+            some, ends = [rows[place] for place in places], []
+            for end in ("tokens_chosen", "tokens_rejected"):
+                tokens = np.array([row[end] for row in some], dtype=np.int32)
+                losses = model.generation_loss([row["prompt"] for row in some], tokens, seeds)
+                ends.append(reduced(losses, how, tokens).tolist())
+            return ends
 
-        def keep(indices: Sequence[int], ends: list[list[float]]) -> None:
-            journal.add({keys[i]: pair for i, *pair in zip(indices, *ends, strict=True)})
+        def keep(keys: Sequence[str], ends: list[list[float]]) -> None:
+            journal.add({key: pair for key, *pair in zip(keys, *ends, strict=True)})
 
         work(missing, batch, do, keep, advance)
-    return [journal.there[key] for key in keys]
+    return {
+        epoch: [journal.there[f"{d} {seed}"] for d, seed in zip(digests, seeds, strict=True)]
+        for epoch, seeds in noise.items()
+    }
 
 
-def _ids(rows: Sequence[dict[str, Any]], key: str) -> Any:
-    return np.array([row[key] for row in rows], dtype=np.int32)
-
-
-def _key(row: dict[str, Any]) -> str:
+def _digest(row: dict[str, Any]) -> str:
     kept = [row["prompt"], row["tokens_chosen"], row["tokens_rejected"]]
     return hashlib.sha256(json.dumps(kept).encode()).hexdigest()

@@ -312,7 +312,7 @@ class _Fixing:
 
         from gapbench.fix import network
         from gapbench.fix.losses import ImageLoss
-        from gapbench.fix.reference import reference
+        from gapbench.fix.reference import references
         from gapbench.fix.trainer import train_phase
 
         settings, device = self.settings, self.device
@@ -321,22 +321,21 @@ class _Fixing:
         ends = ("_chosen", "_rejected") if paired else ("",)
         rows = rows.select_columns(["prompt", *(f"tokens{end}" for end in ends)])
         model = network.base_model(settings, device, network.train_dtype(settings))
-        known: list[list[float]] = []
+        steps = data.Drawn(
+            rows, epochs, settings.batch_size, settings.prompt_dropout, settings.seed
+        )
         if paired:
             batch = settings.micro_batch or settings.batch_size
-            file = self.work / "references.jsonl"
+            given = self.work / "references.jsonl", settings.logprobs, batch, self.progress
             if self.state.is_main_process:
-                reference(model, rows, file, settings.logprobs, batch, self.progress)
+                references(model, steps, *given)
             self.state.wait_for_everyone()
-            known = reference(model, rows, file, settings.logprobs, batch, self.progress)
+            steps.reference = references(model, steps, *given)
         prepared = network.prepare(model, settings)
         if number:
             before = self.work / f"phase-{number - 1}" / "trained" / "model.safetensors"
             network.load_trained(prepared, before)
         loss = ImageLoss(model, prepared, settings.beta, settings.logprobs, settings.nll_weight)
-        steps = data.Drawn(
-            rows, known, epochs, settings.batch_size, settings.prompt_dropout, settings.seed
-        )
         try:
             return train_phase(
                 loss, steps, settings, folder, device, network.mixed(settings), self.progress

@@ -35,8 +35,8 @@ CAPABILITIES: Final = {
     "judge_logits": Capability("gives the log-probability of an answer about an image", ("judge",)),
     "judge_text": Capability("answers a question about an image in words", ("reply",)),
     "image_tokens": Capability("draws through discrete tokens, which are kept"),
-    "image_logprobs": Capability(
-        "gives per-token log-probabilities of an image, differentiable", ("codes", "image_logprobs")
+    "generation_loss": Capability(
+        "gives the loss of its drawings that training lowers, differentiable", ("generation_loss",)
     ),
     "train": Capability(
         "its weights can be trained and saved", ("network", "parts", "use", "save")
@@ -44,7 +44,7 @@ CAPABILITIES: Final = {
     "lora": Capability("takes a LoRA adapter's folder", ("adapt",)),
     "gradients": Capability(
         "gives the logits of image tokens and of answers, differentiable",
-        ("image_logits", "answer_logprobs"),
+        ("codes", "image_logits", "answer_logprobs"),
     ),
     "embeddings": Capability(
         "embeds texts and images with its own towers", ("embed_texts", "embed_images")
@@ -118,6 +118,9 @@ class Model:
     """The dtype that it computes in, as torch names it; None where that is not known."""
     pair: bool = False
     """Whether it draws with one set of weights and judges with another."""
+    likelihood: bool = False
+    """Whether `generation_loss` is the exact negative log-likelihood of a drawing. Then nothing in
+    it is random, and `noise` changes nothing."""
     image_size: tuple[int, int] | None = None
     """Width and height of its images in pixels; None where that is not known before it draws."""
     reads_words: bool = False
@@ -186,27 +189,28 @@ class Model:
             done = {place: read(said) for place, said in stop.done.items()}
             raise Unfinished(str(stop), done, stop.failed) from stop
 
-    # -- image_logprobs, train, lora -------------------------------------------------------
+    # -- generation_loss, train, lora ------------------------------------------------------
 
-    @property
-    def codes(self) -> int:
-        """How many different image tokens there are; they are counted from 0."""
-        raise _lacking(self, "codes")
-
-    def image_logprobs(
+    def generation_loss(
         self,
         prompts: Sequence[str],
-        tokens: NDArray[np.int32],
+        drawings: NDArray[Any],
+        noise: Sequence[int],
         unconditional: bool | Sequence[bool] = False,
     ) -> torch.Tensor:
-        """Per-token log-probabilities in nats of (B, T) tokens under the conditional branch
-        (or, for all rows or for those that are named, the one that guidance subtracts): (B, T),
-        differentiable."""
-        raise _lacking(self, "image_logprobs")
+        """The loss of each drawing given its prompt, (B,), differentiable.
+
+        `drawings` (B, ...) are the drawings' `tokens`. The loss is a sum over them, in nats: -log p
+        where `likelihood` is true, else what the family is trained by, at random choices that the
+        row's seed in `noise` fixes. At one seed, the losses of two sets of weights differ by the
+        weights alone. `unconditional` withholds the prompt, of all rows or of those that it marks:
+        that is the branch which guidance subtracts.
+        """
+        raise _lacking(self, "generation_loss")
 
     @property
     def network(self) -> torch.nn.Module:
-        """The loaded network that draws; `image_logprobs` runs through it."""
+        """The loaded network that draws; `generation_loss` runs through it."""
         raise _lacking(self, "network")
 
     def use(self, network: torch.nn.Module) -> None:
@@ -227,13 +231,14 @@ class Model:
 
     # -- gradients, embeddings -------------------------------------------------------------
 
-    def image_logits(
-        self,
-        prompts: Sequence[str],
-        tokens: NDArray[np.int32],
-        unconditional: bool | Sequence[bool] = False,
-    ) -> torch.Tensor:
-        """The logits (B, T, V) behind `image_logprobs`, by code, differentiable."""
+    @property
+    def codes(self) -> int:
+        """How many different image tokens there are; they are counted from 0."""
+        raise _lacking(self, "codes")
+
+    def image_logits(self, prompts: Sequence[str], tokens: NDArray[np.int32]) -> torch.Tensor:
+        """The logits (B, T, V) by code that (B, T) tokens were drawn from, without guidance,
+        differentiable: the sum of their log-probabilities is minus `generation_loss`."""
         raise _lacking(self, "image_logits")
 
     def answer_logprobs(

@@ -88,7 +88,7 @@ def test_the_values_are_the_models_own(found: Path, made: Pair) -> None:
             key = f"{row['task']}/{row['prompt']}/{row['sample']}"
             [mine] = [image for image in told["images"] if image["key"] == key]
             tokens = before.folder.tokens(str(drawn[row["image"]].tokens))
-            likelihood = model.image_logprobs([row["text"]], tokens[None]).sum().item()
+            likelihood = -model.generation_loss([row["text"]], tokens[None], [0]).item()
             picture = before.folder.image(row["image"])
             no, yes = model.judge([picture], [questions[row["prompt"]]], ANSWERS)[0]
             # Up to float32, in which transformers' norms and the saved checkpoint round.

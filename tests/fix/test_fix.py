@@ -311,7 +311,7 @@ if shard == "yes":
         fully_shard(layer)
     fully_shard(loss)
 dropped = torch.tensor([False, True, False, False])  # one process withholds a prompt, one does not
-value = loss(prompts[mine], tokens[mine], dropped[mine])["loss"]
+value = loss(prompts[mine], tokens[mine], dropped[mine], torch.arange(4)[mine])["loss"]
 value.backward()
 found = {}
 for name, parameter in loss.named_parameters():

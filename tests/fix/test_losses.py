@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gapbench import GapbenchError
-from gapbench.fix.losses import ImageLoss, dpo_loss, sft_loss
+from gapbench.fix.losses import ImageLoss, dpo_loss, dpo_margin
 from gapbench.fix.network import base_model, prepare
 from gapbench.fix.settings import FixSettings
 from gapbench.models import load_model
@@ -39,6 +39,7 @@ def settings(**more: Any) -> FixSettings:
 
 
 NONE = torch.zeros(3, dtype=torch.bool)
+NOISE = torch.arange(3)
 
 
 @torch.no_grad()
@@ -53,7 +54,7 @@ def test_sft_is_torchs_cross_entropy_of_emu3_logits(tiny_emu3: Path) -> None:
         logits = network(input_ids=torch.cat([head, body], 1)).logits[0, head.shape[1] - 1 : -1]
         drawn = logits.reshape(4, 5, -1)[:, :4].reshape(16, -1)[:, codes]
         losses.append(torch.nn.functional.cross_entropy(drawn, row))
-    found = ImageLoss(model, network)(PROMPTS, tokens, NONE)["loss"]
+    found = ImageLoss(model, network)(PROMPTS, tokens, NONE, NOISE)["loss"]
     assert float(found) == pytest.approx(float(torch.stack(losses).mean()), rel=1e-9)
 
 
@@ -71,7 +72,7 @@ def test_sft_is_torchs_cross_entropy_of_janus_logits(tiny_janus: Path) -> None:
         ).last_hidden_state[:, head.shape[1] - 1 :]
         logits = network.model.generation_head(hidden)[0]
         losses.append(torch.nn.functional.cross_entropy(logits, row))
-    found = ImageLoss(model, network)(PROMPTS, tokens, NONE)["loss"]
+    found = ImageLoss(model, network)(PROMPTS, tokens, NONE, NOISE)["loss"]
     assert float(found) == pytest.approx(float(torch.stack(losses).mean()), rel=1e-9)
 
 
@@ -81,8 +82,14 @@ def test_probabilities_sum_to_one_over_the_vocabulary(folder: Path) -> None:
     rows[:, 5] = torch.arange(model.codes)
     for away in (False, True):
         with torch.no_grad():
-            scores = model.image_logprobs(PROMPTS[:1] * model.codes, rows.numpy(), away)
-        assert float(scores[:, 5].exp().sum()) == pytest.approx(1, abs=1e-9)
+            logits = model.image_logits(PROMPTS[:1], rows[:1].numpy(), away)
+            losses = model.generation_loss(
+                PROMPTS[:1] * model.codes, rows.numpy(), [0] * model.codes, away
+            )
+        # Of sequences up to the place that varies; what follows it is seen to depend on it.
+        assert not torch.allclose(losses, losses[:1].expand_as(losses), atol=1e-3)
+        chosen = logits.log_softmax(-1)[0].gather(1, rows[:1].T).sum()
+        assert float(losses[0]) == pytest.approx(-float(chosen), abs=1e-9)
 
 
 def trl_sigmoid(
@@ -107,24 +114,27 @@ def test_dpo_is_trls_formula() -> None:
         [-299.0, -49.0, -6.5],
     ]
     pc, pr, rc, rr = (torch.tensor(row, dtype=torch.float64) for row in numbers)
+    margin = dpo_margin(-pc, -pr, -torch.stack([rc, rr], 1))
     for beta in (0.1, 0.7):
-        found = dpo_loss(pc, pr, torch.stack([rc, rr], 1), beta)
+        found = dpo_loss(margin, beta)
         assert found.tolist() == pytest.approx(trl_sigmoid(*numbers, beta), rel=1e-12)
 
 
 @pytest.mark.parametrize("how", ["sum", "mean"])
 def test_the_dpo_module_adds_the_chosen_likelihood(tiny_janus: Path, how: Any) -> None:
     model, chosen, rejected = model_of(tiny_janus)
+    size = 16 if how == "mean" else 1
     with torch.no_grad():
         pc, pr = (
-            getattr(model.image_logprobs(PROMPTS, t.numpy()), how)(1) for t in (chosen, rejected)
+            -model.generation_loss(PROMPTS, t.numpy(), [0] * 3) / size for t in (chosen, rejected)
         )
-        nll = sft_loss(model.image_logprobs(PROMPTS, chosen.numpy(), [False, True, False]))
+        withheld = [False, True, False]
+        nll = model.generation_loss(PROMPTS, chosen.numpy(), [0] * 3, withheld).mean() / 16
         reference = torch.stack([pc - 3, pr + 2], 1)
-        dropped = torch.tensor([False, True, False])
+        dropped = torch.tensor(withheld)
         loss = ImageLoss(model, model.network, beta=0.3, logprobs=how, nll_weight=0.5)
-        found = loss(PROMPTS, chosen, dropped, rejected, reference)
-        start = loss(PROMPTS, chosen, NONE, rejected, torch.stack([pc, pr], 1))
+        found = loss(PROMPTS, chosen, dropped, NOISE, rejected, -reference)
+        start = loss(PROMPTS, chosen, NONE, NOISE, rejected, -torch.stack([pc, pr], 1))
     by_hand = trl_sigmoid(pc.tolist(), pr.tolist(), *reference.T.tolist(), 0.3)
     assert float(found["loss"]) == pytest.approx(np.mean(by_hand) + 0.5 * float(nll), rel=1e-9)
     assert float(found["preferred"]) == 1
@@ -134,8 +144,10 @@ def test_the_dpo_module_adds_the_chosen_likelihood(tiny_janus: Path, how: Any) -
 def test_withheld_prompts_are_the_rows_that_guidance_subtracts(folder: Path) -> None:
     model, tokens, _ = model_of(folder)
     with torch.no_grad():
-        mixed = model.image_logprobs(PROMPTS, tokens.numpy(), [True, False, True])
-        given, away = (model.image_logprobs(PROMPTS, tokens.numpy(), u) for u in (False, True))
+        mixed, given, away = (
+            model.generation_loss(PROMPTS, tokens.numpy(), [0] * 3, withheld)
+            for withheld in ([True, False, True], False, True)
+        )
     assert torch.allclose(mixed[[0, 2]], away[[0, 2]], atol=1e-9)
     assert torch.allclose(mixed[1], given[1], atol=1e-9)
     assert not torch.allclose(given[0], away[0], atol=1e-3)
@@ -165,7 +177,7 @@ def test_gradients_reach_what_is_trained_and_nothing_frozen(
     network = prepare(model, settings(lora=lora, train=part))
     loss = ImageLoss(model, network)
     loss.train()
-    loss(PROMPTS, tokens, torch.tensor([False, True, False]))["loss"].backward()
+    loss(PROMPTS, tokens, torch.tensor([False, True, False]), NOISE)["loss"].backward()
     names = {
         name.removeprefix("base_model.model."): parameter.grad
         for name, parameter in network.named_parameters()
@@ -187,9 +199,9 @@ def test_gradients_reach_what_is_trained_and_nothing_frozen(
 def test_the_loss_is_the_same_in_training_mode(folder: Path, how: dict[str, Any]) -> None:
     model, tokens, _ = model_of(folder, "float32")
     with torch.no_grad():
-        before = float(ImageLoss(model, model.network)(PROMPTS, tokens, NONE)["loss"])
+        before = float(ImageLoss(model, model.network)(PROMPTS, tokens, NONE, NOISE)["loss"])
     loss = ImageLoss(model, prepare(model, settings(**how)))
     loss.train()  # dropout of the checkpoint's settings, as Emu3's attention has, must be off
-    found = loss(PROMPTS, tokens, NONE)["loss"]
+    found = loss(PROMPTS, tokens, NONE, NOISE)["loss"]
     assert found.item() == pytest.approx(before, abs=1e-5)
     found.backward()

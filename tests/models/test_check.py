@@ -43,6 +43,7 @@ class Toy(MyModel):
 
     capabilities = frozenset(CAPABILITIES)
     codes = 8
+    likelihood = True
     network = None
     parts = {"language-model": "rows.+"}
 
@@ -82,14 +83,14 @@ class Toy(MyModel):
         shades = np.array(tokens, np.uint8).reshape(4, 4, 1).repeat(3, 2) * 36
         return Drawing(Image.fromarray(shades), np.array(tokens, np.int32), prompt, None)
 
-    def image_logits(self, prompts, tokens, unconditional=False):
+    def image_logits(self, prompts, tokens):
         tokens = torch.from_numpy(np.asarray(tokens)).long()
         first = torch.tensor([[len(prompt) % 8] for prompt in prompts])
         return self.weights[torch.cat([first, tokens[:, :-1]], 1)]
 
-    def image_logprobs(self, prompts, tokens, unconditional=False):
-        logprobs = self.image_logits(prompts, tokens).log_softmax(-1)
-        return logprobs.gather(2, torch.from_numpy(np.asarray(tokens)).long()[..., None])[..., 0]
+    def generation_loss(self, prompts, drawings, noise, unconditional=False):
+        logprobs = self.image_logits(prompts, drawings).log_softmax(-1)
+        return -logprobs.gather(2, torch.from_numpy(drawings).long()[..., None]).sum((1, 2))
 
     def answer_logprobs(self, images, questions, answers):
         return torch.from_numpy(self.judge(images, questions, answers)) + 0 * self.weights.sum()
@@ -160,8 +161,33 @@ class Sociable(Toy):
 
 
 class Generous(Toy):
-    def image_logprobs(self, prompts, tokens, unconditional=False):
-        return super().image_logprobs(prompts, tokens) / 2
+    def generation_loss(self, *given):
+        return super().generation_loss(*given) / 2
+
+
+class Noisy(Toy):
+    def generation_loss(self, prompts, drawings, noise, unconditional=False):
+        jitter = [np.random.default_rng(seed).random() for seed in noise]
+        return super().generation_loss(prompts, drawings, noise) * torch.tensor(jitter)
+
+
+class Exact(Toy):
+    likelihood = False
+
+
+class Loud(Toy):
+    def generation_loss(self, *given):
+        return super().generation_loss(*given) + torch.rand(())
+
+
+class Mixed(Toy):
+    def generation_loss(self, *given):
+        return super().generation_loss(*given).mean().expand(len(given[0]))
+
+
+class Foreseeing(Toy):
+    def image_logits(self, prompts, tokens):
+        return super().image_logits(prompts, tokens[:, ::-1].copy())
 
 
 class Forgetful(Toy):
@@ -179,7 +205,7 @@ class Feverish(Toy):
 
 
 class Steep(Toy):
-    def image_logits(self, prompts, tokens, unconditional=False):
+    def image_logits(self, prompts, tokens):
         return super().image_logits(prompts, tokens).detach()
 
 
@@ -324,7 +350,12 @@ def test_a_whole_toy_keeps_every_rule(toys: Path) -> None:
         ("GlobalState", "global random state", "torch's or NumPy's global random state"),
         ("Deaf", "equal seeds", "two seeds gave the same image"),
         ("Sociable", "a verdict does not depend on its batch", "log-probabilities alone differ by"),
-        ("Generous", "sum to one", "over all 8 tokens the probabilities sum to"),
+        ("Generous", "image logits give the likelihood", "off what the logits say"),
+        ("Noisy", "a loss depends on", "it says likelihood = True, and noise changes its losses"),
+        ("Exact", "a loss depends on", "noise changes no loss: is it exact?"),
+        ("Loud", "a loss depends on", "torch's or NumPy's global random state"),
+        ("Mixed", "a loss depends on", "alone a loss is"),
+        ("Foreseeing", "image logits give the likelihood", "depend on later tokens"),
         ("Forgetful", "a saved model is the same", "the saved model draws other images"),
         ("Feverish", "at temperature 0", "at temperature 0 two seeds gave two images"),
         ("Boastful", "describes itself", "capability 'fly' is not one of generate"),
@@ -355,6 +386,7 @@ def test_broken_adapters_fail_in_the_right_words(
     [said] = [failure for found, failure in broken.items() if rule in found]
     assert words in said
     several = ("OneStream", "GlobalState", "Boastful", "Steep", "Faithless", "Mute", "Plain")
+    several += ("Noisy", "Loud", "Mixed", "Foreseeing")
     if name not in several:
         assert len(broken) == 1, broken
 
@@ -400,7 +432,7 @@ def test_failures_exit_with_1(cli: Cli, toys: Path) -> None:
     done = cli("check-model", "toys:Feverish")
     assert done.returncode == 1
     assert "FAIL  at temperature 0 the likeliest is drawn" in done.stdout
-    assert "toys:Feverish keeps 18 of the 19 rules" in done.stdout
+    assert "toys:Feverish keeps 19 of the 20 rules" in done.stdout
     absent = cli("check-model", "toys:Nobody")
     assert (absent.returncode, absent.stderr.count("\n")) == (2, 1)
     assert "toys has no 'Nobody'" in absent.stderr

@@ -53,6 +53,7 @@ class AutoregressiveModel(Model, ABC):
     same; only one folder's weights are loaded at a time. `files` are the weights that draw.
     """
 
+    likelihood = True
     recipe: dict[str, Any]
     device: str
     dtype: str
@@ -289,14 +290,16 @@ class AutoregressiveModel(Model, ABC):
         ).last_hidden_state[:, ids.shape[1] - 1 :]
         return self._language().head(hidden[:, places])
 
-    def image_logprobs(
+    def generation_loss(
         self,
         prompts: Sequence[str],
-        tokens: NDArray[np.int32],
+        drawings: NDArray[Any],
+        noise: Sequence[int],  # noqa: ARG002 (nothing is random)
         unconditional: bool | Sequence[bool] = False,
     ) -> Tensor:
-        target = torch.as_tensor(tokens, device=self.device).long()
-        return logprobs_of(self.image_logits(prompts, tokens, unconditional), target)
+        target = torch.as_tensor(drawings, device=self.device).long()
+        logits = self.image_logits(prompts, drawings, unconditional)
+        return -logprobs_of(logits, target).sum(1, dtype=torch.float64)
 
     # -- judging and texts -----------------------------------------------------------------
 

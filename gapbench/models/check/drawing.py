@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -16,7 +16,6 @@ from gapbench.models.check.rules import TOLERANCE, Broken, Skip, expect, expect_
 LOG: Final = logging.getLogger("gapbench")
 PROMPTS: Final = ("a red circle", "a blue square above two green stars", "three dogs")
 SEEDS: Final = (11, 2**40 + 3, 7)
-ROWS: Final = 64
 Load = Callable[[str, Mapping[str, object]], Model]
 """Makes the model at a name or folder, with some keys of its recipe changed."""
 
@@ -120,24 +119,56 @@ def drawn_tokens(model: Model) -> NDArray[np.int32]:
     return drawing.tokens[None]
 
 
-def sums(model: Model) -> None:
+def losses(model: Model) -> None:
+    """Withheld prompts in the middle: a row must not depend on what the others withhold."""
     import torch
 
-    (tokens,), codes = drawn_tokens(model), model.codes
-    scored = model.image_logprobs(PROMPTS[:1], tokens[None])
-    shape = tuple(scored.shape)
-    expect(shape == (1, len(tokens)), f"(1, {len(tokens)}) tokens gave an array of {shape}")
-    expect(scored.requires_grad, "log-probabilities carry no gradient")
-    scored = scored.detach().double()
-    # Every token in turn at one place.
-    place, total = len(tokens) // 2, 0.0
-    for start in range(0, codes, ROWS):
-        some = np.arange(start, min(start + ROWS, codes), dtype=np.int32)
-        rows = np.tile(tokens, (len(some), 1))
-        rows[:, place] = some
-        with torch.no_grad():
-            part = model.image_logprobs(PROMPTS[:1] * len(some), rows).double()
-        total += float(part[:, place].exp().sum())
-        apart = float((part[:, :place] - scored[:, :place]).abs().max()) if place else 0.0
-        expect(apart <= tolerance(model), "a token's probability depends on later tokens")
-    expect(abs(total - 1) < 1e-2, f"over all {codes} tokens the probabilities sum to {total:.3f}")
+    kept = [drawing.tokens for drawing in draw(model, PROMPTS, SEEDS)]
+    tokens = np.stack([one for one in kept if one is not None])
+    expect(len(tokens) == len(PROMPTS), "a drawing has no tokens")
+    away = [False, True, False]
+
+    def loss(noise: Sequence[int], rows: slice = slice(None)) -> torch.Tensor:
+        return model.generation_loss(PROMPTS[rows], tokens[rows], noise, away[rows])
+
+    found = loss(SEEDS)
+    expect(tuple(found.shape) == (3,), f"3 drawings gave losses of {tuple(found.shape)}")
+    expect(found.requires_grad, "the losses have no gradient")
+    with torch.no_grad():
+        same = unseeded(lambda: loss(SEEDS).tolist())
+        expect(same, "losses of the same noise follow torch's or NumPy's global random state")
+        known = loss(SEEDS).double()
+        expect(bool(known.isfinite().all()), "a loss is not finite")
+        alone = [loss(SEEDS[i : i + 1], slice(i, i + 1)).double() for i in range(3)]
+        near = tolerance(model) * max(1.0, float(known.abs().max()))
+        apart = float((torch.cat(alone) - known).abs().max())
+        expect(apart <= near, f"alone a loss is {apart:.2g} off")
+        other = float((loss([seed + 1 for seed in SEEDS]).double() - known).abs().max())
+    if model.likelihood:
+        expect(other <= near, "it says likelihood = True, and noise changes its losses")
+    else:
+        exact = "noise changes no loss: is it exact? Then say likelihood = True"
+        expect(other > tolerance(model), exact)
+
+
+def likelihood(model: Model) -> None:
+    """The logits of each token depend on those before it, and add up to the loss."""
+    import torch
+
+    tokens = drawn_tokens(model)
+    place = tokens.shape[1] // 2
+    later = tokens.copy()
+    later[:, place:] = (later[:, place:] + 1) % model.codes
+    with torch.no_grad():
+        logits, other = (model.image_logits(PROMPTS[:1], each).double() for each in (tokens, later))
+        expect(
+            tuple(logits.shape) == (*tokens.shape, model.codes),
+            f"logits of shape {tuple(logits.shape)}, not {(*tokens.shape, model.codes)}",
+        )
+        apart = float((logits - other)[:, : place + 1].abs().max())
+        expect(apart <= tolerance(model), "a token's logits depend on later tokens")
+        codes = torch.from_numpy(tokens).to(logits.device, torch.long)[..., None]
+        said = -float(logits.log_softmax(-1).gather(2, codes).sum())
+        apart = abs(float(model.generation_loss(PROMPTS[:1], tokens, [0])) - said)
+        near = tolerance(model) * max(1.0, said)
+        expect(apart <= near, f"the loss is {apart:.2g} off what the logits say")

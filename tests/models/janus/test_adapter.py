@@ -276,7 +276,7 @@ def test_training_the_weights_changes_what_the_next_block_draws(tiny_janus: Path
     layer = model.network.model.language_model.layers[0]
     optimizer = torch.optim.SGD([layer.self_attn.k_proj.weight, layer.mlp.up_proj.weight], lr=50)
     target = torch.zeros(2, STEPS, dtype=torch.int32).numpy()
-    (-model.image_logprobs(PROMPTS[:2], target).mean()).backward()
+    model.generation_loss(PROMPTS[:2], target, [0, 0]).mean().backward()
     optimizer.step()
     after = tokens_of(model, PROMPTS[:2], [1, 2])
     assert after.tolist() != before.tolist()
@@ -753,34 +753,38 @@ def test_pitfall_32_a_reply_is_the_greedy_answer_alone(
 
 
 @pytest.mark.parametrize("unconditional", [False, True])
-def test_image_logprobs_equal_a_plain_forward(model: JanusModel, unconditional: bool) -> None:
+def test_image_logits_and_loss_equal_a_plain_forward(
+    model: JanusModel, unconditional: bool
+) -> None:
     tokens = tokens_of(model, PROMPTS, [1, 2, 3])
-    found = model.image_logprobs(PROMPTS, tokens, unconditional)
-    assert (found.shape, found.dtype) == ((3, STEPS), torch.float64)
-    for row, prompt, codes in zip(found, PROMPTS, tokens, strict=True):
+    found = model.image_logits(PROMPTS, tokens, unconditional)
+    losses = model.generation_loss(PROMPTS, tokens, [7, 8, 9], unconditional)
+    assert (found.shape, losses.shape, losses.dtype) == ((3, STEPS, CODES), (3,), torch.float64)
+    for row, loss, prompt, codes in zip(found, losses, PROMPTS, tokens, strict=True):
         logits = plain_logits(model, prompt, codes, unconditional)
-        expected = logits.log_softmax(-1).gather(1, torch.from_numpy(codes).long()[:, None])[:, 0]
-        torch.testing.assert_close(row.detach(), expected, rtol=0, atol=1e-9)
+        torch.testing.assert_close(row.detach(), logits, rtol=0, atol=1e-9)
+        chosen = logits.log_softmax(-1).gather(1, torch.from_numpy(codes).long()[:, None])
+        assert loss.item() == pytest.approx(-chosen.sum().item(), abs=1e-9)
 
 
 @pytest.mark.parametrize("unconditional", [False, True])
 @pytest.mark.parametrize("place", [0, 7, STEPS - 1])
-def test_image_probabilities_of_all_codes_sum_to_one(
+def test_a_code_changes_the_logits_behind_it_and_no_other(
     model: JanusModel, place: int, unconditional: bool
 ) -> None:
     tokens = np.tile(tokens_of(model, [PROMPTS[1]], [1]), (CODES, 1))
     tokens[:, place] = np.arange(CODES)
     with torch.no_grad():
-        logprobs = model.image_logprobs([PROMPTS[1]] * CODES, tokens, unconditional)
-    assert float(logprobs[:, place].exp().sum()) == pytest.approx(1, abs=1e-9)
-    before = logprobs[:, :place]
+        logits = model.image_logits([PROMPTS[1]] * CODES, tokens, unconditional)
+    before, after = logits[:, : place + 1], logits[:, place + 1 :]
     torch.testing.assert_close(before, before[:1].expand_as(before), rtol=0, atol=1e-9)
+    assert place == STEPS - 1 or (after - after[:1]).abs().max() > 1e-3
 
 
 def test_gradients_reach_what_draws_and_nothing_else(tiny_janus: Path) -> None:
     model = JanusModel("tiny", tiny_janus)
     tokens = tokens_of(model, PROMPTS, [1, 2, 3])
-    model.image_logprobs(PROMPTS, tokens).sum().backward()
+    model.generation_loss(PROMPTS, tokens, [0] * 3).sum().backward()
     drawing = ("language_model", "generation_embeddings", "generation_aligner", "generation_head")
     for name, weight in model.network.named_parameters():
         if name.startswith(tuple(f"model.{part}." for part in drawing)):
@@ -900,9 +904,8 @@ def test_other_dtypes_draw_judge_reply_and_score(
     assert np.isfinite(scores).all()
     assert (scores < 0).all()
     assert len(model.reply(images, QUESTIONS)) == 3
-    logprobs = model.image_logprobs(PROMPTS, tokens)
-    assert logprobs.dtype == torch.float32
-    assert torch.isfinite(logprobs).all()
+    losses = model.generation_loss(PROMPTS, tokens, [0] * 3)
+    assert torch.isfinite(losses).all()
     assert model.decode(tokens)[0].size == (32, 32)
 
 
