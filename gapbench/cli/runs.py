@@ -1,17 +1,22 @@
-"""The commands `gapbench runs` and `gapbench merge`."""
+"""The commands `gapbench runs`, `gapbench judge` and `gapbench merge`."""
 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gapbench.cli.options import Form
+from gapbench.cli.options import Form, RunPath
 from gapbench.cli.terminal import console
-from gapbench.types import PERCENT, GapbenchError, printable
+from gapbench.fetch.libraries import go_offline, quiet
+from gapbench.runs.settings import InShards, Offline, device_name, names
+from gapbench.types import PERCENT, GapbenchError, counted, printable
 
 
 def runs(
@@ -54,6 +59,43 @@ def runs(
     console().print(table)
     if any(run.finished is None for run in listed):
         console().print("n/a: no results.json; the same `gapbench run` command again writes it.")
+
+
+def judge(
+    run: RunPath,
+    judges: Annotated[Sequence[str], typer.Option("--judge", parser=names, help="Outside judges, separated by commas, as `gapbench run` takes them.")],
+    shard: InShards = None,
+    out: Annotated[Path | None, typer.Option(help="Folder in which a shard's run folder is created.", show_default="beside RUN")] = None,
+    device: Annotated[str, typer.Option(parser=device_name, help="Where the judges run: auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    offline: Offline = False,
+) -> None:  # fmt: skip
+    """Let outside judges judge the images of a run, without its model.
+
+    To continue, give the same command again.
+    """
+    from gapbench.cli.progress import bars
+
+    go_offline(offline)
+    quiet()
+    with redirect_stdout(sys.stderr), bars("loading judges") as progress:
+        from gapbench.report.sheets import write_sheets
+        from gapbench.runs.judge import judge_run
+
+        done = judge_run(run, judges, shard, out, device, progress)
+        write_sheets(done)
+    for stage, (there, planned) in done.stages().items():
+        if stage.startswith("verdicts of "):
+            console().print(f"{stage}: {there:,} of {planned:,} are there")
+    console().print(f"Whole table: gapbench show {done.path}")
+    if shard is not None:
+        console().print("Join the shards: gapbench merge, with the folders of all of them")
+    if failed := done.failures():
+        console().print("\n".join(done.notes()))
+        count = sum(sum(reasons.values()) for reasons in failed.values())
+        raise GapbenchError(
+            f"{counted(count, 'verdict')} missing, as said above; run the same command again to "
+            "try again"
+        )
 
 
 def merge(

@@ -107,7 +107,7 @@ def _work(made: Prepared, items: list[Item], refused: Mapping[tuple[str, int], R
         folder.append(refused.values())
         missing = [i for i in _left(folder, items, retry) if (i.prompt.text, i.seed) not in refused]
         failures["images"] = _draw(made, folder, items, missing)
-        _note_served(folder, f"model {made.model.name}", made.model)
+        note_served(folder, f"model {made.model.name}", made.model)
         drawn = folder.generations()
         there = [i for i in items if (i.prompt.text, i.seed) in drawn]
         asked = [(i.prompt, drawn[i.prompt.text, i.seed].image) for i in there]
@@ -118,7 +118,7 @@ def _work(made: Prepared, items: list[Item], refused: Mapping[tuple[str, int], R
 
         if made.own:
             judged("own verdicts", made.own, asked + crossed)
-            _note_served(folder, f"model {made.model.name}", made.model)
+            note_served(folder, f"model {made.model.name}", made.model)
         made.model.release()
         for judge in made.judges:
             mine = [
@@ -127,7 +127,7 @@ def _work(made: Prepared, items: list[Item], refused: Mapping[tuple[str, int], R
                 for prompt in i.asked(judge.name)
             ]
             judged(f"verdicts of {judge.name}", judge, mine)
-            _note_served(folder, f"judge {judge.name}", judge)
+            note_served(folder, f"judge {judge.name}", judge)
             judge.release()
         failures = {stage: reasons for stage, reasons in failures.items() if reasons}
         if failures or (folder.path / FAILURES).exists():
@@ -312,7 +312,7 @@ def judge_images(
     return counts.end()
 
 
-def _note_served(folder: RunFolder, who: str, asked: Model | Judge) -> None:
+def note_served(folder: RunFolder, who: str, asked: Model | Judge) -> None:
     """Keep what a server calls its model, and mark a name that is not the one asked for."""
     if (said := asked.served()) is None:
         return

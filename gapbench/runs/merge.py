@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -53,10 +53,10 @@ def merge(runs: Sequence[str | Path], out: str | Path = "runs") -> Run:
         for each in plans[1:]:
             plan = joined(plan, each)
         folder.write("plan.json", with_checksum(asdict(plan)))
-        _add(folder, sources, Generation)
-        _add(folder, sources, Refusal)
-        _add(folder, sources, Verdict)
-        _add_labels(folder, sources)
+        add(folder, sources, Generation)
+        add(folder, sources, Refusal)
+        add(folder, sources, Verdict)
+        add_labels(folder, sources)
         _add_checks(folder, sources)
         merged = Run(folder, whole(plan, Part()))
         folder.write(RESULTS, results(merged))
@@ -125,11 +125,16 @@ def _unlike(plan: Plan, others: Sequence[Plan]) -> str:
     return f"; other shards were asked otherwise ({', '.join(keys)})" if keys else ""
 
 
-def _add(folder: RunFolder, sources: Sequence[RunFolder], kind: type[R]) -> None:
-    """Add the records of a kind that are not there, and first their files."""
+def add(
+    folder: RunFolder,
+    sources: Sequence[RunFolder],
+    kind: type[R],
+    wanted: Callable[[R], bool] = lambda _record: True,
+) -> None:
+    """Add the records of a kind that are wanted and not there, and first their files."""
     there = {_number(record) for record in folder.each(kind)}
     for source in sources:
-        records = source.each(kind)
+        records = filter(wanted, source.each(kind))
         while batch := list(islice(records, _BATCH)):
             new = {number: r for r in batch if (number := _number(r)) not in there}
             for record in new.values():
@@ -157,7 +162,7 @@ def _link(file: Path, place: Path) -> None:
         write_atomic(place, file.read_bytes())
 
 
-def _add_labels(folder: RunFolder, sources: Sequence[RunFolder]) -> None:
+def add_labels(folder: RunFolder, sources: Sequence[RunFolder]) -> None:
     """Add the labels of people that are not there."""
     files = [source.path / LABELS for source in [folder, *sources]]
     lines = dict.fromkeys(line for file in files for line in read_lines(file, json.dumps))

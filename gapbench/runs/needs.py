@@ -157,6 +157,13 @@ def bring(wanted: Iterable[Need], data: Path | None, progress: Progress) -> None
         raise GapbenchError("; ".join(troubles))
 
 
+def bring_judge(judge: Judge) -> None:
+    """Fetch what a judge lacks. Raises GapbenchError where it could not judge."""
+    needs = [Need(f"judge {judge.name}", item) for item in judge.needs]
+    bring(needs, None, lambda _name, _size: _silent)
+    judge.check_ready()
+
+
 def workers(models: Sequence[str], python: Path | None) -> dict[str, bool]:
     """Those of the named models that run as workers, and whether source and environment are here.
 

@@ -145,6 +145,7 @@ Judges = Annotated[Sequence[str] | None, Option("--judge", parser=names, show_de
 Device = Annotated[str, Option(parser=device_name, help="Where the model runs: auto, cpu, cuda, cuda:1 or mps.")]
 Dtype = Annotated[Literal["auto", "float64", "float32", "bfloat16", "float16"], Option(help="Data type of the model's weights and computation.")]
 Limit = Annotated[int | None, Option(min=1, max=1_000_000, show_default="all", help="Use at most this many prompts of each task, spread evenly over its categories.")]
+InShards = Annotated[Shard | None, Option(parser=shard, metavar="K/N", show_default="all", help="Only the K-th of N equal parts of the prompts, in a run folder of its own, which `gapbench merge` joins with the others. Does not change results.")]
 Offline = Annotated[bool, Option("--offline", help="Do not use the network.")]
 MODEL = "The model: a name (see `gapbench models`), a checkpoint folder, images:FOLDER, server:URL#MODEL, ./my.py:Class, or my_package.module:Class."
 TASKS = "What to measure: all, a tier of every task (easy, medium, hard), a task, task/category, task/tier, or a task folder; separate several with commas. What a task lacks is downloaded. all and tiers skip what is not available; a task that is named is an error then."
@@ -178,7 +179,7 @@ class RunSettings:
     mismatched: Annotated[Difficulty, Option(help="The other prompt of a mismatched pair: far (shares as few content words as possible) or near (differs in as few).")] = "far"
     batch_size: Annotated[int | Literal["auto"], Option(min=1, help="Images per batch; auto increases it while a batch fits into memory and takes under ten seconds. Does not change results.")] = "auto"
     workers: Annotated[int, Option(min=1, help="Number of processes, each with its own copy of the model, distributed over the GPUs. Does not change results.")] = 1
-    shard: Annotated[Shard | None, Option(parser=shard, metavar="K/N", show_default="all", help="Only the K-th of N equal parts of the prompts, in a run folder of its own, which `gapbench merge` joins with the others. Does not change results.")] = None
+    shard: InShards = None
     strict: Annotated[bool, Option("--strict", help="Stop with an error instead of skipping a task.")] = False
     retry_refused: Annotated[bool, Option("--retry-refused", help="Ask again for images that the model refused to draw, and for verdicts that were abstentions.")] = False
     seed: Annotated[int, Option(min=0, help="Seed of the run. Another seed starts a separate run.")] = 0

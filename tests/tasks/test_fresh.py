@@ -11,11 +11,10 @@ import pytest
 from here import end
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from stubs import Stub
 
 import gapbench
 from gapbench import GapbenchError, Prompt
-from gapbench.models.base import Drawing, Model
 from gapbench.runs.merge import merge
 from gapbench.runs.run import Run
 from gapbench.tasks.prompts.geneval import CLASSES, COLORS, NUMBERS, make
@@ -32,20 +31,6 @@ SHAPES = {
     "position": f"an? {ONE} (left of|right of|above|below) an? {ONE}",
     "color_attr": f"an? {COLOR} {ONE} and an? {COLOR} {ONE}",
 }
-
-
-class Stub(Model):
-    """Draws a colour for each seed, and says yes or no by it."""
-
-    name, capabilities, fingerprint = "stub", ("generate", "judge_text"), "stub-1"
-
-    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Drawing]:
-        colours = [(seed % 251, seed % 241, seed % 239) for seed in seeds]
-        return [Drawing(image=Image.new("RGB", (24, 24), colour)) for colour in colours]
-
-    def reply(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
-        pixels = [image.getpixel((0, 0)) for image in images]
-        return [str(sum(p) % 2) for p in pixels if isinstance(p, tuple)]
 
 
 JUDGE = """

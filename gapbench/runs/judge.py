@@ -1,0 +1,152 @@
+"""Outside judges of a run whose images are there: no model is loaded, and the images may be shared
+among several machines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from gapbench.files import with_checksum
+from gapbench.judges import load_judge
+from gapbench.judges.base import Judge
+from gapbench.runs.flow import judge_images, note_served
+from gapbench.runs.folder import RunFolder, folder_for
+from gapbench.runs.listing import RESULTS, find_run
+from gapbench.runs.merge import add, add_labels
+from gapbench.runs.needs import bring_judge
+from gapbench.runs.plan import Plan
+from gapbench.runs.results import results
+from gapbench.runs.run import FAILURES, Run
+from gapbench.runs.settings import Part, Progress, Shard, silent
+from gapbench.runs.whole import joined, parts_of, stored_plan, whole
+from gapbench.types import GapbenchError, Generation, Refusal, Verdict, counted
+
+
+def judge_run(
+    run: str | Path,
+    judges: Sequence[str],
+    shard: Shard | None = None,
+    out: Path | None = None,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> Run:
+    """Let outside judges (as `--judge` takes them) judge all images of a run (as `find_run` takes
+    it) that are there, and keep the verdicts in its folder.
+
+    With a `shard` those of its prompts, which are those of `gapbench run --shard`, in a run folder
+    of its own under `out` (by default beside the run), which has all that the run has of these
+    prompts. The run is then only read. `merge` joins the shards; with the run's folder, there.
+    The same call again judges what is missing. Raises GapbenchError, before anything is written,
+    for judges that cannot judge the run's prompts, or a shard of a run that is a shard.
+    """
+    source = RunFolder.open(find_run(run))
+    loaded = [load_judge(spec, device) for spec in judges]
+    if len({judge.name for judge in loaded}) < len(loaded):
+        raise GapbenchError(f"--judge {','.join(judges)}: two of these are the same judge")
+    if out is not None and shard is None:
+        raise GapbenchError(
+            f"--out {out} is for --shard; without it the verdicts go into {source.path}"
+        )
+    plan, meta = stored_plan(source), source.meta
+    made = (meta["model"], meta["identity"], meta.get("model_about", {}).get("changed", {}))
+    place = source.path
+    if shard is not None:
+        _check_shard(source, plan, shard)
+        place = folder_for(source.path.parent if out is None else out, *made, shard)
+        if (place / "run.json").exists():
+            for part in parts_of(stored_plan(RunFolder.open(place))):
+                plan = joined(plan, replace(part, shard=None))
+    for part in parts_of(plan):
+        plan = joined(plan, _asking(part, loaded))
+    for judge in loaded:
+        bring_judge(judge)
+    folder = source
+    if shard is not None:
+        parts = [replace(part, shard=shard) for part in parts_of(plan)]
+        plan = replace(parts[-1], earlier=parts[:-1])
+        about = {k: v for k, v in meta.items() if k not in ("format", "model", "identity")}
+        folder = RunFolder.create(place.parent, *made[:2], about, made[2], shard)
+    with folder.lock():
+        return _work(source, folder, plan, loaded, progress)
+
+
+def _work(
+    source: RunFolder, folder: RunFolder, plan: Plan, judges: Sequence[Judge], progress: Progress
+) -> Run:
+    """Ask judges about the images of a locked folder, which first takes what is the plan's of
+    `source`, where that is another."""
+    (folder.path / RESULTS).unlink(missing_ok=True)  # of what is no longer all
+    folder.write("plan.json", with_checksum(asdict(plan)))
+    run = Run(folder, whole(plan, Part()))
+    if source is not folder:
+        _take(source, folder, {item.prompt.text for item in run.plan.items()})
+    drawn = folder.generations()
+    there = [item for item in run.plan.items() if (item.prompt.text, item.seed) in drawn]
+    failures: dict[str, Mapping[str, int]] = {}
+    for judge in judges:
+        stage = f"verdicts of {judge.name}"
+        asked = [
+            (prompt, drawn[item.prompt.text, item.seed].image)
+            for item in there
+            for prompt in item.asked(judge.name)
+        ]
+        if failed := judge_images(stage, judge, folder, asked, "auto", progress):
+            failures[stage] = failed
+        note_served(folder, f"judge {judge.name}", judge)
+        judge.release()
+    if failures or (folder.path / FAILURES).exists():
+        folder.write(FAILURES, failures)
+    folder.write(RESULTS, results(run))
+    return run
+
+
+def _check_shard(source: RunFolder, plan: Plan, shard: Shard) -> None:
+    """Raises GapbenchError for a shard of a run that is one, or of more than there are prompts."""
+    if there := plan.shard:
+        raise GapbenchError(
+            f"{source.path} is shard {there} of a run; judge it without --shard, or join all its "
+            "shards with `gapbench merge` first"
+        )
+    texts = len({prompt.text for part in parts_of(plan) for prompt in part.prompts})
+    if shard.of > texts:
+        raise GapbenchError(
+            f"--shard {shard}: there are only {counted(texts, 'prompt')}, so take fewer shards"
+        )
+
+
+def _asking(part: Plan, judges: Sequence[Judge]) -> Plan:
+    """A plan that also asks these judges about all its images, and about its mismatched pairs
+    those that can answer."""
+    every = [*part.prompts, *part.others]
+    asks, partner_asks = [], []
+    pairs = part.partner_asks or [{} for _ in part.prompts]
+    rows = zip(part.prompts, part.partner, part.asks, pairs, strict=True)
+    for prompt, place, asked, of_pair in rows:
+        asks.append({**asked, **{judge.name: judge.question(prompt) for judge in judges}})
+        able = [judge for judge in judges if judge.any_prompt and place is not None]
+        partner_asks.append(
+            {**of_pair, **{judge.name: judge.question(every[place or 0]) for judge in able}}
+        )
+    thresholds = {j.name: j.threshold for j in judges if j.threshold is not None}
+    return replace(
+        part,
+        asks=asks,
+        partner_asks=partner_asks,
+        judges={**part.judges, **{judge.name: judge.fingerprint for judge in judges}},
+        scales={**part.scales, **{judge.name: judge.scale for judge in judges}},
+        thresholds={**part.thresholds, **thresholds},
+    )
+
+
+def _take(source: RunFolder, folder: RunFolder, texts: set[str]) -> None:
+    """Let a folder have what another has of some prompts: images by links, their verdicts, labels
+    of people."""
+    add(folder, [source], Generation, lambda generation: generation.prompt in texts)
+    add(folder, [source], Refusal, lambda refusal: refusal.prompt in texts)
+    images = {generation.image for generation in folder.each(Generation)}
+    add(folder, [source], Verdict, lambda verdict: verdict.image in images)
+    add_labels(folder, [source])
+    for name in ("checks.json", "served.json"):
+        if (source.path / name).exists() and not (folder.path / name).exists():
+            folder.write(name, source.read(name))
