@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gapbench.models.base import Drawing as Drawing
     from gapbench.models.base import Model as Model
     from gapbench.models.functions import FunctionModel as FunctionModel
+    from gapbench.rewards.reward import reward as reward
     from gapbench.runs.flow import run as run
     from gapbench.runs.run import Run as Run
     from gapbench.runs.run import open_run as open_run
@@ -40,6 +41,7 @@ _HOMES = {
     "load_judge": "judges",
     "load_model": "models",
     "load_task": "tasks.task",
+    "reward": "rewards.reward",
     "run": "runs.flow",
     "open_run": "runs.run",
     "Run": "runs.run",

@@ -15,7 +15,18 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from gapbench.cli import catalog, compare, explain, fix, init, leaderboard, lm_eval, report, runs
+from gapbench.cli import (
+    catalog,
+    compare,
+    explain,
+    fix,
+    init,
+    leaderboard,
+    lm_eval,
+    report,
+    runs,
+    serve,
+)
 from gapbench.cli.options import Command, Judge, ReportTo, RunPath, TableForm, command
 from gapbench.cli.terminal import QUIET, console
 from gapbench.fetch import libraries
@@ -118,7 +129,7 @@ def show(
 COMMANDS: tuple[Callable[..., None], ...] = (
     run, runs.runs, runs.judge, runs.merge, show, compare.compare, compare.power, lm_eval.lm_eval, explain.explain,
     catalog.tasks, catalog.models, init.init, catalog.check_model, catalog.check_judge,
-    catalog.prepare, fix.fix, report.report, report.view, report.label,
+    catalog.prepare, fix.fix, serve.serve_judge, report.report, report.view, report.label,
     leaderboard.submit, leaderboard.verify, leaderboard.leaderboard, leaderboard.push,
 )  # fmt: skip
 for function in COMMANDS:

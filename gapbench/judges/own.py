@@ -18,6 +18,12 @@ MODES: Final = {name: mode for mode, name in NAMES.items()}
 NEEDS: Final[dict[Mode, str]] = {"logits": "judge_logits", "text": "judge_text"}
 
 
+def usual_mode(model: Model) -> Mode:
+    """How a model's own verdicts are made where nobody says: text only where it gives no logits."""
+    able = {"judge_logits", "judge_text"} & set(model.capabilities)
+    return "text" if able == {"judge_text"} else "logits"
+
+
 class OwnJudge(Judge):
     """Asks a model the verdict question: by the probabilities of the two answers, or in words."""
 

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, TypeAdapter
 from gapbench.engines.processes import Copies
 from gapbench.judges import load_judge
 from gapbench.judges.base import Judge
-from gapbench.judges.own import NEEDS, OwnJudge
+from gapbench.judges.own import NEEDS, OwnJudge, usual_mode
 from gapbench.models import as_model
 from gapbench.models.base import Model, misdescribed, require
 from gapbench.models.images import ImagesModel
@@ -201,8 +201,7 @@ def prepare(settings: RunSettings) -> Prepared:
         raise GapbenchError(f"model {model if isinstance(model, str) else adapter.name}: {wrong}")
     require(adapter, ["generate"], "it cannot draw")
     own = None
-    writes = {"judge_logits", "judge_text"} & set(adapter.capabilities) == {"judge_text"}
-    verdict = settings.verdict or ("text" if writes else "logits")
+    verdict = settings.verdict or usual_mode(adapter)
     if verdict != "none":
         why = f"--verdict {verdict} needs it; with --verdict none only outside judges are asked"
         require(adapter, [NEEDS[verdict]], why)

@@ -1,0 +1,1 @@
+"""Judges as rewards for trainers: in the process, and behind a server."""
