@@ -155,6 +155,17 @@ BAD: Final = (
     ("label no", "no/run.json is not there"),
     ("label RUN --port x", "--port must be a whole number"),
     ("label RUN --port 99999", "--port 99999 cannot be opened"),
+    # rewards
+    ("serve-judge", "Missing argument 'JUDGE'"),
+    ("serve-judge pixel", "Missing option '--task'"),
+    ("serve-judge owl --task shapes", "no judge 'owl'"),
+    ("serve-judge pixel --task shape", "no task 'shape'"),
+    ("serve-judge own:gpt --task shapes", "no model 'gpt'"),
+    ("serve-judge pixel --task geneval@fresh", "give a seed"),
+    ("serve-judge pixel --task shapes --port x", "--port must be a whole number"),
+    ("serve-judge pixel --task shapes --port 99999", "--port 99999 cannot be opened"),
+    ("serve-judge pixel --task shapes --host 0.0.0.0", "set GAPBENCH_REWARD_TOKEN to a long"),
+    ("serve-judge pixel --task shapes --device tpu", "--device must be auto"),
     # fix, submit, the board
     ("fix", "Missing argument 'METHOD'"),
     ("fix sft", "Missing option '--out'"),

@@ -20,7 +20,7 @@ from gapbench.judges.own import NEEDS, OwnJudge, usual_mode
 from gapbench.models import as_model
 from gapbench.models.base import Model, require
 from gapbench.models.image_folder import decode, shown
-from gapbench.runs.needs import obtain
+from gapbench.runs.needs import bring_judge, obtain
 from gapbench.tasks.task import load_task, task_folders
 from gapbench.types import Answer, Failure, GapbenchError, Prompt
 
@@ -56,8 +56,8 @@ class Reward:
         self, judge: str | Judge | Model, task: str, device: str = "auto", draw: Draw | None = None
     ) -> None:
         self.judge, self.task, self.draw = _judge(judge, device), load_task(task), draw
-        obtain(self.task, [self.judge], True, lambda _name: lambda _count: None)
-        self.judge.check_ready()
+        obtain(self.task, [], True, lambda _name: lambda _count: None)
+        bring_judge(self.judge)
         self._known = {prompt.text: prompt for prompt in self.task.prompts()}
         ours = self.task.folder in task_folders().values()
         self._test = ours and (self.task.split == "test" or self.task.spec.seeded)

@@ -37,7 +37,7 @@ from gapbench.types import Answer, Prompt
 ROOT = Path(__file__).parents[2]
 PAGES = (
     "README.md", "docs/index.md", "docs/quickstart.md", "docs/results.md", "docs/report.md",
-    "docs/compare.md", "docs/fix.md", "docs/explain.md", "docs/small-world.md",
+    "docs/compare.md", "docs/fix.md", "docs/rewards.md", "docs/explain.md", "docs/small-world.md",
     "docs/own-model.md", "docs/own-judge.md", "docs/own-task.md", "docs/lm-eval.md",
     "docs/servers.md", "docs/cluster.md", "docs/submit.md", "docs/terminal.md",
 )  # fmt: skip
