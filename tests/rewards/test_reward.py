@@ -191,7 +191,6 @@ def draw(completion_ids: Sequence[Sequence[int]], **_more: object) -> list[Image
 
 def test_trl_trains_on_it(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real GRPOTrainer teaches a tiny model to draw what is asked."""
-    pytest.importorskip("trl")
     import torch
     from datasets import Dataset
     from tokenizers import Tokenizer, models, pre_tokenizers
