@@ -323,6 +323,17 @@ def tiny_emu3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_showo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Show-o in its published layout, with its two tokenizers in vq/ and text/: 24 x 24
+    pixels are 6 x 6 of 64 codes."""
+    import checkpoints
+
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny-showo"
+    checkpoints.showo(folder)
+    return folder
+
+
 @pytest.fixture
 def cli(
     start: Start, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gapbench.files import first_line, read_object
 from gapbench.models import torchvision_shim
 from gapbench.types import GapbenchError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def device_here(who: str, device: str) -> str:
@@ -49,9 +52,10 @@ def gpu(device: str | None) -> dict[str, str] | None:
 
 
 def model_type(folder: Path) -> str | None:
-    """What a folder's config.json says it holds."""
-    kind = read_object(folder / "config.json").get("model_type")
-    return kind if isinstance(kind, str) else None
+    """What a folder's config.json says it holds. Show-o's names a class, or neither."""
+    config = read_object(folder / "config.json")
+    kind = config.get("model_type", config.get("_class_name", "Showo" * ("w_clip_vit" in config)))
+    return kind if isinstance(kind, str) and kind else None
 
 
 def weights_in(who: str, folder: Path, whole: str) -> list[Path]:
@@ -87,6 +91,30 @@ def require_weights(who: str, folder: Path) -> list[Path]:
             "the checkpoint with save_pretrained first"
         )
     return files
+
+
+def weight_files(who: str, folder: Path) -> list[Path]:
+    """A folder's weights in a layout that is not transformers': safetensors where there are any,
+    else PyTorch's .bin. Raises GapbenchError where it has neither."""
+    for whole in ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin"):
+        if files := weights_in(who, folder, whole):
+            return files
+    raise GapbenchError(f"{who}: no .safetensors and no .bin file in {folder}")
+
+
+def tensors_of(files: Sequence[Path]) -> dict[str, Tensor]:
+    """All tensors of such files, on the CPU. Raises whatever safetensors and torch do for broken
+    ones; nothing is unpickled but tensors."""
+    import torch
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        if file.suffix == ".safetensors":
+            tensors |= load_file(file)
+        else:
+            tensors |= torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    return tensors
 
 
 FIX_RECORD: Final = "fix.json"

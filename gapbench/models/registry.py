@@ -15,6 +15,7 @@ from gapbench.models.workers.rows import WORKERS
 FAMILIES: Final[dict[Family, str]] = {
     "janus": "gapbench.models.janus.make:make",
     "emu3": "gapbench.models.emu3:make",
+    "showo": "gapbench.models.showo.make:make",
     "worker": "gapbench.models.workers.environment:make",
 }
 """Family -> "module:function", called as make(name, entry, recipe=..., device=..., dtype=...) with
@@ -24,6 +25,7 @@ FOLDERS: Final = {
     "janus": "gapbench.models.janus.make:from_folder",
     "multi_modality": "gapbench.models.janus.make:from_folder",
     "emu3": "gapbench.models.emu3:from_folder",
+    "Showo": "gapbench.models.showo.make:from_folder",
 }
 """A checkpoint's model_type -> what makes its adapter, called as make(name, folder, recipe=changes,
 device=..., dtype=...)."""
@@ -41,6 +43,34 @@ EMU3_NEGATIVE: Final = (
     "username, blurry."
 )
 """What upstream adds to every prompt, and what its guidance steers away from."""
+
+
+def _showo(
+    summary: str, repo: str, license: str, source: str, guidance: float, steps: int, side: int
+) -> Entry:
+    return Entry(
+        summary=summary,
+        family="showo",
+        license=license,
+        parameters="1.5 B",
+        memory="8 GB",
+        capabilities=NATIVE - {"gradients", "embeddings", "text"},
+        recipe={
+            "guidance": guidance,
+            "mask_noise": 1.0,
+            "steps": steps,
+            "side": side,
+            "block": 0,
+            "sampler": "masked-1",
+        },
+        source=source,
+        convention="(1 + guidance) * cond - guidance * uncond; 0 is no guidance, 5 is Janus's 6",
+        needs={
+            "model": hub(repo, license, 5.9, SETTINGS, EITHER),
+            "vq": hub("showlab/magvitv2", "Apache-2.0", 0.8, SETTINGS, EITHER),
+            "text": hub("microsoft/phi-1_5", "MIT", 0.01, SETTINGS),
+        },
+    )
 
 
 def _janus(summary: str, repo: str, license: str, size: Literal["1B", "7B"], **more: Any) -> Entry:
@@ -130,6 +160,33 @@ MODELS: Final[dict[str, Entry]] = {
             "und": hub("BAAI/Emu3-Chat-hf", "Apache-2.0", 17.5),
         },
         pair=True,
+    ),
+    "show-o": _showo(
+        "masked discrete diffusion and text in one Phi-1.5; 512 x 512 pixels",
+        "showlab/show-o-512x512",
+        "Apache-2.0",
+        "showlab/Show-o 45a5a2d, README, text-to-image at 512 x 512",
+        guidance=5.0,
+        steps=50,
+        side=32,
+    ),
+    "show-o-256": _showo(
+        "the first Show-o; 256 x 256 pixels",
+        "showlab/show-o",
+        "MIT",
+        "showlab/Show-o 45a5a2d, README, the settings it gives at 256 x 256 (for inpainting)",
+        guidance=1.75,
+        steps=16,
+        side=16,
+    ),
+    "hermesflow": _showo(
+        "Show-o tuned on its own preferences (Pair-DPO); 512 x 512 pixels",
+        "Gen-Verse/HermesFlow",
+        "none stated",
+        "Gen-Verse/HermesFlow d6cf91a, README",
+        guidance=5.0,
+        steps=50,
+        side=32,
     ),
     **WORKERS,
 }

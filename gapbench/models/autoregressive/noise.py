@@ -41,18 +41,27 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, ..
     return one, two, three, four
 
 
-def gumbel(keys: Tensor, step: Tensor, codes: int, stream: int = 0) -> Tensor:
-    """(B, codes) standard Gumbel noise in float64: of each row's key (B, 2), a step (1,) and code.
+def words(keys: Tensor, step: Tensor, count: int, stream: int = 0) -> Tensor:
+    """(B, count) words of 32 bits, in int64: of each row's key (B, 2), a step (1,) and a number.
 
     A seed has several streams, for what a model draws one after the other.
     """
     left, right = keys.unsqueeze(-1).unbind(1)
-    number = torch.arange(-(-codes // 4), device=keys.device).expand(len(keys), -1)
+    number = torch.arange(-(-count // 4), device=keys.device).expand(len(keys), -1)
     counter = (number, step, torch.full_like(step, stream), torch.zeros_like(step))
-    words = torch.stack(philox(counter, (left, right)), -1).flatten(1)[:, :codes]
-    return gumbel_of(words)
+    return torch.stack(philox(counter, (left, right)), -1).flatten(1)[:, :count]
+
+
+def gumbel(keys: Tensor, step: Tensor, codes: int, stream: int = 0) -> Tensor:
+    """(B, codes) standard Gumbel noise in float64, by `words`."""
+    return gumbel_of(words(keys, step, codes, stream))
+
+
+def uniform_of(words: Tensor) -> Tensor:
+    """Numbers in (0, 1) in float64 from words of 32 bits: each the middle of its share."""
+    return (words.double() + 0.5) / 2**32
 
 
 def gumbel_of(words: Tensor) -> Tensor:
-    """Standard Gumbel noise from words of 32 bits, each the middle of its share of (0, 1)."""
-    return -(-((words.double() + 0.5) / 2**32).log()).log()
+    """Standard Gumbel noise from words of 32 bits."""
+    return -(-uniform_of(words).log()).log()

@@ -27,7 +27,12 @@ from gapbench.models.autoregressive.model import PADDED, AutoregressiveModel, Im
 from gapbench.models.autoregressive.questions import Reader
 from gapbench.models.autoregressive.sampling import Recipe, recipe_of
 from gapbench.models.base import CAPABILITIES
-from gapbench.models.checkpoint import load_pretrained, require_weights, settings_files
+from gapbench.models.checkpoint import (
+    load_pretrained,
+    require_weights,
+    settings_files,
+    weight_files,
+)
 from gapbench.models.janus import original
 from gapbench.types import GapbenchError
 
@@ -56,7 +61,7 @@ class JanusModel(AutoregressiveModel):
         origin: str | None = None,
     ) -> None:
         self._original = original.is_original(folder)
-        files_of = original.weight_files if self._original else require_weights
+        files_of = weight_files if self._original else require_weights
         files = files_of(f"model {name}", folder)
         sampling = recipe or recipe_of(folder)
         super().__init__(name, {"gen": folder, "und": folder}, files, sampling, device, dtype)

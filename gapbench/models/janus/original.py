@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from torch import Tensor
 
 from gapbench.files import first_line, read_object
 from gapbench.models import torchvision_shim
-from gapbench.models.checkpoint import load_pretrained, model_type, weights_in
+from gapbench.models.checkpoint import load_pretrained, model_type, tensors_of, weight_files
 from gapbench.types import GapbenchError
 
 MODEL_TYPE: Final = "multi_modality"
@@ -75,15 +74,6 @@ def is_original(folder: Path) -> bool:
         return False
 
 
-def weight_files(who: str, folder: Path) -> list[Path]:
-    """A folder's weights: safetensors where there are any, else PyTorch's .bin."""
-    for whole in ("model.safetensors", "pytorch_model.bin"):
-        if files := weights_in(who, folder, whole):
-            return files
-    raise GapbenchError(f"{who}: no .safetensors and no .bin file in {folder}")
-    return files
-
-
 def rename(name: str) -> str:
     """A tensor's name in transformers, for one that is kept whole."""
     if aligner := _ALIGNER.match(name):
@@ -121,7 +111,7 @@ def load(who: str, folder: Path, dtype: str, device: str) -> Any:
     """
     files = weight_files(who, folder)
     try:
-        tensors = convert(_read(files))
+        tensors = convert(tensors_of(files))
         config = _config(folder, tensors)
     except GapbenchError as error:
         raise GapbenchError(f"{who}: {error}") from error
@@ -189,18 +179,6 @@ def _generation(tokenizer: Any) -> Any:
 def _text(token: Any) -> Any:
     """A special token's text, which may stand in an object with how to strip around it."""
     return token["content"] if isinstance(token, dict) else token
-
-
-def _read(files: list[Path]) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        if file.suffix == ".safetensors":
-            tensors |= load_file(file)
-        else:
-            tensors |= torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    return tensors
 
 
 def _config(folder: Path, tensors: Mapping[str, Tensor]) -> Any:

@@ -14,15 +14,13 @@ SCRIPTS: Final = Path(__file__).parent / "scripts"
 
 def _worker(
     script: str, url: str, commit: str, dtype: str, pythons: Sequence[str] = ("3.10",),
-    last: Sequence[str] = (), replaces: tuple[str, str] | None = None, tokens: bool = False,
-    **entry: Any,
+    last: Sequence[str] = (), replaces: tuple[str, str] | None = None, **entry: Any,
 ) -> Entry:  # fmt: skip
     """A row of the table: what `Upstream` holds, and the other fields of `Entry`."""
-    drawn = {"image_tokens"} if tokens else set()
     code = SCRIPTS / script
     return Entry(
         family="worker",
-        capabilities=frozenset({"generate", "judge_logits", "judge_text"} | drawn),
+        capabilities=frozenset({"generate", "judge_logits", "judge_text"}),
         upstream=Upstream(
             url=url, commit=commit, script=code.with_suffix(".py"), lock=code.with_suffix(".lock"),
             pythons=pythons, dtype=dtype, last=last, replaces=replaces,
@@ -31,46 +29,7 @@ def _worker(
     )  # fmt: skip
 
 
-def _show_o(summary: str, license: str, repo: str, source: str, url: str, commit: str) -> Entry:
-    return _worker(
-        summary=summary,
-        license=license,
-        parameters="1.5 B",
-        memory="8 GB",
-        recipe={"guidance": 5.0, "mask_noise": 1.0, "steps": 50, "size": 512},
-        source=source,
-        convention="(1 + guidance) * cond - guidance * uncond; 0 is no guidance, 5 is Janus's 6",
-        needs={
-            "model": hub(repo, license, 5.9, "*"),
-            "vq": hub("showlab/magvitv2", "Apache-2.0", 0.8, "*"),
-            "text": hub("microsoft/phi-1_5", "MIT", 0.01, "*.json", "*.txt"),
-        },
-        url=url,
-        commit=commit,
-        script="show_o",
-        dtype="float32",
-        pythons=("3.10", "3.11", "3.9"),
-        tokens=True,
-    )
-
-
 WORKERS: Final[dict[str, Entry]] = {
-    "show-o": _show_o(
-        "masked discrete diffusion and text in one Phi-1.5; 512 x 512 pixels",
-        license="Apache-2.0",
-        repo="showlab/show-o-512x512",
-        source="showlab/Show-o 45a5a2d, README, text-to-image at 512 x 512",
-        url="https://github.com/showlab/Show-o",
-        commit="45a5a2de01d1ebd10cd5864d29310a76476cdf23",
-    ),
-    "hermesflow": _show_o(
-        "Show-o tuned on its own preferences (Pair-DPO); 512 x 512 pixels",
-        license="none stated",
-        repo="Gen-Verse/HermesFlow",
-        source="Gen-Verse/HermesFlow d6cf91a, README",
-        url="https://github.com/Gen-Verse/HermesFlow",
-        commit="d6cf91ad5a2e947652f5ac7217ffa9edd6bce88c",
-    ),
     "vila-u": _worker(
         summary="autoregressive over residual-quantised codes; 256 x 256 pixels",
         license="MIT (weights not checked)",
