@@ -54,10 +54,8 @@ def _tokenizer(folder: Path) -> int:
     base = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     base.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     base.decoder = decoders.ByteLevel()
-    end = "<|endoftext|>"
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=base, bos_token=end, eos_token=end, unk_token=end
-    )
+    ends = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=base, **ends)
     tokenizer.save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(PHI))
     return len(tokenizer)

@@ -167,7 +167,7 @@ def train_phase(
     layers = {
         type(module).__name__
         for name, module in loss.network.named_modules()
-        if re.search(r"(language|text)_model\.layers\.\d+$", name)
+        if re.search(r"((language|text)_model|\bmodel)\.layers\.\d+$", name)
     }
     args = TrainingArguments(
         output_dir=str(folder),

@@ -445,6 +445,7 @@ def test_janus_mini_keeps_the_contract() -> None:
 def test_tiny_checkpoints_keep_the_contract(
     tiny_janus: Path, tiny_original: Path, tiny_emu3: Path
 ) -> None:
+    """Show-o's is tried in models/showo/test_whole.py."""
     for folder, changes in (
         (tiny_janus, {}),
         (tiny_original, {}),

@@ -24,7 +24,7 @@ from gapbench.models.registry import FAMILIES, MODELS
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 PAPER = (
     "janus-pro", "janus-pro-1b", "janus-1.3b", "t2i-r1", "janus-pro-r1", "emu3", "show-o",
-    "hermesflow", "vila-u", "bagel", "blip3-o",
+    "show-o-256", "hermesflow", "vila-u", "bagel", "blip3-o",
 )  # fmt: skip
 ONE = {"tasks": "shapes/colors", "limit": 1, "samples": 1}
 

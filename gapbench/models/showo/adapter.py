@@ -39,6 +39,7 @@ from gapbench.models.showo.vq import MagvitV2
 from gapbench.types import GapbenchError
 
 Role = Literal["model", "vq", "text"]
+ROLES: Final[tuple[Role, ...]] = ("model", "vq", "text")
 ADAPTER: Final = "showo-1"
 BLOCK: Final = {"cuda": 16, "cpu": 4}
 """Images that are drawn together, by kind of device."""
@@ -80,7 +81,7 @@ class ShowoModel(Model):
                 "(w_clip_vit), which gapbench does not drive; take the checkpoint without"
             )
         self.config = config
-        self.files = {role: weight_files(self._who, folders[role]) for role in ("model", "vq")}
+        self.files = {role: weight_files(self._who, folders[role]) for role in ROLES[:2]}
         self.device = device_here(self._who, device)
         small = sum(file.stat().st_size for file in self.files["model"]) < SMALL
         on_cpu = self.device == "cpu"

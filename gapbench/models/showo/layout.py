@@ -72,8 +72,8 @@ def drawing_mask(ids: Tensor, layout: Layout) -> Tensor:
     pad = ids == layout.pad
     length = ids.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
-    seen = causal | image[:, :, None]
-    return (seen & (pad[:, :, None] | ~pad[:, None, :]))[:, None]
+    seen: Tensor = (causal | image[:, :, None]) & (pad[:, :, None] | ~pad[:, None, :])
+    return seen[:, None]
 
 
 def asking_mask(ids: Tensor, layout: Layout) -> Tensor:
@@ -84,5 +84,5 @@ def asking_mask(ids: Tensor, layout: Layout) -> Tensor:
     begun = (ids == layout.eoi).cumsum(1) - (ids == layout.eoi).int() == 0
     pad = ids == layout.pad
     alone = torch.eye(length, dtype=torch.bool, device=ids.device)
-    seen = (causal | begun[:, None, :]) & ~pad[:, None, :] & ~pad[:, :, None]
+    seen: Tensor = (causal | begun[:, None, :]) & ~pad[:, None, :] & ~pad[:, :, None]
     return (seen | alone)[:, None]

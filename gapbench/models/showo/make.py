@@ -10,7 +10,7 @@ from typing import Any
 from gapbench.files import read_object
 from gapbench.models.entry import Entry, changed, pick_device, weights
 from gapbench.models.registry import MODELS
-from gapbench.models.showo.adapter import ShowoModel
+from gapbench.models.showo.adapter import ROLES, ShowoModel
 from gapbench.models.showo.draw import Recipe
 from gapbench.types import GapbenchError
 
@@ -18,7 +18,7 @@ from gapbench.types import GapbenchError
 def make(name: str, entry: Entry, recipe: Mapping[str, Any], device: str, dtype: str) -> ShowoModel:
     """The adapter of a named model, whose checkpoints are in the hub's cache."""
     device = pick_device(name, entry, device)
-    folders = {role: weights(name, role, item) for role, item in entry.needs.items()}
+    folders = {role: weights(name, role, entry.needs[role]) for role in ROLES}
     origin = " ".join(f"{entry.needs[role].repo}@{f.name}" for role, f in folders.items())
     return ShowoModel(name, folders, Recipe(**recipe), device, dtype, origin)
 
@@ -39,9 +39,10 @@ def from_folder(
         )
     side = isqrt(count)
     known = MODELS["show-o-256" if side == 16 else "show-o"]
-    folders = {"model": folder}
-    for role in ("vq", "text"):
-        own = folder / role
-        folders[role] = own if own.is_dir() else weights("show-o", role, known.needs[role])
+    folders = {
+        role: folder / role if (folder / role).is_dir() else weights("show-o", role, item)
+        for role, item in ((role, known.needs[role]) for role in ROLES[1:])
+    }
+    folders["model"] = folder
     whole = changed(name, {**known.recipe, "side": side}, recipe)
     return ShowoModel(name, folders, Recipe(**whole), device, dtype)

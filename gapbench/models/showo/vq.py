@@ -77,27 +77,47 @@ class Middle(nn.Module):
         return out
 
 
+class Halve(nn.Module):
+    """To half the size."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        out: Tensor = self.conv(functional.pad(hidden, (0, 1, 0, 1)))
+        return out
+
+
+class Double(nn.Module):
+    """To twice the size."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = _conv(channels, channels)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        out: Tensor = self.conv(functional.interpolate(hidden, scale_factor=2.0))
+        return out
+
+
 class Level(nn.Module):
-    """The blocks of one size, and the way to the next: to half of it, or to twice."""
+    """The blocks of one size, and the way to the next one, if there is one."""
 
     def __init__(self, channels: list[int], step: str | None) -> None:
         super().__init__()
         self.block = nn.ModuleList(map(Residual, channels, channels[1:]))
-        if step == "downsample":
-            self.downsample = nn.Module()
-            self.downsample.conv = nn.Conv2d(channels[-1], channels[-1], 3, stride=2)
-        elif step == "upsample":
-            self.upsample = nn.Module()
-            self.upsample.conv = _conv(channels[-1], channels[-1])
+        self.step = step
+        if step:
+            self.add_module(step, STEPS[step](channels[-1]))
 
     def forward(self, hidden: Tensor) -> Tensor:
         for block in self.block:
             hidden = block(hidden)
-        if hasattr(self, "downsample"):
-            hidden = self.downsample.conv(functional.pad(hidden, (0, 1, 0, 1)))
-        if hasattr(self, "upsample"):
-            hidden = self.upsample.conv(functional.interpolate(hidden, scale_factor=2))
-        return hidden
+        return self.get_submodule(self.step)(hidden) if self.step else hidden
+
+
+STEPS: Final[dict[str, type[Halve | Double]]] = {"downsample": Halve, "upsample": Double}
 
 
 class Encoder(nn.Module):

@@ -1,7 +1,7 @@
 """The worker's side of the worker protocol: `python serve.py WORKER_FILE SETTINGS`.
 
 Runs in the environment of the model it serves: standard library and Pillow, Python 3.8 and later.
-WORKER_FILE holds a class `Worker(settings)` (see show_o.py), SETTINGS is a JSON object of `repo`
+WORKER_FILE holds a class `Worker(settings)` (see bagel.py), SETTINGS is a JSON object of `repo`
 (upstream's source), `checkpoints` (name -> folder), `recipe`, `device` and `dtype`. One JSON object
 a line: requests on stdin, messages on what was stdout; upstream's own prints go to stderr.
 

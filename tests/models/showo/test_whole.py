@@ -1,0 +1,163 @@
+"""Show-o through whole commands, and what training does to it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+import gapbench
+from gapbench import load_model
+from gapbench.fix import data, network
+from gapbench.fix.losses import ImageLoss
+from gapbench.fix.reference import references
+from gapbench.fix.settings import FixSettings
+from gapbench.fix.trainer import train_phase
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+DRAW = ("--set", "steps=4", "--device", "cpu")
+RUN = ("--tasks", "shapes", "--limit", "6", "--samples", "2", *DRAW)
+FIX = (
+    "--prompts", "shapes:train/single_object", "--limit", "4", "--samples", "3", "--check", "4",
+    "--despite-check", "--epochs", "2", "--batch-size", "4", "--learning-rate", "1e-3", *DRAW,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "how", [("sft", "--lora", "4"), ("dpo", "--lora", "0", "--accept", "best:1", "--margin", "0")]
+)
+def test_run_fix_run_and_compare(cli: Cli, tiny_showo: Path, tmp_path: Path, how: Any) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_showo, base)
+    for command in (
+        ("run", "--model", "base", *RUN),
+        ("fix", how[0], "--model", "base", "--out", "fixed", *how[1:], *FIX),
+        ("run", "--model", "fixed", *RUN),
+        ("compare", "base", "fixed"),
+    ):
+        done = cli(*command)
+        assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "fixed/fix.json").read_text())
+    assert record["done"]
+    assert all(np.isfinite(point["loss"]) for point in record["curves"])
+    before, after = (
+        load_model(str(tmp_path / name), "cpu", "float64") for name in ("base", "fixed")
+    )
+    assert after.fingerprint != before.fingerprint
+    weights = [model.network.state_dict() for model in (before, after)]  # type: ignore[attr-defined]
+    changed = {name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])}
+    assert changed
+    assert all(name.startswith("model.") for name in changed)
+    if how[0] == "sft":
+        adapted = load_model(str(tmp_path / "fixed/adapter"), "cpu", "float64", {"steps": 4})
+        merged = load_model(str(tmp_path / "fixed"), "cpu", "float64", {"steps": 4})
+        one, two = (m.generate(["a red circle"], [3])[0].tokens for m in (adapted, merged))
+        assert np.array_equal(one, two)
+
+
+def test_check_model_finds_nothing(cli: Cli, tiny_showo: Path) -> None:
+    done = cli("check-model", str(tiny_showo), "--device", "cpu")
+    assert done.returncode == 0, done.stdout
+    assert "FAIL" not in done.stdout
+    skipped = [line.split(": ")[1] for line in done.stdout.splitlines() if "skip" in line]
+    lacks = {f"it lacks {name}" for name in ("text", "gradients", "embeddings")}
+    assert set(skipped) == {*lacks, "its recipe has no temperature"}
+
+
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(tiny_showo: Path, tmp_path: Path) -> None:
+    def run(out: str, limit: int, batch: int) -> Any:
+        model = load_model(str(tiny_showo), "cpu", recipe={"steps": 4})
+        return gapbench.run(
+            model, "shapes", limit=limit, samples=2, batch_size=batch, out=tmp_path / out
+        )
+
+    run("parts", 2, 3)
+    grown, whole = run("parts", 5, 4), run("whole", 5, 1)
+    images = [
+        {key: (g.image, g.tokens) for key, g in each.folder.generations().items()}
+        for each in (grown, whole)
+    ]
+    assert images[0] == images[1]
+    assert len(images[0]) == 10
+    odds = [{key: v.p_yes for key, v in each.folder.verdicts().items()} for each in (grown, whole)]
+    assert odds[0].keys() == odds[1].keys()
+    for key, p_yes in odds[0].items():
+        assert p_yes == pytest.approx(odds[1][key], abs=1e-9)
+
+
+def test_explain_says_what_it_lacks(tiny_showo: Path) -> None:
+    from gapbench.explain.sides import _require
+
+    with pytest.raises(gapbench.GapbenchError, match="is trained by a loss that is no likelihood"):
+        _require(load_model(str(tiny_showo), "cpu"))
+
+
+# -- training ----------------------------------------------------------------------------------
+
+NAMED = [f"a {color} {shape}" for color in ("red", "blue") for shape in ("star", "circle")]
+EIGHT = [*NAMED, *(f"two {text[2:]}s" for text in NAMED)]
+
+
+def trained(folder: Path, out: Path, columns: dict[str, Any], **more: Any) -> Any:
+    """A model after training on rows, by the trainer of `gapbench fix`."""
+    settings = FixSettings(
+        model=str(folder), out=out, batch_size=len(EIGHT), lora=0, bf16=False, device="cpu", **more
+    )
+    model = network.base_model(settings, "cpu", "float32")
+    rows = Dataset.from_dict({"prompt": EIGHT, **columns})
+    epochs = (0, settings.epochs)
+    steps = data.Drawn(rows, epochs, settings.batch_size, settings.prompt_dropout, settings.seed)
+
+    def progress(*_stage: object) -> Any:
+        return lambda *_done: None
+
+    if settings.loss == "dpo":
+        steps.reference = references(model, steps, out / "r.jsonl", "sum", 8, progress)
+        assert len({json.dumps(rows) for rows in steps.reference.values()}) == settings.epochs
+    loss = ImageLoss(model, network.prepare(model, settings), settings.beta)
+    train_phase(loss, steps, settings, out / "phase", "cpu", False, progress)
+    model.network.eval()
+    return model
+
+
+@torch.no_grad()
+def losses_of(model: Any, tokens: Any) -> Any:
+    """Mean losses over masks that no training saw, (B,)."""
+    return np.mean(
+        [model.generation_loss(EIGHT, tokens, range(s, s + 8)) for s in range(0, 320, 8)], 0
+    )
+
+
+def test_sft_on_eight_images_draws_them_back(tiny_showo: Path, tmp_path: Path) -> None:
+    recipe = {"guidance": 0.0, "steps": 12}
+    wanted = np.random.default_rng(0).integers(0, 64, (8, 36)).astype(np.int32)
+    before = losses_of(load_model(str(tiny_showo), "cpu", "float32"), wanted)
+    model = trained(
+        tiny_showo, tmp_path, {"tokens": wanted.tolist()}, method="sft", epochs=400,
+        learning_rate=1e-2, prompt_dropout=0.0, set=recipe,
+    )  # fmt: skip
+    after = losses_of(model, wanted)
+    assert (after < 0.1 * before).all(), (before, after)
+    drawn = np.stack([drawing.tokens for drawing in model.generate(EIGHT, range(8))])
+    assert (drawn == wanted).mean() > 0.9
+
+
+def test_dpo_orders_a_planted_preference(tiny_showo: Path, tmp_path: Path) -> None:
+    chosen, rejected = np.random.default_rng(1).integers(0, 64, (2, 8, 36)).astype(np.int32)
+    start = load_model(str(tiny_showo), "cpu", "float32")
+    before = losses_of(start, rejected) - losses_of(start, chosen)
+    model = trained(
+        tiny_showo, tmp_path,
+        {"tokens_chosen": chosen.tolist(), "tokens_rejected": rejected.tolist()},
+        method="dpo", epochs=12, learning_rate=1e-3, samples=2, beta=0.1, prompt_dropout=0.0,
+    )  # fmt: skip
+    after = losses_of(model, rejected) - losses_of(model, chosen)
+    assert (after - before > 5).all(), (before, after)
