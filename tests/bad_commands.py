@@ -19,7 +19,7 @@ BAD: Final = (
     ("run --model server:ftp://a/v1#m", "ftp"),
     ("run --model server:http://localhost:1/v1#m?concurrency=x", "concurrency"),
     ("run --model janus-pro --offline", "gapbench"),
-    ("run --model show-o", "model show-o: "),
+    ("run --model show-o", "model show-o"),
     ("run --model checkpoint", "checkpoint"),
     ("run --tasks shape", "no task 'shape'"),
     ("run --tasks shapes/colour", "no category 'colour'; it has single_object"),

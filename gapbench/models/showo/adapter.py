@@ -8,9 +8,9 @@ Upstream reads one question at a time, and draws a batch from one random stream.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -181,14 +181,14 @@ class ShowoModel(Model):
     @torch.inference_mode()
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Drawing]:
         drawings: list[Drawing] = []
-        for start in range(0, len(seeds), self.blocks.size or len(seeds)):
-            some = slice(start, start + (self.blocks.size or len(seeds)))
+        size = self.blocks.size or max(1, len(seeds))
+        for start in range(0, len(seeds), size):
+            some = slice(start, start + size)
             try:
                 codes = self._codes(prompts[some], seeds[some])
                 with repeatable():
                     pixels = self.blocks.pictures(self._brightness, codes)
             except torch.OutOfMemoryError as error:
-                size = len(seeds[some])
                 raise GapbenchError(
                     f"{self._who}: {size} images drawn together do not fit into the memory of "
                     f"{self.device}; try --set block={max(1, size // 2)}"
@@ -250,8 +250,10 @@ class ShowoModel(Model):
 
     @torch.inference_mode()
     def check_seeds(self, prompt: str, seed: int) -> str | None:
-        some: Callable[..., Tensor] = partial(self._codes, steps=2)
-        return self.blocks.warnings(lambda p, s: some(p, s).cpu().numpy(), prompt, seed)
+        def some(prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.int32]:
+            return self._codes(prompts, seeds, steps=2).cpu().numpy().astype(np.int32)
+
+        return self.blocks.warnings(some, prompt, seed)
 
     def generation_loss(
         self,

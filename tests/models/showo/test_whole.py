@@ -27,13 +27,12 @@ DRAW = ("--set", "steps=4", "--device", "cpu")
 RUN = ("--tasks", "shapes", "--limit", "6", "--samples", "2", *DRAW)
 FIX = (
     "--prompts", "shapes:train/single_object", "--limit", "4", "--samples", "3", "--check", "4",
-    "--despite-check", "--epochs", "2", "--batch-size", "4", "--learning-rate", "1e-3", *DRAW,
+    "--despite-check", "--accept", "above:0", "--margin", "0", "--epochs", "2", "--batch-size", "4",
+    "--learning-rate", "1e-3", *DRAW,
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "how", [("sft", "--lora", "4"), ("dpo", "--lora", "0", "--accept", "best:1", "--margin", "0")]
-)
+@pytest.mark.parametrize("how", [("sft", "--lora", "4"), ("dpo", "--lora", "0")])
 def test_run_fix_run_and_compare(cli: Cli, tiny_showo: Path, tmp_path: Path, how: Any) -> None:
     base = tmp_path / "base"
     shutil.copytree(tiny_showo, base)
@@ -64,7 +63,7 @@ def test_run_fix_run_and_compare(cli: Cli, tiny_showo: Path, tmp_path: Path, how
 
 
 def test_check_model_finds_nothing(cli: Cli, tiny_showo: Path) -> None:
-    done = cli("check-model", str(tiny_showo), "--device", "cpu")
+    done = cli("check-model", str(tiny_showo), *DRAW)
     assert done.returncode == 0, done.stdout
     assert "FAIL" not in done.stdout
     skipped = [line.split(": ")[1] for line in done.stdout.splitlines() if "skip" in line]
