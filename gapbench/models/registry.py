@@ -53,7 +53,7 @@ def _showo(
         family="showo",
         license=license,
         parameters="1.5 B",
-        memory="8 GB",
+        memory="12 GB in float32",
         capabilities=NATIVE - {"gradients", "embeddings", "text"},
         recipe={
             "guidance": guidance,

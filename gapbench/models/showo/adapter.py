@@ -41,7 +41,7 @@ from gapbench.types import GapbenchError
 Role = Literal["model", "vq", "text"]
 ROLES: Final[tuple[Role, ...]] = ("model", "vq", "text")
 ADAPTER: Final = "showo-1"
-BLOCK: Final = {"cuda": 16, "cpu": 4}
+BLOCK: Final = {"cuda": 8, "cpu": 4}
 """Images that are drawn together, by kind of device."""
 WIDTH: Final = 64
 """Questions are padded to a multiple of this, so that a width is seldom new."""
@@ -321,7 +321,7 @@ class ShowoModel(Model):
             rows = [[*head, *context] for head in heads for context in contexts]
             last = max(map(len, tails))
             for places, ids in self._batches(rows):
-                hidden, _ = self._read(ids)
+                hidden = self._read(ids, keep=False).last_hidden_state
                 logprobs = self._head(hidden[:, -last:]).double().log_softmax(-1).cpu()
                 require_finite(self._who, "language model", logprobs)
                 for place, row in zip(places, logprobs, strict=False):
@@ -334,15 +334,14 @@ class ShowoModel(Model):
                             total[image, column] = float(found.sum())
         return total
 
-    def _read(self, ids: Tensor) -> tuple[Tensor, Any]:
-        """Hidden states of questions, and what the core keeps of them."""
-        made = self.network.model(
+    def _read(self, ids: Tensor, keep: bool) -> Any:
+        """What the core makes of questions, with its keys and values where those are to be kept."""
+        return self.network.model(
             input_ids=ids,
             attention_mask=asking_mask(ids, self.layout),
             position_ids=((ids != self.layout.pad).cumsum(1) - 1).clamp(min=0),
-            use_cache=True,
+            use_cache=keep,
         )
-        return made.last_hidden_state, getattr(made, cache_name(self.network))
 
     @torch.inference_mode()
     def reply(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
@@ -358,7 +357,8 @@ class ShowoModel(Model):
 
     def _greedy(self, ids: Tensor) -> Tensor:
         """(B, up to REPLY_TOKENS) ids that go on, with ends of text behind the first."""
-        hidden, cache = self._read(ids)
+        read, kept = self._read(ids, keep=True), cache_name(self.network)
+        hidden, cache = read.last_hidden_state, {kept: getattr(read, kept)}
         seen = (ids != self.layout.pad)[:, None, None]
         place, end = seen.sum(3)[:, 0], self.layout.end
         said: list[Tensor] = []
@@ -377,6 +377,6 @@ class ShowoModel(Model):
                 attention_mask=seen,
                 position_ids=place,
                 use_cache=True,
-                **{cache_name(self.network): cache},
+                **cache,
             ).last_hidden_state
             place = place + 1
