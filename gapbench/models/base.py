@@ -64,7 +64,8 @@ PAIR = "a pair: it draws with one set of weights and judges with another"
 class Drawing:
     """One generated image.
 
-    `tokens` is (T,) int32, or None where the model has no discrete tokens; `logprob` is the sum
+    `tokens` is (T,) int32, or None where the model has no discrete tokens; `latents` (channels,
+    height, width) are what its picture was decoded from, where it has such; `logprob` is the sum
     of their log-probabilities in nats under the distribution they were drawn from;
     `effective_prompt` is the prompt as the model got it, None where that is the prompt itself.
     """
@@ -73,6 +74,7 @@ class Drawing:
     tokens: NDArray[np.int32] | None = None
     effective_prompt: str | None = None
     logprob: float | None = None
+    latents: NDArray[np.floating[Any]] | None = None
 
 
 class Batches(NamedTuple):

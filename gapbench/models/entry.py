@@ -13,7 +13,7 @@ from gapbench.fetch.hub import Checkpoint, cached
 from gapbench.models.base import CAPABILITIES
 from gapbench.types import GapbenchError
 
-Family = Literal["janus", "emu3", "showo", "worker"]
+Family = Literal["janus", "emu3", "showo", "bagel", "worker"]
 NATIVE: Final = frozenset(CAPABILITIES)
 SETTINGS: Final = "*.[jt]*"
 """Files in JSON, Jinja and plain text."""

@@ -16,6 +16,7 @@ FAMILIES: Final[dict[Family, str]] = {
     "janus": "gapbench.models.janus.make:make",
     "emu3": "gapbench.models.emu3:make",
     "showo": "gapbench.models.showo.make:make",
+    "bagel": "gapbench.models.bagel.adapter:make",
     "worker": "gapbench.models.workers.environment:make",
 }
 """Family -> "module:function", called as make(name, entry, recipe=..., device=..., dtype=...) with
@@ -26,6 +27,7 @@ FOLDERS: Final = {
     "multi_modality": "gapbench.models.janus.make:from_folder",
     "emu3": "gapbench.models.emu3:from_folder",
     "Showo": "gapbench.models.showo.make:from_folder",
+    "bagel": "gapbench.models.bagel.adapter:from_folder",
 }
 """A checkpoint's model_type -> what makes its adapter, called as make(name, folder, recipe=changes,
 device=..., dtype=...)."""
@@ -187,6 +189,33 @@ MODELS: Final[dict[str, Entry]] = {
         guidance=5.0,
         steps=50,
         side=32,
+    ),
+    "bagel": Entry(
+        summary="mixture of transformers that draws by a flow; 1024 x 1024 pixels",
+        family="bagel",
+        license="Apache-2.0",
+        parameters="14.6 B (7 B active)",
+        memory="40 GB",
+        capabilities=frozenset({"generate", "judge_logits", "judge_text", "train", "lora"}),
+        recipe={
+            "cfg_text_scale": 4.0,
+            "cfg_img_scale": 1.0,
+            "cfg_interval_start": 0.4,
+            "cfg_renorm_min": 0.0,
+            "cfg_renorm_type": "global",
+            "timestep_shift": 3.0,
+            "steps": 50,
+            "size": 1024,
+            "think": False,
+            "think_tokens": 1000,
+            "block": 0,
+            "sampler": "euler-1",
+        },
+        source="ByteDance-Seed/Bagel 056b5fd, inference.ipynb, text-to-image (the defaults of "
+        "inferencer.py are another set)",
+        convention="uncond + scale * (cond - uncond), made no longer than cond: one scale for the "
+        "text branch, one for the image branch; 1 is no guidance",
+        needs={"model": hub("ByteDance-Seed/BAGEL-7B-MoT", "Apache-2.0", 29.5)},
     ),
     **WORKERS,
 }

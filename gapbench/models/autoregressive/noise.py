@@ -62,6 +62,21 @@ def uniform_of(words: Tensor) -> Tensor:
     return (words.double() + 0.5) / 2**32
 
 
+def normal(keys: Tensor, count: int, stream: int = 0) -> Tensor:
+    """(B, count) standard normal noise in float64, of each row's key (B, 2), by Box and Muller.
+
+    A seed has several streams; none of them shares a counter with `gumbel`.
+    """
+    left, right = keys.unsqueeze(-1).unbind(1)
+    number = torch.arange(-(-count // 4), device=keys.device).expand(len(keys), -1)
+    zero = torch.zeros_like(number)
+    words = torch.stack(philox((number, zero, zero + stream, zero + 1), (left, right)), -1)
+    even = (words.double() + 0.5) / 2**32
+    radius, angle = (-2 * even[..., :2].log()).sqrt(), 2 * torch.pi * even[..., 2:]
+    pairs = torch.stack([radius * angle.cos(), radius * angle.sin()], -1)
+    return pairs.flatten(1)[:, :count]
+
+
 def gumbel_of(words: Tensor) -> Tensor:
     """Standard Gumbel noise from words of 32 bits."""
     return -(-uniform_of(words).log()).log()
