@@ -16,10 +16,15 @@ from gapbench.models.autoregressive.noise import keys, normal
 Shapes = dict[str, tuple[int, ...]]
 WIDE, HEADS, GROUPS, DEEP, INNER = 32, 4, 2, 2, 48
 SEES, SEEN_LAYERS, PATCH, PICTURE = 24, 2, 4, 16
-LATENT, CHANNELS, SIDE, FREQUENCIES = 2, 4, 4, 16
+LATENT, CHANNELS, SIDE = 2, 4, 4
 BASE, LEVELS, BLOCKS = 32, 2, 1
 """Of the autoencoder: two levels, so that a latent is 2 pixels wide and a token 4."""
 SIZE = SIDE * LATENT * 2 ** (LEVELS - 1)
+CUT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Where Qwen2 cuts a text before it makes tokens."""
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 
 
@@ -70,7 +75,7 @@ def published(vocabulary: int) -> Shapes:
         found |= _norm(f"{block}.layer_norm1", SEES) | _norm(f"{block}.layer_norm2", SEES)
     found |= _norm(f"{tower}.post_layernorm", SEES)
     found |= _linear("connector.fc1", WIDE, SEES) | _linear("connector.fc2", WIDE, WIDE)
-    found |= _linear("time_embedder.mlp.0", WIDE, FREQUENCIES)
+    found |= _linear("time_embedder.mlp.0", WIDE, 256)
     found |= _linear("time_embedder.mlp.2", WIDE, WIDE)
     drawn = CHANNELS * LATENT**2
     return found | _linear("vae2llm", WIDE, drawn) | _linear("llm2vae", drawn, WIDE)
@@ -121,6 +126,8 @@ def tensors(shapes: Shapes, seed: int) -> dict[str, Tensor]:
         drawn = normal(keys([seed * 10_000 + number]), math.prod(shape)).float().view(shape)
         if "norm" in name and name.endswith("weight"):
             found[name] = 1 + 0.1 * drawn
+        elif name.startswith("decoder.conv_out"):
+            found[name] = 0.2 * drawn / max(1, drawn[0].numel()) ** 0.5  # few pixels at an end
         elif "embed" in name or "lm_head" in name:
             found[name] = 0.4 * drawn
         else:
@@ -130,10 +137,15 @@ def tensors(shapes: Shapes, seed: int) -> dict[str, Tensor]:
 
 def _words(folder: Path) -> int:
     """Write a tokenizer of Qwen2's kind; its vocabulary's size."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import AddedToken, Regex, Tokenizer
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
     base = Tokenizer(models.BPE())
-    base.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    base.normalizer = normalizers.NFC()
+    base.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(CUT), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])
     base.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=320,

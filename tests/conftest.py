@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import bagels
 import pytest
 import torch
 from hypothesis import settings
@@ -332,6 +333,12 @@ def tiny_showo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny-showo"
     checkpoints.showo(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bagel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BAGEL in the published layout: 16 x 16 pixels, 16 tokens an image."""
+    return bagels.write(tmp_path_factory.mktemp("checkpoints") / "tiny-bagel")
 
 
 @pytest.fixture

@@ -81,7 +81,6 @@ def geometry(who: str, folder: Path) -> Geometry:
             latent_patch=math.isqrt(shapes["vae2llm.weight"][1] // channels),
             latent_channels=channels,
             latent_scale=2 ** (_levels(latent) - 1),
-            frequencies=shapes["time_embedder.mlp.0.weight"][1],
             vision_side=math.isqrt(shapes["vit_pos_embed.pos_embed"][0]),
             vision_patch=int(vision["patch_size"]),
             vision_pixels=int(vision["image_size"]),

@@ -36,6 +36,8 @@ from transformers.models.siglip.modeling_siglip import SiglipEncoder
 SETS: Final = ("", "_moe_gen")
 """Endings of the modules' names: of the weights that understand, and of those that draw."""
 ACTIVATION: Final = "gelu_pytorch_tanh"
+FREQUENCIES: Final = 256
+"""Of the embedding of times."""
 Streams = Sequence[Tensor]
 """Hidden states (B, T, W) of the tokens of each set, in the order of SETS."""
 Held = tuple[Tensor, Tensor]
@@ -181,13 +183,13 @@ class Table(nn.Module):
 class Clock(nn.Module):
     """Embeddings of times."""
 
-    def __init__(self, frequencies: int, wide: int) -> None:
+    def __init__(self, wide: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(frequencies, wide), nn.SiLU(), nn.Linear(wide, wide))
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, wide), nn.SiLU(), nn.Linear(wide, wide))
 
     def forward(self, times: Tensor) -> Tensor:
         """(B, W) of times (B,) between 0 and 1."""
-        half = self.mlp[0].in_features // 2
+        half = FREQUENCIES // 2
         numbers = torch.arange(half, dtype=torch.float32, device=times.device)
         angles = times.float()[:, None] * torch.exp(-math.log(10000) * numbers / half)
         waves = torch.cat([angles.cos(), angles.sin()], 1)
@@ -241,7 +243,7 @@ class Bagel(nn.Module):
         self.vit_model = nn.ModuleDict({"vision_model": Tower(vision)})
         self.connector = Connector(vision.hidden_size, wide)
         self.vit_pos_embed = Table(geometry.vision_side, wide)
-        self.time_embedder = Clock(geometry.frequencies, wide)
+        self.time_embedder = Clock(wide)
         self.vae2llm, self.llm2vae = nn.Linear(drawn, wide), nn.Linear(wide, drawn)
         self.latent_pos_embed = Table(geometry.latent_side, wide)
 

@@ -28,8 +28,6 @@ class Geometry:
     latent_channels: int
     latent_scale: int
     """Pixels of an image's side for each latent."""
-    frequencies: int
-    """Of the embedding of times."""
     vision_side: int
     vision_patch: int
     vision_pixels: int
