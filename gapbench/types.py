@@ -108,7 +108,8 @@ class Generation:
     """One image of one prompt text.
 
     `image` and `tokens` are the sha256 of the PNG file and of the token-id file (None where the
-    model has no discrete tokens); `effective_prompt` is the prompt as the model got it; `logprob`
+    model has no discrete tokens); `latents` that of the file of its latents, in safetensors, where
+    the model has some; `effective_prompt` is the prompt as the model got it; `logprob`
     is the log-probability, in nats, of the drawn tokens under the guided sampling distribution;
     `seconds` is the batch's wall time divided by its size.
     """
@@ -121,6 +122,7 @@ class Generation:
     effective_prompt: str
     logprob: float | None
     seconds: float
+    latents: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,12 +39,18 @@ RECIPES: dict[str, dict[str, Any]] = {
     "plain": {"cfg_text_scale": 1.0, "cfg_img_scale": 1.0},
     "global": {"cfg_text_scale": 4.0, "cfg_img_scale": 1.0},
     "channel": {"cfg_text_scale": 4.0, "cfg_img_scale": 1.5, "cfg_renorm_type": "channel"},
-    "text_channel": {"cfg_text_scale": 4.0, "cfg_img_scale": 2.0, "cfg_renorm_type": "text_channel"},
+    "text_channel": {
+        "cfg_text_scale": 4.0,
+        "cfg_img_scale": 2.0,
+        "cfg_renorm_type": "text_channel",
+    },
     "think": {"cfg_text_scale": 4.0, "cfg_img_scale": 1.5, "think": True},
 }
 
 
-def flash(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, causal: bool, **_: Any) -> Any:
+def flash(
+    q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, causal: bool, **_: Any
+) -> Any:
     """flash_attn_varlen_func, one sequence after the other."""
     made = []
     for row in range(len(cu_seqlens_q) - 1):
@@ -54,7 +60,9 @@ def flash(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, causal: 
         repeats = queries.shape[1] // keys_.shape[1]
         keys_, values = keys_.repeat_interleave(repeats, 1), values.repeat_interleave(repeats, 1)
         ahead = len(keys_) - len(queries)
-        mask = torch.ones(len(queries), len(keys_), dtype=torch.bool).tril(ahead) if causal else None
+        mask = (
+            torch.ones(len(queries), len(keys_), dtype=torch.bool).tril(ahead) if causal else None
+        )
         given = (part.transpose(0, 1)[None] for part in (queries, keys_, values))
         made.append(scaled_dot_product_attention(*given, attn_mask=mask)[0].transpose(0, 1))
     return torch.cat(made)
@@ -71,8 +79,15 @@ def upstream(clone: Path, folder: Path) -> tuple[Any, Any]:
     from data.transforms import ImageTransform
     from inferencer import InterleaveInferencer
     from modeling import autoencoder
-    from modeling.bagel import Bagel, BagelConfig, Qwen2Config, Qwen2ForCausalLM
-    from modeling.bagel import SiglipVisionConfig, SiglipVisionModel, qwen2_navit
+    from modeling.bagel import (
+        Bagel,
+        BagelConfig,
+        Qwen2Config,
+        Qwen2ForCausalLM,
+        SiglipVisionConfig,
+        SiglipVisionModel,
+        qwen2_navit,
+    )
     from transformers import AutoTokenizer
 
     qwen2_navit.sdpa_kernel = lambda **_: nullcontext()
@@ -90,8 +105,9 @@ def upstream(clone: Path, folder: Path) -> tuple[Any, Any]:
     coder.load_state_dict(load_file(folder / "ae.safetensors"))
     config = BagelConfig(
         visual_gen=True, visual_und=True, llm_config=llm, vit_config=vit, vae_config=sizes,
-        vit_max_num_patch_per_side=bagels.PICTURE // bagels.PATCH, connector_act="gelu_pytorch_tanh",
-        latent_patch_size=bagels.LATENT, max_latent_size=bagels.SIDE,
+        vit_max_num_patch_per_side=bagels.PICTURE // bagels.PATCH,
+        connector_act="gelu_pytorch_tanh", latent_patch_size=bagels.LATENT,
+        max_latent_size=bagels.SIDE,
     )  # fmt: skip
     model = Bagel(Qwen2ForCausalLM(llm), SiglipVisionModel(vit), config)
     model.vit_model.vision_model.embeddings.convert_conv2d_to_linear(vit)

@@ -18,7 +18,8 @@ from gapbench.leaderboard.submission import REFUSED, Card, read, records, sha256
 from gapbench.leaderboard.verify import named
 from gapbench.models import load_model, model_names
 from gapbench.models.base import Drawing, Model
-from gapbench.runs.folder import RunFolder, as_png
+from gapbench.runs.drawn import as_png
+from gapbench.runs.folder import RunFolder
 from gapbench.runs.run import Run, open_run
 from gapbench.types import Answer, GapbenchError
 

@@ -64,8 +64,8 @@ PAIR = "a pair: it draws with one set of weights and judges with another"
 class Drawing:
     """One generated image.
 
-    `tokens` is (T,) int32, or None where the model has no discrete tokens; `latents` (channels,
-    height, width) are what its picture was decoded from, where it has such; `logprob` is the sum
+    `tokens` is (T,) int32, or None where the model has no discrete tokens; `latents` is (channels,
+    height, width) float32 that the picture was decoded from, or None; `logprob` is the sum
     of their log-probabilities in nats under the distribution they were drawn from;
     `effective_prompt` is the prompt as the model got it, None where that is the prompt itself.
     """
@@ -74,7 +74,7 @@ class Drawing:
     tokens: NDArray[np.int32] | None = None
     effective_prompt: str | None = None
     logprob: float | None = None
-    latents: NDArray[np.floating[Any]] | None = None
+    latents: NDArray[np.float32] | None = None
 
 
 class Batches(NamedTuple):
@@ -353,6 +353,9 @@ def check_drawing(row: Drawing) -> None:
         isinstance(tokens, np.ndarray) and tokens.ndim == 1 and tokens.dtype == np.int32
     ):
         raise ValueError("tokens that are no (T,) int32 array")
+    latents = row.latents
+    if latents is not None and not (np.ndim(latents) == 3 and latents.dtype == np.float32):
+        raise ValueError("latents that are no (channels, height, width) float32 array")
     if not isinstance(row.effective_prompt, str | None):
         raise ValueError(f"an effective_prompt that is a {type(row.effective_prompt).__name__}")
     if logprob is not None and not (is_number(logprob) and logprob <= 1e-6):

@@ -16,7 +16,7 @@ FAMILIES: Final[dict[Family, str]] = {
     "janus": "gapbench.models.janus.make:make",
     "emu3": "gapbench.models.emu3:make",
     "showo": "gapbench.models.showo.make:make",
-    "bagel": "gapbench.models.bagel.adapter:make",
+    "bagel": "gapbench.models.bagel.make:make",
     "worker": "gapbench.models.workers.environment:make",
 }
 """Family -> "module:function", called as make(name, entry, recipe=..., device=..., dtype=...) with
@@ -27,7 +27,7 @@ FOLDERS: Final = {
     "multi_modality": "gapbench.models.janus.make:from_folder",
     "emu3": "gapbench.models.emu3:from_folder",
     "Showo": "gapbench.models.showo.make:from_folder",
-    "bagel": "gapbench.models.bagel.adapter:from_folder",
+    "bagel": "gapbench.models.bagel.make:from_folder",
 }
 """A checkpoint's model_type -> what makes its adapter, called as make(name, folder, recipe=changes,
 device=..., dtype=...)."""

@@ -139,8 +139,8 @@ def _recorded(
                 new[stage.name] = seconds / rows
         if "images" in new:
             sizes = [f.stat().st_size for f in (file.parent / "images").glob("*/*.png")]
-            tokens = [f.stat().st_size for f in (file.parent / "tokens").glob("*/*.npy")]
-            image = 700 + (sum(sizes) + sum(tokens)) / max(1, len(sizes))
+            kept = [*(file.parent / "tokens").glob("*/*"), *(file.parent / "latents").glob("*/*")]
+            image = 700 + (sum(sizes) + sum(f.stat().st_size for f in kept)) / max(1, len(sizes))
         speeds |= new
         folders += [str(file.parent)] * bool(new)
     return speeds, image, folders
@@ -179,4 +179,5 @@ def _each(do: Callable[[], object], count: int) -> float:
 def _bytes(drawing: Drawing) -> int:
     buffer = io.BytesIO()
     drawing.image.save(buffer, "PNG")
-    return buffer.tell() + (0 if drawing.tokens is None else drawing.tokens.nbytes + 128) + 700
+    kept = [array.nbytes + 128 for array in (drawing.tokens, drawing.latents) if array is not None]
+    return buffer.tell() + sum(kept) + 700

@@ -236,6 +236,7 @@ def _draw(
                 ),
                 logprob=drawing.logprob,
                 seconds=seconds,
+                latents=None if drawing.latents is None else folder.add_latents(drawing.latents),
             )
             for item, drawing, image in zip(
                 (batch[place] for place in rows.done), rows.done.values(), images, strict=True

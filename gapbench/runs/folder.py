@@ -7,7 +7,7 @@ verdicts.jsonl     one Verdict a line
 refusals.jsonl     one Refusal a line
                    (each record of these has a checksum; gapbench 0.1.0 wrote none)
 failures.json      what failed in the latest command, by stage and reason
-images/ab/<sha256>.png, tokens/ab/<sha256>.npy
+images/ab/<sha256>.png, tokens/ab/<sha256>.npy, latents/ab/<sha256>.safetensors
 results.json, sheets/
 labels.jsonl       one label of a person a line, which `gapbench label` appends
 """
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import json
 import math
 import os
@@ -38,7 +37,6 @@ from gapbench.files import (
     append_lines,
     as_json,
     drop_torn_line,
-    first_line,
     read_lines,
     read_object,
     sweep,
@@ -48,6 +46,7 @@ from gapbench.files import (
     write_json,
 )
 from gapbench.models.image_folder import decode
+from gapbench.runs import drawn
 from gapbench.runs.settings import Shard
 from gapbench.tasks.spec import explain
 from gapbench.types import GapbenchError, Generation, Refusal, Verdict
@@ -60,6 +59,8 @@ _LONGEST_NAME: Final = 190
 SPEEDS: Final = "speeds.json"
 """Fingerprint of a model or a judge -> [rows, seconds] in all: how fast it was here."""
 _SHA: Final = re.compile(r"[0-9a-f]{64}")
+_LATER: Final = {"latents"}
+"""Fields that a record has only where there is something in them."""
 
 _FILES: Final = {
     Generation: "generations.jsonl",
@@ -182,8 +183,8 @@ class RunFolder:
 
     def generations(self) -> dict[tuple[str, int], Generation]:
         """(prompt text, seed) -> Generation; only those whose files are there."""
-        generations = {(g.prompt, g.seed): g for g in self._read(Generation)}
-        return {k: g for k, g in generations.items() if self._complete(g)}
+        known = {(g.prompt, g.seed): g for g in self._read(Generation)}
+        return {k: g for k, g in known.items() if all(p.exists() for p in self.places(g))}
 
     def refusals(self) -> dict[tuple[str, int], Refusal]:
         """(prompt text, seed) -> Refusal, the latest."""
@@ -197,7 +198,7 @@ class RunFolder:
         """Add records: flushed and on disk when this returns."""
         rows: dict[str, list[dict[str, Any]]] = {}
         for record in records:
-            row = {key: _valid(value) for key, value in asdict(record).items()}
+            row = {k: _valid(v) for k, v in asdict(record).items() if k not in _LATER or v}
             rows.setdefault(_FILES[type(record)], []).append(with_checksum(row))
         with saying_how_to_resume(self.path):
             for name, new in rows.items():
@@ -205,7 +206,7 @@ class RunFolder:
 
     def add_image(self, image: Image.Image) -> str:
         """Store an image as PNG; returns the sha256 of its bytes."""
-        return self._add("images", ".png", as_png(image))
+        return self._add("images", ".png", drawn.as_png(image))
 
     def add_images(self, images: Sequence[Image.Image]) -> list[str]:
         """Store images as `add_image` does, on all cores: one packs 14 of 384 x 384 pixels a
@@ -214,9 +215,11 @@ class RunFolder:
 
     def add_tokens(self, tokens: NDArray[np.int32]) -> str:
         """Store token ids; returns the sha256 of the file's bytes."""
-        buffer = io.BytesIO()
-        np.save(buffer, tokens, allow_pickle=False)
-        return self._add("tokens", ".npy", buffer.getvalue())
+        return self._add("tokens", ".npy", drawn.of_tokens(tokens))
+
+    def add_latents(self, latents: NDArray[np.float32]) -> str:
+        """Store latents; returns the sha256 of the file's bytes."""
+        return self._add("latents", ".safetensors", drawn.of_latents(latents))
 
     def image(self, sha256: str) -> Image.Image:
         """An image by its digest, RGB. Raises GapbenchError where it is missing or broken."""
@@ -234,18 +237,26 @@ class RunFolder:
         """Token ids by the digest of their file. Raises GapbenchError where it is missing, altered
         or of another form."""
         place = self.tokens_path(sha256)
-        try:
-            data = io.BytesIO(self._get(place, sha256))
-            tokens: NDArray[np.int32] = np.load(data, allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise GapbenchError(f"{place}: not a NumPy file ({first_line(error)})") from error
-        return tokens
+        return drawn.tokens_in(place, self._get(place, sha256))
+
+    def latents(self, sha256: str) -> NDArray[np.float32]:
+        """(channels, height, width) latents, as `tokens` gives token ids."""
+        place = self.latents_path(sha256)
+        return drawn.latents_in(place, self._get(place, sha256))
 
     def image_path(self, sha256: str) -> Path:
         return self._place("images", ".png", sha256)
 
     def tokens_path(self, sha256: str) -> Path:
         return self._place("tokens", ".npy", sha256)
+
+    def latents_path(self, sha256: str) -> Path:
+        return self._place("latents", ".safetensors", sha256)
+
+    def places(self, of: Generation) -> list[Path]:
+        """The files of an image: its pixels, tokens and latents."""
+        more = ((self.tokens_path, of.tokens), (self.latents_path, of.latents))
+        return [self.image_path(of.image), *(path(digest) for path, digest in more if digest)]
 
     def note_speed(self, fingerprint: str, rows: int, seconds: float) -> None:
         """Add to the rows that a model or a judge worked off, and the seconds that they took."""
@@ -266,10 +277,6 @@ class RunFolder:
 
     def read(self, name: str) -> Any:
         return read_object(self.path / name)
-
-    def _complete(self, generation: Generation) -> bool:
-        tokens = generation.tokens is None or self.tokens_path(generation.tokens).exists()
-        return tokens and self.image_path(generation.image).exists()
 
     def _place(self, kind: str, suffix: str, sha256: str) -> Path:
         if not _SHA.fullmatch(sha256):
@@ -316,7 +323,7 @@ class RunFolder:
             values = without_checksum(raw)
             if not isinstance(values, dict):
                 raise ValueError("it is no JSON object")
-            if set(values) != names:
+            if set(values) | _LATER != names | _LATER:
                 raise ValueError(f"keys {sorted(set(values) ^ names)} are missing or unknown")
             if values.get("verdict") not in (0, 1, None):
                 raise ValueError(f"the verdict is {values['verdict']}, not 1 or 0")
@@ -347,13 +354,6 @@ def worked_off(speeds: dict[str, Any], fingerprint: str) -> tuple[int, float]:
 def _valid(value: Any) -> Any:
     """A text of somebody's adapter without half surrogate pairs, which could not be read back."""
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
-
-
-def as_png(image: Image.Image) -> bytes:
-    """The bytes that an image is stored as."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def folder_for(

@@ -139,10 +139,8 @@ def add(
             new = {number: r for r in batch if (number := _number(r)) not in there}
             for record in new.values():
                 if isinstance(record, Generation):
-                    _link(source.image_path(record.image), folder.image_path(record.image))
-                    if record.tokens:
-                        tokens = record.tokens
-                        _link(source.tokens_path(tokens), folder.tokens_path(tokens))
+                    for pair in zip(source.places(record), folder.places(record), strict=True):
+                        _link(*pair)
             folder.append(new.values())
             there.update(new)
 

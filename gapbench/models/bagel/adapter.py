@@ -30,7 +30,6 @@ from gapbench.models.bagel.flow import Recipe, flow
 from gapbench.models.bagel.pictures import grid, packed, unpacked
 from gapbench.models.base import Batches, Drawing, Model
 from gapbench.models.checkpoint import device_here
-from gapbench.models.entry import Entry, changed, pick_device, weights
 from gapbench.models.registry import MODELS
 from gapbench.types import GapbenchError
 
@@ -107,17 +106,14 @@ class BagelModel(Model):
         self._autoencoder: Any = None
 
     def _block(self) -> int:
-        """How many rows are computed together; 0, as many as there are, in float64 on a CPU, where
-        no rounding is seen."""
-        if self.device == "cpu":
-            return 0 if self.dtype == "float64" else 1
-        # Of a layer's widest states, some eight times as wide as the model in all.
-        tokens = (self.sampling.size // self.sizes.latent_stride) ** 2
-        image = self.sampling.branches * tokens * 8 * 3584 * 3 * getattr(torch, self.dtype).itemsize
+        """How many images are computed together; 0, as many as there are, in float64 on a CPU,
+        where no rounding is seen."""
         if not self.device.startswith("cuda"):
-            return 1
+            return 0 if (self.device, self.dtype) == ("cpu", "float64") else 1
+        tokens = (self.sampling.size // self.sizes.latent_stride) ** 2
+        numbers = self.sampling.branches * tokens * self.sizes.layer_numbers
         memory = torch.cuda.get_device_properties(self.device).total_memory
-        return fitting(BLOCK, memory, self._bytes, image)
+        return fitting(BLOCK, memory, self._bytes, numbers * getattr(torch, self.dtype).itemsize)
 
     # -- loading ---------------------------------------------------------------------------
 
@@ -195,13 +191,14 @@ class BagelModel(Model):
         for row, drawn in zip(rows, self._drawn(rows, seeds), strict=True):
             latents = unpacked(drawn[None], self.sizes.latent_patch)
             image, read = self.decode(latents), self.tokenizer.decode(row[0])
-            drawings.append(Drawing(image, effective_prompt=read, latents=latents[0].cpu().numpy()))
+            kept = latents[0].float().cpu().numpy()
+            drawings.append(Drawing(image, effective_prompt=read, latents=kept))
         return drawings
 
     @torch.inference_mode()
     def plan(self, prompts: Sequence[str]) -> dict[str, str]:
         """What the model writes about each prompt before it draws, greedily decoded."""
-        reader, said = self._reader, {}
+        reader, said = self._reader, dict[str, str]()
         rows = {prompt: self._tokens(PLANNING, prompt) for prompt in prompts}
         for some, whole in reader.texts(rows, rows.__getitem__):
             with repeatable():
@@ -233,7 +230,7 @@ class BagelModel(Model):
         self, rows: Sequence[Sequence[list[int]]], seeds: Sequence[int], steps: int | None = None
     ) -> list[Tensor]:
         """(S, C) latents of each image, whose rows are what its predictions have read."""
-        reader, drawn = self._reader, {}
+        reader, drawn = self._reader, dict[int, Tensor]()
         for some, whole in reader.texts(range(len(rows)), lambda n: max(rows[n], key=len)):
             given = [rows[n] for n in whole], [seeds[n] for n in whole]
             try:
@@ -362,7 +359,7 @@ class BagelModel(Model):
 
     @torch.inference_mode()
     def reply(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
-        rows, said = [self._tokens(question) for question in questions], {}
+        rows, said = [self._tokens(question) for question in questions], dict[int, str]()
         reader = self._reader
         with self._watched(), repeatable():
             for some, _, context in reader.asked(images, range(len(rows)), rows):
@@ -374,21 +371,3 @@ class BagelModel(Model):
         network = self.network
         ends = {"vision tower": network.connector, "language model": network.language_model.lm_head}
         return watched(self._who, ends)
-
-
-def make(name: str, entry: Entry, recipe: Mapping[str, Any], device: str, dtype: str) -> BagelModel:
-    """The adapter of the named model, whose checkpoint is in the hub's cache."""
-    device, needed = pick_device(name, entry, device), entry.needs["model"]
-    folder = weights(name, "model", needed)
-    return BagelModel(name, folder, Recipe(**recipe), device, dtype, f"{needed.repo}@{folder.name}")
-
-
-def from_folder(
-    name: str, folder: Path, recipe: Mapping[str, object], device: str, dtype: str
-) -> BagelModel:
-    """The adapter of a folder with the published files; a smaller model draws as large as it can."""
-    whole = changed(name, MODELS["bagel"].recipe, recipe)
-    if "size" not in recipe:
-        largest = checkpoint.geometry(f"model {name}", folder).latent_pixels
-        whole["size"] = min(whole["size"], largest)
-    return BagelModel(name, folder, Recipe(**whole), device, dtype)

@@ -85,6 +85,7 @@ def geometry(who: str, folder: Path) -> Geometry:
             vision_patch=int(vision["patch_size"]),
             vision_pixels=int(vision["image_size"]),
             room=int(text["max_position_embeddings"]),
+            layer_numbers=8 * int(text["hidden_size"]) + 3 * int(text["intermediate_size"]),
         )
     except KeyError as error:
         raise GapbenchError(
@@ -126,7 +127,8 @@ def load_autoencoder(who: str, folder: Path, dtype: str, device: str) -> Any:
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     levels = _levels(shapes)
     try:
-        widths = [shapes[f"encoder.down.{level}.block.0.conv1.weight"][0] for level in range(levels)]
+        firsts = (f"encoder.down.{level}.block.0.conv1.weight" for level in range(levels))
+        widths = [shapes[name][0] for name in firsts]
         blocks = {name.split(".")[4] for name in shapes if name.startswith("encoder.down.0.block.")}
         channels = shapes["decoder.conv_in.weight"][1]
     except LookupError as error:

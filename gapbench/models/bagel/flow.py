@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Final
 
 import torch
@@ -92,7 +93,7 @@ def flow(
     without it, and with the prompt but without its plan.
     """
     latents, times = noise, moments(recipe.steps, recipe.timestep_shift)
-    for now, after in list(zip(times[:-1], times[1:], strict=True))[:steps]:
+    for now, after in list(pairwise(times))[:steps]:
         guiding = recipe.branches if now > recipe.cfg_interval_start else 1
         predicted = [part.to(noise.dtype) for part in velocity(latents, now, guiding)]
         latents = latents - guided(predicted, recipe) * (now - after).to(noise.device)
@@ -117,6 +118,6 @@ def guided(predicted: Sequence[Tensor], recipe: Recipe) -> Tensor:
 
 def _shortened(long: Tensor, like: Tensor, over: tuple[int, ...], least: float) -> Tensor:
     """A velocity that is at most as long as another."""
-    own = torch.linalg.vector_norm(long, dim=over, keepdim=True)
-    wanted = torch.linalg.vector_norm(like, dim=over, keepdim=True)
-    return long * (wanted / (own + 1e-8)).clamp(min=least, max=1.0)
+    own, wanted = (torch.linalg.vector_norm(v, dim=over, keepdim=True) for v in (long, like))
+    made: Tensor = long * (wanted / (own + 1e-8)).clamp(min=least, max=1.0)
+    return made

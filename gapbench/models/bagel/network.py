@@ -1,5 +1,5 @@
-"""BAGEL's network: a Qwen2 whose layers hold two sets of weights, one for text and pictures that are
-seen, one for latents that are drawn; all tokens attend to one another.
+"""BAGEL's network: a Qwen2 whose layers hold two sets of weights, one for text and seen pictures,
+one for latents that are drawn; all tokens attend to one another.
 
 Modules are named as in the published ema.safetensors. Source: ByteDance-Seed/Bagel 056b5fd,
 modeling/bagel.
@@ -16,11 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
-
-from gapbench.models import torchvision_shim
-from gapbench.models.bagel.pictures import Geometry
-
-torchvision_shim.ensure()  # transformers imports torchvision where it is installed
 from transformers import Qwen2Config as Qwen2Config
 from transformers import SiglipVisionConfig as SiglipVisionConfig
 from transformers.activations import ACT2FN
@@ -32,6 +27,8 @@ from transformers.models.qwen2.modeling_qwen2 import (
     repeat_kv,
 )
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
+
+from gapbench.models.bagel.pictures import Geometry
 
 SETS: Final = ("", "_moe_gen")
 """Endings of the modules' names: of the weights that understand, and of those that draw."""
@@ -96,13 +93,13 @@ class Attention(nn.Module):
         seen = scaled_dot_product_attention(
             queries, repeat_kv(keys, self.repeats), repeat_kv(values, self.repeats), attn_mask=mask
         )
-        parts = seen.transpose(1, 2).flatten(2).split([s.shape[1] for s in streams], 1)
+        parts = torch.split(seen.transpose(1, 2).flatten(2), [s.shape[1] for s in streams], 1)
         return each(self, "o_proj", parts), (keys, values)
 
     def _heads(self, name: str, streams: Streams) -> Tensor:
         """Queries, keys or values of all streams, (B, heads, T, D)."""
         made = each(self, f"{name}_proj", streams)
-        made = [part.unflatten(2, (-1, self.width)) for part in made]
+        made = [part.view(*part.shape[:2], -1, self.width) for part in made]
         if name != "v":
             made = each(self, f"{name}_norm", made)
         return torch.cat(list(made), 1).transpose(1, 2)
@@ -193,7 +190,8 @@ class Clock(nn.Module):
         numbers = torch.arange(half, dtype=torch.float32, device=times.device)
         angles = times.float()[:, None] * torch.exp(-math.log(10000) * numbers / half)
         waves = torch.cat([angles.cos(), angles.sin()], 1)
-        made: Tensor = self.mlp(waves.to(self.mlp[0].weight.dtype))
+        first: Any = self.mlp[0]
+        made: Tensor = self.mlp(waves.to(first.weight.dtype))
         return made
 
 
@@ -217,10 +215,12 @@ class Tower(nn.Module):
         super().__init__()
         patch, wide = config.num_channels * config.patch_size**2, config.hidden_size
         side = config.image_size // config.patch_size
-        self.embeddings = nn.ModuleDict({
-            "patch_embedding": nn.Linear(patch, wide),
-            "position_embedding": nn.Embedding(side * side, wide),
-        })
+        self.embeddings = nn.ModuleDict(
+            {
+                "patch_embedding": nn.Linear(patch, wide),
+                "position_embedding": nn.Embedding(side * side, wide),
+            }
+        )
         self.encoder = SiglipEncoder(config)
         self.post_layernorm = nn.LayerNorm(wide, eps=config.layer_norm_eps)
 

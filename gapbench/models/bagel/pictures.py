@@ -34,6 +34,8 @@ class Geometry:
     """The most of a seen picture's side."""
     room: int
     """The most tokens of a text."""
+    layer_numbers: int
+    """That a layer holds at its widest for each token."""
 
     @property
     def latent_stride(self) -> int:
@@ -51,9 +53,7 @@ class Geometry:
         return self.latent_side * self.latent_stride
 
 
-def fitted(
-    size: tuple[int, int], largest: int, smallest: int, stride: int
-) -> tuple[int, int]:
+def fitted(size: tuple[int, int], largest: int, smallest: int, stride: int) -> tuple[int, int]:
     """Width and height that a picture is scaled to, both multiples of `stride`."""
 
     def scaled(scale: float) -> tuple[int, int]:
@@ -77,9 +77,7 @@ def prepared(image: Image.Image, geometry: Geometry) -> Image.Image:
         (side, side // 2, stride),
         (geometry.vision_pixels, LEAST, geometry.vision_patch),
     ):
-        image = image.resize(
-            fitted(image.size, largest, smallest, step), Image.Resampling.BICUBIC
-        )
+        image = image.resize(fitted(image.size, largest, smallest, step), Image.Resampling.BICUBIC)
     return image
 
 
