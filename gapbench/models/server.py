@@ -30,7 +30,7 @@ from gapbench.types import Answer, Failure, GapbenchError, Unfinished
 ADAPTER: Final = "server-model-1"
 RECIPE: Final[dict[str, Any]] = {"size": "1024x1024"}
 RECIPES: Final[dict[str, dict[str, Any]]] = {
-    # As the worker "bagel" draws, in the fields of vLLM-Omni.
+    # As the model "bagel" draws, in the fields of vLLM-Omni.
     "ByteDance-Seed/BAGEL-7B-MoT": {
         "size": "1024x1024",
         "num_inference_steps": 50,
