@@ -129,6 +129,28 @@ def test_images_and_tokens_come_back(folder: RunFolder) -> None:
     assert folder.image_path(image) == folder.path / "images" / image[:2] / f"{image}.png"
 
 
+def test_latents_come_back_and_a_record_without_them_does_not_name_them(folder: RunFolder) -> None:
+    latents = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4).transpose(0, 2, 1)
+    digest = folder.add_latents(latents)
+    np.testing.assert_array_equal(folder.latents(digest), latents)
+    folder.append([generation(folder, 1), generation(folder, 2, latents=digest)])
+    without, with_ = map(json.loads, (folder.path / "generations.jsonl").read_text().splitlines())
+    assert "latents" not in without
+    assert with_["latents"] == digest
+    again = RunFolder.open(folder.path)
+    assert [g.latents for g in again.generations().values()] == [None, digest]
+    place = folder.latents_path(digest)
+    data = place.read_bytes()
+    place.write_bytes(data[:-1] + b"x")
+    with pytest.raises(GapbenchError, match="altered"):
+        folder.latents(digest)
+    place.unlink()
+    assert [g.seed for g in again.generations().values()] == [1]
+    other = folder._add("latents", ".safetensors", b"no tensors")
+    with pytest.raises(GapbenchError, match="holds no latents"):
+        folder.latents(other)
+
+
 def test_many_images_are_stored_and_read_as_one_by_one(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "m", {"a": 1}, {})
     noise = np.random.default_rng(0).integers(0, 256, (12, 40, 40, 3), np.uint8)
