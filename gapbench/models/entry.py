@@ -26,9 +26,8 @@ class Upstream:
     """The code of a model that runs as a worker.
 
     `script` is the worker's file and `lock` the list of its packages; `pythons` are the versions
-    that these have wheels for, the best first; `dtype` is what upstream computes in. `last` are
-    packages that are built against the others. The files in the folder `replaces[0]` of the source
-    go over those of the package `replaces[1]`.
+    that these have wheels for, the best first; `dtype` is what upstream computes in. The files
+    in the folder `replaces[0]` of the source go over those of the package `replaces[1]`.
     """
 
     url: str
@@ -37,7 +36,6 @@ class Upstream:
     lock: Path
     pythons: Sequence[str]
     dtype: str
-    last: Sequence[str] = ()
     replaces: tuple[str, str] | None = None
 
 

@@ -24,6 +24,7 @@ from gapbench.models import lora
 from gapbench.models.autoregressive.attention import repeatable
 from gapbench.models.autoregressive.blocks import fitting
 from gapbench.models.autoregressive.finite import require_finite, watched
+from gapbench.models.autoregressive.model import SMALL
 from gapbench.models.autoregressive.noise import keys, normal
 from gapbench.models.bagel import checkpoint
 from gapbench.models.bagel.flow import Recipe, flow
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
     from gapbench.models.bagel.reader import Reader
 
 ADAPTER: Final = "bagel-1"
-SMALL: Final = 100_000_000
-"""Bytes of weights under which a CPU computes in float64 by default."""
 BLOCK: Final = 4
 """Images that a GPU draws together: 4,098 tokens each are work enough."""
 REPLY_TOKENS: Final = 100

@@ -141,22 +141,27 @@ class Core(nn.Module):
             self.rotary_emb = Qwen2RotaryEmbedding(config)
 
     def forward(
-        self, streams: Streams, places: Tensor, past: Sequence[Held], mask: Tensor | None
+        self,
+        streams: Streams,
+        places: Tensor,
+        past: Sequence[Held],
+        mask: Tensor | None,
+        keep: bool = True,
     ) -> tuple[Streams, list[Held]]:
-        """Last hidden states of each stream, and each layer's keys and values.
+        """Last hidden states of each stream, and each layer's keys and values, if they are kept.
 
         `places` (B, T) are the positions of all tokens, `past` (if any) is what they see besides
         themselves, `mask` as `Context.sight` gives it.
         """
         turns = self.rotary_emb(streams[0], places)
-        held = []
+        held: list[Held] = []
         for number, layer in enumerate(self.layers):
             given = streams, turns, past[number] if past else None, mask
             if self.checkpointing is not None and torch.is_grad_enabled():
                 streams, own = checkpoint(layer, *given, **self.checkpointing)
             else:
                 streams, own = layer(*given)
-            held.append(own)
+            held += [own] * keep
         return each(self, "norm", streams), held
 
 
@@ -303,7 +308,8 @@ class Bagel(nn.Module):
         around = core.embed_tokens(marks).expand(len(latents), -1, -1)
         tokens = drawn.shape[1] + 2
         own = context.place[:, None].expand(-1, tokens)
-        streams, _ = core([around, drawn], own, context.held, context.sight(tokens, False))
+        mask = context.sight(tokens, False)
+        streams, _ = core([around, drawn], own, context.held, mask, keep=False)
         made: Tensor = self.llm2vae(streams[1])
         return made
 

@@ -205,8 +205,6 @@ def _build(
     _run(make, f"model {name}: no environment of Python {base} could be made")
     what = f"model {name}: its packages could not be installed"
     _run([*install, "-r", str(upstream.lock)], what)
-    if upstream.last:
-        _run([*install, "--no-build-isolation", *upstream.last], what)
     if upstream.replaces:
         folder, package = upstream.replaces
         code = f"import importlib.util as u; print(u.find_spec({package!r}).origin)"

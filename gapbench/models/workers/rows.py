@@ -14,7 +14,7 @@ SCRIPTS: Final = Path(__file__).parent / "scripts"
 
 def _worker(
     script: str, url: str, commit: str, dtype: str, pythons: Sequence[str] = ("3.10",),
-    last: Sequence[str] = (), replaces: tuple[str, str] | None = None, **entry: Any,
+    replaces: tuple[str, str] | None = None, **entry: Any,
 ) -> Entry:  # fmt: skip
     """A row of the table: what `Upstream` holds, and the other fields of `Entry`."""
     code = SCRIPTS / script
@@ -23,7 +23,7 @@ def _worker(
         capabilities=frozenset({"generate", "judge_logits", "judge_text"}),
         upstream=Upstream(
             url=url, commit=commit, script=code.with_suffix(".py"), lock=code.with_suffix(".lock"),
-            pythons=pythons, dtype=dtype, last=last, replaces=replaces,
+            pythons=pythons, dtype=dtype, replaces=replaces,
         ),
         **entry,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from gapbench.runs.merge import merge
 from gapbench.runs.run import Run
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
-FEW: dict[str, Any] = {"tasks": "shapes/colors", "samples": 2, "set": {"steps": 3}}
+FEW: dict[str, Any] = {"tasks": "shapes/colors", "samples": 2, "recipe": {"steps": 3}}
 
 
 def drawn(run: Run) -> dict[tuple[str, int], tuple[str, str | None, str]]:
