@@ -5,6 +5,8 @@ gapbench's BAGEL against (tests/models/bagel/upstream.json).
     pip install torch torchvision transformers==4.49.0 einops opencv-python-headless
     PYTHONPATH=.:tests python scripts/parity_bagel.py Bagel > tests/models/bagel/upstream.json
 
+`--seconds N` prints how long an image of N steps takes instead (benchmarks/bench_bagel.py).
+
 In an environment of its own, for upstream's version of transformers. On a CPU in float32: where
 upstream asks for bfloat16 it gets float32, and for flash-attn torch's own attention.
 """
@@ -14,6 +16,8 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+import time
+from argparse import ArgumentParser
 from contextlib import nullcontext
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -217,10 +221,31 @@ def loss(inferencer: Any, model: Any, latents: torch.Tensor, seed: int) -> float
     return float(found["mse"].double().sum())
 
 
+def seconds(inferencer: Any, steps: int) -> float:
+    """Of an image of so many steps, drawn as upstream draws it, one thread: the best of three."""
+    torch.set_num_threads(1)
+    taken = []
+    for _ in range(3):
+        start = time.perf_counter()
+        inferencer(
+            text=PROMPT, image_shapes=(bagels.SIZE, bagels.SIZE), num_timesteps=steps,
+            cfg_text_scale=4.0, cfg_img_scale=1.0,
+        )  # fmt: skip
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
 def main() -> None:
+    parser = ArgumentParser()
+    parser.add_argument("clone", type=Path)
+    parser.add_argument("--seconds", type=int)
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = bagels.write(Path(place) / "tiny")
-        inferencer, model = upstream(Path(sys.argv[1]), folder)
+        inferencer, model = upstream(given.clone, folder)
+        if given.seconds:
+            print(seconds(inferencer, given.seconds))
+            return
         found: dict[str, Any] = {
             "drawn": {name: drawn(inferencer, recipe, 7) for name, recipe in RECIPES.items()}
         }

@@ -71,7 +71,9 @@ def require_diffusers(who: str) -> None:
 
 
 def geometry(who: str, folder: Path) -> Geometry:
-    """The sizes of a folder's model. Raises GapbenchError where its files do not tell them."""
+    """The sizes of a folder's model. Raises GapbenchError where its files are not all there or do
+    not tell them."""
+    files(who, folder)
     shapes, latent = _shapes(who, folder / WEIGHTS), _shapes(who, folder / AUTOENCODER)
     vision, text = read_object(folder / VISION), read_object(folder / TEXT)
     try:

@@ -186,9 +186,9 @@ def test_special_tokens_and_long_prompts_are_refused(tiny_bagel: Path) -> None:
     model = made(tiny_bagel)
     assert "<|im_end|>" in str(model.refuses("a <|im_end|> b"))
     assert "room for 4096" in str(model.refuses("x " * 5000))
-    assert model.refuses("x " * 2000) is None
-    thinking = made(tiny_bagel, think=True, think_tokens=2000)
-    assert "room for 4096" in str(thinking.refuses("x " * 2000))
+    assert model.refuses("x " * 1500) is None
+    thinking = made(tiny_bagel, think=True, think_tokens=1500)
+    assert "room for 4096" in str(thinking.refuses("x " * 1500))
 
 
 # -- what does not depend on a batch -------------------------------------------------------------
@@ -296,14 +296,15 @@ def test_a_loss_depends_on_its_row_alone(tiny_bagel: Path) -> None:
     found = model.generation_loss(PROMPTS[:3], latents, SEEDS[:3], away)
     assert found.requires_grad
     assert found.dtype == torch.float64
+    found = found.detach()
     for row in range(3):
         some = slice(row, row + 1)
         (alone,) = model.generation_loss(PROMPTS[some], latents[some], SEEDS[some], away[some])
-        assert float(alone) == pytest.approx(float(found[row]), abs=1e-9)
-    other = model.generation_loss(PROMPTS[:3], latents, [1, 2, 3], away)
+        assert float(alone.detach()) == pytest.approx(float(found[row]), abs=1e-9)
+    other = model.generation_loss(PROMPTS[:3], latents, [1, 2, 3], away).detach()
     assert float((other - found).abs().min()) > 1e-3
-    withheld = model.generation_loss(PROMPTS[:3], latents, SEEDS[:3], True)
-    assert withheld[1] == pytest.approx(float(found[1]), abs=1e-9)
+    withheld = model.generation_loss(PROMPTS[:3], latents, SEEDS[:3], True).detach()
+    assert float(withheld[1]) == pytest.approx(float(found[1]), abs=1e-9)
     assert float(withheld[0]) != pytest.approx(float(found[0]), abs=1e-3)
 
 
