@@ -64,10 +64,10 @@ PAIR = "a pair: it draws with one set of weights and judges with another"
 class Drawing:
     """One generated image.
 
-    `tokens` is (T,) int32, or None where the model has no discrete tokens; `latents` is (channels,
-    height, width) float32 that the picture was decoded from, or None; `logprob` is the sum
+    `tokens` is (T,) int32, or None where the model has no discrete tokens; `logprob` is the sum
     of their log-probabilities in nats under the distribution they were drawn from;
-    `effective_prompt` is the prompt as the model got it, None where that is the prompt itself.
+    `effective_prompt` is the prompt as the model got it, None where that is the prompt itself;
+    `latents` is (channels, height, width) float32 that the picture was decoded from, if any.
     """
 
     image: Image.Image
@@ -202,11 +202,11 @@ class Model:
     ) -> torch.Tensor:
         """The loss of each drawing given its prompt, (B,), differentiable.
 
-        `drawings` (B, ...) are the drawings' `tokens`. The loss is a sum over them, in nats: -log p
-        where `likelihood` is true, else what the family is trained by, at random choices that the
-        row's seed in `noise` fixes. At one seed, the losses of two sets of weights differ by the
-        weights alone. `unconditional` withholds the prompt, of all rows or of those that it marks:
-        that is the branch which guidance subtracts.
+        `drawings` (B, ...) are the drawings' `tokens` or `latents`. The loss is a sum over them:
+        -log p in nats where `likelihood` is true, else what the family is trained by, at random
+        choices that the row's seed in `noise` fixes. At one seed, the losses of two sets of weights
+        differ by the weights alone. `unconditional` withholds the prompt, of all rows or of those
+        that it marks: that is the branch which guidance subtracts.
         """
         raise _lacking(self, "generation_loss")
 

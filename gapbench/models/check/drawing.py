@@ -123,9 +123,10 @@ def losses(model: Model) -> None:
     """Withheld prompts in the middle: a row must not depend on what the others withhold."""
     import torch
 
-    kept = [drawing.tokens for drawing in draw(model, PROMPTS, SEEDS)]
+    drawn = draw(model, PROMPTS, SEEDS)
+    kept = [one.tokens if one.latents is None else one.latents for one in drawn]
     tokens = np.stack([one for one in kept if one is not None])
-    expect(len(tokens) == len(PROMPTS), "a drawing has no tokens")
+    expect(len(tokens) == len(PROMPTS), "a drawing has no tokens and no latents")
     away = [False, True, False]
 
     def loss(noise: Sequence[int], rows: slice = slice(None)) -> torch.Tensor:
