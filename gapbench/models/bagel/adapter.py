@@ -176,8 +176,8 @@ class BagelModel(Model):
         for token in self.tokenizer.get_added_vocab():
             if token.strip() and token in text:
                 return f"it contains {token!r}, which {self.name} reads as a special token"
-        most = self.sampling.think_tokens if self.sampling.think else 0
-        tokens = max(map(len, self._branches(text, ""))) + most + 1
+        plan, most = ("", self.sampling.think_tokens) if self.sampling.think else (None, 0)
+        tokens = max(map(len, self._branches(text, plan))) + most + 1
         if tokens <= (room := self.sizes.room):
             return None
         return f"with its image it takes {tokens} places, {self.name} has room for {room}"

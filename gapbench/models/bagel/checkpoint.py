@@ -210,7 +210,7 @@ def _shapes(who: str, file: Path) -> dict[str, Sequence[int]]:
 def _tensors(who: str, file: Path, device: str) -> dict[str, Tensor]:
     try:
         return load_file(file, device=device)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError) as error:  # the last, of a full memory
         raise _broken(who, file, error) from error
 
 
