@@ -353,8 +353,8 @@ def check_drawing(row: Drawing) -> None:
         isinstance(tokens, np.ndarray) and tokens.ndim == 1 and tokens.dtype == np.int32
     ):
         raise ValueError("tokens that are no (T,) int32 array")
-    latents = row.latents
-    if latents is not None and not (np.ndim(latents) == 3 and latents.dtype == np.float32):
+    form = getattr(row.latents, "ndim", 0), getattr(row.latents, "dtype", None)
+    if row.latents is not None and form != (3, np.float32):
         raise ValueError("latents that are no (channels, height, width) float32 array")
     if not isinstance(row.effective_prompt, str | None):
         raise ValueError(f"an effective_prompt that is a {type(row.effective_prompt).__name__}")

@@ -24,6 +24,7 @@ from gapbench.models.base import (
     Batches,
     Drawing,
     Model,
+    check_drawing,
     has_own,
 )
 from gapbench.types import Answer, Generation, Unfinished
@@ -256,3 +257,13 @@ def test_batches_that_are_no_pair_are_told_before_a_run() -> None:
     with pytest.raises(GapbenchError, match=r"m: its batches are 4, not Batches\(first, most\)"):
         with_defaults(SimpleNamespace(**said, batches=4), Model, REQUIRED, "m")
     assert with_defaults(SimpleNamespace(**said), Model, REQUIRED, "m").batches == (1, 64)
+
+
+@pytest.mark.parametrize(
+    "latents", [np.zeros((4, 8), np.float32), np.zeros((4, 8, 8)), [[[0.0]]], "none"]
+)
+def test_latents_of_another_form_are_refused(latents: Any) -> None:
+    image = Image.new("RGB", (4, 4))
+    check_drawing(Drawing(image, latents=np.zeros((4, 8, 8), np.float32)))
+    with pytest.raises(ValueError, match="channels, height, width"):
+        check_drawing(Drawing(image, latents=latents))
