@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from statistics import median
@@ -109,8 +110,8 @@ def main() -> None:
             block = load_model(place, "cpu", "float32", {**recipe, "block": batch})
             prompts = [f"a red circle and {number} squares" for number in range(batch)]
             ways: tuple[Callable[[], object], ...] = (
-                lambda prompts=prompts: theirs(prompts),
-                lambda model=block, prompts=prompts: model.generate(prompts, range(len(prompts))),
+                partial(theirs, prompts),
+                partial(block.generate, prompts, range(batch)),
             )
             times: list[list[float]] = [[], []]
             for turn in range(given.rounds + 1):
