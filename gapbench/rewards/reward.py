@@ -30,10 +30,12 @@ Draw = Callable[..., Sequence[Any]]
 LOG: Final = logging.getLogger("gapbench")
 
 
-def reward(
-    judge: str | Judge | Model, task: str, device: str = "auto", draw: Draw | None = None
-) -> Reward:
-    """What a judge says of images of a task's prompts, as a reward.
+class Reward:
+    """What a judge says of images of a task's prompts, as a reward: `reward(prompts, images)`, also
+    as TRL calls it.
+
+    A reward is the judge's score, else its probability of yes, else its verdict, 1 or 0. None is
+    what it could not judge: it is never 0.
 
     `judge` is one as `--judge` takes it, or made; a model, or own:NAME with a name as `--model`
     takes it, gives its own verdicts. `task` is one as `--tasks` takes it. `draw` makes the images
@@ -41,15 +43,6 @@ def reward(
     TRL: prompts, completions, completion_ids, the data set's columns), as keywords. What judge and
     task lack is fetched; weights come in at first use. Raises GapbenchError where they cannot be
     had.
-    """
-    return Reward(judge, task, device, draw)
-
-
-class Reward:
-    """A reward function: `reward(prompts, completions)`, as TRL calls it, or with images.
-
-    A reward is the judge's score, else its probability of yes, else its verdict, 1 or 0. None is
-    what it could not judge: it is never 0.
     """
 
     def __init__(
@@ -60,7 +53,7 @@ class Reward:
         bring_judge(self.judge)
         self._known = {prompt.text: prompt for prompt in self.task.prompts()}
         ours = self.task.folder in task_folders().values()
-        self._test = ours and (self.task.split == "test" or self.task.spec.seeded)
+        self._test = ours and self.task.split == "test"
         self.__name__ = f"gapbench_{self.judge.name}"  # trainers log it
 
     def __call__(
@@ -140,6 +133,10 @@ class Reward:
             both = rows.done | rows.failed
             said += [both[place] for place in range(len(batch))]
         return said
+
+
+reward = Reward
+"""The public name, `gapbench.reward`."""
 
 
 def value(said: Answer | Failure) -> float | None:

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from queue import SimpleQueue
+from socketserver import TCPServer
 from typing import Any, Final
 
 from PIL import Image
@@ -97,6 +98,13 @@ def serving(
 class _Server(ThreadingHTTPServer):
     request_queue_size = 128  # clients that may ask at the same moment
 
+    def server_bind(self) -> None:
+        """As TCPServer's: HTTPServer's asks a name server for the host's name, which may take
+        seconds."""
+        TCPServer.server_bind(self)
+        host, self.server_port = self.server_address[:2]
+        self.server_name = str(host)
+
 
 class _Refused(Exception):  # noqa: N818 (an answer)
     """A request is answered with this status and reason."""
@@ -144,6 +152,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(refused.status, {"error": str(refused)}, pickled)
         except GapbenchError as error:
             self._send(400, {"error": str(error)}, pickled)
+        except (ConnectionError, TimeoutError):
+            raise
+        except Exception as error:  # a judge's reading of a requirement may raise anything
+            self._send(500, {"error": blamed(error)}, pickled)
 
     def _path(self) -> str:
         """The path behind the token. Raises _Refused for a request that may not ask."""
@@ -222,7 +234,8 @@ class _Handler(BaseHTTPRequestHandler):
         return told
 
     def _judged(self, images: Any, prompts: Any, given: Any) -> list[Answer | Failure]:
-        given = given if given is not None else [None] * len(prompts or ())
+        if given is None and isinstance(prompts, list):
+            given = [None] * len(prompts)
         for name, listed in (("images", images), ("prompts", prompts), ("requirements", given)):
             if not isinstance(listed, list) or len(listed) > MOST_IMAGES:
                 raise GapbenchError(f"{name} is no list of up to {MOST_IMAGES}")

@@ -204,6 +204,7 @@ def test_a_gigabyte_is_refused_before_it_is_read(client: Client, judge: Slow) ->
         (b"[" * 100_000, "the body is no JSON"), (b"\xff", "the body is no JSON"),
         ({}, "images is no list"), ({"images": "x", "prompts": "y"}, "images is no list"),
         ({"images": [], "prompts": []}, "as many, and some"),
+        (body(1) | {"prompts": 7}, "prompts is no list"),
         (body(1) | {"prompts": ["a", "b"]}, "as many"), (body(1) | {"prompts": [7]}, "is a text"),
         (body(1) | {"requirements": [[1]]}, "a requirement is an object"),
         ({"images": ["x y"], "prompts": ["a"]}, "image 0 is a text that is no base64"),
