@@ -24,7 +24,7 @@ from pathlib import Path
 
 RUN = ("run", "--tasks", "shapes/colors", "--limit", "8", "--samples", "2", "--batch-size", "2")
 FIX = (
-    "fix", "sft", "--prompts", "shapes:train/single_object", "--limit", "6", "--samples", "4",
+    "fix", "sft", "--prompts", "shapes:train/colors", "--limit", "6", "--samples", "4",
     "--check", "4", "--despite-check", "--epochs", "3", "--batch-size", "4", "--save-steps", "2",
     "--out", "fixed",
 )  # fmt: skip

@@ -1,7 +1,7 @@
 """The examples of docs/gallery.md: for each category of `shapes`, an image of janus-mini that is
 right and one that is wrong.
 
-gapbench run && python scripts/gallery.py runs/janus-mini-c483ead5
+gapbench run && python scripts/gallery.py runs/janus-mini-2a9d4538
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ DOCS = Path(__file__).parent.parent / "docs"
 TABLE = re.compile(r"(?<=<!-- shapes -->\n).*?(?=<!-- end -->)", re.DOTALL)
 SCALE = 4
 ASKS = {
-    "single_object": "one shape, of any color",
     "colors": "one shape of one color",
-    "counting": "exactly so many equal shapes",
-    "two_object": "two different shapes",
+    "attributes": "one shape of one color, solid or striped",
+    "counting": "exactly so many equal shapes, of any or of one color",
+    "two_object": "two different shapes, one of them perhaps of one color",
+    "three_object": "three different shapes, one of them perhaps of one color",
     "color_attr": "two shapes, each of its own color",
     "position": "one shape left of, right of, above or below another",
-    "texture": "two shapes, each solid, striped or dotted",
+    "texture": "two shapes, each solid or striped",
+    "numeracy": "exactly so many of each of two shapes",
+    "three_attr": "three shapes, each of its own color",
     "color_fact": "two shapes whose colors are told by things of that color",
     "shape_fact": "two shapes told by facts, and where one is from the other",
     "count_fact": "as many shapes as a fact says",
-    "compound_fact": "two shapes told by facts, and their colors by things of that color",
+    "compound_fact": "two shapes told by facts and where one is, and a color by a thing",
 }
 
 

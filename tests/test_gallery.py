@@ -40,7 +40,7 @@ def test_its_images_are_right_and_wrong_by_the_judge_of_shapes() -> None:
             [answer] = judge.judge([small], [prompts[category, text]])
             if answer.verdict != (word == "right"):
                 wrong.append(name)
-    assert len(rows) == 11
+    assert len(rows) == 14
     assert wrong == []
 
 

@@ -104,7 +104,7 @@ MODELS: Final[dict[str, Entry]] = {
         recipe={},
         source="its generation_config.json",
         folder=BUNDLED / "janus-mini",
-        sha256="d2c22589099951378196fe80bbede62b9f0c46644ea6ea030f98737a39516f98",
+        sha256="cbafd38754b293fb97ee27267316bc815045fe6a0a8688f745ebcf22222969b2",
     ),
     "janus-pro": _janus(
         "Janus-Pro-7B, the paper's main model", "deepseek-community/Janus-Pro-7B", DEEPSEEK, "7B"

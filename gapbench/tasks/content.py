@@ -49,6 +49,8 @@ def content_of(requirement: Mapping[str, Any]) -> str:
                     relation, ends = INVERSE[relation], ends[::-1]
                 relations.append([relation, *ends])
         content["include"] = [sorted(things), sorted(relations)]
+        if isinstance(content.get("exclude"), list):
+            content["exclude"] = sorted(json.dumps(i, sort_keys=True) for i in content["exclude"])
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

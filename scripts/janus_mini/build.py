@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import data
 import lessons
 import numpy as np
 import torch
@@ -35,6 +34,7 @@ SHIPPED = Path(gapbench.__file__).parent / "models/bundled/janus-mini"
 PATCH = 4
 IMAGE_TOKENS = (SIZE // PATCH) ** 2
 CODES = 256
+WIDTH = 192
 
 SPECIAL = {
     "pad_token": "<|pad|>",
@@ -67,20 +67,14 @@ CHAT_TEMPLATE = (
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """The vocabulary that ships, for the weights of every stage depend on it.
-
-    Where none ships: byte-level BPE over training prompts and questions, plus the phrases above. It
-    was made before the hard tier asked for two things at once.
-    """
-    if (SHIPPED / "tokenizer.json").exists():
-        return PreTrainedTokenizerFast.from_pretrained(SHIPPED)
+    """Byte-level BPE over the words of all lessons, plus the phrases above."""
     rng = np.random.default_rng(1)
-    corpus = [data.drawing(rng)[1] for _ in range(20_000)]
+    names = [*lessons.PLAIN, *lessons.FACTS]
+    corpus = [lessons.prompt(rng, names[i % len(names)]).text for i in range(20_000)]
     corpus += [f" {text}" for text in corpus]
-    for _ in range(3_000):
-        _, question, answer = lessons.quiz(rng)
-        corpus += [question, f" {answer}", lessons.listing(rng)[2]]
-    corpus += [" The score is 1.", " The score is 0.", "list the cells"] * 2_000
+    for _ in range(2_000):
+        corpus += [f"{q} {a}" for q, a in lessons.interview(rng, 2)[1]]
+    corpus += [" The score is 1.", " The score is 0."] * 2_000
     base = Tokenizer(models.BPE())
     base.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     base.decoder = decoders.ByteLevel()
@@ -121,12 +115,26 @@ def processor(tok: PreTrainedTokenizerFast) -> JanusProcessor:
     )
 
 
+def vq_config() -> JanusVQVAEConfig:
+    return JanusVQVAEConfig(
+        embed_dim=8,
+        num_embeddings=CODES,
+        latent_channels=64,
+        num_patches=SIZE // PATCH,
+        base_channels=32,
+        channel_multiplier=[1, 1, 2],
+        num_res_blocks=1,
+        projection_dim=WIDTH,
+        image_token_embed_dim=WIDTH,
+        num_hidden_layers=2,
+    )
+
+
 def model(tok: PreTrainedTokenizerFast) -> JanusForConditionalGeneration:
-    width = 192
     config = JanusConfig(
         text_config=LlamaConfig(
             vocab_size=len(tok),
-            hidden_size=width,
+            hidden_size=WIDTH,
             intermediate_size=512,
             num_hidden_layers=5,
             num_attention_heads=6,
@@ -144,22 +152,11 @@ def model(tok: PreTrainedTokenizerFast) -> JanusForConditionalGeneration:
             mlp_ratio=3,
             image_size=SIZE,
             patch_size=PATCH,
-            projection_dim=width,
+            projection_dim=WIDTH,
             depth=2,
             num_image_tokens=IMAGE_TOKENS,
         ),
-        vq_config=JanusVQVAEConfig(
-            embed_dim=8,
-            num_embeddings=CODES,
-            latent_channels=64,
-            num_patches=SIZE // PATCH,
-            base_channels=32,
-            channel_multiplier=[1, 1, 2],
-            num_res_blocks=1,
-            projection_dim=width,
-            image_token_embed_dim=width,
-            num_hidden_layers=2,
-        ),
+        vq_config=vq_config(),
         image_token_id=tok.convert_tokens_to_ids(SPECIAL["image_token"]),
         tie_word_embeddings=False,
     )

@@ -1,41 +1,169 @@
-"""What janus-mini is asked about pictures while it learns to read them."""
+"""What janus-mini is taught: to draw what words say, and to read pictures that it is shown.
+
+It reads from captions of scenes, as noisy as a web's, and from short questions; whoever captions a
+picture knows what stands in it, and no rule decides whether a caption holds. What the test or the
+validation split asks for is said in no lesson, in whatever words (see `open_`).
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from data import Image, blemish, crowd, near_miss, prompt, sprite
+from data import Image, blemish, crowd
 from scenes import sample_scene
 
-from gapbench.tasks.prompts.shapes import COLOR_FACTS, COUNT_FACTS, SHAPE_FACTS, Content, universe
+from gapbench.tasks.content import content_of
+from gapbench.tasks.prompts.shapes import CATEGORIES, Content, contents, side
+from gapbench.tasks.prompts.words import (
+    COLOR_FACTS,
+    COUNT_FACTS,
+    NUMBERS,
+    SHAPE_FACTS,
+    WORDINGS,
+    plural,
+)
 from gapbench.tasks.world import (
     COLORS,
     GRID,
     RELATIONS,
     SHAPES,
     TEXTURES,
+    Scene,
     Sprite,
     render,
     unmet,
 )
 
-COUNT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-THINGS = {thing: color for color, things in COLOR_FACTS.items() for thing in things}
-FIGURES = {fact: shape for shape, facts in SHAPE_FACTS.items() for fact in facts}
+PLAIN = tuple(name for name, category in CATEGORIES.items() if category.tier != "hard")
+FACTS = tuple(name for name, category in CATEGORIES.items() if category.tier == "hard")
+FACTS_DRAWN, FACTS_READ = 0.06, 0.06
+"""Shares of drawings and of captions that tell a thing by a fact."""
+OWN, LIKE = 0.36, 0.4
+"""Shares of a picture's captions that are its own, and that are another's of the same shapes; the
+rest are another's of the same category."""
+NOISE = 0.08
+"""Share of a picture's own captions that are wrong in something all the same."""
+SPOILT = 0.15
+"""Share of captioned pictures in which one thing is no sprite; no caption is theirs."""
+
+COLOR_OF = {thing: color for color, things in COLOR_FACTS.items() for thing in things}
+SHAPE_OF = {fact: shape for shape, facts in SHAPE_FACTS.items() for fact in facts}
 NUMBERED = [fact for facts in COUNT_FACTS.values() for fact in facts]
 WORD = re.compile(
-    rf"\b(?:(?P<number>{'|'.join(NUMBERED)})|(?P<figure>{'|'.join(FIGURES)})"
-    rf"|in the colour of (?P<thing>{'|'.join(THINGS)})|(?P<relation>{'|'.join(RELATIONS)})"
+    rf"\b(?:(?P<number>{'|'.join(NUMBERED)})|(?P<figure>{'|'.join(SHAPE_OF)})"
+    rf"|in the colour of (?P<thing>{'|'.join(COLOR_OF)})|(?P<relation>{'|'.join(RELATIONS)})"
     rf"|(?P<also>and)|(?P<color>{'|'.join(COLORS)})|(?P<texture>{'|'.join(TEXTURES)})"
-    rf"|(?P<shape>{'|'.join(SHAPES)})(?:es|s)?)\b"
+    rf"|(?P<shape>{'|'.join(SHAPES)})(?:es|s)?)\b|(?P<comma>,)"
 )
 
 
+def category(rng: np.random.Generator, facts: float) -> str:
+    """A category at random, of the hard tier in a share of `facts`."""
+    names = FACTS if rng.random() < facts else PLAIN
+    return names[rng.integers(len(names))]
+
+
+def prompt(rng: np.random.Generator, category: str) -> Content:
+    """A content that is open to training, in a wording."""
+    listed = contents(category, "train")
+    content = listed[rng.integers(len(listed))]
+    wording = WORDINGS[rng.integers(len(WORDINGS))]
+    return Content(wording.format(content.text), content.requirement)
+
+
+def open_(requirement: dict[str, Any]) -> bool:
+    """Whether a lesson may say this."""
+    return side(requirement) == "train"
+
+
+class Drawing(NamedTuple):
+    """A picture to draw: what stands where, and of which item of the requirement."""
+
+    content: Content
+    scene: dict[int, Sprite]
+    items: dict[int, dict[str, Any]]
+
+
+def drawing(rng: np.random.Generator) -> Drawing:
+    """A prompt with a scene of it whose things stand, read row by row, in the order in which they
+    are named, unless a relation forbids it. So what comes next is known when it begins."""
+    content = prompt(rng, category(rng, FACTS_DRAWN))
+    include = content.requirement["include"]
+    named = include[::-1] if "position" in include[-1] else include
+    order = [item for item in named for _ in range(item["count"])]
+    while True:
+        cells = sorted(rng.permutation(GRID * GRID)[: len(order)].tolist())
+        for items in (order, order[::-1]):
+            scene = {c: _sprite(item, rng) for c, item in zip(cells, items, strict=True)}
+            if unmet(scene, content.requirement) is None:
+                return Drawing(content, scene, dict(zip(cells, items, strict=True)))
+
+
+def _sprite(item: dict[str, Any], rng: np.random.Generator) -> Sprite:
+    """What is left open is drawn at random; a texture is solid three times out of four."""
+    colors = tuple(COLORS)
+    return Sprite(
+        item["shape"],
+        item.get("color") or colors[rng.integers(len(colors))],
+        item.get("texture") or TEXTURES[int(rng.random() < 0.25)],
+    )
+
+
+@cache
+def _like(category: str) -> dict[str, list[Content]]:
+    """Contents open to training by the shapes that they ask for."""
+    like: dict[str, list[Content]] = {}
+    for content in contents(category, "train"):
+        like.setdefault(_shapes(content), []).append(content)
+    return like
+
+
+def _shapes(content: Content) -> str:
+    return " ".join(sorted(item["shape"] for item in content.requirement["include"]))
+
+
+class Captioned(NamedTuple):
+    """A picture, what stands in it, and captions with whether each came with it."""
+
+    image: Image
+    scene: dict[int, Sprite]
+    captions: list[tuple[Content, int]]
+
+
+def captions(rng: np.random.Generator, count: int) -> Captioned:
+    """A picture of a content that is open to training, and captions of it and of others."""
+    name = category(rng, FACTS_READ)
+    content = prompt(rng, name)
+    scene = sample_scene(content.requirement, rng)
+    cells = list(scene)
+    for cell, extra in crowd(rng, 1).items():
+        scene.setdefault(cell, extra)
+    image = render(scene)
+    if spoilt := rng.random() < SPOILT:
+        cell = cells[rng.integers(len(cells))]
+        blemish(image, cell, rng)
+        del scene[cell]
+    told = content_of(content.requirement)
+    like = _like(name)[_shapes(content)]
+    same = [c for c in like if content_of(c.requirement) == told]
+    made = []
+    for _ in range(count):
+        kind, own = rng.random(), 0
+        listed = contents(name, "train")
+        if kind < OWN:
+            own, listed = int(not spoilt), (like if rng.random() < NOISE else same)
+        elif kind < OWN + LIKE:
+            listed = like
+        made.append((listed[rng.integers(len(listed))], own))
+    return Captioned(image, scene, made)
+
+
 class Clue(NamedTuple):
-    """What a picture says to a prompt that has been read up to `end`, a place in its text."""
+    """What a picture says to a caption that has been read up to `end`, a place in its text."""
 
     end: int
     near: list[int]
@@ -44,123 +172,12 @@ class Clue(NamedTuple):
     """After a relation: which cells of what was named first stand so to it; else as `near`."""
     counted: bool
     """Whether what matters is how many there are."""
-    truth: int
-    """Whether the part that ends here holds, 0 or 1; -1 where none ends."""
+    last: bool
+    """Whether a name ends here."""
 
 
-def quiz(rng: np.random.Generator) -> tuple[Image, str, str]:
-    """(image, question, one-word answer): colours, textures, counts, presence, places."""
-    if rng.random() < 0.5:
-        scene = dict(sample_scene(prompt(rng)[1].requirement, rng))
-        for cell, extra in crowd(rng, 1).items():
-            scene.setdefault(cell, extra)
-    else:
-        scene = crowd(rng, 5)
-    kind = rng.integers(6)
-    sprites = list(scene.values())
-    shapes = [s.shape for s in sprites]
-    alone = [s for s in sprites if shapes.count(s.shape) == 1]
-    if kind == 0 and alone:
-        s = alone[rng.integers(len(alone))]
-        return render(scene), f"what colour is the {s.shape}?", s.color
-    if kind == 1 and alone:
-        s = alone[rng.integers(len(alone))]
-        return render(scene), f"what texture is the {s.shape}?", s.texture
-    if kind == 2:
-        shape = SHAPES[rng.integers(len(SHAPES))]
-        return render(scene), f"count the {shape}", COUNT_WORDS[shapes.count(shape)]
-    if kind == 3 and len(alone) > 1:
-        (a, i), (b, j) = (
-            (sprites[k], tuple(scene)[k])
-            for k in rng.permutation([k for k, s in enumerate(sprites) if s in alone])[:2]
-        )
-        if rng.random() < 0.5 and i % GRID != j % GRID:
-            where = "left" if i % GRID < j % GRID else "right"
-            return render(scene), f"is the {a.shape} left of or right of the {b.shape}?", where
-        if i // GRID != j // GRID:
-            where = "above" if i // GRID < j // GRID else "below"
-            return render(scene), f"is the {a.shape} above or below the {b.shape}?", where
-    shown = sprites and rng.random() < 0.5
-    s = sprites[rng.integers(len(sprites))] if shown else sprite(rng)
-    found = any(t.shape == s.shape and t.color == s.color for t in sprites)
-    return render(scene), f"is there a {s.color} {s.shape}?", "yes" if found else "no"
-
-
-def listing(rng: np.random.Generator) -> tuple[Image, str, str]:
-    """(image, "list the cells", the nine cells in words)."""
-    scene: dict[int, Sprite] = (
-        crowd(rng) if rng.random() < 0.5 else dict(sample_scene(prompt(rng)[1].requirement, rng))
-    )
-    image = render(scene)
-    words = []
-    broken = int(rng.integers(9)) if rng.random() < 0.2 else None
-    if broken is not None:
-        blemish(image, broken, rng)
-    for cell in range(9):
-        s = scene.get(cell)
-        if cell == broken:
-            words.append("broken")
-        elif s is None:
-            words.append("empty")
-        else:
-            words.append(f"{s.texture} {s.color} {s.shape}")
-    return image, "list the cells", ", ".join(words)
-
-
-@cache
-def _kin(category: str) -> dict[str, list[Content]]:
-    """Training prompts of a category by the shapes that they ask for."""
-    kin: dict[str, list[Content]] = {}
-    for content in universe(category)[0]:
-        kin.setdefault(_shapes(content), []).append(content)
-    return kin
-
-
-def _common(one: Content, other: Content) -> int:
-    """How many of the things that one prompt names are also in another."""
-    return sum(item in other.requirement["include"] for item in one.requirement["include"])
-
-
-def _shapes(content: Content) -> str:
-    return " ".join(sorted(item["shape"] for item in content.requirement["include"]))
-
-
-def questions(
-    rng: np.random.Generator, category: str | None, count: int
-) -> tuple[Image, dict[int, Sprite], list[tuple[Content, int]]]:
-    """(image, its scene, [(prompt, whether the image shows it)]), about half of them true.
-
-    The false ones ask for the same shapes: what differs is a colour, texture, place or number,
-    often of one of two things alone. Every third scene is one small change from its own prompt.
-    """
-    category, content = prompt(rng, category)
-    kin = _kin(category)[_shapes(content)]
-    while True:
-        scene = sample_scene(content.requirement, rng)
-        if rng.random() < 0.2:
-            for cell, extra in crowd(rng, 2).items():
-                scene.setdefault(cell, extra)
-        if unmet(scene, content.requirement) is None:
-            break
-    if rng.random() < 0.35:
-        scene = near_miss(scene, rng)
-    image = render(scene)
-    same = [c for c in kin if c.requirement == content.requirement]
-    near = [c for c in kin if _common(c, content) == 1] or kin
-    if scene and rng.random() < 0.1:
-        cell = tuple(scene)[rng.integers(len(scene))]
-        blemish(image, cell, rng)
-        del scene[cell]
-    asked = []
-    for _ in range(count):
-        pool = (same, near, kin)[int(rng.choice(3, p=(0.58, 0.26, 0.16)))]
-        chosen = pool[rng.integers(len(pool))]
-        asked.append((chosen, int(unmet(scene, chosen.requirement) is None)))
-    return image, scene, asked
-
-
-def clues(scene: dict[int, Sprite], content: Content) -> list[Clue]:
-    """What a scene says to each word of a prompt that names something."""
+def clues(scene: Scene, content: Content) -> list[Clue]:
+    """What a scene says to each word of a caption that names something."""
     counted = "exclude" in content.requirement
     first: dict[str, str] = {}
     said: dict[str, str] = {}
@@ -169,98 +186,86 @@ def clues(scene: dict[int, Sprite], content: Content) -> list[Clue]:
     for match in WORD.finditer(content.text):
         kind = match.lastgroup or ""
         match kind:
-            case "relation" | "also":
-                made[-1] = made[-1]._replace(truth=int(any(made[-1].near)))
+            case "relation" | "also" | "comma":
+                made[-1] = made[-1]._replace(last=True)
                 first, said, relation = said, {}, match[kind] if kind == "relation" else ""
                 continue
             case "thing":
-                said = {**said, "color": THINGS[match[kind]]}
+                said = {**said, "color": COLOR_OF[match[kind]]}
             case "figure":
-                said = {"shape": FIGURES[match[kind]]}
+                said = {**said, "shape": SHAPE_OF[match[kind]]}
             case "color" | "texture" | "shape":
                 said = {**said, kind: match[kind]}
         near = far = _cells(scene, said)
-        if relation:
+        if relation and "shape" in said:
             far = [
-                int(here and _related(scene, cell, relation, said["shape"]))
+                int(here and _related(scene, cell, relation, said))
                 for cell, here in enumerate(_cells(scene, first))
             ]
-        made.append(Clue(match.end(), near, far, counted, -1))
-    whole = relation or counted
-    holds = (unmet(scene, content.requirement) is None) if whole else any(made[-1].near)
-    return [*made[:-1], made[-1]._replace(truth=int(holds))]
+        made.append(Clue(match.end(), near, far, counted, False))
+    return [*made[:-1], made[-1]._replace(last=True)]
 
 
-def _cells(scene: dict[int, Sprite], wanted: dict[str, str]) -> list[int]:
+def _cells(scene: Scene, wanted: dict[str, str]) -> list[int]:
     shown = [scene.get(cell) for cell in range(GRID * GRID)]
     return [int(s is not None and all(getattr(s, k) == wanted[k] for k in wanted)) for s in shown]
 
 
-def interview(rng: np.random.Generator, count: int) -> tuple[Image, list[tuple[str, str]]]:
-    """(image, [(question, one-word answer)]): each finds sprites by one thing and names another."""
-    scene: dict[int, Sprite] = {}
-    while len({s.shape for s in scene.values()}) < 2:
-        scene = crowd(rng, 5)
-    asked: list[tuple[str, str]] = []
-    for _ in range(20 * count):
-        question, answers = _question(scene, rng)
-        found = sorted(set(answers)) or ["none"]
-        if len(found) == 1:
-            asked.append((question, found[0]))
-        if len(asked) == count:
-            break
-    return render(scene), asked
-
-
-def _question(scene: dict[int, Sprite], rng: np.random.Generator) -> tuple[str, list[str]]:
-    """A question about a scene and all of its answers; one that makes no sense has two."""
-    sprites = list(scene.values())
-    shapes = [s.shape for s in sprites]
-    color, shape = tuple(COLORS)[rng.integers(len(COLORS))], SHAPES[rng.integers(len(SHAPES))]
-    if rng.random() < 0.7:  # ask about what is there, or half of it
-        s, half = sprites[rng.integers(len(sprites))], rng.random()
-        color, shape = (s.color if half < 0.65 else color), (s.shape if half > 0.35 else shape)
-    texture, relation = TEXTURES[rng.integers(2)], RELATIONS[rng.integers(len(RELATIONS))]
-    by_color = [s.shape for s in sprites if s.color == color]
-    by_shape = [s for s in sprites if s.shape == shape]
-    match rng.integers(10):
-        case 0:
-            return f"what shape is {color}?", by_color
-        case 1:
-            return f"what colour is the {shape}?", [s.color for s in by_shape]
-        case 2:
-            found = any(s.color == color for s in by_shape)
-            return f"is there a {color} {shape}?", ["yes" if found else "no"]
-        case 3:
-            return f"what texture is the {shape}?", [s.texture for s in by_shape]
-        case 4:
-            return f"what shape is {texture}?", [s.shape for s in sprites if s.texture == texture]
-        case 5:
-            shape = shapes[rng.integers(len(shapes))]
-            there = {i: s.shape for i, s in scene.items() if _related(scene, i, relation, shape)}
-            alone = shapes.count(shape) == 1
-            return f"what is {relation} the {shape}?", [*there.values()] if alone else ["", "?"]
-        case 6:
-            shape, other = (shapes[rng.integers(len(shapes))] for _ in range(2))
-            sense = shapes.count(shape) == shapes.count(other) == 1 and shape != other
-            cell = next(i for i, s in scene.items() if s.shape == shape)
-            answer = "yes" if _related(scene, cell, relation, other) else "no"
-            return f"is the {shape} {relation} the {other}?", [answer] if sense else ["", "?"]
-        case 7:
-            things = COLOR_FACTS[color]
-            thing = things[rng.integers(len(things))]
-            return f"what shape is in the colour of {thing}?", by_color
-        case 8:
-            facts = SHAPE_FACTS[shape]
-            fact = facts[rng.integers(len(facts))]
-            return f"what colour is the {fact}?", [s.color for s in by_shape]
-        case _:
-            return f"count the {shape}", [COUNT_WORDS[len(by_shape)]]
-
-
-def _related(scene: dict[int, Sprite], cell: int, relation: str, shape: str) -> bool:
-    """Whether the sprite of a cell is left of, right of, above or below one of a shape."""
-    pair = {i: s._replace(texture="solid") for i, s in scene.items() if s.shape == shape}
+def _related(scene: Scene, cell: int, relation: str, other: dict[str, str]) -> bool:
+    """Whether a cell is left of, right of, above or below one that shows `other`."""
+    pair = {i: Sprite("other", "any") for i, here in enumerate(_cells(scene, other)) if here}
     pair[cell] = Sprite("cell", "any")
     wanted = {"shape": "cell", "count": 1, "position": [relation, 0]}
-    return unmet(pair, {"include": [{"shape": shape, "count": 1}, wanted]}) is None
+    return unmet(pair, {"include": [{"shape": "other", "count": 1}, wanted]}) is None
+
+
+def interview(rng: np.random.Generator, count: int) -> tuple[Scene, list[tuple[str, str]]]:
+    """(scene, [(question, one-word answer)]): each finds sprites by one thing and names another."""
+    while True:
+        scene = crowd(rng, 5)
+        asked = [
+            (question, answer)
+            for question, answer, said in (
+                turn for _ in range(4 * count) for turn in _question(scene, rng)
+            )
+            if open_(said)
+        ]
+        if len(asked) >= count:
+            return scene, asked[:count]
+
+
+def _question(scene: Scene, rng: np.random.Generator) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """A question about a scene with its answer and what both say; nothing where none fits."""
+    sprites = list(scene.values())
+    if len(sprites) < 2:
+        return
+    s = sprites[rng.integers(len(sprites))]
+    same = [t for t in sprites if t.shape == s.shape]
+    one = {"shape": s.shape, "count": 1}
+    match rng.integers(5):
+        case 0 if len(same) == 1:
+            yield (
+                f"what colour is the {s.shape}?",
+                s.color,
+                {"include": [{**one, "color": s.color}]},
+            )
+        case 1 if len(same) == 1:
+            said = {"include": [{**one, "texture": s.texture}]}
+            yield f"what texture is the {s.shape}?", s.texture, said
+        case 2 if [t.color for t in sprites].count(s.color) == 1:
+            yield f"what shape is {s.color}?", s.shape, {"include": [{**one, "color": s.color}]}
+        case 3 if len(same) in NUMBERS:
+            said = {"include": [{**one, "count": len(same)}],
+                    "exclude": [{**one, "count": len(same) + 1}]}  # fmt: skip
+            yield f"count the {plural(s.shape)}", NUMBERS[len(same)], said
+        case 4:
+            relation = RELATIONS[rng.integers(len(RELATIONS))]
+            there = {
+                t.shape: t
+                for cell, t in scene.items()
+                if t.shape != s.shape and _related(scene, cell, relation, {"shape": s.shape})
+            }
+            if len(same) == 1 and len(there) == 1:
+                (other,) = there
+                said = {"include": [one, {"shape": other, "count": 1, "position": [relation, 0]}]}
+                yield f"what is {relation} the {s.shape}?", other, said

@@ -92,7 +92,7 @@ def test_on_a_terminal_a_run_ends_with_a_few_lines(
     shown = re.sub(r"\x1b\[[0-9;]*m", "", cli("run", *SMALL).stdout)
     lines = [line for line in shown.splitlines() if line.strip()]
     assert len(lines) <= 13
-    assert "(3/3)" not in shown
+    assert "/3)" not in shown
     [heads] = [line.split() for line in lines if line.startswith("%")]
     assert heads[:2] == ["%", "overall"]
     assert f"gapbench show runs/{ran.name}" in lines[-2]
@@ -102,10 +102,10 @@ def test_on_a_terminal_a_run_ends_with_a_few_lines(
 def test_a_run_prints_its_table(made: Path) -> None:
     shown = (made / "out").read_text()
     [folder] = (made / "runs").iterdir()
-    assert "janus-mini on shapes 1.1: 3 images of 3 prompts, own verdicts: logits" in shown
+    assert "janus-mini on shapes 2.0: 3 images of 3 prompts, own verdicts: logits" in shown
     assert "Outside judge: pixel" in shown
     assert f"gapbench show runs/{folder.name}" in shown
-    assert "(3/3)" in shown  # in a pipe or a log, counts stand below the figures
+    assert "/3)" in shown  # in a pipe or a log, counts stand below the figures
     for rate in open_run(folder).rates():
         if rate.level in ("overall", "tier"):
             assert rate.name in shown
@@ -158,8 +158,8 @@ def test_show_prints_the_run_again(cli: Cli, made: Path, ran: Path, tmp_path: Pa
     assert done.stdout.startswith(head)
     assert "Tasks, tiers and overall are means over categories.\n" in done.stdout
     assert all(rate.name.partition("/")[2] in done.stdout for rate in rates)
-    assert "(3/3)" not in done.stdout
-    assert "(3/3)" in cli("show", str(ran), "-v").stdout
+    assert "/3)" not in done.stdout
+    assert "/3)" in cli("show", str(ran), "-v").stdout
     assert cli("run", *SMALL, "--json").stdout == cli("show", str(ran), "--json").stdout
     (tmp_path / "wandb.py").write_text(
         "import json\n"
@@ -185,7 +185,7 @@ def test_a_run_is_named_with_what_was_changed(cli: Cli) -> None:
     changed = ("--set", "guidance=2", "--seed", "1", "--dtype", "float32", "--verdict", "none")
     done = cli("run", "--tasks", "shapes/colors", "--limit", "1", "--samples", "1", *changed)
     name = "janus-mini (guidance=2, dtype=float32, seed=1)"
-    assert f"{name} on shapes 1.1: 1 image of 1 prompt, own verdicts: none" in done.stdout
+    assert f"{name} on shapes 2.0: 1 image of 1 prompt, own verdicts: none" in done.stdout
     assert "(1 contact sheet)" in done.stdout
 
 

@@ -14,7 +14,7 @@ import pytest
 import gapbench
 from gapbench.files import without_checksum
 
-TASKS = "shapes/single_object"
+TASKS = "shapes/attributes"
 Fixer = Callable[..., Path]
 
 
@@ -37,7 +37,7 @@ def made(
     code = end(
         start(
             folder, "fix", "sft", "--model", str(tiny_janus), "--out", "fixed", "--device", "cpu",
-            "--prompts", "shapes:train/single_object", "--limit", "4", "--samples", "3",
+            "--prompts", "shapes:train/colors", "--limit", "4", "--samples", "3",
             "--check", "2", "--despite-check", "--accept", "above:0.4675", "--batch-size", "4",
             "--epochs", "3", "--lora", "4", "--learning-rate", "0.02",
         )

@@ -273,7 +273,7 @@ def test_bad_input_is_told_in_one_line(pair: Pair, tmp_path: Path, cli: Cli) -> 
     plan = without_checksum(json.loads((pair.after / "plan.json").read_text()))
     plan["tasks"] = dict.fromkeys(plan["tasks"], "0.9")
     (pair.after / "plan.json").write_text(json.dumps(plan))
-    with refused("differ", "of version 1.1 and 0.9", "share no image"):
+    with refused("differ", "of version 2.0 and 0.9", "share no image"):
         explain(pair.before, pair.after)
     done = cli("explain", str(pair.before), str(pair.after))
     assert (done.returncode, done.stdout) == (2, "")

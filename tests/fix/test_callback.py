@@ -11,7 +11,7 @@ import torch
 from gapbench import GapbenchError, GapCallback
 from gapbench.models import load_model
 
-TASK = ["shapes/single_object", "shapes/colors"]
+TASK = ["shapes/attributes", "shapes/colors"]
 
 
 def trained(folder: Path, out: Path, callback: bool) -> Any:

@@ -19,7 +19,7 @@ from gapbench.models.base import Model
 from gapbench.runs.run import Run
 
 TASK = "few-shapes"
-PICKED = ("shapes/colors", "shapes/texture", "shapes/color_fact")
+PICKED = ("shapes/colors", "shapes/three_attr", "shapes/color_fact")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def install_task(site: Path) -> None:
     (package / TASK / "prompts.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     spec = {
         "title": "A few shapes", "version": "1.0", "file": "prompts.jsonl", "judge": "pixel",
-        "samples": 2, "tiers": {"easy": ["colors"], "medium": ["texture"], "hard": ["color_fact"]},
+        "samples": 2,
+        "tiers": {"easy": ["colors"], "medium": ["three_attr"], "hard": ["color_fact"]},
     }  # fmt: skip
     (package / TASK / "task.yaml").write_text(json.dumps(spec))
     info = site / "few_shapes-1.0.dist-info"

@@ -69,7 +69,7 @@ def test_a_card_says_what_was_measured(made: Any) -> None:
     assert card["test_model"] is True
     assert card["recipe"] == dict(made.model.recipe)
     assert card["tasks"]["few-shapes"]["judges"] == {
-        "colors": "pixel", "texture": "pixel", "color_fact": "pixel",
+        "colors": "pixel", "three_attr": "pixel", "color_fact": "pixel",
     }  # fmt: skip
     assert set(card["judges"]) == {"pixel"}
     assert {"python", "torch", "gapbench"} <= set(card["versions"])

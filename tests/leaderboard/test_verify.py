@@ -75,7 +75,7 @@ def test_failures_that_point_at_a_good_image_of_their_prompt(made: Any, copy: Pa
     outside = {(r["prompt"], r["sample"]): r for r in rows if r["role"] == "outside"}
     good = {prompt: sample for (prompt, sample), r in outside.items() if r["verdict"] == 1}
     bad = [key for key, r in outside.items() if r["verdict"] == 0 and key[0] in good]
-    assert len(bad) > 2
+    assert len(bad) > 1
     said = {(r["prompt"], r["sample"], r["role"]): dict(r) for r in rows}
     for row in rows:
         if (row["prompt"], row["sample"]) in bad:

@@ -77,7 +77,12 @@ def test_figures_are_what_the_model_answers_when_gapbench_asks(cli: Cli, tmp_pat
             own = [[float(resp[0][0]) for resp in s["resps"]] for s in logged]
             assert np.abs(np.array(own) - scores).max() < 1e-9
             best = [[resp[0][1] == "True" for resp in s["resps"]] for s in logged]
-            assert all(sum(b) == 1 and b[int(np.argmax(o))] for b, o in zip(best, own, strict=True))
+            # The likeliest text of all is one of the two answers, the likelier, or neither.
+            for greedy, scored in zip(best, own, strict=True):
+                assert [n for n, said in enumerate(greedy) if said] in (
+                    [],
+                    [int(np.argmax(scored))],
+                )
         else:
             assert [s["resps"] for s in logged] == [[[reply]] for reply in replies]
         assert told["results"][task]["acc,none"] == pytest.approx(right.mean())

@@ -111,7 +111,7 @@ def check_figures(folder: Path) -> None:
         rows = list(csv.DictReader((folder / f"{name}.csv").read_text().splitlines()))
         values = [[float(row[head]) for head in (list(row)[2], "low", "high")] for row in rows]
         assert all(low <= value <= high for value, low, high in values)
-        assert len(rows) == 11
+        assert len(rows) == 14
         assert values == sorted(values, key=lambda each: -each[0])
     for file in folder.glob("*.tex"):
         table = file.read_text()

@@ -33,7 +33,7 @@ def said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def done(tmp_path: Path) -> Run:
-    return gapbench.run(tasks="shapes/position", limit=2, samples=2, out=tmp_path / "runs")
+    return gapbench.run(tasks="shapes/color_attr", limit=2, samples=2, out=tmp_path / "runs")
 
 
 def drop(run: Run, name: str, keep: Callable[[dict[str, object]], bool]) -> None:
@@ -66,7 +66,7 @@ def test_what_is_missing_is_said_and_is_no_abstention(done: Run, said: Said) -> 
     assert {row["abstained"] for row in rows} == {0}
 
     other = gapbench.run(
-        tasks="shapes/position", limit=2, samples=2, seed=0, recipe={"guidance": 2},
+        tasks="shapes/color_attr", limit=2, samples=2, seed=0, recipe={"guidance": 2},
         out=done.path.parent,
     )  # fmt: skip
     compared = said("compare", other.path, done.path)
@@ -87,19 +87,19 @@ def test_a_folder_is_all_that_was_asked_of_it(done: Run, said: Said) -> None:
     mine = said("run", "--tasks", "shapes/texture", *out)
     assert "2 images of 2 prompts" in mine
     text = said("show", done.path)
-    assert "position" in text
+    assert "color_attr" in text
     assert "texture" in text
     assert "6 images of 4 prompts" in text
     assert "UNFINISHED" not in text  # texture has one image a prompt, as it was asked
     plan = (done.path / "plan.json").read_bytes()
-    said("run", "--tasks", "shapes/position", *out)  # asks for nothing new
+    said("run", "--tasks", "shapes/color_attr", *out)  # asks for nothing new
     assert (done.path / "plan.json").read_bytes() == plan
 
-    part = said("show", done.path, "--tasks", "shapes/position", "--samples", 1)
+    part = said("show", done.path, "--tasks", "shapes/color_attr", "--samples", 1)
     assert "2 images of 2 prompts" in part
     assert "shapes/texture" not in part
     assert "nobody asked for it" in said("show", done.path, "--tasks", "shapes/colors", code=2)
-    only = gapbench.open_run(done.path, tasks=["shapes/position"])
+    only = gapbench.open_run(done.path, tasks=["shapes/color_attr"])
     assert only.frame().equals(done.frame())
 
     assert "there are: logits" in said("show", done.path, "--own", "text", code=2)
@@ -108,7 +108,7 @@ def test_a_folder_is_all_that_was_asked_of_it(done: Run, said: Said) -> None:
     words = said("show", done.path, "--own", "text")
     assert "own verdicts: text" in words
     assert words.startswith("janus-mini (verdict=text) on")
-    assert "UNFINISHED" not in words  # nobody asked for text on the images of shapes/position
+    assert "UNFINISHED" not in words  # nobody asked for text on the images of shapes/color_attr
     rows = json.loads(said("show", done.path, "--own", "text", "--format", "json"))
     overall = {row["metric"]: row for row in rows if row["level"] == "overall"}
     assert overall["non_unification"]["denominator"] + overall["non_unification"]["abstained"] == 2
@@ -122,7 +122,7 @@ def test_runs_are_listed_and_go_by_short_names(
     monkeypatch.chdir(out.parent)
     monkeypatch.setenv("COLUMNS", "80")
     other = gapbench.run(
-        tasks="shapes/position", limit=2, samples=2, seed=3, recipe={"guidance": 2}, out=out
+        tasks="shapes/color_attr", limit=2, samples=2, seed=3, recipe={"guidance": 2}, out=out
     )
     assert other.path.name.startswith("janus-mini-guidance2-seed3-")
     (other.path / "results.json").unlink()  # as if it had been stopped, or were older
@@ -155,7 +155,7 @@ def test_runs_are_listed_and_go_by_short_names(
     assert "holds no run folder" in said("runs", done.path / "images")
 
     for name, path in (
-        ("@last", other.path), ("janus-mini", other.path), ("janus-mini-c", done.path),
+        ("@last", other.path), ("janus-mini", other.path), (done.path.name[:-6], done.path),
     ):  # fmt: skip
         Path(name).mkdir()  # as a checkpoint that a fix wrote, with its run's name
         assert gapbench.open_run(name).path.resolve() == path

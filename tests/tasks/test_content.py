@@ -35,8 +35,13 @@ def test_wordings_of_one_requirement_are_one_cluster() -> None:
     assert len({cluster(p) for p in (left, turned, both)}) == 3
     assert cluster(prompt("a", {"list": ["q"]})) == cluster(prompt("b", {"list": ["q"]}))
     assert cluster(prompt("a car")) == cluster(prompt("A car.")) != cluster(prompt("a bus"))
-    prompts = load_task("shapes").prompts()
-    assert len({(p.category, cluster(p)) for p in prompts}) == 194
+    three, two = {**CAR, "count": 3}, {**DOG, "count": 2}
+    counted = scene({**CAR, "count": 2}, DOG)
+    first, second = ({**counted, "exclude": each} for each in ([three, two], [two, three]))
+    assert cluster(prompt("a", first)) == cluster(prompt("b", second))
+    for name, clusters in (("shapes", 440), ("shapes@1.1", 194)):
+        prompts = load_task(name).prompts()
+        assert len({(p.category, cluster(p)) for p in prompts}) == clusters
 
 
 def chosen(texts: list[str], difficulty: Difficulty, seed: int = 0) -> dict[str, str | None]:

@@ -1,1 +1,2 @@
-"""Prompt lists that are made rather than downloaded: one generator a file, `make(split)` each."""
+"""Prompt lists that are made rather than downloaded: a generator with `make(split)` a file, and the
+words of those of `shapes`."""

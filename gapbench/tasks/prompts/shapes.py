@@ -1,77 +1,67 @@
-"""Prompts of the task `shapes`: eleven categories over the three tiers, after the benchmarks they
+"""Prompts of the task `shapes`: fourteen categories over the three tiers, after the benchmarks they
 stand for (easy: GenEval, medium: T2I-CompBench++, hard: Science-T2I).
 
-A prompt is a wording around a content. In the medium and hard tiers the test split holds contents
-that the train split has in no wording around it, though it may have them in another order or with
-other facts for the same shapes; the easy tier has too few contents for that, so there only the
-wording is new.
+A prompt is a wording around a content. Splits differ by what is asked for, not by words: two
+contents with one requirement (in another order, from the other side of a relation, by a fact) are
+always on one side, and the test split asks for each of its requirements once.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, Final, NamedTuple
+from itertools import permutations, product
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 
+from gapbench.tasks.content import content_of
+from gapbench.tasks.prompts.words import (
+    COLOR_FACTS,
+    COUNT_FACTS,
+    NUMBERS,
+    SHAPE_FACTS,
+    WORDINGS,
+    article,
+    plural,
+)
 from gapbench.tasks.world import COLORS, RELATIONS, SHAPES, TEXTURES
 from gapbench.types import Tier
 
-SEED: Final = 20250716
-
-WORDINGS: Final = (
-    "{}", "a picture of {}", "an image of {}", "a drawing of {}", "a photo of {}", "a card with {}",
-    "a tile with {}", "a view of {}", "a painting of {}", "a sketch of {}", "a print of {}",
-    "a scene with {}",
-)  # fmt: skip
-NUMBERS: Final = {2: "two", 3: "three", 4: "four"}
-
-COLOR_FACTS: Final = {
-    "red": ("blood", "a ripe strawberry", "a fire engine", "a ladybird"),
-    "green": ("grass", "a spring leaf", "a cucumber", "an emerald"),
-    "blue": ("a clear sky", "the deep sea", "a sapphire", "a cornflower"),
-    "yellow": ("a lemon", "a ripe banana", "a sunflower", "an egg yolk"),
-    "purple": ("an aubergine", "lavender", "an amethyst", "a ripe plum"),
-    "orange": ("a carrot", "a pumpkin", "a tangerine", "a fox"),
-}
-SHAPE_FACTS: Final = {
-    "circle": ("shape of a wheel", "shape without corners", "outline of the full moon"),
-    "square": ("shape with four equal sides", "shape of a chessboard", "face of a cube"),
-    "triangle": ("shape with three sides", "shape of a pyramid", "shape with three corners"),
-    "heart": ("sign of love", "suit beside spades in a deck", "symbol on a valentine"),
-    "cross": ("letter after w", "mark of a wrong answer", "sign of multiplication"),
-}
-COUNT_FACTS: Final = {
-    2: ("wheels on a bicycle", "eyes on a face", "wings on a bird", "poles on a magnet"),
-    3: ("sides on a triangle", "wheels on a tricycle", "lights on a traffic light",
-        "primary colours"),
-    4: ("legs on a dog", "seasons in a year", "suits in a deck", "wheels on a car"),
-}  # fmt: skip
+SEED: Final = 20261124
+Side = Literal["test", "validation", "train"]
 
 
 class Category(NamedTuple):
-    """Sizes of a category's splits; `held_out` contents (0: none) are the test split's alone."""
+    """A category's tier and the sizes of its splits; training has more of what is seldom drawn."""
 
     tier: Tier
     test: int
     train: int
-    held_out: int
+
+    @property
+    def validation(self) -> int:
+        return self.test // 2
 
 
 CATEGORIES: Final[dict[str, Category]] = {
-    "single_object": Category("easy", 20, 40, 0),
-    "colors": Category("easy", 40, 220, 0),
-    "counting": Category("easy", 40, 140, 0),
-    "two_object": Category("easy", 40, 200, 0),
-    "color_attr": Category("medium", 50, 300, 60),
-    "position": Category("medium", 50, 300, 10),
-    "texture": Category("medium", 40, 240, 6),
-    "color_fact": Category("hard", 40, 240, 60),
-    "shape_fact": Category("hard", 40, 240, 60),
-    "count_fact": Category("hard", 40, 240, 10),
-    "compound_fact": Category("hard", 40, 240, 60),
+    "colors": Category("easy", 10, 60),
+    "attributes": Category("easy", 22, 140),
+    "counting": Category("easy", 28, 240),
+    "two_object": Category("easy", 40, 140),
+    "three_object": Category("easy", 40, 140),
+    "color_attr": Category("medium", 44, 200),
+    "position": Category("medium", 44, 200),
+    "texture": Category("medium", 12, 160),
+    "numeracy": Category("medium", 26, 440),
+    "three_attr": Category("medium", 24, 120),
+    "color_fact": Category("hard", 44, 140),
+    "shape_fact": Category("hard", 44, 140),
+    "count_fact": Category("hard", 18, 160),
+    "compound_fact": Category("hard", 44, 120),
 }
+_SIDES: Final[tuple[Side, ...]] = (*("test",) * 3, "validation", *("train",) * 5)
 
 
 class Content(NamedTuple):
@@ -81,148 +71,182 @@ class Content(NamedTuple):
     requirement: dict[str, Any]
 
 
-def _article(words: str) -> str:
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+def side(requirement: dict[str, Any]) -> Side:
+    """The only split that may ask for this, in whatever words."""
+    digest = hashlib.sha256(f"{SEED} {content_of(requirement)}".encode()).digest()
+    return _SIDES[int.from_bytes(digest[:8]) % len(_SIDES)]
 
 
-def _plural(shape: str) -> str:
-    return shape + ("es" if shape.endswith("s") else "s")
+def _one(shape: str, color: str = "", texture: str = "") -> dict[str, Any]:
+    more = {"color": color, "texture": texture}
+    return {"shape": shape, "count": 1, **{key: value for key, value in more.items() if value}}
 
 
-def _pairs(values: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    return ((a, b) for a in values for b in values if a != b)
+def _named(item: dict[str, Any]) -> str:
+    return " ".join(item[key] for key in ("texture", "color", "shape") if key in item)
 
 
-def _bound() -> Iterator[tuple[str, str, str, str]]:
-    """Two shapes and their colours, all different."""
-    return ((a, b, c, d) for a, b in _pairs(SHAPES) for c, d in _pairs(tuple(COLORS)))
-
-
-def _of(facts: tuple[str, ...], turn: int) -> str:
-    return facts[turn % len(facts)]
-
-
-def _one(shape: str, **more: Any) -> dict[str, Any]:
-    return {"shape": shape, "count": 1, **more}
-
-
-def _exactly(shape: str, count: int) -> dict[str, Any]:
+def _exactly(*counted: tuple[dict[str, Any], int]) -> dict[str, Any]:
     return {
-        "include": [{"shape": shape, "count": count}],
-        "exclude": [{"shape": shape, "count": count + 1}],
+        "include": [{**item, "count": count} for item, count in counted],
+        "exclude": [{**item, "count": count + 1} for item, count in counted],
     }
 
 
-def _position(a: str, b: str, relation: str) -> dict[str, Any]:
-    return {"include": [_one(b), _one(a, position=[relation, 0])]}
+def _all(*items: dict[str, Any]) -> Content:
+    """Things named one after another: "a circle, a heart and a cross"."""
+    *most, last = [article(_named(item)) for item in items]
+    return Content(f"{', '.join(most)} and {last}" if most else last, {"include": [*items]})
+
+
+def _placed(a: dict[str, Any], relation: str, b: dict[str, Any]) -> dict[str, Any]:
+    return {"include": [b, {**a, "position": [relation, 0]}]}
+
+
+def _colored_once(shapes: tuple[str, ...]) -> Iterator[list[dict[str, Any]]]:
+    """The shapes plain, and with one of them in each colour."""
+    yield [_one(shape) for shape in shapes]
+    for at, color in product(range(len(shapes)), COLORS):
+        yield [_one(shape, color if i == at else "") for i, shape in enumerate(shapes)]
+
+
+def _counted() -> Iterator[tuple[dict[str, Any], str, int]]:
+    for shape, color, number in product(SHAPES, ("", *COLORS), NUMBERS):
+        yield _one(shape, color), f"{color} {plural(shape)}".strip(), number
+
+
+def _related() -> Iterator[tuple[dict[str, Any], str, dict[str, Any]]]:
+    for pair, relation in product(permutations(SHAPES, 2), RELATIONS):
+        for a, b in _colored_once(pair):
+            yield a, relation, b
+
+
+def _fact(item: dict[str, Any], fact: str, thing: str = "") -> str:
+    """A thing whose shape, and with `thing` its colour too, is told by a fact."""
+    if thing:
+        return f"the {fact} in the colour of {thing}"
+    return f"the {item['color']} {fact}" if "color" in item else f"the {fact}"
+
+
+def _color_facts() -> Iterator[Content]:
+    for (a, b), (c, d) in product(permutations(SHAPES, 2), permutations(COLORS, 2)):
+        for first, second in product(COLOR_FACTS[c], COLOR_FACTS[d]):
+            yield Content(
+                f"{article(a)} in the colour of {first} and {article(b)} in the colour of {second}",
+                {"include": [_one(a, c), _one(b, d)]},
+            )
+
+
+def _shape_facts() -> Iterator[Content]:
+    for a, relation, b in _related():
+        for one, other in product(SHAPE_FACTS[a["shape"]], SHAPE_FACTS[b["shape"]]):
+            yield Content(f"{_fact(a, one)} {relation} {_fact(b, other)}", _placed(a, relation, b))
+
+
+def _compound_facts() -> Iterator[Content]:
+    turn = 0
+    for a, relation, b in _related():
+        if "color" not in a and "color" not in b:
+            continue
+        things = COLOR_FACTS[a.get("color") or b["color"]]
+        for one, other in product(SHAPE_FACTS[a["shape"]], SHAPE_FACTS[b["shape"]]):
+            thing, turn = things[turn % len(things)], turn + 1
+            yield Content(
+                f"{_fact(a, one, thing if 'color' in a else '')} {relation}"
+                f" {_fact(b, other, thing if 'color' in b else '')}",
+                _placed(a, relation, b),
+            )
+
+
+def _contents(category: str) -> Iterator[Content]:
+    match category:
+        case "colors":
+            return (_all(_one(s, c)) for s, c in product(SHAPES, COLORS))
+        case "attributes":
+            return (_all(_one(s, c, t)) for s, c, t in product(SHAPES, COLORS, TEXTURES))
+        case "counting":
+            return (
+                Content(f"{NUMBERS[number]} {several}", _exactly((item, number)))
+                for item, several, number in _counted()
+            )
+        case "two_object" | "three_object":
+            shapes = permutations(SHAPES, 2 if category == "two_object" else 3)
+            return (_all(*items) for chosen in shapes for items in _colored_once(chosen))
+        case "color_attr" | "three_attr":
+            count = 2 if category == "color_attr" else 3
+            return (
+                _all(*map(_one, shapes, colors))
+                for shapes in permutations(SHAPES, count)
+                for colors in permutations(COLORS, count)
+            )
+        case "position":
+            return (
+                Content(
+                    f"{article(_named(a))} {relation} {article(_named(b))}",
+                    _placed(a, relation, b),
+                )
+                for a, relation, b in _related()
+            )
+        case "texture":
+            return (
+                _all(_one(a, texture=t), _one(b, texture=u))
+                for (a, b), t, u in product(permutations(SHAPES, 2), TEXTURES, TEXTURES)
+            )
+        case "numeracy":
+            numbers = tuple(n for n in NUMBERS if n < 5)  # two kinds of five do not fit
+            return (
+                Content(
+                    f"{NUMBERS[n]} {plural(a)} and {NUMBERS[m]} {plural(b)}",
+                    _exactly((_one(a), n), (_one(b), m)),
+                )
+                for (a, b), n, m in product(permutations(SHAPES, 2), numbers, numbers)
+            )
+        case "color_fact":
+            return _color_facts()
+        case "shape_fact":
+            return _shape_facts()
+        case "count_fact":
+            return (
+                Content(f"as many {several} as there are {fact}", _exactly((item, number)))
+                for item, several, number in _counted()
+                for fact in COUNT_FACTS[number]
+            )
+        case _:
+            return _compound_facts()
 
 
 @cache
-def contents(category: str) -> tuple[Content, ...]:
-    """All contents of a category, in a fixed order."""
-    colors = tuple(COLORS)
-    made: dict[str, Iterator[Content]] = {
-        "single_object": (Content(_article(s), {"include": [_one(s)]}) for s in SHAPES),
-        "colors": (
-            Content(_article(f"{c} {s}"), {"include": [_one(s, color=c)]})
-            for s in SHAPES
-            for c in colors
-        ),
-        "counting": (
-            Content(f"{word} {_plural(s)}", _exactly(s, n))
-            for s in SHAPES
-            for n, word in NUMBERS.items()
-        ),
-        "two_object": (
-            Content(f"{_article(a)} and {_article(b)}", {"include": [_one(a), _one(b)]})
-            for a, b in _pairs(SHAPES)
-        ),
-        "color_attr": (
-            Content(
-                f"{_article(f'{c} {a}')} and {_article(f'{d} {b}')}",
-                {"include": [_one(a, color=c), _one(b, color=d)]},
-            )
-            for a, b in _pairs(SHAPES)
-            for c, d in _pairs(colors)
-        ),
-        "position": (
-            Content(f"{_article(a)} {relation} {_article(b)}", _position(a, b, relation))
-            for a, b in _pairs(SHAPES)
-            for relation in RELATIONS
-        ),
-        "texture": (
-            Content(
-                f"{_article(f'{t} {a}')} and {_article(f'{u} {b}')}",
-                {"include": [_one(a, texture=t), _one(b, texture=u)]},
-            )
-            for a, b in _pairs(SHAPES)
-            for t, u in _pairs(TEXTURES)
-        ),
-        "color_fact": (
-            Content(
-                f"{_article(a)} in the colour of {_of(COLOR_FACTS[c], i)}"
-                f" and {_article(b)} in the colour of {_of(COLOR_FACTS[d], i // 5)}",
-                {"include": [_one(a, color=c), _one(b, color=d)]},
-            )
-            for i, (a, b, c, d) in enumerate(_bound())
-        ),
-        "shape_fact": (
-            Content(f"the {fact} {relation} the {other}", _position(a, b, relation))
-            for a, b in _pairs(SHAPES)
-            for relation in RELATIONS
-            for fact in SHAPE_FACTS[a]
-            for other in SHAPE_FACTS[b]
-        ),
-        "count_fact": (
-            Content(f"as many {_plural(s)} as there are {fact}", _exactly(s, n))
-            for s in SHAPES
-            for n, facts in COUNT_FACTS.items()
-            for fact in facts
-        ),
-        "compound_fact": (
-            Content(
-                f"the {_of(SHAPE_FACTS[a], i)} in the colour of {_of(COLOR_FACTS[c], i // 3)}"
-                f" and the {_of(SHAPE_FACTS[b], i // 7)} in the colour of"
-                f" {_of(COLOR_FACTS[d], i // 5)}",
-                {"include": [_one(a, color=c), _one(b, color=d)]},
-            )
-            for i, (a, b, c, d) in enumerate(_bound())
-        ),
-    }
-    return tuple(made[category])
-
-
-@cache
-def universe(category: str) -> tuple[tuple[Content, ...], tuple[Content, ...]]:
-    """Every prompt a category can have, shuffled once: (those open to training, those of test)."""
-    sizes = CATEGORIES[category]
+def contents(category: str, part: Side) -> tuple[Content, ...]:
+    """All contents of a category that are on one side, shuffled once."""
+    made = [content for content in _contents(category) if side(content.requirement) == part]
     rng = np.random.default_rng([SEED, *category.encode()])
-    bare = [contents(category)[i] for i in rng.permutation(len(contents(category)))]
-    if not sizes.held_out:
-        worded = _worded(bare, rng)
-        return tuple(worded[sizes.test :]), tuple(worded[: sizes.test])
-    held, rest = bare[: sizes.held_out], bare[sizes.held_out :]
-    return tuple(_worded(rest, rng)), tuple(_worded(held, rng)[: sizes.test])
+    return tuple(made[i] for i in rng.permutation(len(made)))
 
 
-def _worded(bare: list[Content], rng: np.random.Generator) -> list[Content]:
-    full = [Content(wording.format(c.text), c.requirement) for c in bare for wording in WORDINGS]
-    return [full[i] for i in rng.permutation(len(full))]
+def _chosen(category: str, part: Side, size: int, seen: set[str]) -> Iterator[Content]:
+    """Contents in wordings drawn at random; of `test` none whose requirement was seen before."""
+    rng = np.random.default_rng([SEED, *part.encode(), *category.encode()])
+    listed = contents(category, part)
+    turns = range(len(WORDINGS)) if part != "test" else (0,)
+    for content in (content for _ in turns for content in listed):
+        text = WORDINGS[rng.integers(len(WORDINGS))].format(content.text)
+        key = content_of(content.requirement) if part == "test" else text
+        if size and key not in seen:
+            seen.add(key)
+            size -= 1
+            yield Content(text, content.requirement)
 
 
-def make(split: str) -> list[dict[str, Any]]:
-    """Records {id, category, text, requirement} of a split, "test" or "train"."""
-    records = []
-    for category, sizes in CATEGORIES.items():
-        train, test = universe(category)
-        chosen = test if split == "test" else train[: sizes.train]
-        records += [
-            {
-                "id": f"{split}-{category}-{i:03d}",
-                "category": category,
-                "text": content.text,
-                "requirement": content.requirement,
-            }
-            for i, content in enumerate(chosen)
-        ]
-    return records
+def make(split: Side) -> list[dict[str, Any]]:
+    """Records {id, category, text, requirement} of a split."""
+    seen: set[str] = set()
+    return [
+        {
+            "id": f"{split}-{category}-{i:03d}",
+            "category": category,
+            "text": content.text,
+            "requirement": content.requirement,
+        }
+        for category, sizes in CATEGORIES.items()
+        for i, content in enumerate(_chosen(category, split, getattr(sizes, split), seen))
+    ]

@@ -26,7 +26,7 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 DRAW = ("--set", "steps=4", "--device", "cpu")
 RUN = ("--tasks", "shapes", "--limit", "6", "--samples", "2", *DRAW)
 FIX = (
-    "--prompts", "shapes:train/single_object", "--limit", "4", "--samples", "3", "--check", "4",
+    "--prompts", "shapes:train/colors", "--limit", "4", "--samples", "3", "--check", "4",
     "--despite-check", "--accept", "above:0", "--margin", "0", "--epochs", "2", "--batch-size", "4",
     "--learning-rate", "1e-3", *DRAW,
 )  # fmt: skip

@@ -214,13 +214,13 @@ def test_the_rows_and_the_files_agree() -> None:
 
 def test_the_command_line(cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GAPBENCH_CACHE", str(tmp_path / "cache"))
-    for name in ("bagel", "blip3-o"):
+    for name in ("vila-u", "blip3-o"):
         refused = cli("run", "--model", name)
         assert refused.returncode == 2
         assert refused.stderr.startswith(f"gapbench: model {name}: its environment is not here")
         assert refused.stderr.count("\n") == 1
         assert f"gapbench prepare --model {name}" in cli("models", name).stdout
-    wanted = cli("prepare", "--model", "bagel,blip3-o", "--dry-run").stdout
+    wanted = cli("prepare", "--model", "vila-u,blip3-o", "--dry-run").stdout
     assert wanted.count("source and environment") == 2
     refused = cli("prepare", "--model", "janus-pro", "--worker-python", sys.executable)
     assert "name a worker's model by --model" in refused.stderr
