@@ -1,239 +1,180 @@
-"""What post-training on its own verdicts does to janus-mini, over seeds, and with planted verdicts.
+"""Whether post-training on its own verdicts does to janus-mini what the paper says of its models.
 
-    python scripts/small_world.py search --work DIR    # recipes, on a validation part
-    python scripts/small_world.py final --work DIR     # the methods over seeds, on the test split
-    python scripts/small_world.py planted --work DIR   # verdicts inverted and drawn by lot
-    python scripts/small_world.py table --work DIR     # what they said, as Markdown
+    python scripts/small_world.py search --work DIR       # doses, on the validation split
+    python scripts/small_world.py claims --work DIR       # methods and controls over seeds, tested
+    python scripts/small_world.py sensitivity --work DIR  # one choice at a time, tested
+    python scripts/small_world.py planted --work DIR      # verdicts inverted
+    python scripts/small_world.py tables --work DIR [--figures FOLDER]
 
-Every step is a gapbench command that goes on where it stopped, so this script does too. The
-validation part is the 340 prompts of the shapes world that are in neither split (the easy tier has
-none to spare but of colours).
+Every step is a gapbench command that goes on where it stopped, and so does this script; --jobs 2
+runs two fixes side by side, a core each. What `compare` says is kept in DIR/<what>.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
-import numpy as np
-import yaml
-from tabulate import tabulate
+import small_world_tables
 
-from gapbench.models.janus.adapter import JanusModel
-from gapbench.models.registry import MODELS
+from gapbench import run
 
-SFT = "--samples 8 --accept mixed --epochs 3 --learning-rate 3e-4 --lora 0"
-DPO = "--samples 8 --accept best:2 --epochs 4 --learning-rate 3e-5 --lora 0"
-RECIPES = {
-    "sft": ["sft", *SFT.split()],
-    "c-sft": ["c-sft", *SFT.split(), "--replay-at", "2"],
-    "dpo": ["dpo", *DPO.split()],
-    "c-dpo": ["c-dpo", *DPO.split(), "--replay-at", "2"],
+BASE = "--samples 10 --limit 1200 --lora 0"
+SFT = f"{BASE} --accept mixed --epochs 3 --learning-rate 3e-4"
+DPO = f"{BASE} --accept best:2 --epochs 4 --learning-rate 3e-5"
+METHODS = {
+    "SFT": f"sft {SFT}",
+    "C-SFT": f"c-sft {SFT} --replay-at 2",
+    "DPO": f"dpo {DPO}",
+    "C-DPO": f"c-dpo {DPO} --replay-at 2",
 }
-"""What the search chose."""
-SEARCH = {
-    "balanced": "sft --samples 8 --accept best:2 --epochs 4 --learning-rate 3e-4 --lora 0",
-    "faster": "sft --samples 8 --accept best:2 --epochs 4 --learning-rate 1e-3 --lora 0",
-    "mixed": f"sft {SFT}",
-    "dpo": f"dpo {DPO}",
-}
+CONTROLS = {"SFT, judge's choice": "Outside", "SFT, by lot": "Lot"}
 SEEDS = (0, 1, 2)
-HEADS = {
-    "generation": "generation",
-    "non_unification": "non-unification",
-    "false_positive": "false positive",
-    "understanding": "understanding",
+BUSY = "is being written"
+"""What gapbench says of a run folder while a fix beside it draws its candidates there."""
+SEARCH = {
+    "mixed, 3e-4": f"sft {SFT}",
+    "mixed, 1e-3": f"sft {SFT} --learning-rate 1e-3",
+    "best:2, 3e-4": f"sft {SFT} --accept best:2 --epochs 4",
+    "dpo, 3e-5": f"dpo {DPO}",
+    "dpo, 1e-4": f"dpo {DPO} --learning-rate 1e-4",
+}
+SENSITIVITY = {
+    "candidates": {str(n): f"sft {SFT} --samples {n}" for n in (2, 5, 10)},
+    "threshold": {str(p): f"sft {SFT} --accept above:{p}" for p in (0.1, 0.5, 0.9)},
+    "replay": {str(e): f"c-sft {SFT} --replay-at {e}" for e in (1, 2)},
+    "easy": {
+        name: f"sft {SFT} --prompts {prompts}"
+        for name, prompts in {
+            "none": "shapes:train/medium,shapes:train/hard",
+            "a third": "shapes:train",
+            "all": "shapes:train/easy",
+        }.items()
+    },
 }
 
 
-class Planted(JanusModel):
-    """janus-mini with verdicts that are wrong on purpose."""
-
-    def __init__(self, device: str = "auto", dtype: str = "auto", folder: str | None = None):
-        home = folder or MODELS["janus-mini"].folder
-        super().__init__(type(self).__name__.lower(), Path(str(home)), None, device, dtype)
-        self.fingerprint += type(self).__name__
-
-
-class Inverted(Planted):
-    """Says no where janus-mini says yes."""
-
-    def judge(self, images: Any, questions: Any, answers: Any) -> Any:
-        """As every adapter's, (images, 2)."""
-        return super().judge(images, questions, answers)[:, ::-1]
-
-
-class Random(Planted):
-    """Verdicts drawn by lot, the same for the same image and question."""
-
-    def judge(self, images: Any, questions: Any, answers: Any) -> Any:  # noqa: ARG002
-        """As every adapter's, (images, 2)."""
-        lots = [
-            hashlib.sha256(image.tobytes() + question.encode()).digest()[0] / 256
-            for image, question in zip(images, questions, strict=True)
-        ]
-        yes = np.clip(np.array(lots), 0.01, 0.99)
-        return np.log(np.stack([1 - yes, yes], 1))
-
-
-def gapbench(work: Path, *arguments: str) -> str:
+def gapbench(work: Path, *arguments: str, **environment: str) -> str:
     """A command's standard output."""
     code = "from gapbench.cli.main import main; main()"
     here = os.pathsep.join([str(Path(__file__).parent.resolve()), *filter(None, sys.path)])
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        cwd=work,
-        env=os.environ | {"PYTHONPATH": here},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    if done.returncode:
-        raise SystemExit(f"gapbench {' '.join(arguments)} ended with {done.returncode}")
-    return done.stdout
-
-
-def validation(work: Path) -> str:
-    """A task folder of prompts that neither split holds."""
-    from gapbench.tasks.prompts.shapes import CATEGORIES, universe
-
-    folder = work / "validation"
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for category, sizes in CATEGORIES.items():
-        spare = universe(category)[0][sizes.train :]
-        rows += [
-            {"id": f"{category}-{i}", "category": category, "text": c.text,
-             "requirement": c.requirement}
-            for i, c in enumerate(spare[: sizes.test])
-        ]  # fmt: skip
-    tiers: dict[str, list[str]] = {}
-    for category, sizes in CATEGORIES.items():
-        tiers.setdefault(sizes.tier, []).append(category)
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "task.yaml").write_text(
-        yaml.safe_dump(
-            {"title": "Spare prompts of shapes", "version": "1", "file": "prompts.jsonl",
-             "judge": "pixel", "tiers": tiers}
+    while True:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            cwd=work,
+            env=os.environ | {"PYTHONPATH": here} | environment,
+            capture_output=True,
+            text=True,
         )
-    )  # fmt: skip
-    return "./validation"
+        if done.returncode == 0:
+            break
+        if BUSY not in done.stderr:
+            said = done.stderr[-3000:]
+            raise SystemExit(f"gapbench {' '.join(arguments)} ended with {done.returncode}\n{said}")
+        time.sleep(10)
+    return done.stdout
 
 
 def measured(work: Path, model: str, tasks: str) -> str:
     """The run folder of a model."""
     gapbench(work, "run", "--model", model, "--tasks", tasks)
-    stem = Path(model).name.replace(":", "-")
-    return str(max((work / "runs").glob(f"{stem}-*"), key=lambda p: p.stat().st_mtime))
+    found = (work / "runs").glob(f"{Path(model).name}-????????")
+    return str(max(found, key=lambda folder: folder.stat().st_mtime))
 
 
-def changed(work: Path, before: str, after: str) -> dict[str, Any]:
-    """What `gapbench compare` says, as JSON."""
-    found: dict[str, Any] = json.loads(
-        gapbench(work, "compare", before, after, "--format", "json")
-    )["comparisons"][0]
-    return found
+def acceptance(work: Path) -> dict[str, float]:
+    """Share of the candidates that janus-mini accepts, and that the judge does."""
+    frame = run(
+        "janus-mini", "shapes:train", samples=10, limit=1200, out=work / "candidates"
+    ).frame()
+    return {"own": float((frame["own"] == 1).mean()), "outside": float(frame["outside"].mean())}
 
 
-def table(work: Path) -> str:
-    """The figures of every fix, a row each."""
-    rows = []
-    for what in ("search", "final", "planted"):
-        file = work / f"{what}.json"
-        for name, each in json.loads(file.read_text()).items() if file.exists() else ():
-            said = each["compare"]
-            figures = {change["metric"]: change for change in said["changes"]}
-            wins = said["win_rate"]
-            pooled = "50" if wins["pooled"] is None else f"{100 * wins['pooled']:.0f}"
-            rows.append(
-                {
-                    "": f"{what}: {name}",
-                    "images or pairs": each["rows"],
-                    "pool": " > ".join(
-                        str(count)
-                        for count in [r["pool"] for r in each["replays"]]
-                        + [r["left"] for r in each["replays"][-1:]]
-                    ),
-                    **{HEADS[metric]: _shift(figures[metric]) for metric in HEADS},
-                    "pooled win rate": f"{pooled} ({wins['wins']}:{wins['losses']})",
-                    "corrected": said["groups"]["010"],
-                    "verdict": said["verdict"],
-                }
-            )
-    return tabulate(rows, headers="keys", tablefmt="pipe")
+class Series:
+    """Fixes of one kind with what `compare` says of each, kept as they come."""
+
+    def __init__(self, work: Path, what: str, tasks: str) -> None:
+        self.work, self.tasks = work, tasks
+        self.file = work / f"{what}.json"
+        self.what, self.lock = what, Lock()
+        self.found: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.before = measured(work, "janus-mini", tasks)
+
+    def fix(self, name: str, line: str, **environment: str) -> None:
+        """One fix, the run of its model, and their comparison."""
+        if name in self.found:
+            return
+        out = "".join(c if c.isalnum() else "-" for c in f"{self.what}-{name}")
+        gapbench(self.work, "fix", *line.split(), "--out", out, OMP_NUM_THREADS="1", **environment)
+        after = measured(self.work, out, self.tasks)
+        with self.lock:  # the verdicts on the images of before go into one folder
+            said = gapbench(self.work, "compare", self.before, after, "--format", "json")
+        record = json.loads((self.work / out / "fix.json").read_text())
+        with self.lock:
+            self.found[name] = {
+                "command": line,
+                "compare": json.loads(said)["comparisons"][0],
+                **{key: record[key] for key in ("counts", "replays", "pool", "candidates")},
+                "rows": record["data"]["rows"],
+            }
+            self.file.write_text(json.dumps(self.found, indent=1) + "\n")
+        print(name, small_world_tables.line(self.found[name]), flush=True)
 
 
-def _shift(change: dict[str, Any]) -> str:
-    star = "*" if change["p_holm"] < 0.05 else ""
-    return (
-        f"{100 * change['before']:.1f} > {100 * change['after']:.1f}"
-        f" ({100 * change['difference']:+.1f}{star})"
-    )
+def plan(work: Path, what: str) -> dict[str, tuple[str, dict[str, str]]]:
+    """Name -> options of a fix, and its environment."""
+    if what == "search":
+        return {name: (line, {}) for name, line in SEARCH.items()}
+    if what == "sensitivity":
+        return {
+            f"{choice}: {value}": (line, {})
+            for choice, lines in SENSITIVITY.items()
+            for value, line in lines.items()
+        }
+    if what == "planted":
+        line = f"{METHODS['SFT']} --model planted:Inverted --despite-check"
+        return {"SFT, inverted": (line, {})}
+    shares = acceptance(work)
+    control = {
+        "Outside": min(1.0, shares["own"] / shares["outside"]), "Lot": shares["own"]
+    }  # fmt: skip
+    chosen: dict[str, tuple[str, dict[str, str]]] = {}
+    for seed in SEEDS:
+        for name, line in METHODS.items():
+            chosen[f"{name}, seed {seed}"] = (f"{line} --seed {seed}", {})
+        for name, kind in CONTROLS.items():
+            line = f"{METHODS['SFT']} --model planted:{kind} --despite-check --seed {seed}"
+            chosen[f"{name}, seed {seed}"] = (line, {"SMALL_WORLD_SHARE": f"{control[kind]:.4f}"})
+    return chosen
 
 
 def main() -> None:
-    """Run the commands and keep what they say in DIR/<what>.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("search", "final", "planted", "table"))
+    kinds = ("search", "claims", "sensitivity", "planted", "tables")
+    parser.add_argument("what", choices=kinds)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--only", help="Names of recipes or methods, with commas.")
+    parser.add_argument("--jobs", type=int, default=1, help="fixes side by side")
+    parser.add_argument("--figures", type=Path, help="folder for the figures")
     given = parser.parse_args()
     work: Path = given.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    if given.what == "table":
-        print(table(work))
+    if given.what == "tables":
+        print(small_world_tables.tables(work, given.figures))
         return
-    tasks = validation(work) if given.what == "search" else "shapes"
-    before = measured(work, "janus-mini", tasks)
-    plan: dict[str, list[str]] = {}
-    if given.what == "search":
-        plan = {name: line.split() for name, line in SEARCH.items()}
-    elif given.what == "final":
-        plan = {
-            f"{name}, seed {seed}": [*line, "--seed", str(seed)]
-            for seed in SEEDS
-            for name, line in RECIPES.items()
-        }
-    else:
-        plan = {
-            f"sft, {kind}": [
-                *RECIPES["sft"],
-                "--model",
-                f"small_world:{kind}",
-                "--limit",
-                "600",
-                "--despite-check",
-            ]
-            for kind in ("Inverted", "Random")
-        }
-    only = given.only.split(",") if given.only else [name.split(",")[0] for name in plan]
-    chosen = [name for name in plan if name.split(",")[0] in only]
-    file = work / f"{given.what}.json"
-    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    for name in chosen:
-        if name in found:
-            continue
-        out = "".join(c if c.isalnum() else "-" for c in f"{given.what}-{name}")
-        said = gapbench(work, "fix", *plan[name], "--out", out)
-        after = measured(work, out, tasks)
-        comparison = changed(work, before, after)
-        record = json.loads((work / out / "fix.json").read_text())
-        found[name] = {
-            "command": " ".join(plan[name]), "said": said, "compare": comparison,
-            "counts": record["counts"], "replays": record["replays"], "check": record["check"],
-            "rows": record["data"]["rows"],
-        }  # fmt: skip
-        file.write_text(json.dumps(found, indent=1) + "\n")
-        figures = ", ".join(
-            f"{c['metric']} {100 * c['before']:.1f} -> {100 * c['after']:.1f}"
-            for c in comparison["changes"]
-        )
-        print(f"{name}: {comparison['verdict']}; {figures}", flush=True)
+    tasks = "shapes:validation" if given.what == "search" else "shapes"
+    series = Series(work, given.what, tasks)
+    with ThreadPoolExecutor(given.jobs) as pool:
+        todo = plan(work, given.what).items()
+        for done in [pool.submit(series.fix, name, line, **env) for name, (line, env) in todo]:
+            done.result()
 
 
 if __name__ == "__main__":
