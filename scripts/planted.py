@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,7 @@ SHARE = "SMALL_WORLD_SHARE"
 """Environment: of what would be accepted, the share that is."""
 
 
-class Planted(JanusModel):
+class Planted(JanusModel, ABC):
     """janus-mini; what it draws is its own."""
 
     def __init__(self, device: str = "auto", dtype: str = "auto", folder: str | None = None):
@@ -40,11 +41,11 @@ class Planted(JanusModel):
         yes = np.where(accepted, 0.6 + 0.39 * lots / max(self.share, 1e-9), 0.4 * lots)
         return np.log(np.stack([1 - yes, np.clip(yes, 1e-3, 1)], 1)).astype(np.float32)
 
+    @abstractmethod
     def would(
         self, images: Sequence[Image.Image], questions: Sequence[str], answers: Sequence[str]
     ) -> NDArray[np.bool_]:
         """Which images would be accepted."""
-        raise NotImplementedError
 
 
 class Inverted(Planted):
