@@ -23,43 +23,54 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import small_world_figures
 import small_world_tables
 
 from gapbench import run
 
-BASE = "--samples 10 --limit 1200 --lora 0"
-SFT = f"{BASE} --accept mixed --epochs 3 --learning-rate 3e-4"
-DPO = f"{BASE} --accept best:2 --epochs 4 --learning-rate 3e-5"
+Options = dict[str, object]
+BASE: Options = {"samples": 10, "limit": 1200, "lora": 0}
+SFT = BASE | {"accept": "mixed", "epochs": 3, "learning-rate": "3e-4"}
+DPO = BASE | {"accept": "best:2", "epochs": 4, "learning-rate": "3e-5"}
 METHODS = {
-    "SFT": f"sft {SFT}",
-    "C-SFT": f"c-sft {SFT} --replay-at 2",
-    "DPO": f"dpo {DPO}",
-    "C-DPO": f"c-dpo {DPO} --replay-at 2",
+    "SFT": ("sft", SFT),
+    "C-SFT": ("c-sft", SFT | {"replay-at": 2}),
+    "DPO": ("dpo", DPO),
+    "C-DPO": ("c-dpo", DPO | {"replay-at": 2}),
 }
 CONTROLS = {"SFT, judge's choice": "Outside", "SFT, by lot": "Lot"}
 SEEDS = (0, 1, 2)
 BUSY = "is being written"
 """What gapbench says of a run folder while a fix beside it draws its candidates there."""
 SEARCH = {
-    "mixed, 3e-4": f"sft {SFT}",
-    "mixed, 1e-3": f"sft {SFT} --learning-rate 1e-3",
-    "best:2, 3e-4": f"sft {SFT} --accept best:2 --epochs 4",
-    "dpo, 3e-5": f"dpo {DPO}",
-    "dpo, 1e-4": f"dpo {DPO} --learning-rate 1e-4",
+    "mixed, 3e-4": ("sft", SFT),
+    "mixed, 1e-3": ("sft", SFT | {"learning-rate": "1e-3"}),
+    "best:2, 3e-4": ("sft", SFT | {"accept": "best:2", "epochs": 4}),
+    "dpo, 3e-5": ("dpo", DPO),
+    "dpo, 1e-4": ("dpo", DPO | {"learning-rate": "1e-4"}),
 }
 SENSITIVITY = {
-    "candidates": {str(n): f"sft {SFT} --samples {n}" for n in (2, 5, 10)},
-    "threshold": {str(p): f"sft {SFT} --accept above:{p}" for p in (0.1, 0.5, 0.9)},
-    "replay": {str(e): f"c-sft {SFT} --replay-at {e}" for e in (1, 2)},
+    "candidates": {str(n): ("sft", SFT | {"samples": n}) for n in (2, 5, 10)},
+    "threshold": {str(p): ("sft", SFT | {"accept": f"above:{p}"}) for p in (0.1, 0.5, 0.9)},
+    "replay": {str(e): ("c-sft", SFT | {"replay-at": e}) for e in (1, 2)},
     "easy": {
-        name: f"sft {SFT} --prompts {prompts}"
-        for name, prompts in {
-            "none": "shapes:train/medium,shapes:train/hard",
-            "a third": "shapes:train",
-            "all": "shapes:train/easy",
-        }.items()
+        "none": ("sft", SFT | {"prompts": "shapes:train/medium,shapes:train/hard"}),
+        "a third": ("sft", SFT),
+        "all": ("sft", SFT | {"prompts": "shapes:train/easy"}),
     },
 }
+
+
+def command(method: str, options: Options, seed: int = 0, planted: str = "") -> str:
+    """A fix as typed; `planted` is a class of planted.py in the place of janus-mini."""
+    model = ["--model", f"planted:{planted}", "--despite-check"] if planted else []
+    given = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    return " ".join([method, *given, *model, "--seed", str(seed)])
+
+
+def folder(what: str, name: str) -> str:
+    """Where a fix of a series goes."""
+    return "".join(c if c.isalnum() else "-" for c in f"{what}-{name}")
 
 
 def gapbench(work: Path, *arguments: str, **environment: str) -> str:
@@ -112,11 +123,12 @@ class Series:
         """One fix, the run of its model, and their comparison."""
         if name in self.found:
             return
-        out = "".join(c if c.isalnum() else "-" for c in f"{self.what}-{name}")
+        out = self.equal(line) or folder(self.what, name)
         gapbench(self.work, "fix", *line.split(), "--out", out, OMP_NUM_THREADS="1", **environment)
         after = measured(self.work, out, self.tasks)
+        pair = self.before, after, "--by", "tier", "--format", "json"
         with self.lock:  # the verdicts on the images of before go into one folder
-            said = gapbench(self.work, "compare", self.before, after, "--format", "json")
+            said = gapbench(self.work, "compare", *pair)
         record = json.loads((self.work / out / "fix.json").read_text())
         with self.lock:
             self.found[name] = {
@@ -128,30 +140,37 @@ class Series:
             self.file.write_text(json.dumps(self.found, indent=1) + "\n")
         print(name, small_world_tables.line(self.found[name]), flush=True)
 
+    def equal(self, line: str) -> str | None:
+        """The folder of a fix by the same command in another series: it is not done twice."""
+        for file in sorted(self.work.glob("*.json")):
+            for name, other in json.loads(file.read_text()).items():
+                if other["command"] == line:
+                    return folder(file.stem, name)
+        return None
+
 
 def plan(work: Path, what: str) -> dict[str, tuple[str, dict[str, str]]]:
-    """Name -> options of a fix, and its environment."""
+    """Name -> a fix as typed, and its environment."""
     if what == "search":
-        return {name: (line, {}) for name, line in SEARCH.items()}
+        return {name: (command(*fix), {}) for name, fix in SEARCH.items()}
     if what == "sensitivity":
         return {
-            f"{choice}: {value}": (line, {})
-            for choice, lines in SENSITIVITY.items()
-            for value, line in lines.items()
+            f"{choice}: {value}": (command(*fix), {})
+            for choice, fixes in SENSITIVITY.items()
+            for value, fix in fixes.items()
         }
     if what == "planted":
-        line = f"{METHODS['SFT']} --model planted:Inverted --despite-check"
-        return {"SFT, inverted": (line, {})}
+        return {"SFT, inverted": (command("sft", SFT, planted="Inverted"), {})}
     shares = acceptance(work)
     control = {
         "Outside": min(1.0, shares["own"] / shares["outside"]), "Lot": shares["own"]
     }  # fmt: skip
     chosen: dict[str, tuple[str, dict[str, str]]] = {}
     for seed in SEEDS:
-        for name, line in METHODS.items():
-            chosen[f"{name}, seed {seed}"] = (f"{line} --seed {seed}", {})
+        for name, fix in METHODS.items():
+            chosen[f"{name}, seed {seed}"] = (command(*fix, seed), {})
         for name, kind in CONTROLS.items():
-            line = f"{METHODS['SFT']} --model planted:{kind} --despite-check --seed {seed}"
+            line = command("sft", SFT, seed, kind)
             chosen[f"{name}, seed {seed}"] = (line, {"SMALL_WORLD_SHARE": f"{control[kind]:.4f}"})
     return chosen
 
@@ -167,7 +186,9 @@ def main() -> None:
     work: Path = given.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     if given.what == "tables":
-        print(small_world_tables.tables(work, given.figures))
+        print(small_world_tables.tables(work))
+        if given.figures is not None:
+            small_world_figures.figures(work, given.figures)
         return
     tasks = "shapes:validation" if given.what == "search" else "shapes"
     series = Series(work, given.what, tasks)
