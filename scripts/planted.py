@@ -38,8 +38,8 @@ class Planted(JanusModel, ABC):
         lots = np.array([_lot(image, q) for image, q in zip(images, questions, strict=True)])
         accepted = self.would(images, questions, answers) & (lots < self.share)
         # The lots order what is accepted, so that best:K takes K of it at random.
-        yes = np.where(accepted, 0.6 + 0.39 * lots / max(self.share, 1e-9), 0.4 * lots)
-        return np.log(np.stack([1 - yes, np.clip(yes, 1e-3, 1)], 1)).astype(np.float32)
+        yes = np.where(accepted, 0.6 + 0.39 * lots / max(self.share, 1e-9), 0.01 + 0.39 * lots)
+        return np.log(np.stack([1 - yes, yes], 1)).astype(np.float32)
 
     @abstractmethod
     def would(

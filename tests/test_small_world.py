@@ -36,8 +36,9 @@ def drawn():
 
 
 def accepted(model: Model, images, prompts):
-    no, yes = model.judge(images, [p.question for p in prompts], ANSWERS).T
-    return yes > no
+    logprobs = model.judge(images, [p.question for p in prompts], ANSWERS)
+    assert (np.exp(logprobs).sum(1) < 1 + 1e-6).all()
+    return logprobs[:, 1] > logprobs[:, 0]
 
 
 def planted(kind, share, monkeypatch):
@@ -88,3 +89,12 @@ def test_a_fix_that_another_series_made_is_not_made_again(scripts, tmp_path):
     series.work = tmp_path
     assert series.equal(lines["mixed, 3e-4"]) == folder("claims", "SFT, seed 0")
     assert series.equal(lines["mixed, 1e-3"]) is None
+
+
+def test_no_lot_gives_the_two_answers_more_than_everything(scripts, drawn, monkeypatch):
+    prompts, images, _, _ = drawn
+    for share in (0, 1):
+        lot = planted("Lot", share, monkeypatch)
+        monkeypatch.setattr("planted._lot", lambda *_: 1e-7)
+        assert accepted(lot, images, prompts).all() == bool(share)
+        monkeypatch.undo()
