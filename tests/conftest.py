@@ -341,6 +341,16 @@ def tiny_bagel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return bagels.write(tmp_path_factory.mktemp("checkpoints") / "tiny-bagel")
 
 
+@pytest.fixture(scope="session")
+def fix(start: Start) -> Callable[..., int | None]:
+    """Run `gapbench fix ARGUMENTS` in a folder to its end; gives the exit code."""
+
+    def call(folder: Path, *arguments: object) -> int | None:
+        return finish(start(folder, "fix", *map(str, arguments)))
+
+    return call
+
+
 @pytest.fixture
 def cli(
     start: Start, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory

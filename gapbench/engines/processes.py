@@ -31,7 +31,9 @@ DIED = (
 )
 _UNHEARD: Final = (signal.SIGINT, signal.SIGHUP)
 """What a terminal sends to all processes of a command."""
-SHARED: Final = frozenset({"generate", "judge_logits", "judge_text", "image_tokens"})
+SHARED: Final = frozenset(
+    {"generate", "judge_logits", "judge_text", "image_tokens", "image_latents"}
+)
 """Capabilities that work on rows, each alone."""
 
 

@@ -33,7 +33,8 @@ def dpo_loss(margin: Tensor, beta: float) -> Tensor:
 
 
 def reduced(losses: Tensor, how: Reduce, drawings: NDArray[Any]) -> Tensor:
-    """Losses of whole drawings (B, ...) as they are, or a token's share of them."""
+    """Losses (B,) of whole drawings (B, ...) as they are, or a token's share of them; of latents,
+    that of one number."""
     return losses if how == "sum" else losses / drawings[0].size
 
 
@@ -60,37 +61,36 @@ class ImageLoss(nn.Module):
     def forward(
         self,
         prompts: Sequence[str],
-        tokens: Tensor,
+        drawings: NDArray[Any],
         dropped: Tensor,
         noise: Tensor,
-        rejected: Tensor | None = None,
+        rejected: NDArray[Any] | None = None,
         reference: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Losses of B prompts with (B, T) tokens.
+        """Losses of B prompts with tokens (B, T) or latents (B, channels, height, width).
 
         `dropped` (B,) are rows whose prompt is withheld, `noise` (B,) the seeds of what is random.
-        SFT's loss is the mean over images of a token's share. With `rejected` (B, T) and
-        `reference` (B, 2) the loss is DPO's, which sees every prompt and both images with the same
-        noise, plus the chosen images' SFT loss, which sees the prompts that were not withheld.
+        SFT's loss is the mean over images of the share of a token, or of one number of latents.
+        With `rejected` drawings and `reference` (B, 2) the loss is DPO's, which sees every prompt
+        and both images with the same noise, plus the chosen images' SFT loss, which sees the
+        prompts that were not withheld.
         """
-        ids: Any = tokens.cpu().numpy().astype(np.int32)
         seeds = noise.tolist()
         if rejected is None or reference is None:
-            losses = self._score(list(prompts), ids, seeds, dropped.tolist())
-            return {"loss": reduced(losses, "mean", ids).mean()}
+            losses = self._score(list(prompts), drawings, seeds, dropped.tolist())
+            return {"loss": reduced(losses, "mean", drawings).mean()}
         count = len(prompts)
         away = dropped.nonzero().squeeze(1)
         places = away.tolist()
         rows = [*prompts, *prompts, *(prompts[place] for place in places)]
-        others: Any = rejected.cpu().numpy().astype(np.int32)
-        stacked = np.concatenate([ids, others, ids[places]])
+        stacked = np.concatenate([drawings, rejected, drawings[places]])
         seeds = [*seeds, *seeds, *(seeds[place] for place in places)]
         losses = self._score(rows, stacked, seeds, [False] * 2 * count + [True] * len(places))
-        both = reduced(losses[: 2 * count], self.logprobs, ids)
+        both = reduced(losses[: 2 * count], self.logprobs, drawings)
         margin = dpo_margin(both[:count], both[count:], reference.to(both))
         dpo = dpo_loss(margin, self.beta)
         seen = losses[:count].index_copy(0, away, losses[2 * count :])
-        nll = reduced(seen, "mean", ids).mean()
+        nll = reduced(seen, "mean", drawings).mean()
         return {
             "loss": dpo.mean() + self.nll_weight * nll,
             "dpo": dpo.mean().detach(),

@@ -15,7 +15,9 @@ from gapbench.models import load_model
 from gapbench.models.base import Model, require
 from gapbench.types import GapbenchError
 
-NEEDS: Final = ("generate", "judge_logits", "image_tokens", "generation_loss", "train")
+NEEDS: Final = ("generate", "judge_logits", "generation_loss", "train")
+KEEPS: Final = ("image_tokens", "image_latents")
+"""One of these is needed too."""
 PREFIX: Final = "network."
 """Of names in ImageLoss."""
 _STORED: Final = re.compile(r"\.(lora_[AB])\.weight$")
@@ -26,6 +28,11 @@ def base_model(settings: FixSettings, device: str, dtype: str) -> Model:
     """The model to fix, not loaded. Raises GapbenchError naming what it lacks."""
     model = load_model(settings.model, device, dtype, settings.set)
     require(model, NEEDS, "gapbench fix cannot train it")
+    if not model.capabilities & set(KEEPS):
+        raise GapbenchError(
+            f"model {model.name} lacks {' and '.join(KEEPS)}: gapbench fix trains on the tokens or "
+            "the latents of its drawings; an adapter that keeps them has to say so"
+        )
     if settings.train not in model.parts:
         raise GapbenchError(
             f"--train {settings.train}: model {model.name} has {', '.join(model.parts)}"

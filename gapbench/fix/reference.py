@@ -13,7 +13,7 @@ import torch
 
 from gapbench.engines.local import work
 from gapbench.files import Journal
-from gapbench.fix.data import Drawn
+from gapbench.fix.data import PAIR, Drawn, stacked
 from gapbench.fix.losses import Reduce, reduced
 from gapbench.models.base import Model
 
@@ -47,10 +47,10 @@ def references(
         def do(keys: Sequence[str]) -> list[list[float]]:
             places, seeds = zip(*(every[key] for key in keys), strict=True)
             some, ends = [rows[place] for place in places], []
-            for end in ("tokens_chosen", "tokens_rejected"):
-                tokens = np.array([row[end] for row in some], dtype=np.int32)
-                losses = model.generation_loss([row["prompt"] for row in some], tokens, seeds)
-                ends.append(reduced(losses, how, tokens).tolist())
+            for column in PAIR:
+                drawings = stacked(some, column)
+                losses = model.generation_loss([row["prompt"] for row in some], drawings, seeds)
+                ends.append(reduced(losses, how, drawings).tolist())
             return ends
 
         def keep(keys: Sequence[str], ends: list[list[float]]) -> None:
@@ -64,5 +64,7 @@ def references(
 
 
 def _digest(row: dict[str, Any]) -> str:
-    kept = [row["prompt"], row["tokens_chosen"], row["tokens_rejected"]]
-    return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
+    hasher = hashlib.sha256(json.dumps(row["prompt"]).encode())
+    for column in PAIR:
+        hasher.update(np.ascontiguousarray(row[column]).data)
+    return hasher.hexdigest()

@@ -208,7 +208,7 @@ class _Fixing:
                 "digest": digest,
             }
             title = f"Training set of gapbench fix {self.settings.method}"
-            data.write(self.rows, self.data, data.card(title, facts, self.settings.loss == "dpo"))
+            data.write(self.rows, self.data, data.card(title, facts, self.rows[0]))
             write_atomic(mark, digest.encode())
 
     def _join(self, run: Run, epoch: int) -> int:
@@ -245,6 +245,8 @@ class _Fixing:
             raise GapbenchError(f"{run.path}: {' '.join(run.notes())}")
         if run.refused():
             self.say(" ".join(run.notes()))
+        for drawn in run.folder.generations().values():
+            data.kept(run.folder, drawn)  # or no more is drawn
         return run
 
     def _first(self) -> Run:
@@ -308,23 +310,18 @@ class _Fixing:
     # -- training --------------------------------------------------------------------------
 
     def _train(self, number: int, epochs: tuple[int, int], folder: Path) -> list[dict[str, float]]:
-        from datasets import load_from_disk
-
         from gapbench.fix import network
         from gapbench.fix.losses import ImageLoss
         from gapbench.fix.reference import references
         from gapbench.fix.trainer import train_phase
 
         settings, device = self.settings, self.device
-        rows = load_from_disk(self.data)
-        paired = settings.loss == "dpo"
-        ends = ("_chosen", "_rejected") if paired else ("",)
-        rows = rows.select_columns(["prompt", *(f"tokens{end}" for end in ends)])
+        rows = data.load(self.data)
         model = network.base_model(settings, device, network.train_dtype(settings))
         steps = data.Drawn(
             rows, epochs, settings.batch_size, settings.prompt_dropout, settings.seed
         )
-        if paired:
+        if settings.loss == "dpo":
             batch = settings.micro_batch or settings.batch_size
             given = self.work / "references.jsonl", settings.logprobs, batch, self.progress
             if self.state.is_main_process:

@@ -35,6 +35,7 @@ CAPABILITIES: Final = {
     "judge_logits": Capability("gives the log-probability of an answer about an image", ("judge",)),
     "judge_text": Capability("answers a question about an image in words", ("reply",)),
     "image_tokens": Capability("draws through discrete tokens, which are kept"),
+    "image_latents": Capability("decodes its images from latents, which are kept"),
     "generation_loss": Capability(
         "gives the loss of its drawings that training lowers, differentiable", ("generation_loss",)
     ),
@@ -202,11 +203,12 @@ class Model:
     ) -> torch.Tensor:
         """The loss of each drawing given its prompt, (B,), differentiable.
 
-        `drawings` (B, ...) are the drawings' `tokens` or `latents`. The loss is a sum over them:
-        -log p in nats where `likelihood` is true, else what the family is trained by, at random
-        choices that the row's seed in `noise` fixes. At one seed, the losses of two sets of weights
-        differ by the weights alone. `unconditional` withholds the prompt, of all rows or of those
-        that it marks: that is the branch which guidance subtracts.
+        `drawings` (B, ...) are the drawings' `latents` where they have some, else their `tokens`,
+        all of one shape. The loss is a sum over them: -log p in nats where `likelihood` is true,
+        else what the family is trained by, at random choices that the row's seed in `noise` fixes.
+        At one seed, the losses of two sets of weights differ by the weights alone. `unconditional`
+        withholds the prompt, of all rows or of those that it marks: that is the branch which
+        guidance subtracts.
         """
         raise _lacking(self, "generation_loss")
 

@@ -14,7 +14,8 @@ from gapbench.models.base import CAPABILITIES
 from gapbench.types import GapbenchError
 
 Family = Literal["janus", "emu3", "showo", "bagel", "worker"]
-NATIVE: Final = frozenset(CAPABILITIES)
+NATIVE: Final = frozenset(CAPABILITIES) - {"image_latents"}
+"""Capabilities of a model in this process, which draws tokens."""
 SETTINGS: Final = "*.[jt]*"
 """Files in JSON, Jinja and plain text."""
 EITHER: Final = "*model*.[bs]*"

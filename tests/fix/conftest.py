@@ -10,16 +10,6 @@ import pytest
 from processes import Start, finish
 
 
-@pytest.fixture(scope="session")
-def fix(start: Start) -> Callable[..., int | None]:
-    """Run `gapbench fix ARGUMENTS` in a folder to its end; gives the exit code."""
-
-    def call(folder: Path, *arguments: object) -> int | None:
-        return finish(start(folder, "fix", *map(str, arguments)))
-
-    return call
-
-
 @pytest.fixture
 def group(start: Start) -> Callable[..., list[int | None]]:
     """Run two processes as torchrun would; gives their exit codes."""

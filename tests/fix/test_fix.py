@@ -300,7 +300,7 @@ from gapbench.models import load_model
 folder, shard = arguments
 prompts = ["a red circle", "two green stars", "a heart", "a blue square and a star"]
 model = load_model(folder, "cpu", "float32")
-tokens = torch.arange(4 * 16).reshape(4, 16) * 7 % 128
+tokens = torch.arange(4 * 16).reshape(4, 16).numpy() * 7 % 128
 network = prepare(model, FixSettings(method="sft", out=Path("x"), lora=0))
 loss = ImageLoss(model, network)
 mine = slice(None)

@@ -54,7 +54,7 @@ def test_sft_is_torchs_cross_entropy_of_emu3_logits(tiny_emu3: Path) -> None:
         logits = network(input_ids=torch.cat([head, body], 1)).logits[0, head.shape[1] - 1 : -1]
         drawn = logits.reshape(4, 5, -1)[:, :4].reshape(16, -1)[:, codes]
         losses.append(torch.nn.functional.cross_entropy(drawn, row))
-    found = ImageLoss(model, network)(PROMPTS, tokens, NONE, NOISE)["loss"]
+    found = ImageLoss(model, network)(PROMPTS, tokens.numpy(), NONE, NOISE)["loss"]
     assert float(found) == pytest.approx(float(torch.stack(losses).mean()), rel=1e-9)
 
 
@@ -72,7 +72,7 @@ def test_sft_is_torchs_cross_entropy_of_janus_logits(tiny_janus: Path) -> None:
         ).last_hidden_state[:, head.shape[1] - 1 :]
         logits = network.model.generation_head(hidden)[0]
         losses.append(torch.nn.functional.cross_entropy(logits, row))
-    found = ImageLoss(model, network)(PROMPTS, tokens, NONE, NOISE)["loss"]
+    found = ImageLoss(model, network)(PROMPTS, tokens.numpy(), NONE, NOISE)["loss"]
     assert float(found) == pytest.approx(float(torch.stack(losses).mean()), rel=1e-9)
 
 
@@ -133,8 +133,10 @@ def test_the_dpo_module_adds_the_chosen_likelihood(tiny_janus: Path, how: Any) -
         reference = torch.stack([pc - 3, pr + 2], 1)
         dropped = torch.tensor(withheld)
         loss = ImageLoss(model, model.network, beta=0.3, logprobs=how, nll_weight=0.5)
-        found = loss(PROMPTS, chosen, dropped, NOISE, rejected, -reference)
-        start = loss(PROMPTS, chosen, NONE, NOISE, rejected, -torch.stack([pc, pr], 1))
+        found = loss(PROMPTS, chosen.numpy(), dropped, NOISE, rejected.numpy(), -reference)
+        start = loss(
+            PROMPTS, chosen.numpy(), NONE, NOISE, rejected.numpy(), -torch.stack([pc, pr], 1)
+        )
     by_hand = trl_sigmoid(pc.tolist(), pr.tolist(), *reference.T.tolist(), 0.3)
     assert float(found["loss"]) == pytest.approx(np.mean(by_hand) + 0.5 * float(nll), rel=1e-9)
     assert float(found["preferred"]) == 1
@@ -177,7 +179,7 @@ def test_gradients_reach_what_is_trained_and_nothing_frozen(
     network = prepare(model, settings(lora=lora, train=part))
     loss = ImageLoss(model, network)
     loss.train()
-    loss(PROMPTS, tokens, torch.tensor([False, True, False]), NOISE)["loss"].backward()
+    loss(PROMPTS, tokens.numpy(), torch.tensor([False, True, False]), NOISE)["loss"].backward()
     names = {
         name.removeprefix("base_model.model."): parameter.grad
         for name, parameter in network.named_parameters()
@@ -199,9 +201,11 @@ def test_gradients_reach_what_is_trained_and_nothing_frozen(
 def test_the_loss_is_the_same_in_training_mode(folder: Path, how: dict[str, Any]) -> None:
     model, tokens, _ = model_of(folder, "float32")
     with torch.no_grad():
-        before = float(ImageLoss(model, model.network)(PROMPTS, tokens, NONE, NOISE)["loss"])
+        before = float(
+            ImageLoss(model, model.network)(PROMPTS, tokens.numpy(), NONE, NOISE)["loss"]
+        )
     loss = ImageLoss(model, prepare(model, settings(**how)))
     loss.train()  # dropout of the checkpoint's settings, as Emu3's attention has, must be off
-    found = loss(PROMPTS, tokens, NONE, NOISE)["loss"]
+    found = loss(PROMPTS, tokens.numpy(), NONE, NOISE)["loss"]
     assert found.item() == pytest.approx(before, abs=1e-5)
     found.backward()

@@ -168,7 +168,7 @@ def test_each_capability_stands_for_members_of_the_contract() -> None:
     ("command", "lacks"),
     [
         ("run --verdict text --model", "judge_text: --verdict text needs it"),
-        ("fix sft --out fixed --model", "image_tokens, generation_loss, train: gapbench fix"),
+        ("fix sft --out fixed --model", "generation_loss, train: gapbench fix cannot train"),
         ("lm-eval --tasks gapbench_shapes", "text: lm-eval cannot ask it"),
     ],
 )

@@ -6,7 +6,7 @@ ByteDance-Seed/Bagel 056b5fd, inferencer.py, as inference.ipynb uses it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -61,10 +61,6 @@ class BagelModel(Model):
     """
 
     capabilities = MODELS["bagel"].capabilities
-    parts: Mapping[str, str] = {
-        "language-model": r"language_model\.model\..+",
-        "generation": r"(language_model\.model|time_embedder|vae2llm|llm2vae)\..+",
-    }
     device: str
     dtype: str
 
@@ -96,6 +92,15 @@ class BagelModel(Model):
         self.block = self.sampling.block or self._block()
         self.batches = Batches.on(self.device, small, self.block)
         self.recipe = asdict(replace(self.sampling, block=self.block))
+        # What reads has its last word in the last layer's keys and values: no image depends on the
+        # rest, and several processes in training would wait for its gradients.
+        unread = (
+            rf"norm\.|layers\.{self.sizes.layers - 1}\."
+            r"(self_attn\.([qo]_proj|q_norm)|mlp|post_attention_layernorm)\."
+        )
+        language = rf"language_model\.model\.(?!{unread}).+"
+        more = r"(time_embedder|vae2llm|llm2vae)\..+"
+        self.parts = {"language-model": language, "generation": f"{language}|{more}"}
         self.image_size = size, size
         self.fingerprint = digest(
             f"{ADAPTER} {self.dtype}\n{origin or ''}", [] if origin else files

@@ -87,6 +87,7 @@ def geometry(who: str, folder: Path) -> Geometry:
             vision_patch=int(vision["patch_size"]),
             vision_pixels=int(vision["image_size"]),
             room=int(text["max_position_embeddings"]),
+            layers=int(text["num_hidden_layers"]),
             layer_numbers=8 * int(text["hidden_size"]) + 3 * int(text["intermediate_size"]),
         )
     except KeyError as error:

@@ -34,6 +34,8 @@ class Geometry:
     """The most of a seen picture's side."""
     room: int
     """The most tokens of a text."""
+    layers: int
+    """Of the language model."""
     layer_numbers: int
     """That a layer holds at its widest for each token."""
 

@@ -53,6 +53,7 @@ def check(name: str, load: Load) -> Iterator[Finding]:
         rule("a reply does not depend on its batch", "judge_text", lambda: judging.says(model, pictures())),
         rule("a text does not depend on its batch", "text", lambda: judging.reads(model, pictures())),
         rule("tokens and images belong together", "image_tokens", lambda: drawing.tokens(model)),
+        rule("latents and images belong together", "image_latents", lambda: drawing.latents(model)),
         rule("a loss depends on its drawing, prompt and noise", "generation_loss", lambda: drawing.losses(model)),
         rule("refuses a prompt or draws it", DRAWS, lambda: drawing.refuses(model)),
         rule("at temperature 0 the likeliest is drawn", DRAWS, lambda: drawing.greedy(name, load, model)),

@@ -111,6 +111,14 @@ def tokens(model: Model) -> None:
     expect(drawn[0] != drawn[1], "two images have the same tokens")
 
 
+def latents(model: Model) -> None:
+    first, second = (drawing.latents for drawing in draw(model, PROMPTS[:2], SEEDS[:2]))
+    if first is None or second is None:
+        raise Broken("it says image_latents, and a drawing has none")
+    expect(bool(np.isfinite(first).all()), "a latent is not finite")
+    expect(not np.array_equal(first, second), "two images have the same latents")
+
+
 def drawn_tokens(model: Model) -> NDArray[np.int32]:
     """(1, T) tokens of the first prompt's image."""
     (drawing,) = draw(model, PROMPTS[:1], SEEDS[:1])

@@ -26,13 +26,13 @@ from gapbench.models.autoregressive.layers import sent
 from gapbench.models.autoregressive.model import PADDED, AutoregressiveModel, Images
 from gapbench.models.autoregressive.questions import Reader
 from gapbench.models.autoregressive.sampling import Recipe, recipe_of
-from gapbench.models.base import CAPABILITIES
 from gapbench.models.checkpoint import (
     load_pretrained,
     require_weights,
     settings_files,
     weight_files,
 )
+from gapbench.models.entry import NATIVE
 from gapbench.models.janus import original
 from gapbench.types import GapbenchError
 
@@ -45,7 +45,7 @@ class JanusModel(AutoregressiveModel):
     `origin`, a hub id at a commit, stands for the digest of the files in the fingerprint.
     """
 
-    capabilities = frozenset(CAPABILITIES)
+    capabilities = NATIVE
     parts: Mapping[str, str] = {
         "language-model": r"model\.language_model\..+",
         "generation": r"model\.(language_model|generation_(embeddings|aligner|head))\..+",

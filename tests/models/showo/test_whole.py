@@ -12,15 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from training import trained
 
 import gapbench
 from gapbench import load_model
-from gapbench.fix import data, network
-from gapbench.fix.losses import ImageLoss
-from gapbench.fix.reference import references
-from gapbench.fix.settings import FixSettings
-from gapbench.fix.trainer import train_phase
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 DRAW = ("--set", "steps=4", "--device", "cpu")
@@ -67,7 +62,7 @@ def test_check_model_finds_nothing(cli: Cli, tiny_showo: Path) -> None:
     assert done.returncode == 0, done.stdout
     assert "FAIL" not in done.stdout
     skipped = [line.split(": ")[1] for line in done.stdout.splitlines() if "skip" in line]
-    lacks = {f"it lacks {name}" for name in ("text", "gradients", "embeddings")}
+    lacks = {f"it lacks {name}" for name in ("text", "gradients", "embeddings", "image_latents")}
     assert set(skipped) == {*lacks, "its recipe has no temperature"}
 
 
@@ -105,28 +100,6 @@ NAMED = [f"a {color} {shape}" for color in ("red", "blue") for shape in ("star",
 EIGHT = [*NAMED, *(f"two {text[2:]}s" for text in NAMED)]
 
 
-def trained(folder: Path, out: Path, columns: dict[str, Any], **more: Any) -> Any:
-    """A model after training on rows, by the trainer of `gapbench fix`."""
-    settings = FixSettings(
-        model=str(folder), out=out, batch_size=len(EIGHT), lora=0, bf16=False, device="cpu", **more
-    )
-    model = network.base_model(settings, "cpu", "float32")
-    rows = Dataset.from_dict({"prompt": EIGHT, **columns})
-    epochs = (0, settings.epochs)
-    steps = data.Drawn(rows, epochs, settings.batch_size, settings.prompt_dropout, settings.seed)
-
-    def progress(*_stage: object) -> Any:
-        return lambda *_done: None
-
-    if settings.loss == "dpo":
-        steps.reference = references(model, steps, out / "r.jsonl", "sum", 8, progress)
-        assert len({json.dumps(rows) for rows in steps.reference.values()}) == settings.epochs
-    loss = ImageLoss(model, network.prepare(model, settings), settings.beta)
-    train_phase(loss, steps, settings, out / "phase", "cpu", False, progress)
-    model.network.eval()
-    return model
-
-
 @torch.no_grad()
 def losses_of(model: Any, tokens: Any) -> Any:
     """Mean losses over masks that no training saw, (B,)."""
@@ -140,7 +113,7 @@ def test_sft_on_eight_images_draws_them_back(tiny_showo: Path, tmp_path: Path) -
     wanted = np.random.default_rng(0).integers(0, 64, (8, 36)).astype(np.int32)
     before = losses_of(load_model(str(tiny_showo), "cpu", "float32"), wanted)
     model = trained(
-        tiny_showo, tmp_path, {"tokens": wanted.tolist()}, method="sft", epochs=400,
+        tiny_showo, tmp_path, EIGHT, {"drawing": wanted}, method="sft", epochs=400,
         learning_rate=1e-2, prompt_dropout=0.0, set=recipe,
     )  # fmt: skip
     after = losses_of(model, wanted)
@@ -154,8 +127,8 @@ def test_dpo_orders_a_planted_preference(tiny_showo: Path, tmp_path: Path) -> No
     start = load_model(str(tiny_showo), "cpu", "float32")
     before = losses_of(start, rejected) - losses_of(start, chosen)
     model = trained(
-        tiny_showo, tmp_path,
-        {"tokens_chosen": chosen.tolist(), "tokens_rejected": rejected.tolist()},
+        tiny_showo, tmp_path, EIGHT,
+        {"drawing_chosen": chosen, "drawing_rejected": rejected},
         method="dpo", epochs=12, learning_rate=1e-3, samples=2, beta=0.1, prompt_dropout=0.0,
     )  # fmt: skip
     after = losses_of(model, rejected) - losses_of(model, chosen)
