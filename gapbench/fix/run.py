@@ -23,7 +23,7 @@ from gapbench.files import read_object, write_atomic, write_json
 from gapbench.fix import candidates, card, check, data, leaks
 from gapbench.fix.claim import claim
 from gapbench.fix.settings import FixSettings
-from gapbench.models import load_saved, torchvision_shim
+from gapbench.models import load_saved, saved_name, torchvision_shim
 from gapbench.models.checkpoint import FIX_RECORD
 from gapbench.runs import flow
 from gapbench.runs.run import Run
@@ -49,13 +49,16 @@ class Fixed:
         """What was done and what comes next, in lines to print."""
         tasks = dict.fromkeys(name.partition(":")[0] for name in self.record["settings"]["prompts"])
         named = "" if list(tasks) == ["shapes"] else f" --tasks {','.join(tasks)}"
+        model = str(self.record["settings"]["model"])
+        after = saved_name(model, self.folder)
+        own = after != str(self.folder)  # a class of one's own, which names its runs
+        runs = "BEFORE AFTER" if own else f"{Path(model).name} {self.folder.name}"
         return [
             f"Trained on {self.record['data']['rows']} rows. "
             f"Model card: {self.folder / card.CARD}; curves: {self.folder / 'curves.png'}; "
             f"training set: {self.folder / 'data'}",
-            f"Next: gapbench run --model {self.folder}{named}",
-            f"Then: gapbench compare {Path(self.record['settings']['model']).name} "
-            f"{self.folder.name}, the runs of the model before and after",
+            f"Next: gapbench run --model {after}{named}",
+            f"Then: gapbench compare {runs}, the runs of the model before and after",
         ]
 
 
@@ -151,6 +154,10 @@ class _Fixing:
         self.device = here if settings.device == "auto" else settings.device
 
     def run(self) -> Fixed:
+        from gapbench.fix import network
+
+        # As training makes it: what its constructor does not take is told before it draws.
+        network.base_model(self.settings, self.device, network.train_dtype(self.settings))
         main, curves = self.state.is_main_process, []
         phases = self.settings.phases()
         for number, (start, end) in enumerate(phases):

@@ -170,7 +170,9 @@ def test_every_command_line_works(
 ) -> None:
     shutil.copytree(tiny_janus, "checkpoint")  # the README's
     toy = (ROOT / "docs/own-model.md").read_text(encoding="utf-8")
-    Path("my.py").write_text(re.findall("```python\n(.*?)```", toy, flags=re.S)[0])
+    blocks = re.findall("```python\n(.*?)```", toy, flags=re.S)
+    Path("my.py").write_text(blocks[0])
+    Path("flow.py").write_text(blocks[-1])
     address, typed = f"http://127.0.0.1:{server.server_port}", set[str]()
     for page in PAGES:
         if page == "docs/submit.md":  # the clone has one, of all prompts
