@@ -137,7 +137,7 @@ def test_the_examples_of_a_task_and_a_judge_work(
     """The guides' task and judge, copied from them and installed as they say."""
     folder, site = tmp_path / "fruit", tmp_path / "site"
     folder.mkdir()
-    [spec] = blocks("own-task.md", "yaml")
+    spec, _dpg = blocks("own-task.md", "yaml")
     (folder / "task.yaml").write_text(spec)
     guide = (DOCS / "own-task.md").read_text()
     prompts = re.search(r"one prompt per line:\n\n((?:    .+\n)+)", guide)

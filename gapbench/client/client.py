@@ -26,7 +26,7 @@ import tenacity
 from PIL import Image
 
 from gapbench.client.addresses import KEYS, Addresses
-from gapbench.client.replies import Reply, read
+from gapbench.client.replies import Reply, Said, read, verdict
 from gapbench.fetch.http import open_client
 from gapbench.types import Answer, Failure, GapbenchError, Unfinished
 
@@ -173,6 +173,17 @@ class Client:
         stop: threading.Event,
     ) -> Answer | Failure:
         """The verdict on an image; `optional` are fields as `send` takes them."""
+        said = self.ask(image, question, optional, stop)
+        return verdict(said) if isinstance(said, Said) else said
+
+    def ask(
+        self,
+        image: Image.Image,
+        question: str,
+        optional: Sequence[Mapping[str, Any]],
+        stop: threading.Event,
+    ) -> Said | Answer | Failure:
+        """What the model says of an image, or an abstention where it says nothing."""
         buffer = BytesIO()
         image.save(buffer, "PNG")
         picture = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -58,9 +58,29 @@ def _short(said: object) -> str:
     return " ".join(str(said)[:200].split())
 
 
-def read(reply: Reply) -> Answer | Failure:
-    """The verdict in a chat completion: by the probabilities of the two digits where it has both
-    among the likeliest tokens, else by the words; abstained where it has neither."""
+class Said(NamedTuple):
+    """What a model said: its text, whether it was cut at the limit of tokens, and the
+    log-probabilities of its tokens as the server tells them, in any form."""
+
+    text: str
+    cut: bool
+    logprobs: Any
+
+    def first(self, word: str) -> dict[str, float]:
+        """The probabilities of the likeliest tokens at the first place; empty where the token there
+        is not the whole of the text's first `word`, or none are told."""
+        try:
+            place = self.logprobs["content"][0]
+            if place["token"].strip() != word:
+                return {}
+            likely = [(each["token"], each["logprob"]) for each in place["top_logprobs"]]
+            return {token: math.exp(value) for token, value in likely if -math.inf < value <= 0}
+        except (LookupError, TypeError, AttributeError):
+            return {}  # not of the documented form
+
+
+def read(reply: Reply) -> Said | Answer | Failure:
+    """What stands in a chat completion; an abstention where that is a refusal or nothing."""
     try:
         choice = reply.body["choices"][0]
         message, ended = choice["message"], str(choice.get("finish_reason")).lower()
@@ -77,11 +97,16 @@ def read(reply: Reply) -> Answer | Failure:
         until = ", cut at the limit of tokens: raise max_tokens" if cut else ""
         return Answer(verdict=None, reason=f"only reasoning came{until}")
     # Half a surrogate pair is JSON, but no text that can be written down.
-    text = text.encode("utf-8", "replace").decode()
-    said = replace(parse(text, cut=cut), text=text[-READ:])
-    odds = None if said.verdict is None else _odds(choice.get("logprobs"))
-    weighed = weigh(*odds) if odds else said
-    return said if weighed.verdict is None else replace(weighed, text=said.text)
+    return Said(text.encode("utf-8", "replace").decode(), cut, choice.get("logprobs"))
+
+
+def verdict(said: Said) -> Answer:
+    """The verdict in a reply: by the probabilities of the two digits where it has both among the
+    likeliest tokens, else by the words; abstained where it has neither."""
+    spoken = replace(parse(said.text, cut=said.cut), text=said.text[-READ:])
+    odds = None if spoken.verdict is None else _odds(said.logprobs)
+    weighed = weigh(*odds) if odds else spoken
+    return spoken if weighed.verdict is None else replace(weighed, text=spoken.text)
 
 
 def _text(content: Any) -> str:

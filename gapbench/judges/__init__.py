@@ -21,6 +21,7 @@ BUILT_IN: Final = {
     "complex-native": "gapbench.judges.complex:ComplexJudge",
     "vlm": "gapbench.judges.vlm:VlmJudge",
     "vlm-list": "gapbench.judges.checklist:ChecklistJudge",
+    "soft-tifa": "gapbench.judges.checklist:SoftTifaJudge",
     "server": "gapbench.judges.server:ServerJudge",
     "human": "gapbench.judges.human:HumanJudge",
     "imported": "gapbench.judges.imported:ImportedJudge",

@@ -42,19 +42,19 @@ class ServerJudge(Judge):
         timeout: float = 120.0,
         **options: Any,
     ) -> None:
-        self._client = Client("judge", argument or "", timeout=timeout, **options)
-        self.name, self.model = self._client.name, self._client.model
-        self.batches = Batches(self._client.concurrency, 64)
-        self.url = self._client.url + "/chat/completions"
-        settings = {**SETTINGS, "max_tokens": self._client.max_tokens, **self._client.fields}
+        self.client = Client("judge", argument or "", timeout=timeout, **options)
+        self.name, self.model = self.client.name, self.client.model
+        self.batches = Batches(self.client.concurrency, 64)
+        self.url = self.client.url + "/chat/completions"
+        settings = {**SETTINGS, "max_tokens": self.client.max_tokens, **self.client.fields}
         recipe = json.dumps([self.url, self.model, settings], sort_keys=True)
         self.fingerprint = hashlib.sha256(f"server-{RULES} {recipe}".encode()).hexdigest()
 
     def served(self) -> str | None:
-        return self._client.served
+        return self.client.served
 
     def check_ready(self) -> None:
-        self._client.reach()
+        self.client.reach()
 
     def question(self, prompt: Prompt) -> str:
         """The task's verdict question, with the meaning of a prompt that has one."""
@@ -66,19 +66,19 @@ class ServerJudge(Judge):
         Raises Unfinished where some were not answered: the server is away, refuses the key, has no
         such model, or answers some requests with errors.
         """
-        return self._client.rows(
+        return self.client.rows(
             [
-                partial(self._client.chat, image, self.question(prompt), OPTIONAL)
+                partial(self.client.chat, image, self.question(prompt), OPTIONAL)
                 for image, prompt in zip(images, prompts, strict=True)
             ]
         )
 
     def release(self) -> None:
-        self._client.close()
+        self.client.close()
 
     def estimate_cost(self, images: int) -> str:
         tokens = images * (150 + math.ceil(512 * 512 / PATCH))
         return (
             f"{images:,} requests to {self.url}, roughly {tokens:,} input tokens and at most "
-            f"{images * self._client.max_tokens:,} output tokens"
+            f"{images * self.client.max_tokens:,} output tokens"
         )

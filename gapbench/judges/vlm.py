@@ -3,6 +3,7 @@
 | argument | model | use |
 |---|---|---|
 | none, `72b` | Qwen/Qwen2.5-VL-72B-Instruct | the judge of arXiv 2507.16663; 147 GB in bfloat16 |
+| `8b` | Qwen/Qwen3-VL-8B-Instruct | the judge of GenEval 2, NOT the paper's |
 | `7b` | Qwen/Qwen2.5-VL-7B-Instruct | smaller, NOT the paper's: its rates are not comparable |
 | `3b` | Qwen/Qwen2.5-VL-3B-Instruct | smallest, NOT the paper's; for research only by its licence |
 | `OWNER/NAME` or `OWNER/NAME@REVISION` | any on the hub | NOT the paper's |
@@ -16,10 +17,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import torch
 from PIL import Image, ImageDraw
@@ -30,7 +31,7 @@ from gapbench.files import digest, first_line
 from gapbench.judges.base import Judge, with_meaning
 from gapbench.judges.weights import free_memory
 from gapbench.models import torchvision_shim
-from gapbench.models.autoregressive.answers import answer_ids, answer_logprobs
+from gapbench.models.autoregressive.answers import answer_ids, answer_logprobs, following
 from gapbench.models.base import Batches
 from gapbench.models.checkpoint import (
     device_here,
@@ -48,6 +49,7 @@ SETTINGS: Final = ("*.json", "*.jinja", "*.txt", "*.model")
 WEIGHTS: Final = "*.safetensors"
 READ: Final = (WEIGHTS, "*.index.json", "*.model", "vocab.txt", "video_preprocessor_config.json")
 """What a judge may read of a folder beside `settings_files`; other JSON there are logs."""
+T = TypeVar("T")
 _HUB: Final = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w.-]+))?")
 
 
@@ -63,6 +65,10 @@ class Named(NamedTuple):
 MODELS: Final = {
     "72b": Named(
         "Qwen/Qwen2.5-VL-72B-Instruct", "89c86200743eec961a297729e7990e8f2ddbc4c5", "Qwen", "147 GB"
+    ),
+    "8b": Named(
+        "Qwen/Qwen3-VL-8B-Instruct", "0c351dd01ed87e9c1b53cbc748cba10e6187ff3b", "Apache-2.0",
+        "18 GB",
     ),
     "7b": Named(
         "Qwen/Qwen2.5-VL-7B-Instruct", "cc594898137f460bfe9f0759e9844b3ce807cfb5", "Apache-2.0",
@@ -167,28 +173,45 @@ class VlmJudge(Judge):
 
         Raises GapbenchError where it holds a token that steers this model.
         """
+        self.refuse_marks(prompt, with_meaning(prompt))
+        return with_meaning(prompt)
+
+    def refuse_marks(self, prompt: Prompt, asked: str) -> None:
+        """Raises GapbenchError where what is asked of a prompt holds a token that steers this
+        model."""
         for token in sorted(self.processor.tokenizer.get_added_vocab()):
-            if token.strip() and token in with_meaning(prompt):
+            if token.strip() and token in asked:
                 raise GapbenchError(
                     f"task {prompt.task}, prompt {prompt.id}: it contains {token!r}, which judge "
                     f"{self.name} reads as a special token; change or remove the prompt"
                 )
-        return with_meaning(prompt)
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
-        """Answer for each (image, prompt), in order.
+        """Answer for each (image, prompt), in order. Raises GapbenchError as `each` does."""
+        return self._ask(images, [self.question(prompt) for prompt in prompts])
+
+    def _ask(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[Answer]:
+        said = self.each(lambda i, q: self.logprobs(i, q, ANSWERS).tolist(), images, questions)
+        return [
+            Answer(verdict=None, reason=row) if isinstance(row, str) else weigh(*row)
+            for row in said
+        ]
+
+    def each(
+        self,
+        call: Callable[[Sequence[Image.Image], Sequence[str]], list[T]],
+        images: Sequence[Image.Image],
+        questions: Sequence[str],
+    ) -> list[T | str]:
+        """What `call` gives for each image with its question, or why it refuses that one.
 
         A batch that does not fit on the device, or holds an image that the processor refuses, is
         halved until the rest is answered. Raises GapbenchError where one image does not fit.
         """
-        return self._ask(images, [self.question(prompt) for prompt in prompts])
-
-    def _ask(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[Answer]:
         if not images:
             return []
         try:
-            weights = self.logprobs(images, questions, ANSWERS)
-            return [weigh(no, yes) for no, yes in weights.tolist()]
+            return [*call(images, questions)]
         except torch.OutOfMemoryError as error:
             if len(images) == 1:
                 raise GapbenchError(
@@ -198,11 +221,12 @@ class VlmJudge(Judge):
                 ) from error
         except ValueError as error:
             if len(images) == 1:
-                return [Answer(verdict=None, reason=first_line(error))]
+                return [first_line(error)]
         half = len(images) // 2
-        return self._ask(images[:half], questions[:half]) + self._ask(
-            images[half:], questions[half:]
-        )
+        return [
+            *self.each(call, images[:half], questions[:half]),
+            *self.each(call, images[half:], questions[half:]),
+        ]
 
     @torch.inference_mode()
     def logprobs(
@@ -221,14 +245,30 @@ class VlmJudge(Judge):
             answers,
             f"judge {self.name}",
         )
+        batch = self._fitting(texts, images, max(map(len, tails)))
+        return answer_logprobs(self._model, batch, tails, tokenizer.pad_token_id, images)
+
+    @torch.inference_mode()
+    def next_logprobs(self, images: Sequence[Image.Image], questions: Sequence[str]) -> Tensor:
+        """Log-probability in nats of each token as the reply's first, (images, vocabulary),
+        float64, on the CPU. Raises ValueError as `logprobs` does."""
+        self.load()
+        batch = self._fitting([self._chat(question) for question in questions], images, 1)
+        pad = self.processor.tokenizer.pad_token_id
+        return following(self._model, batch, [()] * len(images), pad)[:, 0]
+
+    def _fitting(
+        self, texts: Sequence[str], images: Sequence[Image.Image], more: int
+    ) -> dict[str, Tensor]:
+        """The rows of a batch. Raises ValueError without room for them and `more` tokens."""
         batch = self._batch(texts, images)
         length = batch["input_ids"].shape[1]
-        if length + max(map(len, tails)) > self.room:
+        if length + more > self.room:
             raise ValueError(
                 f"with its image the question takes {length} tokens, {self.name} has room for "
                 f"{self.room}"
             )
-        return answer_logprobs(self._model, batch, tails, tokenizer.pad_token_id, images)
+        return batch
 
     def _chat(self, question: str) -> str:
         content = [{"type": "image"}, {"type": "text", "text": question}]

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gapbench.files import as_json, first_line, read_object
 from gapbench.fix.leaks import Leaks
+from gapbench.judges.lists import geometric
 from gapbench.tasks.spec import explain
 from gapbench.types import SHARE, GapbenchError, Rates, Scale
 
@@ -223,8 +224,10 @@ def frame(
     images = of("own")[[*KEY, "category", "tier", "cluster", "image", "verdict", "p_yes"]]
     images = images.rename(columns={"verdict": "own"})
     outside = of("outside") if judge is None else of("other", judge)
-    outside = outside[[*KEY, "judge", "verdict", "score"]].rename(columns={"verdict": "outside"})
+    outside = outside[[*KEY, "judge", "verdict", "score", "reply"]]
+    outside = outside.rename(columns={"verdict": "outside"})
     outside["score"] = outside["score"].fillna(outside["outside"])
+    outside["geometric"] = outside.pop("reply").map(geometric, "ignore").astype("float64")
     crossed = of("mismatched")[[*KEY, "verdict"]].rename(columns={"verdict": "mismatched"})
     partner = of("partner")[[*KEY, "verdict"]].rename(columns={"verdict": "partner"})
     crossed = crossed.merge(partner, on=KEY, how="left")

@@ -182,7 +182,8 @@ def _classes(metric: Metric, own: Floats) -> Iterator[tuple[Bools, Floats, Float
     judge = np.array([0.0, 1.0])
     for said in (0.0, 1.0) if "own" in metric.reads else (np.nan,):
         images = own == said if "own" in metric.reads else np.ones(len(own), dtype=np.bool_)
-        verdicts = Verdicts(np.full(2, said), judge, judge, np.full(2, np.nan))
+        none = np.full(2, np.nan)
+        verdicts = Verdicts(np.full(2, said), judge, judge, none, none)
         numerator = metric.numerator(verdicts).astype(np.float64)
         denominator = metric.denominator(verdicts).astype(np.float64)
         if numerator.any() or denominator.any():

@@ -25,13 +25,15 @@ class Verdicts(NamedTuple):
     """Verdicts on images, (images,) each: 1, 0, or NaN where there is none.
 
     The model's own, the outside judge's, the outside judge's score (its own scale, or its verdict),
-    and the model's own on the image against another prompt of the category.
+    the model's own on the image against another prompt of the category, and the geometric mean of
+    the probabilities that the outside judge gives the right answers to a list of questions.
     """
 
     own: Floats
     outside: Floats
     score: Floats
     mismatched: Floats
+    geometric: Floats
 
 
 def _every(verdicts: Verdicts) -> Bools:
@@ -54,7 +56,7 @@ class Metric:
     name: str
     heading: str
     about: str
-    reads: tuple[Literal["own", "outside", "score", "mismatched"], ...]
+    reads: tuple[Literal["own", "outside", "score", "mismatched", "geometric"], ...]
     numerator: Callable[[Verdicts], Floats | Bools]
     denominator: Callable[[Verdicts], Bools] = _every
     unit: str = PERCENT
@@ -126,6 +128,12 @@ _METRICS: Final = (
         about="share of images the model accepts for another prompt of the category (ours)",
         reads=("mismatched",), numerator=lambda v: v.mismatched == 1,
         better="lower", places=("tables", "board", "training"),
+    ),
+    Metric(
+        name="geometric", heading="geometric mean",
+        about="mean over images of the geometric mean over a judge's questions (GenEval 2's GM)",
+        reads=("geometric",), numerator=lambda v: v.geometric,
+        better="higher",
     ),
 )  # fmt: skip
 METRICS: Final = {metric.name: metric for metric in _METRICS}

@@ -32,12 +32,13 @@ Level = Literal["category", "tier", "task", "overall"]
 Category = tuple[str, str]
 Strata = dict[str, dict[Category, Floats]]
 """Of each metric, each category's sums per prompt."""
-Published = Literal["official", "paper"]
-OVERALLS: Final[dict[Published, tuple[str, ...]]] = {
-    "official": ("generation",),
-    "paper": ("generation", "non_unification"),
+Published = Literal["official_gm", "official", "paper"]
+OVERALLS: Final[dict[Published, tuple[Literal["official", "paper"], tuple[str, ...]]]] = {
+    "official_gm": ("official", ("geometric",)),
+    "official": ("official", ("generation",)),
+    "paper": ("paper", ("generation", "non_unification")),
 }
-"""Means that others publish -> the figures that they publish."""
+"""Means that others publish -> whose they are, and the figures that they publish."""
 
 
 def rates(frame: pd.DataFrame) -> list[Rates]:
@@ -52,6 +53,8 @@ def rates(frame: pd.DataFrame) -> list[Rates]:
       own, outside: 1, 0, or NaN for an abstention, the model's own and one outside judge's verdict;
       score: the outside judge's score, else `outside`; NaN for an abstention;
       scale: the Scale of the score, one in a category; without the column they are shares;
+      geometric: the geometric mean of what the outside judge gives the right answers to a list of
+        questions; NaN, as without the column, where it was asked none;
       mismatched: 1, 0 or NaN, the model's own verdict on the image against another prompt of the
         category;
       own_asked, outside_asked, mismatched_asked: whether that verdict was asked for and answered
@@ -95,7 +98,8 @@ def rates(frame: pd.DataFrame) -> list[Rates]:
 def overalls(
     frame: pd.DataFrame, groups: Mapping[str, Mapping[Published, list[str] | dict[str, float]]]
 ) -> list[Rates]:
-    """The overall figures as a task's authors ("official") and the paper ("paper") form them.
+    """The overall figures as a task's authors ("official", where "official_gm" is of geometric
+    means over questions) and the paper ("paper") form them.
 
     `groups` has for each task and each of these the patterns of categories whose images are taken
     together, such as "physics-*"; the figure is the mean over the groups, whatever their scales,
@@ -108,7 +112,7 @@ def overalls(
     by_metric, scales = sums(rows), scales_of(rows)
     made = []
     for task, kinds in groups.items():
-        for kind, metrics in OVERALLS.items():
+        for kind, (level, metrics) in OVERALLS.items():
             for metric in metrics if kind in kinds else ():
                 strata = {
                     key: part for key, part in by_metric[metric].items()
@@ -122,7 +126,7 @@ def overalls(
                 units = _units(metric, [scales[key] for keys in parts for key in keys])
                 joined = [np.concatenate([strata[key] for key in keys]) for keys in parts]
                 told = ", ".join(units)
-                made.append(_rate(kind, task, metric, joined, told, True, weights))
+                made.append(_rate(level, task, metric, joined, told, True, weights))
     return made
 
 
@@ -152,6 +156,7 @@ def checked(frame: pd.DataFrame) -> pd.DataFrame:
             raise GapbenchError(f"metrics: the frame has no column {column!r}")
     rows = clustered(frame)[[*COLUMNS, "cluster"]].reset_index(drop=True)
     rows["scale"] = frame["scale"].to_numpy() if "scale" in frame.columns else [SHARE] * len(rows)
+    rows["geometric"] = frame["geometric"].to_numpy() if "geometric" in frame.columns else np.nan
     for column in ASKED:
         rows[column] = frame[column].to_numpy() if column in frame.columns else True
     for column in (*KEYS, "cluster", "sample"):
@@ -226,6 +231,9 @@ def sums(rows: pd.DataFrame) -> Strata:
     )
     own, outside, mismatched = (rows[column].to_numpy(dtype=np.bool_) for column in ASKED)
     asked = {"own": own, "outside": outside, "score": outside, "mismatched": mismatched}
+    # A judge that was asked a list of one prompt of a category was asked one of each.
+    lists = rows.groupby(["task", "category"], observed=True)["geometric"].transform("count")
+    asked["geometric"] = outside & (lists > 0).to_numpy()
     shares = np.array([scale == SHARE for scale in rows["scale"]])
     made = {}
     for name, metric in METRICS.items():
@@ -258,7 +266,7 @@ def _weight(share: float) -> Floats:
 
 
 def _rate(
-    level: Level | Published,
+    level: Level | Literal["official", "paper"],
     name: str,
     metric: str,
     strata: Sequence[Floats],

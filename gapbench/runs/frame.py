@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gapbench.judges.lists import geometric
 from gapbench.runs.plan import Item
 from gapbench.tasks.content import cluster
 from gapbench.types import Answer, Scale
@@ -41,6 +42,7 @@ def row(
         "outside_asked": outside is not None,
         "score": _number(outside, said),
         "scale": scale,
+        "geometric": geometric(outside.text if outside else None),
         "outside_reason": outside.reason if outside else None,
         "judge": judge,
         "mismatched": _number(None if fits else mismatched, "verdict"),

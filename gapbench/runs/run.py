@@ -215,7 +215,8 @@ class Run:
 
         Columns: task, category, tier, prompt (id), cluster (`gapbench.tasks.content.cluster`),
         text, sample, seed, image (sha256), own, own_asked, p_yes, own_reason, outside,
-        outside_asked, score, scale, outside_reason, judge, mismatched, mismatched_asked. Verdicts
+        outside_asked, score, scale, geometric (`gapbench.judges.lists.geometric`), outside_reason,
+        judge, mismatched, mismatched_asked. Verdicts
         are 1.0, 0.0 or NaN: abstained, or missing where "asked" is false, which it also is where
         the judge accepts the mismatched pair. `judge` picks an outside judge, and with it the
         images it was asked about; by default each task's first. "human" is the people who labelled

@@ -17,7 +17,7 @@ ANY: Final = "*"
 _CATEGORY: Final = re.compile(r"[\w-]{1,80}", re.ASCII)
 
 
-Overalls = dict[Literal["official", "paper"], list[str] | dict[str, float]]
+Overalls = dict[Literal["official_gm", "official", "paper"], list[str] | dict[str, float]]
 """Patterns of categories over which a mean is taken, or such with their weights."""
 
 
@@ -57,11 +57,14 @@ class TaskFile(BaseModel):
 
     `overalls` has the categories, or patterns of them, over which a benchmark's own overall figure
     ("official") and the paper's are means, plain ones or with the weights that are given; a
-    pattern's images are taken together.
+    pattern's images are taken together. "official_gm" is a mean of the geometric means over a
+    judge's questions (GenEval 2).
 
     `fields` maps text, id, category and requirement to the columns of somebody else's records; the
     category may be several columns, joined. The category "*" stands for every one that the records
-    have and `tiers` does not name. `variants` are further versions of the task: keys that replace
+    have and `tiers` does not name. Records in a row with one value in the column `group`, such as
+    the rows of a CSV about one prompt, are one: of the requirement's columns it has lists, of the
+    others the value that they share. `variants` are further versions of the task: keys that replace
     its own, downloads those of their category and split. The prompts of a `seeded` one are made
     anew for each seed, which stands for the split: geneval@fresh:7. `without` says of categories
     that a reader may miss why they are not there.
@@ -78,6 +81,7 @@ class TaskFile(BaseModel):
     datasets: list[Dataset] = []
     columns: list[str] = []
     fields: dict[str, str | list[str]] = {}
+    group: str | None = None
     samples: int = Field(default=4, gt=0, le=10_000)
     judge: str | None = None
     judges: dict[str, str] = {}
@@ -114,6 +118,10 @@ def read_spec(file: Path, variant: str) -> TaskFile:
         raise GapbenchError(f"{file}: {explain(error)}") from error
     if "{prompt}" not in spec.question:
         raise GapbenchError(f"{file}: question does not contain {{prompt}}")
+    if spec.group and not isinstance(spec.fields.get("requirement"), list):
+        raise GapbenchError(
+            f"{file}: group takes fields, with a list of columns as the requirement"
+        )
     categories = [c for names in spec.tiers.values() for c in names]
     twice = {c for c in categories if categories.count(c) > 1}
     if twice:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from gapbench.fetch.sources import Source, cached, have
 from gapbench.tasks.copies import Copy
-from gapbench.tasks.records import Placed, read
+from gapbench.tasks.records import Placed, joined, read
 from gapbench.tasks.spec import ANY, read_spec
 from gapbench.types import TIERS, GapbenchError, Prompt, Tier
 
@@ -153,8 +153,13 @@ class Task:
     def _read(self, file: Path, category: str | None) -> Placed:
         fields = self.spec.fields
         columns = [c for v in fields.values() for c in (v if isinstance(v, list) else [v])]
+        if by := self.spec.group:
+            lists = [c for c in columns if c in fields["requirement"]]
+            records = joined(read(file, [by, *columns]), by, set(columns) - {*lists}, lists)
+        else:
+            records = read(file, columns)
         placed = []
-        for number, (record, place) in enumerate(read(file, columns), 1):
+        for number, (record, place) in enumerate(records, 1):
             made = self._mapped(record, place)
             made.setdefault("category", category or next(iter(self.tier_of), None))
             made.setdefault("id", f"{category}-{number:03d}" if category else f"{number:05d}")

@@ -197,7 +197,7 @@ def test_a_tier_takes_the_tasks_that_are_here(
     asked = ("run", "--tasks", "easy", "--limit", "2", "--samples", "1", "--verdict", "none")
     told = (
         "Skipped geneval: judge detector (2.0 GB): not here (offline); `gapbench prepare --tasks "
-        "geneval` brings it.\nSkipped geneval2: judge vlm (147 GB): Qwen"
+        "geneval` brings it.\nSkipped geneval2: judge vlm (18 GB): Qwen"
     )
     for more in ((), ("--dry-run",)):
         done = cli(*asked, "--offline", *more)

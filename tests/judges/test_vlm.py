@@ -318,7 +318,7 @@ def test_broken_weights_and_missing_templates_are_one_line(tiny_qwen: Path, tmp_
         VlmJudge(str(silent)).question(prompt("an apple"))
 
 
-@pytest.mark.parametrize("argument", ["", "8b", "./nowhere", "a/b/c", "../x/y"])
+@pytest.mark.parametrize("argument", ["", "9b", "./nowhere", "a/b/c", "../x/y"])
 def test_arguments_that_name_nothing(argument: str) -> None:
     assert "no checkpoint's folder, no hub id" in refused(argument)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from gapbench.metrics.paired import changes, gap_gain, win_rate
 from gapbench.metrics.power import spread
 from gapbench.metrics.rates import overalls, rates
+from gapbench.tasks.task import load_task
 from gapbench.types import COSINE, SHARE, GapbenchError, Rates, Scale
 
 SCISCORE = Scale("SciScore", -100.0, 100.0)
@@ -119,6 +121,58 @@ def test_an_overall_may_have_weights() -> None:
     own = at(rates(frame), "category", "w/a", "generation")
     for field in ("value", "low", "high"):
         assert getattr(alone, field) == pytest.approx(getattr(own, field), abs=1e-6)
+
+
+def test_official_overalls_of_random_answers_are_their_authors() -> None:
+    """WISE's weights, and GenEval 2's two means over prompts, on 1,000 random sets of answers."""
+    rng, sets = np.random.default_rng(3), 1000
+    weights = dict(zip("abcdef", (0.4, *[0.12] * 5), strict=True))
+    prompts = {"a": 4, "b": 2, "c": 2, "d": 2, "e": 2, "f": 2}
+    met = {c: rng.integers(0, 2, (sets, n)) for c, n in prompts.items()}
+    wise = pd.DataFrame(
+        {
+            "task": f"wise-{k}", "category": c, "tier": "hard", "prompt": f"{c}{i}", "sample": 0,
+            "own": NAN, "outside": met[c][k, i], "score": met[c][k, i], "mismatched": NAN,
+            "mismatched_asked": False,
+        }
+        for k in range(sets) for c, n in prompts.items() for i in range(n)
+    )  # fmt: skip
+    made = overalls(wise, {f"wise-{k}": {"official": weights} for k in range(sets)})
+    theirs = sum(weight * met[c].mean(axis=1) for c, weight in weights.items())
+    assert [r.value for r in made] == pytest.approx(theirs)
+
+    chances = [rng.random(rng.integers(1, 11)) for _ in range(sets)]
+    gms = [np.prod(each) ** (1 / len(each)) for each in chances]
+    two = pd.DataFrame(
+        {
+            "task": "geneval2", "category": str(len(each)), "tier": "hard", "prompt": str(k),
+            "sample": 0, "own": NAN, "outside": 0.0, "score": each.mean(), "geometric": gm,
+            "mismatched": NAN, "mismatched_asked": False,
+        }
+        for k, (each, gm) in enumerate(zip(chances, gms, strict=True))
+    )  # fmt: skip
+    two.loc[0, ["outside", "score", "geometric"]] = NAN  # an abstention is left out of both
+    spec = load_task("geneval2").overalls
+    gm, am = overalls(two, {"geneval2": spec})
+    assert (gm.level, gm.metric, gm.unit) == ("official", "geometric", "%")
+    assert (am.level, am.metric) == ("official", "generation")
+    assert gm.value == pytest.approx(np.mean(gms[1:]))
+    assert am.value == pytest.approx(np.mean([each.mean() for each in chances[1:]]))
+    assert (gm.abstained, am.abstained) == (1, 1)
+    assert gm.low is not None
+    assert gm.low < gm.value < (gm.high or 0)
+    by_atoms = [r for r in rates(two) if (r.level, r.metric) == ("category", "geometric")]
+    for rate in by_atoms:
+        count = int(rate.name.partition("/")[2])
+        mine = [g for g, each in zip(gms[1:], chances[1:], strict=True) if len(each) == count]
+        assert rate.value == pytest.approx(np.mean(mine))
+
+
+def test_without_lists_there_is_no_geometric_mean_and_nothing_abstained() -> None:
+    for made in rates(MIXED):
+        if made.metric == "geometric":
+            assert (made.value, made.denominator, made.abstained) == (None, 0, 0)
+    assert overalls(MIXED, {"geneval": {"official_gm": ["*"]}}) == []
 
 
 def test_changes_are_told_for_each_scale() -> None:

@@ -104,7 +104,7 @@ def test_all_ends_with_a_table_with_a_network_and_without(
     assert f"UNPINNED: Jialuo21/Science-T2I-C at commit {COMMIT}, the newest when" in shown
     for line in (
         "Skipped geneval: judge detector (2.0 GB): not here (facebook/mask2former",
-        "Skipped geneval2: judge vlm (147 GB): Qwen/Qwen2.5-VL-72B-Instruct at 89c86",
+        "Skipped geneval2: judge vlm (18 GB): Qwen/Qwen3-VL-8B-Instruct at 0c351",
         "Skipped t2i-compbench: its prompts (0.4 MB), judge vqa (1.5 GB), ",
         f"Skipped shapes: judge pixel reads only images of 24 x 24 pixels, which {tiny_janus.name}",
     ):

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from gapbench.fetch.sources import adopt
 from gapbench.judges.base import with_meaning
 from gapbench.judges.server import ServerJudge
+from gapbench.judges.vlm import VlmJudge
 from gapbench.tasks.task import load_task
 from gapbench.types import Prompt
 
@@ -43,13 +45,23 @@ def test_its_prompts_are_those_of_its_authors(tmp_path: Path, monkeypatch: Any) 
     assert isinstance(official, dict)
     assert official.keys() == {p.category for p in prompts}
     assert sum(official.values()) == pytest.approx(1)
+    assert task.judge("time") == "vlm:8b"
 
 
-def test_a_judge_is_told_what_a_prompt_means() -> None:
+def test_a_judge_is_told_what_a_prompt_means(
+    tiny_janus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     judge = ServerJudge("https://example.org/v1#m")
     assert judge.question(PROMPT) == (
         "Does this image describe An old bronze bell (It is green all over)? An old bronze bell is "
         "asked for."
     )
+    local, texts = VlmJudge(str(tiny_janus), "cpu"), list[str]()
+    batch = local._batch
+    monkeypatch.setattr(local, "_batch", lambda t, i: texts.extend(t) or batch(t, i))  # type: ignore[func-returns-value]
+    (answer,) = local.judge([Image.new("RGB", (32, 32))], [PROMPT])
+    assert answer.p_yes is not None
+    assert len(texts) == 1
+    assert "An old bronze bell (It is green all over)? An old bronze bell is asked for." in texts[0]
     plain: Prompt = replace(PROMPT, requirement={"include": []})
     assert judge.question(plain) == plain.question

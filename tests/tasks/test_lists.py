@@ -1,0 +1,146 @@
+"""Tasks of question lists: GenEval 2's own records, and records in rows of a CSV as DPG-Bench's."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import gapbench
+from gapbench import GapbenchError
+from gapbench.fetch.sources import adopt
+from gapbench.judges.lists import chances_in, geometric, listed
+from gapbench.report.tables import overall_lines
+from gapbench.tasks.task import load_task
+
+GENEVAL2 = Path(__file__).resolve().parents[3] / "shared" / "data" / "geneval2"
+HEADS = (
+    "item_id", "text", "keywords", "proposition_id", "dependency", "category_broad",
+    "category_detailed", "tuple", "question_natural_language",
+)  # fmt: skip
+CAT = ("a1", "a red cat, on a mat", "")
+ROWS = [
+    (*CAT, "1", "0", "entity", "whole", "entity - (cat)", "Is there a cat?"),
+    (*CAT, "2", "0", "entity", "whole", "entity - (mat)", "Is there a mat?"),
+    (*CAT, "3", "1", "attribute", "color", "color - (cat, red)", "Is it red?"),
+    (*CAT, "4", "1, 2", "relation", "spatial", "on - (cat)", "Is it on it?"),
+    ("b2", 'a "blue"\nbowl', "", "1", "0", "entity", "whole", "(bowl)", "Is there a bowl?"),
+]
+PAGE = (Path(__file__).parents[2] / "docs" / "own-task.md").read_text(encoding="utf-8")
+SPEC = next(
+    yaml.safe_load(block)
+    for block in re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.S)
+    if "group:" in block
+)
+"""The task.yaml that the docs give for DPG-Bench."""
+MadeTask = Callable[..., Path]
+
+
+@pytest.fixture
+def dpg(user_task: Callable[..., Path]) -> MadeTask:
+    def make(rows: Any = ROWS, heads: Any = HEADS, **more: Any) -> Path:
+        folder = user_task([], name="dpg", **{**SPEC, **more})
+        with (folder / "dpg_bench.csv").open("w", newline="") as opened:
+            csv.writer(opened).writerows([heads, *rows])
+        return folder
+
+    return make
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(GapbenchError) as caught:
+        load_task(str(folder)).prompts()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.skipif(not GENEVAL2.is_dir(), reason="the benchmark's file is not here")
+def test_geneval2_by_atoms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GAPBENCH_CACHE", str(tmp_path))
+    task = load_task("geneval2")
+    assert adopt(task.sources(), GENEVAL2) == []
+    prompts = task.prompts()
+    lines = [json.loads(x) for x in (GENEVAL2 / "geneval2_data.jsonl").read_text().splitlines()]
+    assert [(p.text, p.category) for p in prompts] == [
+        (line["prompt"], str(line["atom_count"])) for line in lines
+    ]
+    tiers = {"easy": (3, 4), "medium": (5, 6, 7), "hard": (8, 9, 10)}
+    for prompt, line in zip(prompts, lines, strict=True):
+        assert line["atom_count"] in tiers[prompt.tier]
+        assert len(listed(prompt)) == len(prompt.requirement["skills"])
+    assert {task.judge(p.category) for p in prompts} == {"soft-tifa"}
+
+
+def test_rows_about_one_prompt_are_one(dpg: MadeTask) -> None:
+    cat, bowl = load_task(str(dpg())).prompts()
+    assert (cat.id, cat.text, cat.category, cat.tier) == ("a1", ROWS[0][1], "dpg", "medium")
+    assert cat.requirement["category_broad"] == ["entity", "entity", "attribute", "relation"]
+    assert [item.question for item in listed(cat)] == [row[-1] for row in ROWS[:4]]
+    assert [item.parents for item in listed(cat)] == [(), (), (0,), (0, 1)]
+    assert bowl.text == 'a "blue"\nbowl'
+
+
+def test_csv_files_that_are_broken(dpg: MadeTask) -> None:
+    folder = dpg()
+    file = folder / "dpg_bench.csv"
+    assert "no column 'dependency'; it has item_id" in refused(
+        dpg([row[:4] + row[5:] for row in ROWS], HEADS[:4] + HEADS[5:])
+    )
+    assert "no column 'item_id'" in refused(dpg(heads=("id", *HEADS[1:])))
+    assert f"{file}:3: not 9 cells" in refused(dpg([ROWS[0], ROWS[1][:5]]))
+    assert f"{file}:2: not 9 cells" in refused(dpg([(*ROWS[0], "more")]))
+    changed = [ROWS[0], ("a1", "another text", *ROWS[1][2:])]
+    assert f"{file}:3: text differs from that in {file}:2" in refused(dpg(changed))
+    assert "id 'a1' is already at" in refused(dpg([*ROWS, ROWS[0]]))
+    assert "holds no prompts" in refused(dpg([]))
+    file.write_bytes(b"\xff\xfe\x00")
+    assert "cannot be read as CSV" in refused(folder)
+    assert "group takes fields" in refused(dpg(fields={}))
+
+
+@pytest.mark.parametrize(
+    ("dependency", "why"), [("9", "question 3 depends on question 9"), ("3", "depends on itself")]
+)
+def test_a_broken_list_stops_a_run_before_anything_is_drawn(
+    dpg: MadeTask, tmp_path: Path, tiny_janus: Path, dependency: str, why: str
+) -> None:
+    rows = [row if row[3] != "3" else (*row[:4], dependency, *row[5:]) for row in ROWS]
+    with pytest.raises(GapbenchError, match=f"prompt a1: its list of questions is broken.*{why}"):
+        gapbench.run(
+            tasks=str(dpg(rows)), judges=f"vlm-list:{tiny_janus}", samples=1, out=tmp_path / "runs"
+        )
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_whole_path(user_task: Callable[..., Path], tmp_path: Path, tiny_janus: Path) -> None:
+    """Images are judged by lists; both official means are printed, and each question is kept."""
+    pairs = [["How many circles are in the image?", "two"], ["Are they red?", "Yes"]]
+    records = [
+        {"text": text, "requirement": {"vqa_list": pairs[:count]}}
+        for text, count in (("two red circles", 2), ("two circles", 1))
+    ]
+    folder = user_task(
+        list(records), judge=f"soft-tifa:{tiny_janus}",
+        overalls={"official_gm": ["*"], "official": ["*"]},
+    )  # fmt: skip
+    run = gapbench.run(tasks=str(folder), samples=2, verdict="none", out=tmp_path / "runs")
+    kept = [v for v in run.folder.verdicts().values() if v.judge == "soft-tifa-tiny-janus"]
+    assert {len(chances_in(v.text) or ()) for v in kept} == {1, 2}
+    frame = run.frame()
+    gm, am = (r for r in run.rates() if r.level == "official")
+    assert (gm.metric, am.metric) == ("geometric", "generation")
+    assert gm.value == pytest.approx(frame["geometric"].mean())
+    assert am.value == pytest.approx(frame["score"].mean())
+    by_image = {v.image: v for v in kept}
+    for row in frame.to_dict("records"):
+        assert row["geometric"] == geometric(by_image[row["image"]].text)
+        assert row["geometric"] <= row["score"] + 1e-12
+    (line,) = overall_lines(run.rates())
+    assert line.startswith("mine, official (its authors' overall): geometric mean ")
+    assert "; generation " in line
