@@ -6,12 +6,15 @@
 |  | inside the folder; `seed` is the reader's, nothing depends on it |
 | geneval | <digits>/metadata.jsonl (an object with "prompt") and <digits>/samples/<digits>.png |
 | t2i-compbench | <prompt>_<running number>.png, in the folder or in its samples/ |
+| dpg | dpg_bench.csv, and for its items <item id>.png, a grid of 2 x 2 images: samples 0 and 1 |
+|  | above, 2 and 3 below |
 
-In the last two, sample k of a prompt is its k-th image by number, from 0: running numbers do not
+In the middle two, sample k of a prompt is its k-th image by number, from 0: running numbers do not
 start anew for a prompt. JPEG and WebP files count as well, with endings in capitals too. Names that
 begin with "._" are macOS's notes about a file. A GenEval record whose prompt was rewritten is known
 by what it requires, which is different for each of the 553 prompts. Sources: djghosh13/geneval at
-af4902f (evaluation/evaluate_images.py), Karine-Huang/T2I-CompBench (BLIPvqa_eval/BLIP_vqa.py).
+af4902f (evaluation/evaluate_images.py), Karine-Huang/T2I-CompBench (BLIPvqa_eval/BLIP_vqa.py),
+TencentQQGYLab/ELLA at 3c228f1 (dpg_bench/compute_dpg_bench.py).
 """
 
 from __future__ import annotations
@@ -31,25 +34,29 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from gapbench.tasks.prompts.geneval import make
-from gapbench.tasks.records import parsed
+from gapbench.tasks.records import parsed, read
 from gapbench.types import GapbenchError
 
 ADAPTER: Final = "images-2"
 MAX_PIXELS: Final = 8192 * 8192
 FORMATS: Final = ("PNG", "JPEG", "WEBP")
-Layout = Literal["manifest", "geneval", "t2i-compbench"]
+Layout = Literal["manifest", "geneval", "t2i-compbench", "dpg"]
+DPG: Final = "dpg_bench.csv"
 _GENEVAL: Final = re.compile(r"(\d+)\.(?:png|jpe?g|webp)", re.IGNORECASE)
+_ITEM: Final = re.compile(r"([^.]+)\.(?:.+\.)?(?:png|jpe?g|webp)", re.IGNORECASE)
 _NUMBERED: Final = re.compile(r"(.+)_(\d+)\.(?:png|jpe?g|webp)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One image: `path` is relative to its folder, `number` the one in its file's name."""
+    """One image: `path` is relative to its folder, `number` the one in its file's name, or its
+    place in a grid of four, where it is one of those."""
 
     prompt: str
     sample: int
     path: str
     number: int
+    in_grid: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,20 @@ class Folder:
     fingerprint: str
     rewritten: dict[str, str]
 
+    def image(self, picture: Picture) -> Image.Image:
+        """A picture's pixels. Raises GapbenchError where its file is broken or is no grid."""
+        whole = decode(self.root / picture.path)
+        if not picture.in_grid:
+            return whole
+        width, height = whole.width // 2, whole.height // 2
+        if (2 * width, 2 * height) != whole.size:
+            raise GapbenchError(
+                f"{self.root / picture.path}: {whole.width} x {whole.height} pixels are no grid of "
+                "2 x 2 images"
+            )
+        left, top = picture.number % 2 * width, picture.number // 2 * height
+        return whole.crop((left, top, left + width, top + height))
+
     def text_of(self, prompt: str) -> str:
         """The text that the folder's images of a prompt were drawn from."""
         own = _composed(prompt)
@@ -81,7 +102,8 @@ def read_folder(root: Path) -> Folder:
     if not pictures:
         raise GapbenchError(
             f"{root} holds no images in a known layout: manifest.jsonl, GenEval's "
-            "<digits>/samples/<digits>.png, or T2I-CompBench's <prompt>_<number>.png"
+            "<digits>/samples/<digits>.png, T2I-CompBench's <prompt>_<number>.png, or DPG-Bench's "
+            f"grids beside {DPG}"
         )
     lines = [f"{ADAPTER}\n"]
     for path in sorted({*sources, *(p.path for p in pictures)}):
@@ -125,6 +147,8 @@ def _find(root: Path, rewritten: dict[str, str]) -> tuple[Layout, list[Picture],
     """Layout, pictures, and the other files that they were read from; fills in `rewritten`."""
     if (root / "manifest.jsonl").is_file():
         return "manifest", list(_manifest(root)), ["manifest.jsonl"]
+    if (root / DPG).is_file():
+        return "dpg", _dpg(root), [DPG]
     prompts = sorted(
         f.name for f in root.iterdir() if f.name.isdigit() and (f / "metadata.jsonl").is_file()
     )
@@ -182,6 +206,23 @@ def _geneval(
         matched = sorted((int(m[1]), n) for n in names if (m := _GENEVAL.fullmatch(n)))
         numbered += [(prompt, k, (samples / n).relative_to(root).as_posix()) for k, n in matched]
     return numbered
+
+
+def _dpg(root: Path) -> list[Picture]:
+    rows = read(inside(root, DPG, str(root)), ("item_id", "text"))
+    texts = {record["item_id"]: record["text"] for record, _ in rows}
+    pictures, seen = [], dict[str, str]()
+    for name in sorted(file.name for file in root.iterdir()):
+        if name.startswith("._") or not (match := _ITEM.fullmatch(name)):
+            continue
+        item = match[1]
+        if item not in texts:
+            raise GapbenchError(f"{root / name}: {DPG} has no item {item!r}")
+        if item in seen:
+            raise GapbenchError(f"{root}: {seen[item]} and {name} are of one item; remove one")
+        seen[item] = name
+        pictures += [Picture(_composed(texts[item]), k, name, k, True) for k in range(4)]
+    return pictures
 
 
 def _required(tag: Any, record: Mapping[str, Any]) -> str:

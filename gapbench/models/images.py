@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from gapbench.models.base import Batches, Drawing, Model
-from gapbench.models.image_folder import decode, inside, read_folder
+from gapbench.models.image_folder import inside, read_folder
 from gapbench.types import GapbenchError
 
 
@@ -29,7 +29,7 @@ class ImagesModel(Model):
         self.name = f"images-{folder.resolve().name}"
         self.fingerprint = self.folder.fingerprint
         self.recipe: dict[str, Any] = {"layout": self.folder.layout}
-        self._paths = {(p.prompt, p.sample): p.path for p in self.folder.pictures}
+        self._pictures = {(p.prompt, p.sample): p for p in self.folder.pictures}
         self._samples: dict[tuple[str, int], int] = {}
         self._texts: dict[str, str] = {}
 
@@ -40,7 +40,7 @@ class ImagesModel(Model):
         """
         self._texts |= {prompt: self.folder.text_of(prompt) for prompt, _ in samples}
         missing = [
-            (p, k) for (p, _), k in samples.items() if (self._texts[p], k) not in self._paths
+            (p, k) for (p, _), k in samples.items() if (self._texts[p], k) not in self._pictures
         ]
         if missing:
             prompt, sample = missing[0]
@@ -63,5 +63,6 @@ class ImagesModel(Model):
                 f"model {self.name}: nothing says which sample of {prompt!r} seed {seed} is; "
                 "call bind first"
             )
-        path = self._paths[self._texts[prompt], self._samples[prompt, seed]]
-        return decode(inside(self.folder.root, path, self.name))
+        picture = self._pictures[self._texts[prompt], self._samples[prompt, seed]]
+        inside(self.folder.root, picture.path, self.name)
+        return self.folder.image(picture)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from PIL import Image
 
 from gapbench.judges import load_judge
 from gapbench.judges.imported import ImportedJudge
+from gapbench.models.images import ImagesModel
 from gapbench.types import COSINE, Answer, GapbenchError, Prompt
 
 PROMPTS = ("a photo of a bench", "a photo of two cats")
@@ -234,3 +237,103 @@ def test_broken_compbench_files(tmp_path: Path, text: str, why: str) -> None:
     file.write_text(text)
     with pytest.raises(GapbenchError, match=why):
         ImportedJudge(str(file))
+
+
+# -- DPG-Bench -----------------------------------------------------------------------------------
+
+HEADS = ("item_id", "text", "proposition_id", "dependency", "question_natural_language")
+LISTS = {
+    # item -> text, and of each question its id, those that it depends on, and its text
+    "first": ("a cat, on a mat", [(1, "0", "A photo?"), (2, "0", "A cat?"), (3, "2", "Red?")]),
+    "late": ("two dogs", [(3, "2", "Big?"), (2, "1", "Brown?"), (1, "0", "Dogs, two?")]),
+    "error": ("a bowl", [(1, "0", "A bowl?"), (2, "1", "Blue?")]),
+}
+CORNERS = ("(0, 0, 4, 4)", "(4, 0, 8, 4)", "(0, 4, 4, 8)", "(4, 4, 8, 8)")
+
+
+def dpg(root: Path) -> list[str]:
+    """Grids of 4 x 4 pixels, and the lines of the script: the first question is never asked, and at
+    one grid it stopped in its third image."""
+    root.mkdir()
+    with (root / "dpg_bench.csv").open("w", newline="") as opened:
+        rows = [(k, t, *q) for k, (t, questions) in LISTS.items() for q in questions]
+        csv.writer(opened).writerows([HEADS, *rows])
+    lines = []
+    for index, (item, (_, questions)) in enumerate(LISTS.items()):
+        Image.effect_noise((8, 8), 90 + index).convert("RGB").save(root / f"{item}.png")
+        for place, corners in enumerate(CORNERS):
+            for number, _, question in questions[item == "first" :]:
+                said = "no" if number == 1 + place else "yes"
+                lines.append(f"/any/where, too/{item}.png, {corners}, {question}, {said}")
+    return lines[:-3]
+
+
+def test_dpg_bench_of_grids_as_its_script_scores_them(tmp_path: Path) -> None:
+    root = tmp_path / "grids"
+    lines = dpg(root)
+    file = root / "dpg-bench_detail.txt"
+    file.write_text("\n".join(lines) + "\n")
+    judge = load_judge(f"imported:{file}")
+    assert judge.name == "imported-dpg"
+    model = ImagesModel(root)
+    seen: dict[str, list[Answer]] = {}
+    for item, (text, _) in LISTS.items():
+        model.bind({(text, seed): seed for seed in range(4)})
+        drawn = model.generate([text] * 4, range(4))
+        images = [stored(drawing.image) for drawing in drawn]
+        whole = Image.open(root / f"{item}.png").convert("RGB")
+        assert images[1].tobytes() == whole.crop((4, 0, 8, 4)).tobytes()
+        assert images[2].tobytes() == whole.crop((0, 4, 4, 8)).tobytes()
+        seen[item] = judge.judge(images, [prompt(text)] * 4)
+    # "A photo?" is skipped; A cat? no makes Red? 0.
+    assert [a.score for a in seen["first"]] == [1, 0, 0.5, 1]
+    assert [a.verdict for a in seen["first"]] == [1, 0, 0, 1]
+    # Dogs? no zeroes Brown? before it is gone through, yet Big? stands before Brown?.
+    assert [a.score for a in seen["late"]] == pytest.approx([1 / 3, 1 / 3, 2 / 3, 1])
+    assert [a.verdict for a in seen["error"]] == [None] * 4
+    assert {a.reason for a in seen["error"]} == {"the authors' script leaves this grid out"}
+
+
+def test_a_question_that_depends_on_the_skipped_one_leaves_its_grid_out(tmp_path: Path) -> None:
+    lines = dpg(tmp_path / "grids")
+    table = tmp_path / "grids/dpg_bench.csv"
+    table.write_text(table.read_text().replace("3,2,Red?", '3,"1, 2",Red?'))
+    file = tmp_path / "grids/x_detail.txt"
+    file.write_text("\n".join(lines))
+    model, text = ImagesModel(tmp_path / "grids"), LISTS["first"][0]
+    model.bind({(text, 3): 3})
+    images = [stored(model.generate([text], [3])[0].image)]
+    (answer,) = load_judge(f"imported:{file}").judge(images, [prompt(text)])
+    assert answer.verdict is None
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda lines: [*lines, "grids/first.png, yes"], ":26: no answer of DPG-Bench"),
+        (lambda lines: [line.replace("A cat?", "A dog?") for line in lines], "are not those of"),
+        (lambda lines: [line.replace("late.png", "x.png") for line in lines], "x.png is not in"),
+    ],
+)
+def test_broken_answers_of_dpg_bench(tmp_path: Path, change: Any, why: str) -> None:
+    lines = dpg(tmp_path / "grids")
+    file = tmp_path / "grids/x_detail.txt"
+    file.write_text("\n".join(change(lines)))
+    with pytest.raises(GapbenchError, match=re.escape(why)):
+        load_judge(f"imported:{file}")
+
+
+def test_broken_grids(tmp_path: Path) -> None:
+    root = tmp_path / "grids"
+    dpg(root)
+    model, text = ImagesModel(root), LISTS["late"][0]
+    model.bind({(text, 0): 0})
+    Image.new("RGB", (9, 8)).save(root / "late.png")
+    with pytest.raises(GapbenchError, match=r"late\.png: 9 x 8 pixels are no grid of 2 x 2"):
+        model.generate([text], [0])
+    Image.new("RGB", (8, 8)).save(root / "late.jpg")
+    with pytest.raises(GapbenchError, match=r"late\.jpg and late\.png are of one item"):
+        ImagesModel(root)
+    (root / "late.jpg").rename(root / "other.jpg")
+    with pytest.raises(GapbenchError, match=r"dpg_bench\.csv has no item 'other'"):
+        ImagesModel(root)
