@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,8 +14,19 @@ import typer
 from gapbench.cli.options import Form
 from gapbench.cli.terminal import console, facts, say
 from gapbench.fetch.libraries import go_offline, quiet
-from gapbench.runs.settings import MODEL, TASKS, Device, Dtype, Judges, Offline, Recipe, names
-from gapbench.types import counted
+from gapbench.runs.settings import (
+    MODEL,
+    TASKS,
+    Device,
+    Dtype,
+    Judges,
+    Limit,
+    Offline,
+    Recipe,
+    RunSettings,
+    names,
+)
+from gapbench.types import GapbenchError, counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -161,11 +174,26 @@ def check_model(
     recipe: Recipe = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    published: Annotated[bool, typer.Option("--published", help="Instead, run the model's own recipe on benchmarks of which figures of it are published, and say whether they lie in the intervals here.")] = False,
+    limit: Limit = None,
+    out: Annotated[Path | None, typer.Option(help="Folder in which the run folder of --published is created.", show_default="runs")] = None,
 ) -> None:  # fmt: skip
-    """Check whether an adapter follows the contract."""
+    """Check whether an adapter follows the contract.
+
+    The exit code is 1 if a rule is broken, or a published figure lies outside. To continue
+    --published, give the same command again.
+    """
     from gapbench.cli.progress import bars
 
     quiet()
+    if published:
+        if recipe:
+            raise GapbenchError("--set: --published runs the model's own recipe; leave it out")
+        told = {"device": device, "dtype": dtype, "limit": limit, "out": out or "runs"}
+        _published(model, told)
+        return
+    if limit is not None or out is not None:
+        raise GapbenchError("--limit and --out are for --published")
     with bars(f"checking {model}"):
         from gapbench.models import load_model
         from gapbench.models.check import check
@@ -174,6 +202,29 @@ def check_model(
             return load_model(name, device, dtype, {**(recipe or {}), **changes})
 
         _tell(model, check(model, load))
+
+
+def _published(model: str, settings: Mapping[str, Any]) -> None:
+    """Run what the published figures of a model take, and hold them against it."""
+    from gapbench.cli.progress import bars
+    from gapbench.leaderboard import published
+
+    rows = published.figures_of(model)
+    with redirect_stdout(sys.stderr), bars(f"loading {model}") as progress:
+        from gapbench.runs.flow import measure
+
+        given = RunSettings(model, progress=progress, **settings)
+        planned = published.commands(rows, given)
+        say(published.cost(planned))
+        found = []
+        for wanted, mine in planned:
+            run = measure(wanted)
+            if run.unfinished:
+                raise GapbenchError(f"{run.path}: {run.unfinished}")
+            found += published.check(run, mine)
+    console().print(published.told(found, given.limit))
+    if not all(each.inside for each in found):
+        raise typer.Exit(1)
 
 
 def check_judge(

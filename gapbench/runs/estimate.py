@@ -47,10 +47,10 @@ class Estimate:
     costs: tuple[str, ...] = ()
     """What judges that are paid by the answer would take; they are not asked to find out."""
 
-    def words(self) -> str:
-        """What is left to do, in words."""
+    def left(self) -> str:
+        """What is left to do, and the time that it takes where that is known."""
         if not self.images + self.own_verdicts + self.outside_verdicts:
-            return "Nothing is left to do: the same command prints the table."
+            return "Nothing is left to do"
         left = (
             f"Left to do: {counted(self.images, 'image')}, "
             f"{counted(self.own_verdicts, 'own verdict')}, "
@@ -60,12 +60,20 @@ class Estimate:
             size = "" if self.bytes is None else f" and {self.bytes / 1e6:.1f} MB"
             but = f" (not counting {' and '.join(self.unknown)})" * bool(self.unknown)
             left += f"; about {self.seconds:.0f} s{size}{but}, {self.source}"
+        return left
+
+    def words(self) -> str:
+        """What is left to do, in words, and why the time is not known."""
+        if not self.images + self.own_verdicts + self.outside_verdicts:
+            return f"{self.left()}: the same command prints the table."
         unknown = (
             f"Time not known: {', '.join(self.unknown)}. No earlier run in the same --out tells; "
             "--calibrate draws and judges a few images to measure it."
         )
         costs = [f"Not counted in the time: {cost}." for cost in self.costs]
-        return "\n".join([f"{left}. Nothing was written.", *[unknown] * bool(self.unknown), *costs])
+        return "\n".join(
+            [f"{self.left()}. Nothing was written.", *[unknown] * bool(self.unknown), *costs]
+        )
 
 
 def estimate(prepared: Prepared, calibrate: bool = False) -> Estimate:
