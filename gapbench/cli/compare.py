@@ -1,20 +1,31 @@
-"""The commands `gapbench compare` and `gapbench power`."""
+"""The commands `gapbench compare`, `gapbench power` and `gapbench parity`."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from gapbench.cli.options import Judge, ReportTo, RunPath
+from gapbench.cli.options import Form, Judge, ReportTo, RunPath
 from gapbench.cli.terminal import QUIET, console
-from gapbench.fetch.libraries import quiet
-from gapbench.runs.settings import Part, names
+from gapbench.fetch.libraries import go_offline, quiet
+from gapbench.runs.settings import (
+    MODEL,
+    Dtype,
+    Judges,
+    Limit,
+    Offline,
+    Part,
+    RunSettings,
+    device_name,
+    names,
+    pairs,
+)
 from gapbench.types import GapbenchError
 
 
@@ -88,3 +99,54 @@ def power(
 
     frame = open_run(path, **vars(settings)).frame(judge)
     typer.echo(changes.plan(spread(frame, metric), metric, detect))
+
+
+def parity(
+    a: Annotated[str, typer.Argument(help=MODEL, metavar="A")],
+    b: Annotated[str, typer.Argument(help="The same model behind another backend: in the same words.", metavar="B")],
+    tasks: Annotated[Sequence[str], typer.Option(parser=names, help="The prompts to draw, as `gapbench run` takes them.")] = ("shapes",),
+    limit: Limit = None,
+    samples: Annotated[int | None, typer.Option(min=1, max=10_000, show_default="set by each task", help="Images per prompt.")] = None,
+    judges: Judges = None,
+    verdict: Annotated[Literal["logits", "text", "none"] | None, typer.Option(show_default="logits, if both give them; else text", help="How A and B judge images, as for `gapbench run`.")] = None,
+    device_a: Annotated[str, typer.Option(parser=device_name, help="Where A runs: auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    device_b: Annotated[str, typer.Option(parser=device_name, help="Where B runs.")] = "auto",
+    dtype_a: Dtype = "auto",
+    dtype_b: Dtype = "auto",
+    recipe_a: Annotated[Mapping[str, object] | None, typer.Option("--set-a", parser=pairs, metavar="KEY=VALUE", help="Change one sampling parameter of A. Can be repeated.")] = None,
+    recipe_b: Annotated[Mapping[str, object] | None, typer.Option("--set-b", parser=pairs, metavar="KEY=VALUE", help="Change one sampling parameter of B. Can be repeated.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder with a folder for each side, in which run folders are created.")] = Path("parity"),
+    offline: Offline = False,
+    form: Form = "text",
+) -> None:  # fmt: skip
+    """Print how far two backends of one model are apart, and whether their figures may stand on one board.
+
+    Both draw the same prompts and judge what they drew, and B judges A's images. To continue, give
+    the same command again. The exit code is 0 only if it is shown that they may.
+    """
+    from gapbench.cli.progress import bars
+
+    go_offline(offline)
+    quiet()
+    with redirect_stdout(sys.stderr), bars("comparing") as progress:
+        from gapbench.comparison import parity as comparison
+        from gapbench.comparison.parity_words import render
+
+        first, second = (
+            RunSettings(
+                model, tasks, recipe=recipe, samples=samples, limit=limit, judges=judges,
+                verdict=verdict, device=device, dtype=dtype, out=out, progress=progress,
+            )
+            for model, recipe, device, dtype in (
+                (a, recipe_a, device_a, dtype_a), (b, recipe_b, device_b, dtype_b)
+            )
+        )  # fmt: skip
+        found = comparison.parity(first, second)
+    if form == "json":
+        typer.echo(render(found, form))
+    else:
+        screen = console()
+        for number, line in enumerate(render(found, form, screen.width).split("\n")):
+            screen.print(line, style="bold" * (number == 0))
+    if not found.same:
+        raise typer.Exit(1)

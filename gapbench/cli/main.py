@@ -127,7 +127,7 @@ def show(
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (
-    run, runs.runs, runs.judge, runs.merge, show, compare.compare, compare.power, lm_eval.lm_eval, explain.explain,
+    run, runs.runs, runs.judge, runs.merge, show, compare.compare, compare.power, compare.parity, lm_eval.lm_eval, explain.explain,
     catalog.tasks, catalog.models, init.init, catalog.check_model, catalog.check_judge,
     catalog.prepare, fix.fix, serve.serve_judge, report.report, report.view, report.label,
     leaderboard.submit, leaderboard.verify, leaderboard.leaderboard, leaderboard.push,

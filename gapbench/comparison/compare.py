@@ -174,8 +174,11 @@ def stored(before: Run, after: Run, judge: str | None = None) -> Comparison:
     return _comparison(pair, cross(pair, None, silent), None, [], [])
 
 
-def pair_runs(before: Run, after: Run, judge: str | None) -> Pair:
-    """Two runs over the images they share. Raises GapbenchError as `compare` does."""
+def pair_runs(
+    before: Run, after: Run, judge: str | None, sides: tuple[str, str] = ("BEFORE", "AFTER")
+) -> Pair:
+    """Two runs over the images they share; `sides` is what they are called in `left_out`. Raises
+    GapbenchError as `compare` does."""
     who = f"{before.path} and {after.path}"
     if before.path.resolve() == after.path.resolve():
         raise GapbenchError(f"{before.path} is given as BEFORE and as AFTER; give two runs")
@@ -188,10 +191,10 @@ def pair_runs(before: Run, after: Run, judge: str | None) -> Pair:
     if not len(old) or not len(new):
         raise GapbenchError(f"{who}: one holds no image of its plan; run it again to finish it")
     reasons: list[str] = []
-    kept = _shared_prompts(before, after, judge, reasons)
+    kept = _shared_prompts(before, after, judge, sides, reasons)
     old, new = (frame[[key in kept for key in _keys(frame)]] for frame in (old, new))
     both = old[IMAGE].merge(new[IMAGE])
-    for name, frame in (("BEFORE", old), ("AFTER", new)):
+    for name, frame in zip(sides, (old, new), strict=True):
         if extra := len(frame) - len(both):
             images = counted(extra, "image")
             reasons.append(f"{images} of shared prompts are only in {name}")
@@ -204,7 +207,7 @@ def pair_runs(before: Run, after: Run, judge: str | None) -> Pair:
 
 
 def _shared_prompts(
-    before: Run, after: Run, judge: str | None, reasons: list[str]
+    before: Run, after: Run, judge: str | None, sides: tuple[str, str], reasons: list[str]
 ) -> set[tuple[str, str]]:
     """(task, prompt id) of what both runs ask and judge alike; says what they do not."""
     one, two = before.plan, after.plan
@@ -220,7 +223,8 @@ def _shared_prompts(
         judged = [None if name is None else (name, plan.judges[name]) for name in names]
         asked.append({(p.task, p.id): (p, j) for p, j in zip(plan.prompts, judged, strict=True)})
     old, new = asked
-    for name, more in (("BEFORE", old.keys() - new.keys()), ("AFTER", new.keys() - old.keys())):
+    extra = (old.keys() - new.keys(), new.keys() - old.keys())
+    for name, more in zip(sides, extra, strict=True):
         if more:
             prompts = counted(len(more), "prompt")
             reasons.append(f"only {name} has {prompts}, such as {'/'.join(min(more))}")

@@ -76,7 +76,7 @@ def render(
             for c in comparisons
         ]
         return json.dumps({"rule": RULE, "comparisons": each}, indent=1)
-    table = _markdown if form == "markdown" else partial(_text, width)
+    table = _markdown if form == "markdown" else partial(text_table, width)
     verbose = verbose or form == "markdown"
     blocks = [_block(c, table, verbose) for c in comparisons]
     if len(comparisons) > 1:
@@ -269,7 +269,7 @@ def _markdown(heads: Sequence[str], rows: list[list[str]]) -> str:
     return str(tabulate(rows, heads, tablefmt="pipe", colalign=align, disable_numparse=True))
 
 
-def _text(width: int, heads: Sequence[str], rows: list[list[str]]) -> str:
+def text_table(width: int, heads: Sequence[str], rows: list[list[str]]) -> str:
     """A table, in several parts with the same first column where it is wider than `width`."""
     columns = list(zip(heads, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]

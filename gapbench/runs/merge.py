@@ -140,7 +140,7 @@ def add(
             for record in new.values():
                 if isinstance(record, Generation):
                     for pair in zip(source.places(record), folder.places(record), strict=True):
-                        _link(*pair)
+                        link(*pair)
             folder.append(new.values())
             there.update(new)
 
@@ -149,7 +149,7 @@ def _number(record: Generation | Refusal | Verdict) -> int:
     return int(checksum(asdict(record)), 16)
 
 
-def _link(file: Path, place: Path) -> None:
+def link(file: Path, place: Path) -> None:
     """Let a file be at another place too; one that is missing stays so, and `show` tells it."""
     if place.exists() or not file.exists():
         return
