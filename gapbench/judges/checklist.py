@@ -71,8 +71,7 @@ class ChecklistJudge(Judge):
     def question(self, prompt: Prompt) -> str:
         items = listed(prompt)
         if isinstance(self._asked, VlmJudge):
-            for item in items:
-                self._asked.refuse_marks(prompt, item.question)
+            self._asked.refuse_marks(prompt, "\n".join(item.question for item in items))
         return asked(items)
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:

@@ -215,6 +215,7 @@ def ask(kind: str, server: Server, asked: Prompt) -> Answer:
     judge = load_judge(spec)
     assert judge.name == f"{kind}-server-some-vl"
     assert judge.question(asked)
+    assert "a request to http" in (judge.estimate_cost(2) or "")
     try:
         (answer,) = judge.judge(IMAGES[:1], [asked])
     finally:

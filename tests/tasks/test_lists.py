@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
+from servers import Server
 
 import gapbench
 from gapbench import GapbenchError
@@ -116,6 +118,43 @@ def test_a_broken_list_stops_a_run_before_anything_is_drawn(
             tasks=str(dpg(rows)), judges=f"vlm-list:{tiny_janus}", samples=1, out=tmp_path / "runs"
         )
     assert not (tmp_path / "runs").exists()
+
+
+def test_grids_of_dpg_bench_from_the_folder_to_its_overall(
+    dpg: MadeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its script's answers, and by a server's: a grid is four samples of its prompt."""
+    task, grids = dpg(), tmp_path / "grids"
+    grids.mkdir()
+    (grids / "dpg_bench.csv").write_bytes((task / "dpg_bench.csv").read_bytes())
+    lines = []
+    for number, item in enumerate(("a1", "b2")):
+        Image.effect_noise((16, 16), 60 + number).convert("RGB").save(grids / f"{item}.png")
+        asked = [row[-1] for row in ROWS if row[0] == item]
+        for left, top in ((0, 0), (8, 0), (0, 8), (8, 8)):
+            box = (left, top, left + 8, top + 8)
+            said = "no" if left and top else "yes"
+            lines += [f"{item}.png, {box}, {q}, {said}" for q in asked[item == "a1" :]]
+    (grids / "x_detail.txt").write_text("\n".join(lines))
+
+    server = Server()
+    server.play = lambda handler, asked: handler.say(
+        "No" if "a cat?" in asked["messages"][0]["content"][1]["text"] else "Yes"
+    )
+    with server.serving(monkeypatch):
+        url = f"vlm-list:server:http://127.0.0.1:{server.server_port}/v1#m"
+        judges = [f"imported:{grids / 'x_detail.txt'}", url]
+        run = gapbench.run(
+            f"images:{grids}", tasks=str(task), judges=judges, verdict="none", out=tmp_path / "runs"
+        )
+    theirs, ours = (
+        [r for r in run.rates(judge) if r.level == "official"] for judge in run.judges()
+    )
+    # Nobody asked the script's judge for a cat, and the cat's redness depends on that.
+    assert [(r.metric, r.value, r.abstained) for r in theirs] == [("generation", 3 / 4, 4)]
+    # Without a cat nothing is red, nor on it; the mat and the bowl are there.
+    assert [(r.metric, r.value, r.abstained) for r in ours] == [("generation", (1 / 4 + 1) / 2, 0)]
+    assert len(server.asked) == 4 * len(ROWS)
 
 
 def test_the_whole_path(user_task: Callable[..., Path], tmp_path: Path, tiny_janus: Path) -> None:
