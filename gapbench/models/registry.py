@@ -196,8 +196,7 @@ MODELS: Final[dict[str, Entry]] = {
         license="Apache-2.0",
         parameters="14.6 B (7 B active)",
         memory="40 GB",
-        capabilities=NATIVE - {"image_tokens", "gradients", "embeddings", "text"}
-        | {"image_latents"},
+        capabilities=NATIVE - {"image_tokens", "gradients", "embeddings"} | {"image_latents"},
         recipe={
             "cfg_text_scale": 4.0,
             "cfg_img_scale": 1.0,

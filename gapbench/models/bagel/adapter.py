@@ -6,7 +6,7 @@ ByteDance-Seed/Bagel 056b5fd, inferencer.py, as inference.ipynb uses it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -24,7 +24,7 @@ from gapbench.models import lora
 from gapbench.models.autoregressive.attention import repeatable
 from gapbench.models.autoregressive.blocks import fitting
 from gapbench.models.autoregressive.finite import require_finite, watched
-from gapbench.models.autoregressive.model import SMALL
+from gapbench.models.autoregressive.model import SMALL, Images
 from gapbench.models.autoregressive.noise import keys, normal
 from gapbench.models.bagel import checkpoint
 from gapbench.models.bagel.flow import Recipe, flow
@@ -37,6 +37,7 @@ from gapbench.types import GapbenchError
 if TYPE_CHECKING:
     from gapbench.models.bagel.network import Bagel
     from gapbench.models.bagel.reader import Reader
+    from gapbench.models.bagel.texts import Texts
 
 ADAPTER: Final = "bagel-1"
 BLOCK: Final = 4
@@ -92,15 +93,7 @@ class BagelModel(Model):
         self.block = self.sampling.block or self._block()
         self.batches = Batches.on(self.device, small, self.block)
         self.recipe = asdict(replace(self.sampling, block=self.block))
-        # What reads has its last word in the last layer's keys and values: no image depends on the
-        # rest, and several processes in training would wait for its gradients.
-        unread = (
-            rf"norm\.|layers\.{self.sizes.layers - 1}\."
-            r"(self_attn\.([qo]_proj|q_norm)|mlp|post_attention_layernorm)\."
-        )
-        language = rf"language_model\.model\.(?!{unread}).+"
-        more = r"(time_embedder|vae2llm|llm2vae)\..+"
-        self.parts = {"language-model": language, "generation": f"{language}|{more}"}
+        self.parts = checkpoint.trained(self.sizes.layers)
         self.image_size = size, size
         self.fingerprint = digest(
             f"{ADAPTER} {self.dtype}\n{origin or ''}", [] if origin else files
@@ -370,6 +363,33 @@ class BagelModel(Model):
                 words = self._words(reader.say(context, REPLY_TOKENS))
                 said |= dict(zip(some, words, strict=False))
         return [said[number].strip() for number in range(len(rows))]
+
+    # -- text ------------------------------------------------------------------------------
+
+    def chat(self, turns: Sequence[Mapping[str, str]]) -> str:
+        return self._texts.chat(turns)
+
+    @torch.inference_mode()
+    def complete(
+        self, images: Images, texts: Sequence[str], tokens: int, until: Sequence[str] = ()
+    ) -> list[str]:
+        rows, own = zip(images, texts, strict=True), self._texts
+        with self._watched(), repeatable():
+            return [own.complete(*row, tokens, until) for row in rows]
+
+    @torch.inference_mode()
+    def score(
+        self, images: Images, texts: Sequence[str], endings: Sequence[str]
+    ) -> list[tuple[float, bool]]:
+        rows, own = zip(images, texts, endings, strict=True), self._texts
+        with self._watched(), repeatable():
+            return [own.score(*row) for row in rows]
+
+    @property
+    def _texts(self) -> Texts:
+        from gapbench.models.bagel.texts import Texts
+
+        return Texts(self._who, replace(self._reader, block=1), self.tokenizer)
 
     def _watched(self) -> AbstractContextManager[None]:
         network = self.network

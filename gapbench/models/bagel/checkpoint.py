@@ -98,6 +98,21 @@ def geometry(who: str, folder: Path) -> Geometry:
         raise GapbenchError(f"{who}: the settings in {folder}: {first_line(error)}") from error
 
 
+def trained(layers: int) -> dict[str, str]:
+    """Patterns for the parameters of a network with so many layers, as `Model.parts`.
+
+    Of the weights that read, the last word is in the last layer's keys and values. No image depends
+    on the rest, and several processes in training would wait for its gradients.
+    """
+    unread = (
+        rf"norm\.|layers\.{layers - 1}\."
+        r"(self_attn\.([qo]_proj|q_norm)|mlp|post_attention_layernorm)\."
+    )
+    language = rf"language_model\.model\.(?!{unread}).+"
+    more = r"(time_embedder|vae2llm|llm2vae)\..+"
+    return {"language-model": language, "generation": f"{language}|{more}"}
+
+
 def load_network(who: str, folder: Path, sizes: Geometry, dtype: str, device: str) -> Bagel:
     """A folder's network, in eval mode. Raises GapbenchError unless its tensors are those of such a
     network, each one."""

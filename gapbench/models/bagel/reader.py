@@ -67,10 +67,22 @@ class Reader:
         ids = self.there([[*row, *[0] * (width - len(row))] for row in rows])
         return self.network.read(context, ids, self.there([len(row) for row in rows]))
 
-    def say(self, context: Context, limit: int) -> list[list[int]]:
-        """What rows say next, greedily decoded: up to so many tokens, the start mark counted."""
+    def follow(self, parts: Sequence[Row | Image.Image]) -> tuple[Tensor, Context]:
+        """Hidden states (1, T, W) of the last of some texts and pictures in a row, which is a text,
+        and what has read and seen them all."""
+        context = self.network.blank(1)
+        for part in parts:
+            if isinstance(part, Image.Image):
+                context = self._seen(context, [prepared(part, self.sizes)])
+            else:
+                states, context = self.read(context, [part])
+        return states, context
+
+    def say(self, context: Context, limit: int, first: int | None = None) -> list[list[int]]:
+        """What rows say after the token `first`, by default the start mark, greedily decoded: up to
+        so many tokens, that one counted."""
         begin, end = self.marks[:2]
-        ids = self.there([[begin]] * len(context.place))
+        ids = self.there([[begin if first is None else first]] * len(context.place))
         one, said = torch.ones_like(ids[:, 0]), []
         ended = one < 1
         for _ in range(limit - 1):
@@ -91,15 +103,16 @@ class Reader:
         firsts = distinct(images)
         shown = {n: prepared(images[n], self.sizes) for n in dict.fromkeys(firsts)}
         for some, whole in self.blocks(shown, lambda number: shown[number].size):
-            seen = self._seen([shown[number] for number in whole])
+            pictures = [shown[number] for number in whole]
+            seen = self._seen(self.network.blank(len(pictures)), pictures)
             mine = [row for row, place in enumerate(places) if firsts[place] in some]
             for few, padded in self.texts(mine, rows.__getitem__):
                 own = seen.rows(self.there([some.index(firsts[places[row]]) for row in padded]))
                 yield few, *self.read(own, [rows[row] for row in padded])
 
-    def _seen(self, pictures: list[Image.Image]) -> Context:
+    def _seen(self, context: Context, pictures: list[Image.Image]) -> Context:
         network, patch, side = self.network, self.sizes.vision_patch, self.sizes.vision_side
         pixels = patches(pictures, patch).to(network.device, network.dtype)
         wide, high = (edge // patch for edge in pictures[0].size)
         where = grid(high, wide, side).to(network.device)
-        return network.see(network.blank(len(pictures)), pixels, where, self.around)
+        return network.see(context, pixels, where, self.around)
