@@ -6,12 +6,13 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from gapbench.cli.options import Form, Judge, ReportTo, RunPath
+from gapbench.cli.options import Form, Judge, ReportTo, RunPath, SeveralJudges
 from gapbench.cli.terminal import QUIET, console
 from gapbench.fetch.libraries import go_offline, quiet
 from gapbench.runs.settings import (
@@ -33,14 +34,14 @@ def compare(
     before: Annotated[Path, typer.Argument(help="A run folder.", metavar="BEFORE")],
     afters: Annotated[list[Path], typer.Argument(help="Run folders with prompts and seeds of BEFORE.", metavar="AFTER")],
     by: Annotated[Literal["category", "tier", "task"] | None, typer.Option(help="Also print the figures of each category, tier or task.")] = None,
-    judge: Judge = None,
+    judge: SeveralJudges = (),
     model: Annotated[list[str] | None, typer.Option(help="Where AFTER's model is now, if you moved it. Can be repeated.")] = None,
     lm_eval: Annotated[Sequence[str] | None, typer.Option(parser=names, help="Tasks of lm-eval to evaluate both models on, separated by commas; results are kept in the run folders.")] = None,
     lm_eval_limit: Annotated[int | None, typer.Option(help="Use at most this many questions of each of these tasks.", show_default="all", min=1)] = None,
     form: Annotated[Literal["text", "markdown", "json"], typer.Option("--format", help="Format of the tables; --json is short for --format json.")] = "text",
     report_to: ReportTo = (),
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Add p, detectable changes and counts, and explain them.")] = False,
-    gate: Annotated[bool, typer.Option("--gate", help="Exit with code 1 if a figure is significantly worse.")] = False,
+    gate: Annotated[bool, typer.Option("--gate", help="Exit with code 1 if a figure is significantly worse; of several judges, by their majority.")] = False,
     *,
     settings: Part,
 ) -> None:  # fmt: skip
@@ -53,6 +54,7 @@ def compare(
     quiet()
     with redirect_stdout(sys.stderr), bars("comparing") as progress:
         from gapbench.comparison import compare as comparison
+        from gapbench.comparison import judges
         from gapbench.comparison import words as changes
         from gapbench.fix import card
         from gapbench.report import trackers
@@ -63,12 +65,14 @@ def compare(
         for run in (first, *others) if gate else ():
             if run.unfinished:
                 raise GapbenchError(f"--gate: {run.path}: {run.unfinished}")
-        changed = comparison.compare(
-            first, others, by=by, judge=judge, models=model or (),
+        measure = partial(
+            comparison.compare, first, others, by=by, models=model or (),
             tasks=lm_eval or (), limit=lm_eval_limit, progress=progress,
         )  # fmt: skip
+        several = judges.under_judges(measure, judge) if len(judge) > 1 else []
+        changed = [each.majority for each in several] or measure(judge=next(iter(judge), None))
     screen = console()
-    for line in changes.render(changed, form, screen.width, verbose).split("\n"):
+    for line in changes.render(changed, form, screen.width, verbose, several).split("\n"):
         bold = form == "text" and line.startswith(("Verdict: ", "Significantly worse: "))
         screen.print(line, style="bold" * bold)
     for each in changed:

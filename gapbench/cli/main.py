@@ -27,7 +27,7 @@ from gapbench.cli import (
     runs,
     serve,
 )
-from gapbench.cli.options import Command, Judge, ReportTo, RunPath, TableForm, command
+from gapbench.cli.options import Command, ReportTo, RunPath, SeveralJudges, TableForm, command
 from gapbench.cli.terminal import QUIET, console
 from gapbench.fetch import libraries
 from gapbench.fetch.libraries import go_offline, quiet
@@ -85,7 +85,7 @@ def run(
         typer.echo(printable(table).rstrip("\n"))
     else:
         screen = console()  # a log or a pipe gets the whole table
-        show_overall(done, screen) if screen.is_terminal else show_run(done, None, screen, True)
+        show_overall(done, screen) if screen.is_terminal else show_run(done, (), screen, True)
     if form == "text" and not QUIET.get():
         pictures = f"{done.path / 'sheets'} ({counted(len(sheets), 'contact sheet')})"
         console().print(f"Pictures: {pictures}")
@@ -106,7 +106,7 @@ def show(
     path: RunPath,
     form: TableForm = "text",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Add the counts behind each figure.")] = False,
-    judge: Judge = None,
+    judge: SeveralJudges = (),
     *,
     settings: Part,
 ) -> None:  # fmt: skip
@@ -114,16 +114,20 @@ def show(
     from gapbench.cli.progress import bars
 
     with bars(f"reading {path}"):
+        from gapbench.report import judges, tables
         from gapbench.report.summary import show_run
-        from gapbench.report.tables import render
         from gapbench.runs.run import open_run
 
         opened = open_run(path, **vars(settings))
     if form == "text":
         show_run(opened, judge, console(), verbose)
+        return
+    if len(judge) > 1:
+        table = judges.render(opened, judge, form)
     else:
-        table = render(opened.rates(judge), form, opened.footnote, opened.unfinished)
-        typer.echo(printable(table).rstrip("\n"))
+        rates = opened.rates(next(iter(judge), None))
+        table = tables.render(rates, form, opened.footnote, opened.unfinished)
+    typer.echo(printable(table).rstrip("\n"))
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (

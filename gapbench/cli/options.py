@@ -31,6 +31,13 @@ Judge = Annotated[
         help="Compute the figures against this outside judge.", show_default="set by each task"
     ),
 ]
+SeveralJudges = Annotated[
+    Sequence[str],
+    typer.Option(
+        "--judge", parser=names, show_default="set by each task",
+        help="Compute the figures against this outside judge; of several, separated by commas, against each and their majority.",
+    ),
+]  # fmt: skip
 TableForm = Annotated[
     Literal["text", "markdown", "csv", "json", "latex"],
     typer.Option("--format", help="Format of the table; --json is short for --format json."),

@@ -25,6 +25,8 @@ from gapbench.metrics.verification import Verification, verification
 from gapbench.models.checkpoint import FIX_RECORD
 from gapbench.runs.about import model_of
 from gapbench.runs.flow import judge_images
+from gapbench.runs.frame import ByJudge, undecided_in_words
+from gapbench.runs.plan import Plan
 from gapbench.runs.run import Run, open_run
 from gapbench.runs.settings import Progress, silent
 from gapbench.types import GapbenchError, Prompt, counted
@@ -101,7 +103,7 @@ def compare(
     afters: Sequence[str | Path | Run],
     *,
     by: Literal["category", "tier", "task"] | None = None,
-    judge: str | None = None,
+    judge: ByJudge = None,
     models: Sequence[str] = (),
     tasks: Sequence[str] = (),
     limit: int | None = None,
@@ -113,7 +115,8 @@ def compare(
     The understanding win rate needs AFTER's verdicts on BEFORE's images; those that BEFORE's folder
     lacks are made and kept there. The model is where AFTER's run found it, or among `models` (as
     --model takes them), known by its fingerprint. `judge` picks the outside judge, by default each
-    task's first; `by` adds the figures of a level; `tasks` are lm-eval's, on which both models are
+    task's first, or the majority of several (`gapbench.comparison.judges` says what holds under
+    each); `by` adds the figures of a level; `tasks` are lm-eval's, on which both models are
     evaluated (`gapbench.lmeval.regression`), `limit` questions of each.
 
     Where two runs differ in prompts, seeds, task versions or judges, what they share is compared,
@@ -130,9 +133,23 @@ def compare(
     else:
         further = [([], []) for _ in pairs]
     return [
-        _comparison(pair, verdicts, by, *more)
-        for pair, verdicts, more in zip(pairs, crossed, further, strict=True)
+        _comparison(pair, verdicts, by, scores, [*_told(pair, judge), *about])
+        for pair, verdicts, (scores, about) in zip(pairs, crossed, further, strict=True)
     ]
+
+
+def _told(pair: Pair, judge: ByJudge) -> list[str]:
+    """On which images a majority came to no verdict; without a judge's name, which others the runs
+    have."""
+    if isinstance(judge, tuple):
+        sides = (("BEFORE", pair.old), ("AFTER", pair.new))
+        silent = {side: undecided_in_words(frame) for side, frame in sides}
+        return [f"No majority of {side} on {why}" for side, why in silent.items() if why]
+    there = [name for name in pair.before.judges() if name in pair.after.judges()]
+    if judge is not None or set(there) <= set(pair.old["judge"].dropna()):
+        return []
+    names = ",".join(there)
+    return [f"Other judges are there: --judge {names} says if the verdict holds under each."]
 
 
 def figures(c: Comparison) -> dict[str, float]:
@@ -175,7 +192,7 @@ def stored(before: Run, after: Run, judge: str | None = None) -> Comparison:
 
 
 def pair_runs(
-    before: Run, after: Run, judge: str | None, sides: tuple[str, str] = ("BEFORE", "AFTER")
+    before: Run, after: Run, judge: ByJudge, sides: tuple[str, str] = ("BEFORE", "AFTER")
 ) -> Pair:
     """Two runs over the images they share; `sides` is what they are called in `left_out`. Raises
     GapbenchError as `compare` does."""
@@ -207,21 +224,17 @@ def pair_runs(
 
 
 def _shared_prompts(
-    before: Run, after: Run, judge: str | None, sides: tuple[str, str], reasons: list[str]
+    before: Run, after: Run, judge: ByJudge, sides: tuple[str, str], reasons: list[str]
 ) -> set[tuple[str, str]]:
     """(task, prompt id) of what both runs ask and judge alike; says what they do not."""
     one, two = before.plan, after.plan
     for task in one.tasks.keys() & two.tasks.keys():
         if one.tasks[task] != two.tasks[task]:
             reasons.append(f"task {task} is of version {one.tasks[task]} and {two.tasks[task]}")
-    asked: list[dict[tuple[str, str], tuple[Prompt, tuple[str, str] | None]]] = []
+    asked: list[dict[tuple[str, str], tuple[Prompt, list[tuple[str, str]]]]] = []
     for plan in (one, two):
-        names = [
-            next((name for name in asks if judge is None or name == judge), None)
-            for asks in plan.asks
-        ]
-        judged = [None if name is None else (name, plan.judges[name]) for name in names]
-        asked.append({(p.task, p.id): (p, j) for p, j in zip(plan.prompts, judged, strict=True)})
+        judged = zip(plan.prompts, _judged(plan, judge), strict=True)
+        asked.append({(p.task, p.id): (p, judges) for p, judges in judged})
     old, new = asked
     extra = (old.keys() - new.keys(), new.keys() - old.keys())
     for name, more in zip(sides, extra, strict=True):
@@ -233,12 +246,26 @@ def _shared_prompts(
     if changed:
         prompts = counted(len(changed), "prompt")
         reasons.append(f"the texts of {prompts} differ, such as {'/'.join(min(changed))}")
-    judges = {(old[key][1], new[key][1]) for key in shared - changed if old[key][1] != new[key][1]}
-    for first, second in sorted(judges, key=str):
-        a, b = ("none" if j is None else j[0] for j in (first, second))
-        kind = f"{a} of two versions" if a == b else f"{a} and {b}"
-        reasons.append(f"the outside judge is {kind}")
+    kinds = set[str]()
+    for key in shared - changed:
+        first, second = old[key][1], new[key][1]
+        a, b = (", ".join(name for name, _ in judges) or "none" for judges in (first, second))
+        if first != second:
+            kinds.add(f"{a} of two versions" if a == b else f"{a} and {b}")
+    reasons += [f"the outside judge is {kind}" for kind in sorted(kinds)]
     return {key for key in shared - changed if old[key][1] == new[key][1]}
+
+
+def _judged(plan: Plan, judge: ByJudge) -> list[list[tuple[str, str]]]:
+    """(name, fingerprint) of each judge that counts, prompt by prompt, sorted."""
+    named = (judge,) if isinstance(judge, str) else judge
+    return [
+        sorted(
+            (name, plan.judges[name])
+            for name in ([*asks][:1] if named is None else asks.keys() & set(named))
+        )
+        for asks in plan.asks
+    ]
 
 
 def _keys(frame: pd.DataFrame) -> list[tuple[str, str]]:

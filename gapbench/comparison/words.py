@@ -6,11 +6,12 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from tabulate import tabulate
 
 from gapbench.comparison.compare import RULE, Comparison
+from gapbench.comparison.judges import VERDICT, Judged, concluded, order
 from gapbench.metrics.metric import METRICS, UNDERSTANDING, printed
 from gapbench.metrics.paired import Change, detectable
 from gapbench.metrics.power import SAMPLES, Spread, family
@@ -53,34 +54,39 @@ Table = Callable[[Sequence[str], list[list[str]]], str]
 
 
 def render(
-    comparisons: Sequence[Comparison], form: str, width: int = 160, verbose: bool = False
+    comparisons: Sequence[Comparison],
+    form: str,
+    width: int = 160,
+    verbose: bool = False,
+    judged: Sequence[Judged] = (),
 ) -> str:
     """Comparisons with one BEFORE, as `text`, `markdown` or `json` (all fields, and the rule).
 
-    The text's tables have up to `width` characters a line; wider ones are split by columns. Text
-    has all columns where it is `verbose`, Markdown always.
+    Where `judged` is given, the comparisons are its majorities, and each begins with what holds
+    under its judges. The text's tables have up to `width` characters a line; wider ones are split
+    by columns. Text has all columns where it is `verbose`, Markdown always.
     """
     if form not in FORMATS:
         raise GapbenchError(f"no format {form!r}; there are {', '.join(FORMATS)}")
     if form == "json":
-        each = [
-            asdict(c)
-            | {"gap_gain": c.gap_gain._asdict() if c.gap_gain else None}
-            | {
-                name: record(worth) if worth else None
-                for name, worth in (
-                    ("worth_before", c.worth_before),
-                    ("worth_after", c.worth_after),
-                )
-            }
-            for c in comparisons
-        ]
-        return json.dumps({"rule": RULE, "comparisons": each}, indent=1)
+        told: dict[str, Any] = {"rule": RULE, "comparisons": [_record(c) for c in comparisons]}
+        if judged:
+            told["judges"] = [
+                {
+                    "under": {name: _record(c) for name, c in each.judges.items()},
+                    "conclusions": [asdict(conclusion) for conclusion in each.conclusions],
+                }
+                for each in judged
+            ]
+            ranks = order(judged)
+            told["order"] = asdict(ranks) if ranks else None
+        return json.dumps(told, indent=1)
     table = _markdown if form == "markdown" else partial(text_table, width)
     verbose = verbose or form == "markdown"
-    blocks = [_block(c, table, verbose) for c in comparisons]
+    several: Sequence[Judged | None] = judged or [None] * len(comparisons)
+    blocks = [_block(*each, table, verbose) for each in zip(comparisons, several, strict=True)]
     if len(comparisons) > 1:
-        blocks.insert(0, _summary(comparisons, table))
+        blocks.insert(0, _summary(comparisons, judged, table))
     if form == "markdown":
         blocks = [block.replace("\n* ", "\n\\* ") for block in blocks]
     return "\n\n".join([*blocks, ABOUT if verbose else SHORT_ABOUT])
@@ -152,9 +158,19 @@ def _head(figure: Change) -> str:
     return head if figure.unit == PERCENT else f"{head} ({figure.unit})"
 
 
-def _block(c: Comparison, table: Table, verbose: bool) -> str:
+def _record(c: Comparison) -> dict[str, Any]:
+    worths = {"worth_before": c.worth_before, "worth_after": c.worth_after}
+    return (
+        asdict(c)
+        | {"gap_gain": c.gap_gain._asdict() if c.gap_gain else None}
+        | {name: record(worth) if worth else None for name, worth in worths.items()}
+    )
+
+
+def _block(c: Comparison, judged: Judged | None, table: Table, verbose: bool) -> str:
     verdict = f"Verdict: {c.verdict}."
-    parts = [(f"**{verdict}**" if table is _markdown else verdict) + _smallest(c)]
+    held = f" It is the majority's and holds under {judged.conclusions[0].holds}." if judged else ""
+    parts = [(f"**{verdict}**" if table is _markdown else verdict) + held + _smallest(c)]
     if c.worse:
         worse = [_head(change) for change in c.changes if change.verdict < 0]
         parts.append(f"Significantly worse: {', '.join(worse)}.")
@@ -166,6 +182,9 @@ def _block(c: Comparison, table: Table, verbose: bool) -> str:
         *(f"Left out: {reason}" for reason in c.left_out),
         *c.notes,
     ]
+    if judged:
+        parts.append("What changed, in points, under each judge and under their majority:")
+        parts.append(_under(judged, table))
     columns = COLUMNS if verbose else SHORT
     families = [[(_head(change), change) for change in c.changes]]
     families += [[(f"{each.name}: {_head(each)}", each) for each in c.by_level]] * bool(c.by_level)
@@ -208,6 +227,29 @@ def _block(c: Comparison, table: Table, verbose: bool) -> str:
     return "\n\n".join(parts)
 
 
+def _under(judged: Judged, table: Table) -> str:
+    """A row for each judge and the majority, and under how many of them the majority's conclusions
+    hold."""
+    figures = [each for each in judged.conclusions if each.about != VERDICT]
+    heads = [
+        "judge", "verdict", "images",
+        *(METRICS[each.about].heading if each.about in METRICS else each.about for each in figures),
+    ]  # fmt: skip
+    rows = [
+        [name, c.verdict, str(c.images), *(_concluded(c, each.about) for each in figures)]
+        for name, c in [*judged.judges.items(), ("majority", judged.majority)]
+    ]
+    holds = [each.holds for each in judged.conclusions]
+    return table(heads, [*rows, ["holds under", holds[0], "", *holds[1:]]])
+
+
+def _concluded(c: Comparison, metric: str) -> str:
+    """Better, worse or unchanged, and by how much."""
+    known = [ch for ch in c.changes if ch.metric == metric and ch.difference is not None]
+    by = [_number(ch, ch.difference, "+") + f" {ch.unit}" * (ch.unit != PERCENT) for ch in known]
+    return concluded(c, metric) + f" ({', '.join(by)})" * bool(by)
+
+
 def _worth(c: Comparison, table: Table) -> list[str]:
     """What own verdicts were worth before and after, and whether a fix gained what they told."""
     one, two = c.worth_before, c.worth_after
@@ -232,7 +274,7 @@ def _worth(c: Comparison, table: Table) -> list[str]:
     return parts
 
 
-def _summary(comparisons: Sequence[Comparison], table: Table) -> str:
+def _summary(comparisons: Sequence[Comparison], judged: Sequence[Judged], table: Table) -> str:
     heads = list(dict.fromkeys(head for c in comparisons for head in _changes(c)))
     rows = []
     for c in comparisons:
@@ -245,7 +287,14 @@ def _summary(comparisons: Sequence[Comparison], table: Table) -> str:
         rows.append([c.after, c.after_model, c.verdict, *figures, won, rho])
     heads = ["AFTER", "model", "verdict", *heads, "understanding win rate", "gap-gain rho"]
     before = f"{comparisons[0].before_model}: {comparisons[0].before}"
-    return f"Changes from BEFORE, in points; BEFORE is {before}\n\n{table(heads, rows)}"
+    told = f"Changes from BEFORE, in points; BEFORE is {before}\n\n{table(heads, rows)}"
+    if ranks := order(judged):
+        orders = [*ranks.judges.items(), ("majority", ranks.majority), ("holds under", ranks.holds)]
+        told += (
+            "\n\nThe AFTERs, numbered as above, by change in generation, the best first:"
+            f"\n\n{table(['judge', 'order'], [[*each] for each in orders])}"
+        )
+    return told
 
 
 def _changes(c: Comparison) -> dict[str, Change]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from gapbench.judges.own import NAMES
 from gapbench.report import tables
 from gapbench.report import verification as worth
+from gapbench.runs.frame import ByJudge, undecided_in_words
 from gapbench.types import counted
 from gapbench.verdict import mass_note
 
@@ -21,10 +23,11 @@ ABOUT: Final = ("Mismatched pairs: ", "Own verdicts: ")
 """How notes start that explain a table and warn of nothing; they stand below the whole one."""
 
 
-def show_run(run: Run, judge: str | None, screen: Console, verbose: bool = False) -> None:
-    """Print a run's figures against an outside judge, or against all of them where it is None;
-    `verbose` adds their counts."""
-    plan, judges = run.plan, _judges(run, judge)
+def show_run(run: Run, named: Sequence[str], screen: Console, verbose: bool = False) -> None:
+    """Print a run's figures against the outside judges that are named, or against all of them where
+    none is, and against the majority of several; `verbose` adds their counts."""
+    plan, judges = run.plan, _judges(run, named)
+    panel = next((name for name in judges if isinstance(name, tuple)), ())
     rates = {name: run.rates(name) for name in judges}  # one that is not there is told first
     _head(run, screen)
     screen.print("Tasks, tiers and overall are means over categories.")
@@ -33,7 +36,7 @@ def show_run(run: Run, judge: str | None, screen: Console, verbose: bool = False
         "accepts mismatched."
     )
     for name, figures in rates.items():
-        screen.print(f"Outside judge: {name or ', '.join(plan.judges) or 'none'}\n")
+        screen.print(f"Outside judge: {run.called(name)}\n")
         tables.show(figures, screen, verbose)
         if not verbose and any(rate.abstained for rate in figures):
             screen.print("Images without a verdict are left out; --verbose counts them.")
@@ -41,33 +44,41 @@ def show_run(run: Run, judge: str | None, screen: Console, verbose: bool = False
         screen.print(about)
     if run.footnote:
         screen.print(run.footnote)
-    for first, second, agreed in run.agreements():
+    for first, second, agreed in run.agreements(panel):
         screen.print(f"{first} and {second} {tables.agreement(agreed)}")
+    corrected = {name: run.corrected(name) for name in judges}
     for name in judges:
-        who = name or ", ".join(plan.judges)
-        worth.show(run.verification(name), who, screen)
-        tables.show_corrected(run.corrected(name), who, screen)
+        worth.show(run.verification(name), run.called(name), screen)
+        people = next(iter(run.people_judges()), "")
+        tables.show_corrected(corrected[name], run.called(name), people, screen)
+    if any(corrected.values()):
+        screen.print(tables.ABOUT_CORRECTED)
     _warn(run, [*run.notes(), *_notes(run, judges)], screen)
 
 
 def show_overall(run: Run, screen: Console) -> None:
     """Print what a run came to in a few lines: the overall figures, and what was wrong."""
     _head(run, screen)
-    for name in _judges(run, None):
-        screen.print(f"Outside judge: {name or ', '.join(run.plan.judges) or 'none'}\n")
+    for name in _judges(run, ()):
+        screen.print(f"Outside judge: {run.called(name)}\n")
         tables.show_overall(run.rates(name), screen)
         screen.print()
     if run.footnote:
         screen.print(run.footnote)
-    notes = [*run.notes(), *_notes(run, _judges(run, None))]
+    notes = [*run.notes(), *_notes(run, _judges(run, ()))]
     _warn(run, [note for note in notes if not note.startswith(ABOUT)], screen)
 
 
-def _judges(run: Run, judge: str | None) -> list[str | None]:
-    """The outside judges that tables are of; None stands for each task's own."""
+def _judges(run: Run, named: Sequence[str]) -> list[ByJudge]:
+    """The outside judges that tables are of, and the majority of several that are no people or are
+    named; None stands for each task's own."""
     several = any(len(asks) > 1 for asks in run.plan.asks)
-    judges: list[str | None] = [judge] if judge or not several else [*run.plan.judges]
-    if judge is None:
+    judges: list[ByJudge] = [*named] if named else [*run.plan.judges] if several else [None]
+    people = () if named else run.people_judges()
+    panel = tuple(name for name in judges if isinstance(name, str) and name not in people)
+    if len(panel) > 1:
+        judges.append(panel)
+    if not named:
         judges += [name for name in run.judges() if name not in run.plan.judges]
     return judges
 
@@ -91,7 +102,7 @@ def _warn(run: Run, notes: list[str], screen: Console) -> None:
         screen.print(f"WARNING: {name} failed the check: {warning}", style="bold red")
 
 
-def _notes(run: Run, judges: list[str | None]) -> list[str]:
+def _notes(run: Run, judges: Sequence[ByJudge]) -> list[str]:
     """What the own verdicts' probabilities say of them, and which verdicts are mostly missing."""
     plan = run.plan
     own = run.own_verdicts()
@@ -106,8 +117,12 @@ def _notes(run: Run, judges: list[str | None]) -> list[str]:
     if plan.own:
         notes += _abstentions("own verdicts", frame, "own")
     for name in judges:
-        who = f"verdicts of {name or ', '.join(plan.judges)}"
-        notes += _abstentions(who, frame if name is None else run.frame(name), "outside")
+        of_judge = frame if name is None else run.frame(name)
+        if isinstance(name, tuple):
+            silent = undecided_in_words(of_judge)
+            notes += [f"No majority on {silent}"] if silent else []
+        else:
+            notes += _abstentions(f"verdicts of {run.called(name)}", of_judge, "outside")
     return notes
 
 

@@ -201,21 +201,21 @@ def agreement(two: Agreement) -> str:
     return f"agree on {raw} % of {two.n} images{left_out}; Cohen's kappa {kappa}"
 
 
-def show_corrected(rates: Sequence[Corrected], judge: str, console: Console) -> None:
-    """Print the rates that people's labels correct; nothing without them."""
+def show_corrected(rates: Sequence[Corrected], judge: str, people: str, console: Console) -> None:
+    """Print the rates that the labels of the judge `people` correct; nothing without them."""
     from rich.table import Table
     from rich.text import Text
 
     if not rates:
         return
-    console.print(f"Corrected for the errors of {judge} by people's labels, in percent:\n")
+    console.print(f"Corrected for the errors of {judge} by the labels of {people}, in percent:\n")
     table = Table("%", box=None, pad_edge=False, header_style="bold")
     for head in CORRECTED:
         table.add_column(head, justify="right")
     for rate in rates:
         table.add_row(*map(Text, corrected(rate)))
     console.print(table)
-    console.print(f"\n{ABOUT_CORRECTED}")
+    console.print()
 
 
 def corrected(rate: Corrected) -> list[str]:

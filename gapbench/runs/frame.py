@@ -2,10 +2,52 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Final
+
 from gapbench.judges.lists import geometric
 from gapbench.runs.plan import Item
 from gapbench.tasks.content import cluster
 from gapbench.types import Answer, Scale
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ByJudge = str | tuple[str, ...] | None
+"""Whose verdicts a frame is of: an outside judge's, those of the majority of several, or those of
+each task's first."""
+TIE: Final = "as many judges accept as reject"
+SILENT: Final = "no judge gave a verdict"
+
+
+def majority(answers: Iterable[Answer | None]) -> Answer | None:
+    """The verdict of more than half of the judges that gave one: an abstention at a tie or where
+    all abstained, None where nobody answered."""
+    there = [answer.verdict for answer in answers if answer is not None]
+    if not there:
+        return None
+    yes, no = there.count(1), there.count(0)
+    if yes == no:
+        return Answer(verdict=None, reason=TIE if yes else SILENT)
+    return Answer(verdict=int(yes > no))
+
+
+def majority_of(judges: Sequence[str]) -> str:
+    """The name of a majority, the same in whatever order its judges were named."""
+    return f"majority of {', '.join(sorted(judges))}"
+
+
+def undecided(frame: pd.DataFrame) -> dict[str, int]:
+    """Why a majority came to no verdict -> on how many images."""
+    return dict(Counter(frame.loc[frame["outside"].isna(), "outside_reason"].dropna()))
+
+
+def undecided_in_words(frame: pd.DataFrame) -> str:
+    """The same, as in "3 of 44 images: SILENT (1), TIE (2)"; empty where there is always one."""
+    reasons = undecided(frame) if len(frame) else {}
+    told = ", ".join(f"{why} ({count})" for why, count in sorted(reasons.items()))
+    return f"{sum(reasons.values())} of {len(frame)} images: {told}" if told else ""
 
 
 def row(

@@ -13,7 +13,7 @@ from gapbench.files import read_object
 from gapbench.judges.own import MODES, Mode
 from gapbench.models.base import PAIR
 from gapbench.runs.folder import RunFolder
-from gapbench.runs.frame import row
+from gapbench.runs.frame import ByJudge, majority, majority_of, row
 from gapbench.runs.listing import find_run
 from gapbench.runs.plan import Plan
 from gapbench.runs.settings import Part
@@ -86,6 +86,12 @@ class Run:
         """Names of the outside judges, in order of first use; last, where people labelled images,
         "human"."""
         return [*self.plan.judges, *([HUMAN] if (self.path / LABELS).exists() else [])]
+
+    def people_judges(self) -> list[str]:
+        """Those of the outside judges that are people: first who labelled images on the page, then
+        the files of `human:FILE`."""
+        names = [name for name in self.plan.judges if name.startswith(f"{HUMAN}-")]
+        return [name for name in self.judges() if name == HUMAN] + names
 
     def people(self) -> HumanJudge | None:
         """The labels that `gapbench label` gathered, if any."""
@@ -168,14 +174,17 @@ class Run:
             for stage, reasons in self.failures().items()
         ]
 
-    def agreements(self) -> list[tuple[str, str, Agreement]]:
-        """Agreement of each two outside judges, and of each two people ("human:NAME"), on the
-        images that both were asked about."""
+    def agreements(self, panel: tuple[str, ...] = ()) -> list[tuple[str, str, Agreement]]:
+        """Agreement of each two outside judges, of the majority of a `panel` of them with people,
+        and of each two people ("human:NAME"), on the images that both were asked about."""
         from gapbench.metrics.agreement import agreement
 
         people = self.people()
         raters = [f"{HUMAN}:{rater}" for rater in people.raters()] if people else []
-        pairs = [*combinations(self.judges(), 2), *combinations(raters, 2)]
+        pairs: list[tuple[ByJudge, ByJudge]] = [*combinations(self.judges(), 2)]
+        if len(panel) > 1:
+            pairs += [(panel, name) for name in self.people_judges() if name not in panel]
+        pairs += combinations(raters, 2)
         frames = {name: self.frame(name) for name in {name for pair in pairs for name in pair}}
         frames = {name: each[each["outside_asked"]] for name, each in frames.items() if len(each)}
         agreements = []
@@ -187,30 +196,37 @@ class Run:
             )
             if len(both):
                 measured = agreement(both, "outside_first", "outside_second")
-                agreements.append((first, second, measured))
+                agreements.append((self.called(first), self.called(second), measured))
         return agreements
 
-    def corrected(self, judge: str | None = None) -> list[Corrected]:
+    def called(self, judge: ByJudge) -> str:
+        """An outside judge, a majority, or the tasks' own judges in words."""
+        if judge is None:
+            return ", ".join(self.plan.judges) or "none"
+        return judge if isinstance(judge, str) else majority_of(judge)
+
+    def corrected(self, judge: ByJudge = None) -> list[Corrected]:
         """The rates by an outside judge (each task's first, by default) as people's labels correct
-        them; empty without labels."""
+        them, those of the first of `people_judges`; empty without labels and for people."""
         from gapbench.metrics.corrected import corrected
 
-        if HUMAN not in self.judges() or judge == HUMAN:
+        people = self.people_judges()
+        if not people or set((judge,) if isinstance(judge, str) else judge or ()) & set(people):
             return []
-        frame, people = self.frame(judge), self.frame(HUMAN)
-        if not len(people) or not len(frame):
+        frame, labelled = self.frame(judge), self.frame(people[0])
+        if not len(labelled) or not len(frame) or frame["judge"].isin(people).any():
             return []
-        labels = people[[*IMAGE, "outside"]].rename(columns={"outside": HUMAN})
+        labels = labelled[[*IMAGE, "outside"]].rename(columns={"outside": HUMAN})
         return corrected(frame.merge(labels, on=IMAGE, how="left"))
 
-    def verification(self, judge: str | None = None) -> Verification | None:
+    def verification(self, judge: ByJudge = None) -> Verification | None:
         """What the own verdicts are worth; None where no image has both verdicts."""
         from gapbench.metrics.verification import verification
 
         frame = self.frame(judge)
         return verification(frame) if len(frame) else None
 
-    def frame(self, judge: str | None = None) -> pd.DataFrame:
+    def frame(self, judge: ByJudge = None) -> pd.DataFrame:
         """One row for each planned image that was drawn.
 
         Columns: task, category, tier, prompt (id), cluster (`gapbench.tasks.content.cluster`),
@@ -220,47 +236,60 @@ class Run:
         are 1.0, 0.0 or NaN: abstained, or missing where "asked" is false, which it also is where
         the judge accepts the mismatched pair. `judge` picks an outside judge, and with it the
         images it was asked about; by default each task's first. "human" is the people who labelled
-        the run, "human:NAME" one of them.
+        the run, "human:NAME" one of them. Several names are the majority of these judges
+        (`gapbench.runs.frame.majority`), over all images that one of them was asked about; it has
+        no scores.
         """
         import pandas as pd
 
-        name_of, _, rater = (judge or "").partition(":")
-        people = self.people() if name_of == HUMAN else None
+        named = (judge,) if isinstance(judge, str) else judge
+        people = self.people() if any(_of(name) == HUMAN for name in named or ()) else None
         raters = [f"{HUMAN}:{name}" for name in people.raters()] if people else []
-        if judge is not None and judge not in [*self.judges(), *raters]:
-            raise GapbenchError(
-                f"{self.path} has no verdicts of judge {judge!r}; it has {', '.join(self.judges())}"
-            )
+        for name in named or ():
+            if name not in [*self.judges(), *raters]:
+                there = ", ".join(self.judges())
+                raise GapbenchError(
+                    f"{self.path} has no verdicts of judge {name!r}; it has {there}"
+                )
         drawn, verdicts = self.folder.generations(), self.folder.verdicts()
         fingerprint = self.plan.own_fingerprint
+        who: str | None
         rows = []
         for item in self.plan.items():
-            name = judge if judge is not None else next(iter(item.asks), None)
             generation = drawn.get((item.prompt.text, item.seed))
             if generation is None:
                 continue
             image = generation.image
-            outside: Answer | None = None
-            if people is not None:
-                outside = people.answer(image, item.prompt.text, rater or None)
-                if outside is None:
-                    continue
-            elif name is not None:
-                if name not in item.asks:
-                    continue
-                outside = verdicts.get((image, item.asks[name], self.plan.judges[name]))
+            answers: dict[str, Answer | None] = {}
+            for name in named if named is not None else [*item.asks][:1]:
+                if people is not None and _of(name) == HUMAN:
+                    rater = name.partition(":")[2] or None
+                    if (label := people.answer(image, item.prompt.text, rater)) is not None:
+                        answers[name] = label
+                elif name in item.asks:
+                    answers[name] = verdicts.get((image, item.asks[name], self.plan.judges[name]))
+            if named is not None and not answers:
+                continue
             own = verdicts.get((image, item.prompt.question, fingerprint))
-            mismatched = partner = None
+            mismatched, partners = None, list[Answer | None]()
             if item.partner is not None:
                 mismatched = verdicts.get((image, item.partner.question, fingerprint))
-                if name is not None and name in item.partner_asks:
-                    question = item.partner_asks[name]
-                    partner = verdicts.get((image, question, self.plan.judges[name]))
-            scale = SHARE if name is None else self.plan.scales.get(name, SHARE)
-            rows.append(row(item, image, own, outside, mismatched, name, scale, partner))
+                partners = [
+                    verdicts.get((image, item.partner_asks[name], self.plan.judges[name]))
+                    for name in answers
+                    if name in item.partner_asks
+                ]
+            if isinstance(judge, tuple):
+                who, scale = majority_of(judge), SHARE
+                outside, partner = majority(answers.values()), majority(partners)
+            else:
+                who = next(iter(answers), None)
+                outside, partner = next(iter(answers.values()), None), next(iter(partners), None)
+                scale = SHARE if who is None else self.plan.scales.get(who, SHARE)
+            rows.append(row(item, image, own, outside, mismatched, who, scale, partner))
         return pd.DataFrame(rows)
 
-    def rates(self, judge: str | None = None) -> list[Rates]:
+    def rates(self, judge: ByJudge = None) -> list[Rates]:
         """The figures of METRICS, per category, task, tier and overall, then the overall figures as
         the tasks' authors and the paper form them."""
         from gapbench.metrics.metric import METRICS
@@ -269,6 +298,11 @@ class Run:
         frame = self.frame(judge)
         made = [*rates(frame), *overalls(frame, self.plan.overalls)]
         return [rate for rate in made if self.plan.own or not METRICS[rate.metric].needs_own]
+
+
+def _of(name: str) -> str:
+    """Of "human:NAME", "human"."""
+    return name.partition(":")[0]
 
 
 def _by_reason(reasons: Mapping[str, int]) -> str:

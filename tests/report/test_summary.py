@@ -21,7 +21,7 @@ Make = Callable[..., Run]
 
 def printed(run: Run) -> str:
     text = io.StringIO()
-    show_run(run, None, Console(file=text, width=200, markup=False, highlight=False))
+    show_run(run, (), Console(file=text, width=200, markup=False, highlight=False))
     return text.getvalue()
 
 

@@ -1,0 +1,85 @@
+"""`gapbench show --judge a,b`, beside labels of people."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from judged import PROMPTS, TRUE, made
+from rich.console import Console
+
+from gapbench.report import judges
+from gapbench.report.summary import show_run
+from gapbench.runs.run import Run
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Of the judges, b errs on every fifth image; people labelled 30 of the 40."""
+    wrong = [1 - said if place % 5 == 0 else said for place, said in enumerate(TRUE)]
+    labels = [said if place < 30 else None for place, said in enumerate(TRUE)]
+    silent = [None if place % 7 == 0 else said for place, said in enumerate(TRUE)]
+    said = {"a": silent, "b": wrong, "human-labels": labels}
+    return made(tmp_path, "m", [1] * PROMPTS, said)
+
+
+def test_each_judge_and_the_majority_are_shown(run: Run, cli: Cli) -> None:
+    assert run.people_judges() == ["human-labels"]
+    assert run.corrected("human-labels") == run.corrected(("a", "human-labels")) == []
+    shown = cli("show", str(run.path), "--judge", "a,b").stdout
+    for who in ("a", "b", "majority of a, b"):
+        assert f"Outside judge: {who}\n" in shown
+        assert f"Corrected for the errors of {who} by the labels of human-labels" in shown
+    assert shown.count("The labels are taken for the truth") == 1
+    assert "a and b agree on" in shown
+    assert "majority of a, b and human-labels agree on" in shown
+    assert "No majority on" in shown
+
+    told = json.loads(cli("show", str(run.path), "--judge", "a,b", "--json").stdout)
+    assert list(told["judges"]) == ["a", "b", "majority"]
+    whole = run.frame(("a", "b"))
+    [generation] = [
+        rate for rate in told["judges"]["majority"]
+        if (rate["level"], rate["metric"]) == ("overall", "generation")
+    ]  # fmt: skip
+    assert generation["denominator"] == whole["outside"].notna().sum()
+    assert sum(told["no_majority"].values()) == whole["outside"].isna().sum()
+    pairs = {(each["first"], each["second"]): each for each in told["agreement"]}
+    assert pairs["a", "human-labels"]["raw"] == 1
+    assert pairs["b", "human-labels"]["raw"] == 24 / 30
+    by = {name: rates[0] for name, rates in told["corrected"].items()}
+    assert list(by) == ["a", "b", "majority"]
+    # Six of 30 labelled are wrong by b, half of them each way; the rest errs alike.
+    assert by["b"]["rogan_gladen"]["value"] == pytest.approx(0.5, abs=0.02)
+
+    other = json.loads(judges.render(run, ("b", "a"), "json"))
+    assert (other["judges"], other["corrected"]) == (told["judges"], told["corrected"])
+    assert other["no_majority"] == told["no_majority"]
+
+
+def test_other_forms_name_the_judge(run: Run) -> None:
+    table = list(csv.DictReader(io.StringIO(judges.render(run, ("a", "b"), "csv"))))
+    assert {row["judge"] for row in table} == {"a", "b", "majority"}
+    page = judges.render(run, ("a", "b"), "markdown")
+    assert page.count("| **overall** ") == 3
+    assert page.count("Corrected by the labels of human-labels, in percent:") == 3
+    assert "- a and b agree on" in page
+    latex = judges.render(run, ("a", "b"), "latex")
+    assert latex.count(r"\begin{tabular}") == 3
+    assert "% outside judge: majority of a, b" in latex
+
+
+def test_without_a_name_people_are_no_part_of_the_majority(run: Run) -> None:
+    text = io.StringIO()
+    show_run(run, (), Console(file=text, width=200, markup=False, highlight=False))
+    heads = [line for line in text.getvalue().splitlines() if line.startswith("Outside judge")]
+    assert [head.partition(": ")[2] for head in heads] == [
+        "a", "b", "human-labels", "majority of a, b",
+    ]  # fmt: skip
