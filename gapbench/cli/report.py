@@ -11,7 +11,7 @@ import typer
 
 from gapbench.cli.options import Judge, RunPath
 from gapbench.runs.settings import Part
-from gapbench.types import counted
+from gapbench.types import GapbenchError, counted, printable
 
 Port = Annotated[
     int,
@@ -59,10 +59,20 @@ def label(
     run: RunPath,
     rater: Annotated[str, typer.Option(help="Your name. The labels of each rater are stored separately.")] = "rater",
     port: Port = 0,
+    sheet: Annotated[bool, typer.Option("--sheet", help="Print instead what a paper has to say of the labels of all raters, in Markdown: question, sampling, agreement.")] = False,
 ) -> None:  # fmt: skip
     """Open a local page where a person judges the images of a run."""
     from gapbench.report.label import Labels, serve
     from gapbench.runs.run import open_run
+
+    if sheet:
+        from gapbench.report.study import study
+
+        if (rater, port) != ("rater", 0):
+            raise GapbenchError("--sheet is of all raters; leave out --rater and --port")
+
+        typer.echo(printable(study(open_run(run))))
+        return
 
     labels = Labels(open_run(run), rater)
     total = len(labels.items)

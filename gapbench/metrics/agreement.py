@@ -1,7 +1,8 @@
-"""How far two judges agree on the same images."""
+"""How far two judges, or several people, agree on the same images."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -47,11 +48,7 @@ def agreement(frame: pd.DataFrame, first: str, second: str) -> Agreement:
     that its linearisation has over prompts. Raises GapbenchError for a missing column, an empty key
     or another value.
     """
-    for column in (*KEYS, first, second):
-        if column not in frame.columns:
-            raise GapbenchError(f"agreement: the frame has no column {column!r}")
-    if frame[list(KEYS)].isna().any(axis=None):
-        raise GapbenchError("agreement: an image has no task, category or prompt")
+    _checked(frame, (first, second))
     a, b = _verdicts(frame, first), _verdicts(frame, second)
     both = ~np.isnan(a) & ~np.isnan(b)
     keys = clustered(frame).loc[both, UNIT].astype(str)
@@ -70,11 +67,8 @@ def agreement(frame: pd.DataFrame, first: str, second: str) -> Agreement:
         raw_low, raw_high, _ = interval([_stratum(prompts)], raw)
         moves = _moves(prompts, kappa) if kappa is not None else np.zeros(1)
         variance = float(moves @ moves) * len(prompts) / (len(prompts) - 1) / 4
-        if kappa is not None and variance > ROUNDING**2:
-            share = (1 + kappa) / 2
-            trials = share * (1 - share) / variance
-            low, high = Figure(share, variance**0.5, len(prompts) - 1, trials).ends()
-            kappa_low, kappa_high = 2 * low - 1, 2 * high - 1
+        if kappa is not None:
+            kappa_low, kappa_high = _ends(kappa, variance, len(prompts))
     return Agreement(
         n=int(both.sum()),
         n_prompts=len(prompts),
@@ -86,6 +80,71 @@ def agreement(frame: pd.DataFrame, first: str, second: str) -> Agreement:
         kappa_low=kappa_low,
         kappa_high=kappa_high,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alpha:
+    """Krippendorff's alpha (1970; for two values) of the `labels` that several people gave to
+    `images`, of which each has two or more: 1 minus the share of unequal pairs of labels of one
+    image, over that of all labels. 1 is full agreement and 0 chance. It is None without such images
+    or where all labels are the same. `low` and `high` bound the 95 % interval over prompts."""
+
+    images: int
+    labels: int
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+def alpha(frame: pd.DataFrame, raters: Sequence[str]) -> Alpha:
+    """Krippendorff's alpha of the columns `raters` of a frame that is as that of `agreement`; NaN
+    is no label.
+
+    The interval is that of `agreement` for kappa, with the variance of the jackknife over prompts.
+    Raises GapbenchError as `agreement` does.
+    """
+    _checked(frame, raters)
+    labels = np.stack([_verdicts(frame, rater) for rater in raters], axis=1)
+    given, yes = (~np.isnan(labels)).sum(axis=1), np.nansum(labels, axis=1)
+    used = given > 1
+    given, yes = given[used].astype(np.float64), yes[used]
+    # (images, 3): unequal pairs per label, labels, of these yes; then summed by prompt.
+    terms = np.stack([yes * (given - yes) / (given - 1), given, yes], axis=1)
+    keys = clustered(frame).loc[used, UNIT].astype(str)
+    groups = pd.DataFrame(terms, index=keys.index).groupby([keys[k] for k in UNIT], sort=True)
+    prompts = groups.sum().to_numpy(dtype=np.float64)
+    value, low, high = _alpha(prompts.sum(axis=0)), None, None
+    left = [_alpha(prompts.sum(axis=0) - prompt) for prompt in prompts]
+    known = np.array([each for each in left if each is not None])
+    if value is not None and 1 < len(left) == len(known):
+        spread = float(((known - known.mean()) ** 2).sum())
+        low, high = _ends(value, spread * (len(left) - 1) / len(left) / 4, len(left))
+    return Alpha(images=len(given), labels=int(given.sum()), value=value, low=low, high=high)
+
+
+def _alpha(total: Floats) -> float | None:
+    unequal, labels, yes = total
+    pairs = yes * (labels - yes)
+    return float(1 - (labels - 1) * unequal / pairs) if pairs > ROUNDING else None
+
+
+def _ends(value: float, variance: float, prompts: int) -> tuple[float | None, float | None]:
+    """The interval of a coefficient in [-1, 1] as that of the share (1 + value) / 2, which has this
+    variance over so many prompts; none without a spread."""
+    if variance <= ROUNDING**2:
+        return None, None
+    share = min(1.0, max(0.0, (1 + value) / 2))
+    trials = share * (1 - share) / variance
+    low, high = Figure(share, variance**0.5, prompts - 1, trials).ends()
+    return 2 * low - 1, 2 * high - 1
+
+
+def _checked(frame: pd.DataFrame, columns: Sequence[str]) -> None:
+    for column in (*KEYS, *columns):
+        if column not in frame.columns:
+            raise GapbenchError(f"agreement: the frame has no column {column!r}")
+    if frame[list(KEYS)].isna().any(axis=None):
+        raise GapbenchError("agreement: an image has no task, category or prompt")
 
 
 def _verdicts(frame: pd.DataFrame, column: str) -> Floats:

@@ -18,29 +18,35 @@ from gapbench.runs.run import LABELS, Run
 from gapbench.types import GapbenchError
 
 LARGEST_BODY: Final = 1000
+QUESTION: Final = "Does the image show this?"
 WORDS: Final = ("yes", "no", "unsure")
+"""The answers: a button each, whose key is the first letter."""
+
+
+def items_of(run: Run) -> list[tuple[str, str]]:
+    """(sha256 of the image's file, prompt text) of what is labelled, each once, in an order that is
+    random but the same for every rater and session: wherever people stop, what is labelled is a
+    random sample of the images, and raters meet on the same ones.
+
+    Raises GapbenchError where the run holds no image.
+    """
+    frame = run.frame()
+    if not len(frame):
+        raise GapbenchError(f"{run.path} holds no image of its plan; run it again to finish it")
+    pairs = set(zip(frame["image"], frame["text"], strict=True))
+    return sorted(pairs, key=lambda pair: hashlib.sha256("\n".join(pair).encode()).digest())
 
 
 class Labels:
-    """The labels that one rater gives the images of a run, each on disk when `add` returns.
-
-    Items are (sha256 of the image's file, prompt text), each once, in an order that is random but
-    the same for every rater and session: wherever people stop, what is labelled is a random sample
-    of the images, and raters meet on the same ones.
-    """
+    """The labels that one rater gives the images of a run, each on disk when `add` returns; items
+    are those of `items_of`."""
 
     def __init__(self, run: Run, rater: str) -> None:
         if not rater.strip() or len(rater) > 100 or not rater.isprintable():
             raise GapbenchError(f"--rater {rater!r}: give a name of 1 to 100 printed characters")
         self.run, self.rater = run, rater
         self.file = run.path / LABELS
-        frame = run.frame()
-        if not len(frame):
-            raise GapbenchError(f"{run.path} holds no image of its plan; run it again to finish it")
-        pairs = set(zip(frame["image"], frame["text"], strict=True))
-        self.items: list[tuple[str, str]] = sorted(
-            pairs, key=lambda pair: hashlib.sha256("\n".join(pair).encode()).digest()
-        )
+        self.items = items_of(run)
         self.images = {image for image, _ in self.items}
 
     def given(self) -> list[str | None]:
@@ -76,7 +82,7 @@ def serve(labels: Labels, port: int = 0) -> AbstractContextManager[tuple[str, Ca
     """The page's address and what serves it, as `gapbench.pages.server.local` gives them."""
     script, style = asset("report/label.js"), asset("report/label.css")
     page = template("report/label.html").render(
-        script=script, style=style, rater=labels.rater,
+        script=script, style=style, rater=labels.rater, question=QUESTION, words=WORDS,
         policy=policy(script, style, "connect-src 'self'", "img-src 'self' data:"),
     ).encode()  # fmt: skip
 

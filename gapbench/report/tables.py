@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Final
 
 from gapbench.metrics.metric import METRICS, printed, shown_in
 from gapbench.report.latex import Cell, booktabs
-from gapbench.types import PERCENT, SHARE, GapbenchError, Rates
+from gapbench.types import PERCENT, SHARE, GapbenchError, Rates, counted
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gapbench.metrics.agreement import Agreement
+    from gapbench.metrics.agreement import Agreement, Alpha
     from gapbench.metrics.corrected import Corrected, Estimate
     from gapbench.runs.plan import Plan
 
@@ -199,6 +199,14 @@ def agreement(two: Agreement) -> str:
     kappa += _bounds(two.kappa_low, two.kappa_high, 1, 2)
     left_out = f", {two.abstained} abstained" if two.abstained else ""
     return f"agree on {raw} % of {two.n} images{left_out}; Cohen's kappa {kappa}"
+
+
+def alpha(among: Alpha) -> str:
+    """How far several people agree, in words."""
+    value = "n/a" if among.value is None else f"{among.value:.2f}"
+    value += _bounds(among.low, among.high, 1, 2)
+    images = counted(among.images, "image")
+    return f"{value}, over {images} with two or more labels ({among.labels} labels)"
 
 
 def show_corrected(rates: Sequence[Corrected], judge: str, people: str, console: Console) -> None:

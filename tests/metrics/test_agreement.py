@@ -14,7 +14,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gapbench.metrics.agreement import agreement
+from gapbench.metrics.agreement import agreement, alpha
 from gapbench.types import GapbenchError
 
 NAN = math.nan
@@ -177,3 +177,57 @@ def test_bad_frames(change: dict[str, Any], why: str) -> None:
         agreement(frame, "a", "b")
     with pytest.raises(GapbenchError, match="no column 'c'"):
         agreement(frame_of([(1.0, 1.0)]), "a", "c")
+
+
+def plain_alpha(rows: list[list[float]]) -> tuple[Fraction | None, int, int]:
+    """Alpha by its coincidences, pair by pair: each pair of labels of an image weighs
+    1 / (its labels - 1)."""
+    units = [[int(v) for v in row if not math.isnan(v)] for row in rows]
+    units = [unit for unit in units if len(unit) > 1]
+    labels = [value for unit in units for value in unit]
+    seen = sum(
+        Fraction(sum(a != b for i, a in enumerate(unit) for j, b in enumerate(unit) if i != j),
+                 len(unit) - 1)
+        for unit in units
+    )  # fmt: skip
+    chance = sum(a != b for i, a in enumerate(labels) for j, b in enumerate(labels) if i != j)
+    if not chance:
+        return None, len(units), len(labels)
+    return 1 - seen * (len(labels) - 1) / chance, len(units), len(labels)
+
+
+@settings(max_examples=60, deadline=None)
+@given(frames(), st.data())
+def test_alpha_is_that_of_plain_counting(frame: pd.DataFrame, data: st.DataObject) -> None:
+    third = st.lists(VERDICT, min_size=len(frame), max_size=len(frame))
+    frame = frame.assign(c=data.draw(third))
+    got = alpha(frame, ["a", "b", "c"])
+    value, images, labels = plain_alpha(frame[["a", "b", "c"]].to_numpy(float).tolist())
+    assert (got.images, got.labels) == (images, labels)
+    assert got.value == (None if value is None else pytest.approx(float(value)))
+    if got.low is not None and got.high is not None and got.value is not None:
+        assert -1 <= got.low <= got.value + 1e-9
+        assert got.value - 1e-9 <= got.high <= 1
+    for raters in (["c", "a", "b"], ["b", "c", "a"]):
+        assert asdict(alpha(frame, raters)) == pytest.approx(asdict(got))
+
+
+def test_alpha_s_interval_covers_at_its_rate() -> None:
+    """Three raters who each mistake one image in ten, on 40 even prompts of two images."""
+    rng = np.random.default_rng(0)
+    truth, hits = 1 - 2 * 2 * 0.1 * 0.9, 0
+    for _ in range(100):
+        real = np.repeat(rng.random(40) < 0.5, 2)
+        said = np.where(rng.random((3, 80)) < 0.1, ~real, real).astype(float)
+        frame = frame_of(list(zip(said[0], said[1], strict=True)), samples=2).assign(c=said[2])
+        got = alpha(frame, ["a", "b", "c"])
+        assert got.low is not None
+        assert got.high is not None
+        hits += got.low <= truth <= got.high
+    assert hits >= 88
+
+
+def test_alpha_without_pairs_is_none() -> None:
+    for frame in (frame_of([(NAN, 1.0), (0.0, NAN)]), frame_of([(1.0, 1.0)] * 3), frame_of([])):
+        got = alpha(frame, ["a", "b"])
+        assert (got.value, got.low, got.high) == (None, None, None)

@@ -1,4 +1,4 @@
-"""`gapbench show --judge a,b`, beside labels of people."""
+"""`gapbench show --judge a,b` and `gapbench label --sheet`, beside labels of people."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ import pytest
 from judged import PROMPTS, TRUE, made
 from rich.console import Console
 
+from gapbench import GapbenchError
 from gapbench.report import judges
+from gapbench.report.label import Labels
+from gapbench.report.study import study
 from gapbench.report.summary import show_run
 from gapbench.runs.run import Run
 
@@ -83,3 +86,33 @@ def test_without_a_name_people_are_no_part_of_the_majority(run: Run) -> None:
     assert [head.partition(": ")[2] for head in heads] == [
         "a", "b", "human-labels", "majority of a, b",
     ]  # fmt: skip
+
+
+def test_the_sheet_of_a_study(run: Run, cli: Cli) -> None:
+    with pytest.raises(GapbenchError, match="nobody has labelled an image"):
+        study(run)
+    for name, shift in (("Ada", 0), ("B|o", 4)):
+        labels = Labels(run, name)
+        for place in range(20):
+            labels.add(place, "yes" if place < 12 or (place == 19 and shift) else "no")
+        labels.add(20, "unsure")
+    sheet = cli("label", str(run.path), "--sheet").stdout
+    for words in (
+        "| labelled images              | 21 of 40",
+        "| labels                       | 42 by 2 raters",
+        "Does the image show this?", "Yes (key y), No (key n), Unsure (key u)",
+        "The labelled images are the first 21 of it: a random sample.", "human:Ada and human:B|o",
+        "a and human agree on", "over 20 images with two or more labels (40 labels)",
+        "12 are a yes, 7 a no, and 2 have", "## To be added by hand",
+    ):  # fmt: skip
+        assert words in sheet
+    [ada] = [line.split() for line in sheet.splitlines() if line.startswith("| Ada")]
+    assert ada[3:11:2] == ["21", "12", "8", "1"]
+    unequal, yes = 1, 25  # labels: 40, of one image two unlike
+    alpha = 1 - 39 * unequal / (yes * (40 - yes))
+    assert f"Krippendorff's alpha (yes and no): {alpha:.2f} [" in sheet
+    labels.add(25, "yes")
+    assert "got to number 26 of it and passed over 4" in study(run)
+    both = cli("label", str(run.path), "--sheet", "--rater", "Ada")
+    assert (both.returncode, both.stdout) == (2, "")
+    assert "--sheet is of all raters" in both.stderr
