@@ -129,7 +129,10 @@ class ChecklistJudge(Judge):
         right, *other = (
             sum(p for token, p in tokens.items() if _same(token, string)) for string in strings
         )
-        return right / (right + sum(other)) if right + sum(other) and other else right or None
+        both = right + sum(other)
+        if not both:
+            return None
+        return right / both if other else right
 
     # -- a server --------------------------------------------------------------------------
 

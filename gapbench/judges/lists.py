@@ -4,8 +4,10 @@
 |---|---|---|
 | Checklist: [{"question"}] | T2I-CoReBench | yes |
 | vqa_list: [[question, answer]] | GenEval 2 | as given |
-| proposition_id, dependency, question_natural_language: a list each, the columns of its CSV | DPG-Bench | yes; a question counts only where those that it depends on are met |
-"""  # noqa: E501
+| the columns DPG of its CSV, a list each | DPG-Bench | yes |
+
+In DPG-Bench a question counts only where those that it depends on are met.
+"""
 
 from __future__ import annotations
 

@@ -58,6 +58,8 @@ def term(metric: str, row: Row) -> tuple[float, float] | str | None:
         if not row["mismatched_asked"]:
             return "unasked"
         return None if math.isnan(row["mismatched"]) else (row["mismatched"], 1)
+    if metric == "geometric":
+        return "unasked"  # the judge asked no lists of questions
     if metric == "non_unification":
         return None if math.isnan(own) else (1 - own, 1)
     if metric == "generation":
