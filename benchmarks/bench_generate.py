@@ -2,13 +2,12 @@
 weights, device and dtype.
 
     python benchmarks/bench_generate.py [--size tiny|mini|small|long|1b|7b] [--batch 1 16 64]
-        [--rounds 2] [--threads 1] [--workers 1]
+        [--rounds 2] [--threads 1]
 
 References, measured in the same run and in turns: for drawing, transformers'
 `generate(generation_mode="image")` one prompt at a time, which is upstream's loop, and at the same
 batch; for verdicts, generating a reply of REPLY tokens, as one in the asked form takes, one at a
-time. On a CPU, `--threads` are for all ways; take a machine with nothing else to do. With
-`--workers`, ours are so many processes, which share the threads and each batch.
+time. On a CPU, `--threads` are for all ways; take a machine with nothing else to do.
 
 `1b` and `7b` are Janus-Pro's published geometry, vision tower and VQ included. `small` is a
 hundredth of the parameters with width and image tokens scaled alike, so that an image's keys and
@@ -36,10 +35,8 @@ import torch
 from PIL import Image
 
 from gapbench import load_task
-from gapbench.engines.processes import Copies
 from gapbench.models import torchvision_shim
 from gapbench.models.autoregressive.sampling import Recipe
-from gapbench.models.base import Model
 from gapbench.models.janus.adapter import JanusModel
 from gapbench.verdict import ANSWERS
 
@@ -201,7 +198,7 @@ def prompts_of(count: int) -> list[str]:
     return [f"a picture of {n} red circles and a blue square" for n in range(count)]
 
 
-def drawing(model: JanusModel, ours: Model, batches: list[int], rounds: int) -> None:
+def drawing(model: JanusModel, batches: list[int], rounds: int) -> None:
     prompts = prompts_of(max(batches))
     upstream(model, prompts[:1])
     print("drawing   images/s   x transformers one at a time   x transformers at the same batch")
@@ -213,7 +210,7 @@ def drawing(model: JanusModel, ours: Model, batches: list[int], rounds: int) -> 
             [
                 partial(upstream, model, prompts[:1]),
                 partial(upstream, model, some),
-                partial(ours.generate, some, seeds),
+                partial(model.generate, some, seeds),
             ],
         )
         apart, together = alone * batch / mine, batched / mine
@@ -236,9 +233,7 @@ def shares(model: JanusModel, batch: int) -> None:
         print(f"{name}: {100 * mine / whole:.0f} % of the time of drawing {batch}")
 
 
-def judging(
-    model: JanusModel, ours: Model, batch: int, rounds: int
-) -> Iterator[tuple[int, float, float]]:
+def judging(model: JanusModel, batch: int, rounds: int) -> Iterator[tuple[int, float, float]]:
     """Questions about each image, the seconds that a batch of verdicts takes, and a reply's."""
     noise = np.random.default_rng(0)
     side = model.processor().image_processor.size["height"]
@@ -254,7 +249,7 @@ def judging(
             rounds,
             [
                 partial(said, model, images[0], questions[0]),
-                partial(ours.judge, asked, questions, ANSWERS),
+                partial(model.judge, asked, questions, ANSWERS),
             ],
         )
         yield each, mine, alone
@@ -266,7 +261,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=list(BATCHES))
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -278,20 +272,14 @@ def main() -> None:
         where = platform.processor() if args.device == "cpu" else torch.cuda.get_device_name()
         cores = f", {args.threads} threads" if args.device == "cpu" else ""
         print(f"{where or platform.machine()}, {args.size}, {dtype}{cores}")
-        ours: Model = model
-        if args.workers > 1:
-            recipe = {"guidance": 5.0}
-            ours = Copies(str(folder), args.device, dtype, recipe, args.workers)
-            print(f"{args.workers} workers")
-            ours.load()
-        drawing(model, ours, args.batch, args.rounds)
-        if args.device == "cpu" and args.workers == 1:
+        drawing(model, args.batch, args.rounds)
+        if args.device == "cpu":
             shares(model, max(args.batch))
         batch = max(args.batch)
         print(f"verdicts, batch {batch}      /s   x a reply of {REPLY} tokens, one at a time")
-        for each, mine, alone in judging(model, ours, batch, args.rounds):
+        for each, mine, alone in judging(model, batch, args.rounds):
             print(f"{each} an image {batch / mine:17.2f} {alone * batch / mine:10.2f}")
-        ours.release()
+        model.release()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from gapbench.runs.folder import RunFolder
+from gapbench.runs.folder import RunFolder, on_all_cores
 
 SIDE = 384
 
@@ -50,7 +50,7 @@ def main() -> None:
         spread = a_second(count, lambda: all_.add_images(images))
         print(f"stored: {spread:.1f} images/s on {os.cpu_count()} cores, {alone:.1f} one at a time")
         alone = a_second(count, lambda: list(map(one.image, digests)))
-        spread = a_second(count, lambda: all_.images(digests))
+        spread = a_second(count, lambda: on_all_cores(all_.image, digests))
         print(f"read: {spread:.1f} images/s on {os.cpu_count()} cores, {alone:.1f} one at a time")
 
 

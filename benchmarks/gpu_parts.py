@@ -199,7 +199,7 @@ def verdicts(bench: Bench) -> Iterator[str]:
     yield f"{limit:.0f}/s. With Janus-Pro's own tokenizer it has about {QUESTION['1b']} tokens."
     yield ""
     yield from table(["questions an image", "verdicts/s", f"x a reply of {REPLY} tokens"])
-    for each, mine, alone in judging(model, model, batch, 1 if bench.tiny else 3):
+    for each, mine, alone in judging(model, batch, 1 if bench.tiny else 3):
         yield row(each, f"{batch / mine:.1f}", f"{alone * batch / mine:.1f} x")
         bench.figures[f"verdicts_{each}"] = batch / mine
 
@@ -402,7 +402,7 @@ def large(bench: Bench) -> Iterator[str]:
     share = block / mine / bench.limit(block, size)
     yield row(f"drawing a block of {block}, images", f"{block / mine:.2f}", f"{share:.0%}")
     batch = 4 if bench.tiny else 64
-    _, taken, _ = next(judging(model, model, batch, 1 if bench.tiny else 2))
+    _, taken, _ = next(judging(model, batch, 1 if bench.tiny else 2))
     share = batch / taken * Geometry.of(size).verdict() / bench.ceilings[1]
     yield row(f"verdicts, {batch} at a time", f"{batch / taken:.1f}", f"{share:.0%}")
     yield row("peak memory, GiB", bench.peak(), "")

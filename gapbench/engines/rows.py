@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
-from gapbench.engines.local import out_of_memory
 from gapbench.files import blamed
 from gapbench.types import Failure, GapbenchError, Unfinished
 
@@ -26,6 +25,12 @@ class Rows(Generic[T]):
     done: dict[int, T] = field(default_factory=dict)
     failed: dict[int, Failure] = field(default_factory=dict)
     stop: GapbenchError | None = None
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out; torch has a class for it on a GPU alone."""
+    said = f"{type(error).__name__} {error}".lower()
+    return any(words in said for words in ("outofmemory", "out of memory", "allocate memory"))
 
 
 def tried(

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from gapbench.engines.local import held_back
+from gapbench.engines.keep import held_back
 from gapbench.fix.data import Drawn, collate
 from gapbench.fix.losses import ImageLoss
 from gapbench.fix.settings import FixSettings
@@ -115,7 +115,7 @@ class FixTrainer(Trainer):  # type: ignore[misc]
 class _Watch(TrainerCallback):  # type: ignore[misc]
     """Progress with the loss, and a stop after the step in hand when Ctrl-C came."""
 
-    def __init__(self, advance: Advance, asked: list[int]) -> None:
+    def __init__(self, advance: Advance, asked: list[object]) -> None:
         self.advance, self.asked = advance, asked
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:  # noqa: ARG002

@@ -45,6 +45,10 @@ class Judge:
     """Whether it can hold an image against another prompt than the one that was drawn."""
     batches: Batches = Batches()
     """How many images a batch of `judge` should have."""
+    gpus: float | None = 1
+    """With --workers, the GPUs that each copy takes where there are any: a share, such as 0.25,
+    where several fit on one, or 0. None keeps the only copy in the first process, as of a server,
+    which more copies would not make faster."""
 
     def question(self, prompt: Prompt) -> str:
         """What is asked of an image of `prompt`; equal questions get equal answers.

@@ -44,6 +44,7 @@ class HumanJudge(Judge):
     contradicts himself.
     """
 
+    gpus = None
     any_prompt = False
 
     def __init__(self, argument: str | None = None, device: str = "auto") -> None:  # noqa: ARG002

@@ -54,6 +54,7 @@ class ImportedJudge(Judge):
     Raises GapbenchError where the file is broken or is not about those images.
     """
 
+    gpus = None
     any_prompt = False
 
     def __init__(self, argument: str | None = None, device: str = "auto") -> None:  # noqa: ARG002

@@ -28,7 +28,8 @@ class OwnJudge(Judge):
     """Asks a model the verdict question: by the probabilities of the two answers, or in words."""
 
     def __init__(self, model: Model, mode: Mode) -> None:
-        self.model, self.mode, self.batches = model, mode, model.batches
+        self.model, self.mode = model, mode
+        self.batches, self.gpus = model.batches, model.gpus
         self.name = NAMES[mode]
         rules = RULES if mode == "text" or model.reads_words else 1
         self.fingerprint = f"{self.name}-{rules}-{model.fingerprint}"

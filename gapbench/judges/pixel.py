@@ -50,6 +50,7 @@ class PixelJudge(Judge):
     fingerprint = "pixel-1"
     scores = False
     image_size = (SIZE, SIZE)
+    gpus = None  # an image is judged before it would have been sent
 
     def __init__(self, argument: str | None = None, device: str = "auto") -> None:  # noqa: ARG002
         if argument is not None:

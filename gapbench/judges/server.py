@@ -34,6 +34,8 @@ class ServerJudge(Judge):
     other arguments are the client's.
     """
 
+    gpus = None
+
     def __init__(
         self,
         argument: str | None = None,

@@ -121,6 +121,7 @@ class VlmJudge(Judge):
         self.device = device_here(f"judge {self.name}", device)
         self.batches = Batches.on(self.device, small=False)
         self._spread = device == "auto" and torch.cuda.device_count() > 1
+        self.gpus = None if given == "72b" else 1  # whose one copy takes all that there are
         self._model: Any = None
 
     # -- loading ---------------------------------------------------------------------------

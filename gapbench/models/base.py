@@ -132,6 +132,10 @@ class Model:
     """Of the packages of an environment of its own, by name."""
     batches: Batches = Batches()
     """How many images a batch of `generate` or `judge` should have."""
+    gpus: float | None = 1
+    """With --workers, the GPUs that each copy takes where there are any: a share, such as 0.25,
+    where several fit on one, or 0. None keeps the only copy in the first process, as of a server,
+    which more copies would not make faster."""
     parts: Mapping[str, str] = {}
     """Regular expressions for names of parameters of `network`, by what they belong to:
     "language-model", and, where there is more, "generation" for all that drawing runs through."""

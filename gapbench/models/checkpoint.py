@@ -36,6 +36,12 @@ def device_here(who: str, device: str) -> str:
     return device
 
 
+def versions() -> dict[str, str]:
+    """Of gapbench and of the packages that a result may depend on."""
+    packages = ("gapbench", "torch", "transformers", "numpy", "pillow")
+    return {package: version(package) for package in packages}
+
+
 def gpu(device: str | None) -> dict[str, str] | None:
     """A GPU's name, and the versions of what computes on it; None for any other device."""
     import torch

@@ -23,6 +23,7 @@ class ImagesModel(Model):
 
     capabilities = frozenset({"generate"})
     batches = Batches(64, 64)
+    gpus = None
 
     def __init__(self, folder: Path, device: str = "auto", dtype: str = "auto") -> None:  # noqa: ARG002
         self.folder = read_folder(folder)

@@ -69,6 +69,7 @@ class ServerModel(Model):
     """
 
     reads_words = True
+    gpus = None
     capabilities = frozenset({"generate", "judge_logits", "judge_text"})
 
     def __init__(

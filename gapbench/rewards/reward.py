@@ -12,8 +12,7 @@ from typing import Any, Final
 
 from PIL import Image
 
-from gapbench.engines.local import out_of_memory
-from gapbench.engines.rows import tried
+from gapbench.engines.rows import out_of_memory, tried
 from gapbench.judges import load_judge
 from gapbench.judges.base import Judge, check_answer
 from gapbench.judges.own import NEEDS, OwnJudge, usual_mode

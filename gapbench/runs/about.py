@@ -7,14 +7,13 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 from gapbench import adapters
 from gapbench.models import load_model
 from gapbench.models.base import Model
-from gapbench.models.checkpoint import gpu
+from gapbench.models.checkpoint import gpu, versions
 from gapbench.runs.folder import RunFolder
 from gapbench.runs.plan import Prepared
 from gapbench.runs.run import Run
@@ -27,7 +26,6 @@ LOG: Final = logging.getLogger("gapbench")
 def about(model: Model, settings: RunSettings, changed: Mapping[str, object]) -> dict[str, Any]:
     """Versions, machine, where the model was and what the command changed of it, recorded with a
     run; not part of its identity."""
-    packages = ("gapbench", "torch", "transformers", "numpy", "pillow")
     return {
         "model_about": {
             "fingerprint": model.fingerprint,
@@ -40,7 +38,7 @@ def about(model: Model, settings: RunSettings, changed: Mapping[str, object]) ->
             "gpu": gpu(model.device),
             "versions": model.versions,
         },
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
+        "versions": {"python": platform.python_version(), **versions()},
         "machine": {"system": platform.system(), "processor": platform.machine()},
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

@@ -1,9 +1,13 @@
-"""Files of what a model drew: pixels as PNG, token ids for NumPy, latents as safetensors."""
+"""Files of what a model drew: pixels as PNG, token ids for NumPy, latents as safetensors; and an
+image that takes its file along to another process."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +16,31 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from gapbench.files import first_line
+from gapbench.models.image_folder import decode
 from gapbench.types import GapbenchError
+
+
+class Stored:
+    """An image of a run folder. Pickled, it takes along its file's bytes, or why they cannot be
+    read, so that it can be opened where the folder is not."""
+
+    def __init__(self, sha256: str, place: Path, read: Callable[[], bytes]) -> None:
+        self.sha256, self.place, self._read = sha256, place, read
+
+    def open(self) -> Image.Image:
+        """The image, RGB. Raises GapbenchError where it is missing or broken."""
+        return decode(self.place, self._read())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        try:
+            read = partial(bytes, self._read())
+        except GapbenchError as error:
+            read = partial(_raise, error)
+        return Stored, (self.sha256, self.place, read)
+
+
+def _raise(error: GapbenchError) -> bytes:
+    raise error
 
 
 def as_png(image: Image.Image) -> bytes:

@@ -17,7 +17,7 @@ from gapbench.runs.plan import Item, Prepared, missing_items, refusals
 from gapbench.types import Prompt, counted
 
 CALIBRATION: Final = 8
-"""Images that each process draws to estimate a run."""
+"""Images that are drawn to estimate a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +118,20 @@ def estimate(prepared: Prepared, calibrate: bool = False) -> Estimate:
     else:
         speeds, image, folders = _recorded(Path(prepared.settings.out), timed)
         source = f"by the speeds recorded in {', '.join(folders)}" * bool(folders)
+    asked = prepared.settings.workers
+    workers = 1 if asked == "all" else asked
+    source += ", of one worker" * bool(source and asked == "all")
     verdicts = sum(stage.count for stage in stages[1:])
     own_verdicts = sum(stage.count for stage in stages[1:] if stage.judge is prepared.own)
     return Estimate(
         images=len(missing),
         own_verdicts=own_verdicts,
         outside_verdicts=verdicts - own_verdicts,
-        seconds=sum(speeds[s.name] * s.count for s in timed if s.name in speeds),
+        seconds=sum(
+            speeds[s.name] * s.count / (1 if (s.judge or prepared.model).gpus is None else workers)
+            for s in timed
+            if s.name in speeds
+        ),
         bytes=None if image is None else round(len(missing) * image + verdicts * 900),
         source=source,
         unknown=tuple(stage.name for stage in timed if stage.name not in speeds),
@@ -158,8 +165,7 @@ def _calibrated(
     prepared: Prepared, items: Sequence[Item], stages: Sequence[Stage]
 ) -> tuple[dict[str, float], float]:
     """Seconds of a row by stage, and bytes of an image, of a few images."""
-    few = CALIBRATION * prepared.settings.workers
-    sample = items[:: max(1, len(items) // few)][:few]
+    sample = items[:: max(1, len(items) // CALIBRATION)][:CALIBRATION]
     if prepared.settings.batch_size != "auto":
         sample = sample[: prepared.settings.batch_size]
     prompts, seeds = [item.prompt for item in sample], [item.seed for item in sample]

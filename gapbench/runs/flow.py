@@ -7,21 +7,25 @@ batches and appends. Resuming, more samples, another judge and another task all 
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from inspect import Signature, signature
 from typing import Any, Final, ParamSpec, get_type_hints
 
-from gapbench.engines.local import BatchSize, work
-from gapbench.engines.rows import HOPELESS, Rows, tried
+from gapbench.engines.base import BatchSize, Done, Engine, Job, Source, single
+from gapbench.engines.keep import kept
+from gapbench.engines.local import Local
+from gapbench.engines.rows import HOPELESS, Rows
 from gapbench.files import with_checksum
 from gapbench.judges.base import Judge, check_answer
+from gapbench.judges.own import Mode, OwnJudge
 from gapbench.models.base import Drawing, Model, check_drawing
 from gapbench.runs.about import about, note_edit
-from gapbench.runs.folder import RunFolder
+from gapbench.runs.drawn import Stored
+from gapbench.runs.folder import RunFolder, on_all_cores
 from gapbench.runs.listing import RESULTS
 from gapbench.runs.plan import Item, Plan, Prepared, missing_items, prepare, refusals
 from gapbench.runs.results import results
@@ -43,7 +47,7 @@ def measure(settings: RunSettings) -> Run:
     `all`, tiers, tasks, task/category or folders; `samples` images a prompt (each
     task's own number by default); `limit` prompts a task, spread over its categories; `judges`
     outside judges (each task's own by default; none where the list is empty); `workers` processes
-    that draw and give own verdicts, each with a copy of the model; `only` the texts of the prompts
+    with a copy of the model each, and then of each judge, by Ray; `only` the texts of the prompts
     to keep. The same call again goes on where it stopped. An image or a verdict that fails costs no
     other: what is missing at the end, `Run.failures` and `Run.refused` say.
     Raises GapbenchError for input that cannot be run, before anything is written, and where all
@@ -58,12 +62,13 @@ def measure(settings: RunSettings) -> Run:
     refused = refusals(made.model, missing)
     try:
         if len(missing) > len(refused):  # what cannot be loaded or reached leaves nothing behind
-            made.model.load()
+            made.engine.load(made.source)
             for judge in made.judges:
                 judge.check_ready()
         return _work(made, items, refused)
     finally:
-        made.model.release()
+        made.engine.release(made.source)
+        made.engine.close()
 
 
 def _by_keyword(
@@ -113,22 +118,28 @@ def _work(made: Prepared, items: list[Item], refused: Mapping[tuple[str, int], R
         asked = [(i.prompt, drawn[i.prompt.text, i.seed].image) for i in there]
         crossed = [(i.partner, drawn[i.prompt.text, i.seed].image) for i in there if i.partner]
 
-        def judged(stage: str, judge: Judge, pairs: Iterable[tuple[Prompt, str]]) -> None:
-            failures[stage] = judge_images(stage, judge, folder, pairs, batch_size, progress, retry)
+        def judged(
+            stage: str, judge: Judge, source: Source, pairs: Iterable[tuple[Prompt, str]]
+        ) -> None:
+            where = made.engine, source
+            failures[stage] = judge_images(
+                stage, judge, folder, pairs, batch_size, progress, retry, where
+            )
 
         if made.own:
-            judged("own verdicts", made.own, asked + crossed)
+            judged("own verdicts", made.own, made.source, asked + crossed)
             note_served(folder, f"model {made.model.name}", made.model)
-        made.model.release()
+        made.engine.release(made.source)
         for judge in made.judges:
             mine = [
                 (prompt, drawn[i.prompt.text, i.seed].image)
                 for i in there
                 for prompt in i.asked(judge.name)
             ]
-            judged(f"verdicts of {judge.name}", judge, mine)
+            source = made.sources[judge.name]
+            judged(f"verdicts of {judge.name}", judge, source, mine)
             note_served(folder, f"judge {judge.name}", judge)
-            judge.release()
+            made.engine.release(source)
         failures = {stage: reasons for stage, reasons in failures.items() if reasons}
         if failures or (folder.path / FAILURES).exists():
             folder.write(FAILURES, failures)
@@ -152,18 +163,13 @@ class _Stage:
         self._in_a_row, self._some = 0, False
         self._rows, self._seconds = 0, 0.0
 
-    def time(self, rows: int, begun: float) -> float:
-        """Note a batch of so many that was begun then; gives the seconds of a row."""
-        seconds = time.perf_counter() - begun
-        self._rows, self._seconds = self._rows + rows, self._seconds + seconds
-        return seconds / rows
-
     def note_speed(self, folder: RunFolder, fingerprint: str) -> None:
         if self._rows:
             folder.note_speed(fingerprint, self._rows, self._seconds)
 
-    def count(self, rows: Rows[Any], size: int) -> None:
+    def count(self, rows: Rows[Any], size: int, seconds: float) -> None:
         """Note the rows of a batch of so many. Raises GapbenchError to end the stage."""
+        self._rows, self._seconds = self._rows + size, self._seconds + seconds
         for place in range(size):
             failure = rows.failed.get(place)
             if failure is None or failure.final:
@@ -194,19 +200,16 @@ def _draw(
     """Draw what is missing and keep it; gives how often what made an image fail. A judge that can
     read no image of the first batch is told then."""
     model, settings = made.model, made.settings
+    who = f"model {model.name}"
     if missing:
-        _note_check(folder, SEEDS, model.check_seeds(missing[0].prompt.text, missing[0].seed))
+        first = (missing[0].prompt.text, missing[0].seed)
+        check: Job[tuple[str, int], str | None] = Job(who, _check_seeds)
+        _note_check(folder, SEEDS, single(made.engine, made.source, check, first))
     total, stage = len({(item.prompt.text, item.seed) for item in items}), _Stage("images")
     advance = settings.progress(stage.name, total - len(missing), total)
     looked = set[str]()  # the judges that had an image
 
-    def draw(batch: Sequence[Item]) -> Sequence[Drawing]:
-        return model.generate([i.prompt.text for i in batch], [i.seed for i in batch])
-
-    def do(batch: Sequence[Item]) -> tuple[Rows[Drawing], float]:
-        start = time.perf_counter()
-        rows = tried(f"model {model.name}", draw, batch, check_drawing)
-        seconds = stage.time(len(batch), start)
+    def look(batch: Sequence[Item], rows: Rows[Drawing]) -> None:
         for judge in made.judges:
             drawn = [d for place, d in rows.done.items() if judge.name in batch[place].asks]
             why = [judge.unread(drawing.image.size) for drawing in drawn]
@@ -217,10 +220,10 @@ def _draw(
                     why[0], len(drawn), model.name,
                 )  # fmt: skip
             looked.update([judge.name] * bool(drawn))
-        return rows, seconds
 
-    def keep(batch: Sequence[Item], drawn: tuple[Rows[Drawing], float]) -> None:
-        rows, seconds = drawn
+    def keep(batch: Sequence[Item], made: Done[Drawing]) -> None:
+        rows = made.rows
+        look(batch, rows)
         images = folder.add_images([drawing.image for drawing in rows.done.values()])
         folder.append(
             Generation(
@@ -235,7 +238,7 @@ def _draw(
                     else drawing.effective_prompt
                 ),
                 logprob=drawing.logprob,
-                seconds=seconds,
+                seconds=made.seconds / len(batch),
                 latents=None if drawing.latents is None else folder.add_latents(drawing.latents),
             )
             for item, drawing, image in zip(
@@ -247,11 +250,46 @@ def _draw(
             for place, failure in rows.failed.items()
             if failure.final
         )
-        stage.count(rows, len(batch))
+        stage.count(rows, len(batch), made.seconds)
 
-    work(missing, settings.batch_size, do, keep, advance, model.batches)
+    job = Job(who, _drawings, check_drawing, _drawing_of)
+    results = partial(made.engine.results, made.source, job, missing, settings.batch_size)
+    kept(results, keep, advance)
     stage.note_speed(folder, model.fingerprint)
     return stage.end()
+
+
+# What workers are asked: functions of a module, since they are sent to other processes.
+
+
+def _check_seeds(model: Model, rows: Sequence[tuple[str, int]]) -> list[str | None]:
+    return [model.check_seeds(prompt, seed) for prompt, seed in rows]
+
+
+def _check_picture(judge: Judge, rows: Sequence[None]) -> list[str | None]:
+    return [judge.check_picture() for _ in rows]
+
+
+def _drawings(model: Model, batch: Sequence[Item]) -> Sequence[Drawing]:
+    return model.generate([i.prompt.text for i in batch], [i.seed for i in batch])
+
+
+def _drawing_of(item: Item) -> str:
+    return f"image {item.sample} of {item.prompt.text!r}"
+
+
+def _answers(
+    mode: Mode | None, worker: Any, batch: Sequence[tuple[Prompt, Stored]]
+) -> Sequence[Answer]:
+    """The answers of a judge or, in a mode, of a model."""
+    judge: Judge = OwnJudge(worker, mode) if mode else worker
+    prompts, images = [prompt for prompt, _ in batch], [image for _, image in batch]
+    known = judge.judge_digests([image.sha256 for image in images], prompts)
+    return judge.judge(on_all_cores(Stored.open, images), prompts) if known is None else known
+
+
+def _answer_of(pair: tuple[Prompt, Stored]) -> str:
+    return f"the verdict on {pair[1].place.name} for {pair[0].text!r}"
 
 
 def judge_images(
@@ -262,41 +300,38 @@ def judge_images(
     batch_size: BatchSize,
     progress: Progress,
     retry: bool = False,
+    where: tuple[Engine, Source] | None = None,
 ) -> Counter[str]:
     """Let a judge judge images (by sha256) of a run folder that is locked, each against its prompt,
     and keep the verdicts there; those that it has are not made again, but for abstentions where
-    `retry` is set. Gives how often what made a verdict fail."""
+    `retry` is set. `where` is the engine, and the judge for it or the model that is one; this
+    process by default. Gives how often what made a verdict fail."""
+    own = judge if isinstance(judge, OwnJudge) else None
+    engine, source = where or (Local(), Source(own.model if own else judge))
     wanted = {(image, judge.question(p), judge.fingerprint): (p, image) for p, image in asked}
     there = {key for key, v in folder.verdicts().items() if not retry or v.verdict is not None}
     missing = [pair for key, pair in wanted.items() if key not in there]
     # Side by side, since questions about one image share most of their work.
     place = {image: number for number, (_, image) in enumerate(reversed(missing))}
     missing.sort(key=lambda pair: -place[pair[1]])
+    who = f"judge {judge.name}"
     if missing:
         judge.check_ready()
-        _note_check(folder, f"judge {judge.name}", judge.check_picture())
+        if not own:
+            check: Job[None, str | None] = Job(who, _check_picture)
+            _note_check(folder, who, single(engine, source, check, None))
     advance = progress(stage, len(wanted) - len(missing), len(wanted))
     counts = _Stage(stage)
 
-    def ask(batch: Sequence[tuple[Prompt, str]]) -> Sequence[Answer]:
-        prompts, digests = [prompt for prompt, _ in batch], [image for _, image in batch]
-        known = judge.judge_digests(digests, prompts)
-        return judge.judge(folder.images(digests), prompts) if known is None else known
-
-    def do(batch: Sequence[tuple[Prompt, str]]) -> Rows[Answer]:
-        start = time.perf_counter()
-        rows = tried(f"judge {judge.name}", ask, batch, check_answer)
-        counts.time(len(batch), start)
-        return rows
-
-    def keep(batch: Sequence[tuple[Prompt, str]], rows: Rows[Answer]) -> None:
+    def keep(batch: Sequence[tuple[Prompt, Stored]], made: Done[Answer]) -> None:
+        rows = made.rows
         # What no further try would answer is an abstention.
         final = {
             p: Answer(verdict=None, reason=f.reason) for p, f in rows.failed.items() if f.final
         }
         folder.append(
             Verdict(
-                image=image,
+                image=image.sha256,
                 question=judge.question(prompt),
                 judge=judge.name,
                 fingerprint=judge.fingerprint,
@@ -306,9 +341,11 @@ def judge_images(
                 (batch[place], answer) for place, answer in sorted((rows.done | final).items())
             )
         )
-        counts.count(rows, len(batch))
+        counts.count(rows, len(batch), made.seconds)
 
-    work(missing, batch_size, do, keep, advance, judge.batches)
+    job = Job(who, partial(_answers, own.mode if own else None), check_answer, _answer_of)
+    pairs = [(prompt, folder.stored(image)) for prompt, image in missing]
+    kept(partial(engine.results, source, job, pairs, batch_size), keep, advance)
     counts.note_speed(folder, judge.fingerprint)
     return counts.end()
 

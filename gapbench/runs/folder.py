@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -45,7 +46,6 @@ from gapbench.files import (
     write_atomic,
     write_json,
 )
-from gapbench.models.image_folder import decode
 from gapbench.runs import drawn
 from gapbench.runs.settings import Shard
 from gapbench.tasks.spec import explain
@@ -223,11 +223,11 @@ class RunFolder:
 
     def image(self, sha256: str) -> Image.Image:
         """An image by its digest, RGB. Raises GapbenchError where it is missing or broken."""
-        return decode(self.image_path(sha256), self.image_bytes(sha256))
+        return self.stored(sha256).open()
 
-    def images(self, digests: Sequence[str]) -> list[Image.Image]:
-        """Images as `image` gives them, unpacked on all cores."""
-        return on_all_cores(self.image, digests)
+    def stored(self, sha256: str) -> drawn.Stored:
+        """An image by its digest, which is read when it is opened."""
+        return drawn.Stored(sha256, self.image_path(sha256), partial(self.image_bytes, sha256))
 
     def image_bytes(self, sha256: str) -> bytes:
         """An image's file by its digest. Raises GapbenchError where it is missing or altered."""

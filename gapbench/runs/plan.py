@@ -6,17 +6,19 @@ import hashlib
 import json
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from pydantic import ConfigDict, TypeAdapter
 
-from gapbench.engines.processes import Copies
+from gapbench.engines import make_engine
+from gapbench.engines.base import Engine, Source
 from gapbench.judges import load_judge
 from gapbench.judges.base import Judge
 from gapbench.judges.own import NEEDS, OwnJudge, usual_mode
-from gapbench.models import as_model
+from gapbench.models import as_model, load_model
 from gapbench.models.base import Model, misdescribed, require
 from gapbench.models.images import ImagesModel
 from gapbench.runs.folder import folder_for
@@ -163,12 +165,16 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A checked command: nothing loaded, nothing written."""
+    """A checked command: nothing loaded, nothing written. `source` is the model for the engine, and
+    `sources` are the judges, by name."""
 
     settings: RunSettings
+    engine: Engine
+    source: Source
     model: Model
     own: OwnJudge | None
     judges: list[Judge]
+    sources: dict[str, Source]
     plan: Plan
     identity: dict[str, Any]
     changed: dict[str, object]
@@ -183,20 +189,19 @@ class Prepared:
 
 def prepare(settings: RunSettings) -> Prepared:
     """Resolve and check everything a command names."""
-    model, recipe, workers = settings.model, settings.recipe, settings.workers
+    model, recipe, device = settings.model, settings.recipe, settings.device
     judges, only = settings.judges, settings.only
     out = Path(settings.out)
     if out.exists() and not out.is_dir():
         raise GapbenchError(f"--out {out} is a file; give a folder")
     if recipe and not isinstance(model, str):
         raise GapbenchError("recipe: give it to load_model; a model that is made keeps its own")
-    if workers > 1 and not isinstance(model, str):
-        raise GapbenchError("workers: give the model by its name, so that copies can be made")
-    adapter: Model
-    if isinstance(model, str) and workers > 1:
-        adapter = Copies(model, settings.device, settings.dtype, recipe, workers)
-    else:
-        adapter = as_model(model, settings.device, settings.dtype, recipe)
+    adapter = as_model(model, device, settings.dtype, recipe)
+    make = None
+    if isinstance(model, str):
+        make = partial(load_model, model, dtype=settings.dtype, recipe=recipe)
+    source = Source(adapter, make, device)
+    engine = make_engine(settings.engine, settings.workers, settings.ray_address, source)
     if wrong := misdescribed(adapter):
         raise GapbenchError(f"model {model if isinstance(model, str) else adapter.name}: {wrong}")
     require(adapter, ["generate"], "it cannot draw")
@@ -229,7 +234,7 @@ def prepare(settings: RunSettings) -> Prepared:
         specs = judges if judges is not None else [usual] if usual else []
         for spec in specs:
             if spec not in loaded:
-                loaded[spec] = load_judge(spec, settings.device)
+                loaded[spec] = load_judge(spec, device)
         mine = [loaded[spec] for spec in specs]
         asks.append({judge.name: judge.question(prompt) for judge in mine})
         able = [judge for judge in mine if judge.any_prompt and place is not None]
@@ -261,7 +266,11 @@ def prepare(settings: RunSettings) -> Prepared:
         adapter.bind({(item.prompt.text, item.seed): item.sample for item in plan.items()})
     identity = {"model": adapter.fingerprint, "recipe": dict(adapter.recipe), "seed": settings.seed}
     changed = _changed(settings, adapter)
-    return Prepared(settings, adapter, own, list(loaded.values()), plan, identity, changed)
+    sources = {j.name: Source(j, partial(load_judge, s), device) for s, j in loaded.items()}
+    return Prepared(
+        settings, engine, source, adapter, own, list(loaded.values()), sources, plan, identity,
+        changed,
+    )  # fmt: skip
 
 
 def _changed(settings: RunSettings, model: Model) -> dict[str, object]:

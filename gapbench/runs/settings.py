@@ -89,6 +89,13 @@ def device_name(given: str) -> str:
     return given
 
 
+def ray_address(given: str) -> str:
+    """Where a Ray cluster is."""
+    if not re.fullmatch(r"auto|(\[[\da-fA-F:]+\]|[\w.-]+):\d{1,5}", given):
+        raise ValueError(f"must be auto or HOST:PORT, such as 10.0.0.1:6379, not {given!r}")
+    return given
+
+
 class SettingError(GapbenchError):
     """A setting that cannot be used: its name, and what is wrong with it ("must be ...")."""
 
@@ -178,7 +185,9 @@ class RunSettings:
     verdict: Annotated[Literal["logits", "text", "none"] | None, Option(show_default="logits; text for a model that only writes", help="How the model judges its own images: logits (probabilities of the two answers), text (the text that it writes), or none.")] = None
     mismatched: Annotated[Difficulty, Option(help="The other prompt of a mismatched pair: far (shares as few content words as possible) or near (differs in as few).")] = "far"
     batch_size: Annotated[int | Literal["auto"], Option(min=1, help="Images per batch; auto increases it while a batch fits into memory and takes under ten seconds. Does not change results.")] = "auto"
-    workers: Annotated[int, Option(min=1, help="Number of processes, each with its own copy of the model, distributed over the GPUs. Does not change results.")] = 1
+    workers: Annotated[int | Literal["all"], Option(min=1, help="Number of processes, each with its own copy of the model, then of each judge, on the GPUs of this machine or of a Ray cluster; all: as many as there is room for. Does not change results.")] = 1
+    engine: Annotated[Literal["local", "ray"] | None, Option(show_default="local; ray with --workers or --ray-address", help="What computes the batches: local (this process) or ray (processes of Ray). Does not change results.")] = None
+    ray_address: Annotated[str | None, Option(parser=ray_address, metavar="auto|HOST:PORT", show_default="Ray is started on this machine, for this command", help="The Ray cluster to use: auto (the one that this machine belongs to), or its head's HOST:PORT.")] = None
     shard: InShards = None
     strict: Annotated[bool, Option("--strict", help="Stop with an error instead of skipping a task.")] = False
     retry_refused: Annotated[bool, Option("--retry-refused", help="Ask again for images that the model refused to draw, and for verdicts that were abstentions.")] = False

@@ -51,6 +51,7 @@ STANDS_FOR = {
     r"runs/janus-pro-\.\.\.": "janus-pro",
     "mmmu_val(,gapbench_shapes)?": "gapbench_shapes",  # the one whose data is here
     "--workers": "--batch-size",  # processes of their own would know no stub
+    "--ray-address": "--device",  # there is no cluster; both take "auto"
 }
 """Words of the docs that a reader replaces, and what is not possible here."""
 

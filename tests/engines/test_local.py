@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 import gapbench
 from gapbench import GapbenchError, load_model
 from gapbench.engines import local
-from gapbench.engines.local import BatchSize, held_back, work
+from gapbench.engines.base import BatchSize
+from gapbench.engines.keep import held_back
+from gapbench.engines.local import work
 from gapbench.models.base import Batches, Drawing, Model
 from gapbench.models.janus.adapter import JanusModel
 from gapbench.types import Interrupted

@@ -1,55 +1,59 @@
-"""The number of worker processes changes no answer, and what befalls one costs no other's work."""
+"""The number of workers changes no record, and what befalls one costs no other's work: with real
+processes of a Ray cluster whose nodes are all on this machine."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import random
 import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from processes import COMMAND, Start, finish
+from ray.cluster_utils import Cluster
+from stubs import files, records
 
 import gapbench
-from gapbench.engines.processes import DIED, Copies, places
+from gapbench.engines.base import Source
+from gapbench.engines.cluster import need, room
+from gapbench.judges import load_judge
+from gapbench.models.base import Model
+from gapbench.models.checkpoint import versions
+from gapbench.runs.run import Run
 from gapbench.types import GapbenchError
 
-from .test_batching import measure, same_images, same_verdicts
 from .test_resume import PROMPTS, assert_same, count, lines, undisturbed
 
 __all__ = ["undisturbed"]
 ADAPTER = """
-import os, signal
+import os, signal, time
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from gapbench.models.base import Drawing
+from gapbench.models.base import Batches, Drawing
 from gapbench.types import Answer, GapbenchError, Unfinished
 
 HERE = Path(__file__).parent
 
 
-class {name}:
-    name, fingerprint, recipe = "{name}", "{name}-1", {{}}
-    capabilities = frozenset({{"generate", "judge_logits"}})
-    pair = True
+class Toy:
+    fingerprint = "toy-1"
+    batches = Batches(2, 4)
 
-    def __init__(self, device="auto", dtype="auto"):
+    def __init__(self, device="auto"):
         self.device = device
 
     def load(self):
         {load}
-
-    def release(self):
-        pass
-
-    def refuses(self, text):
-        return None
 
     def generate(self, prompts, seeds):
         with (HERE / "calls").open("a") as file:
@@ -57,7 +61,7 @@ class {name}:
         drawings = []
         for prompt, seed in zip(prompts, seeds, strict=True):
             noise = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
-            drawings.append(Drawing(Image.fromarray(noise), None, prompt, None))
+            drawings.append(Drawing(Image.fromarray(noise), np.arange(3, dtype=np.int32), prompt))
         if not (HERE / "mended").exists():
             {draw}
         return drawings
@@ -66,227 +70,302 @@ class {name}:
         yes = np.array([np.asarray(image).mean() / 256 for image in images])
         return np.log(np.stack([1 - yes, yes], 1))
 
-    {more}
-"""
-ANSWERS = """
-    def answers(self, images, questions, words):
-        with (HERE / "answered").open("a") as file:
-            file.write(f"{os.getpid()} {len(images)}\\n")
-        return [Answer(verdict=1, text="by itself") for _ in images]
-
     def check_seeds(self, prompt, seed):
-        return f"tried in {os.getpid()}"
+        return f"tried in {{os.getpid()}}" if (HERE / "check").exists() else None
+
+
+class Bright:
+    fingerprint = "bright-1"
+
+    def judge(self, images, prompts):
+        with (HERE / "judged").open("a") as file:
+            file.write(f"{{os.getpid()}} {{len(images)}}\\n")
+        return [Answer(verdict=int(np.asarray(image).mean() > 127)) for image in images]
 """
-USUAL = {"load": "pass", "draw": "pass", "more": ""}
 
 
-@pytest.fixture(autouse=True)
-def _forked(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers of this process come from the server that has imported all, which saves seconds
-    each; those of the command that Ctrl-C stops are spawned, as a user's are."""
-    server = multiprocessing.get_context("forkserver")
-    monkeypatch.setattr(multiprocessing, "get_context", lambda method: server)
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head that has no room for workers, and a node that has it for two."""
+    fast = {
+        "worker_niceness": 0,
+        "health_check_period_ms": 500,
+        "health_check_failure_threshold": 3,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        made = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 0,
+                "include_dashboard": False,
+                "_system_config": {"worker_niceness": 0, **fast},
+            },
+        )
+        made.add_node(num_cpus=2)
+        yield made
+        made.shutdown()
 
 
 @pytest.fixture
-def adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Write an adapter that has a trouble; gives its import path."""
+def toy(tmp_path: Path) -> Callable[..., str]:
+    """Write an adapter and a judge that have a trouble; gives the file."""
 
-    def write(name: str, **does: str) -> str:
-        module = f"{name.lower()}_adapter"
-        (tmp_path / f"{module}.py").write_text(ADAPTER.format(name=name, **USUAL | does))
-        monkeypatch.syspath_prepend(str(tmp_path))
-        monkeypatch.delitem(sys.modules, module, raising=False)
-        return f"{module}:{name}"
+    def write(load: str = "pass", draw: str = "pass") -> str:
+        file = tmp_path / "adapter.py"
+        file.write_text(ADAPTER.format(load=load, draw=draw))
+        return str(file)
 
     return write
 
 
+@pytest.fixture
+def run(cluster: Cluster, tmp_path: Path) -> Callable[..., Run]:
+    """A run of a toy; with workers, in the cluster."""
+
+    def call(file: str, workers: Any = 2, limit: int = 12, **more: Any) -> Run:
+        where = {"workers": workers, "ray_address": cluster.address} if workers else {}
+        given = {"samples": 1, "judges": [f"{file}:Bright"], "out": tmp_path / f"by-{workers}"}
+        return gapbench.run(f"{file}:Toy", "shapes", limit=limit, **(where | given | more))
+
+    return call
+
+
 def calls(folder: Path, name: str = "calls") -> list[list[int]]:
-    """(process, rows) of each call for images, or of those that were "answered"."""
-    return [[int(n) for n in line.split()] for line in (folder / name).read_text().splitlines()]
+    """(process, rows) of each call."""
+    file = folder / name
+    there = file.read_text().splitlines() if file.exists() else []
+    return [[int(n) for n in line.split()] for line in there]
 
 
-def test_three_workers_give_the_images_and_verdicts_of_one(tmp_path: Path) -> None:
-    alone = measure("janus-mini", "shapes", 16, tmp_path / "alone", 8)
-    # 13 rows share themselves out unevenly, and the last 3 leave each with one.
-    copies = Copies("janus-mini", "auto", "auto", None, 3)
-    together = measure(copies, "shapes", 13, tmp_path / "together", 8)
-    copies.release()
-    assert len(alone.files) == 16
-    same_images(together, alone)
-    same_verdicts(together.verdicts, alone.verdicts)
+def same(found: Run, wanted: Run) -> None:
+    """Every record and every file of an image, but for the seconds and the order."""
+    assert found.path.name == wanted.path.name
+    assert records(found) == records(wanted)
+    for kind in ("images", "tokens"):
+        assert files(found.path / kind) == files(wanted.path / kind)
+    assert found.rates() == wanted.rates()
+    assert found.failures() == {}
 
 
-def test_rows_are_shared_and_each_goes_once(adapter: Callable[..., str], tmp_path: Path) -> None:
-    spec = adapter("Steady")
-    run = gapbench.run(
-        spec,
-        "shapes",
-        samples=1,
-        limit=10,
-        judges=[],
-        batch_size=5,
-        workers=3,
-        out=tmp_path / "runs",
-    )
-    assert sorted(rows for _, rows in calls(tmp_path)) == [1, 1, 2, 2, 2, 2]
-    processes = {process for process, _ in calls(tmp_path)}
-    assert len(processes) == 3
-    assert os.getpid() not in processes
-    assert len(run.folder.generations()) == 10
-    alone = gapbench.run(spec, "shapes", samples=1, limit=10, judges=[], out=tmp_path / "alone")
-    assert alone.rates() == run.rates()
-    gapbench.run(spec, "shapes", samples=13, limit=10, judges=[], workers=2, out=tmp_path / "auto")
-    sizes = [1, 1, 2, 2, 2, 2, 4, 4, 8, 8, 16, 16, 32, 32]
-    assert sorted(rows for _, rows in calls(tmp_path)[-14:]) == sizes
-    assert {g.image for g in alone.folder.generations().values()} == {
-        g.image for g in run.folder.generations().values()
-    }
-    for process in processes:  # none is left over
-        with pytest.raises(ProcessLookupError):
-            os.kill(process, 0)
+def test_two_workers_give_the_records_of_this_process(cluster: Cluster, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"samples": 2, "limit": 12, "batch_size": 8}
+    alone = gapbench.run("janus-mini", "shapes", out=tmp_path / "alone", **given)
+    more = {"workers": 2, "ray_address": cluster.address}
+    together = gapbench.run("janus-mini", "shapes", out=tmp_path / "two", **more, **given)
+    assert len(together.folder.generations()) == 24
+    same(together, alone)
 
 
-def test_an_adapter_that_gives_verdicts_itself_gives_them_in_the_workers(
-    adapter: Callable[..., str], tmp_path: Path
+def test_model_and_judge_work_in_the_workers(
+    toy: Callable[..., str], run: Callable[..., Run], tmp_path: Path
 ) -> None:
-    adapter("Answering", more=ANSWERS)
-    spec = f"{tmp_path / 'answering_adapter.py'}:Answering"  # a file, which each process loads
-    run = gapbench.run(
-        spec,
-        "shapes",
-        samples=1,
-        limit=8,
-        judges=[],
-        batch_size=8,
-        workers=2,
-        out=tmp_path / "runs",
-    )
-    drew = {process for process, _ in calls(tmp_path)}
-    answered = calls(tmp_path, "answered")
-    assert {process for process, _ in answered} == drew
-    assert os.getpid() not in drew
-    assert {rows for _, rows in answered} == {4}
-    assert {verdict.text for verdict in run.folder.verdicts().values()} == {"by itself"}
-    [warning] = run.folder.read("checks.json").values()
+    file = toy()
+    (tmp_path / "check").touch()
+    found = run(file, limit=10)
+    drew, judged = ({pid for pid, _ in calls(tmp_path, name)} for name in ("calls", "judged"))
+    assert len(drew) == 2
+    assert os.getpid() not in drew | judged
+    assert sum(rows for _, rows in calls(tmp_path)) == 10
+    assert max(rows for _, rows in calls(tmp_path)) <= 4
+    [warning] = found.folder.read("checks.json").values()
     assert int(warning.removeprefix("tried in ")) in drew
-    alone = gapbench.run(spec, "shapes", samples=1, limit=8, judges=[], out=tmp_path / "alone")
-    assert alone.rates() == run.rates()
+    for pid in drew | judged:  # none is left over
+        wait(lambda pid=pid: not runs(pid))
+    same(found, run(file, workers=None, limit=10))
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+def wait(ready: Callable[[], object], seconds: float = 60) -> None:
+    limit = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+
+
+def test_workers_that_are_killed_at_random_lose_no_record(
+    toy: Callable[..., str], run: Callable[..., Run], tmp_path: Path
+) -> None:
+    file, choice = toy(draw="time.sleep(0.2)"), random.Random(0)
+
+    with ThreadPoolExecutor(1) as other:
+        going = other.submit(run, file, limit=40)
+        for kills in range(1, 4):
+            wait(lambda kills=kills: len(calls(tmp_path)) >= 5 * kills)  # type: ignore[misc]
+            there = sorted({pid for pid, _ in calls(tmp_path)[-4:] if runs(pid)})
+            os.kill(choice.choice(there), signal.SIGKILL)
+        found = going.result()
+    assert len({pid for pid, _ in calls(tmp_path)}) >= 4
+    (tmp_path / "mended").touch()
+    same(found, run(file, workers=None, limit=40))
+
+
+def test_a_node_that_joins_is_used_and_one_that_dies_is_not_missed(
+    cluster: Cluster, toy: Callable[..., str], run: Callable[..., Run], tmp_path: Path
+) -> None:
+    file = toy(draw="while not (HERE / 'mended').exists(): time.sleep(0.05)")
+    with ThreadPoolExecutor(1) as other:
+        going = other.submit(run, file, workers="all", batch_size=1)
+        wait(lambda: len(calls(tmp_path)) == 2)
+        node = cluster.add_node(num_cpus=1)
+        wait(lambda: len(calls(tmp_path)) == 3)
+        cluster.remove_node(node, allow_graceful=False)  # in the middle of its batch
+        (tmp_path / "mended").touch()
+        found = going.result()
+    assert len(calls(tmp_path)) == 13
+    same(found, run(file, workers=None))
+
+
+def test_an_item_that_kills_its_worker_is_named_and_costs_no_other(
+    toy: Callable[..., str], run: Callable[..., Run], tmp_path: Path
+) -> None:
+    file = toy()
+    poison = run(file, workers=None, limit=6, out=tmp_path / "before").plan.prompts[2].text
+    toy(draw=f"if {poison!r} in prompts: os.kill(os.getpid(), signal.SIGKILL)")
+    found = run(file, limit=6, batch_size=4)
+    [(reason, failed)] = found.failures()["images"].items()
+    assert reason.startswith(f"image 0 of {poison!r}: 3 workers died of it, perhaps because memory")
+    assert failed == 1
+    assert len(found.folder.generations()) == 5
+    (tmp_path / "mended").touch()
+    assert len(run(file, workers=None, limit=6, out=tmp_path / "by-2").folder.generations()) == 6
 
 
 @pytest.mark.parametrize(
-    ("trouble", "words"),
+    ("load", "draw", "words"),
     [
-        ("raise GapbenchError('it is not well')", "it is not well"),
-        ("raise Unfinished('it is not well', {0: drawings[0]})", "it is not well"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", DIED[:40]),
+        ("raise GapbenchError('no weights here')", "pass", "no weights here"),
+        ("pass", "{}['colour']", r"KeyError: 'colour' \(.*adapter.py, line \d+\)"),
+        (
+            "pass",
+            "raise Unfinished('it is not well', {0: drawings[0]})",
+            "it is not well; ",
+        ),
     ],
-    ids=["refuses", "does a part", "dies"],
+    ids=["cannot load", "is broken", "does a part"],
 )
-def test_what_befalls_one_worker_costs_no_other_its_work(
-    adapter: Callable[..., str], tmp_path: Path, trouble: str, words: str
-) -> None:
-    spec = adapter("Ailing", draw=f"if self.device == 'cpu' and self.takes_its_turn(): {trouble}")
-    file = tmp_path / "ailing_adapter.py"
-    # The one that makes the folder first is the one with the trouble.
-    file.write_text(
-        file.read_text()
-        + "    def takes_its_turn(self):\n"
-        + "        try:\n            (HERE / 'turn').mkdir()\n"
-        + "        except FileExistsError:\n            return False\n        return True\n"
-    )
-    given: dict[str, Any] = {
-        "tasks": "shapes", "samples": 1, "limit": 8, "judges": [], "batch_size": 8, "device": "cpu",
-        "out": tmp_path / "runs",
-    }  # fmt: skip
-    with pytest.raises(GapbenchError, match=words) as caught:
-        gapbench.run(spec, workers=2, **given)
-    assert "the rest is kept" in str(caught.value)
-    (folder,) = (tmp_path / "runs").iterdir()
-    kept = (folder / "generations.jsonl").read_text().splitlines()
-    assert len(kept) == 4 + ("Unfinished" in trouble)
-    (tmp_path / "mended").touch()
-    run = gapbench.run(spec, workers=2, **given)
-    assert len(run.folder.generations()) == 8
-    assert (folder / "generations.jsonl").read_text().splitlines()[: len(kept)] == kept
+def test_errors_of_workers_are_those_of_one_process(
+    toy: Callable[..., str], run: Callable[..., Run], tmp_path: Path, load: str, draw: str,
+    words: str,
+) -> None:  # fmt: skip
+    file = toy(load, draw)
+    for workers in (2, None):
+        with pytest.raises(GapbenchError, match=words):
+            run(file, workers, limit=4)
+        there = list((tmp_path / f"by-{workers}").glob("*/run.json"))
+        assert bool(there) == ("no weights" not in words)
 
 
 def test_memory_that_runs_out_in_a_worker_halves_the_batch(
-    adapter: Callable[..., str], tmp_path: Path
+    toy: Callable[..., str], run: Callable[..., Run], tmp_path: Path
 ) -> None:
-    spec = adapter("Large", draw="if len(prompts) > 3: raise RuntimeError('CUDA out of memory.')")
-    run = gapbench.run(
-        spec,
-        "shapes",
-        samples=1,
-        limit=12,
-        judges=[],
-        batch_size=12,
-        workers=2,
-        out=tmp_path / "runs",
-    )
-    assert len(run.folder.generations()) == 12
+    file = toy(draw="if len(prompts) > 3: raise RuntimeError('CUDA out of memory.')")
+    found = run(file, limit=12, batch_size=6)
+    assert len(found.folder.generations()) == 12
     assert sorted(rows for _, rows in calls(tmp_path)) == [3, 3, 3, 3, 6, 6]
 
 
-def test_other_errors_of_an_adapter_come_with_their_place(
-    adapter: Callable[..., str], tmp_path: Path
-) -> None:
-    spec = adapter("Broken", draw="{}['colour']")
-    with pytest.raises(
-        GapbenchError, match=r"KeyError: 'colour' \(.*broken_adapter.py, line \d+\)"
-    ):
-        gapbench.run(
-            spec, "shapes", samples=1, limit=4, judges=[], workers=2, out=tmp_path / "runs"
-        )
+def test_what_cannot_be_run_is_told_before_anything_is_written(
+    toy: Callable[..., str], run: Callable[..., Run], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    file = toy()
+    wrong: dict[str, dict[str, Any]] = {
+        "--workers 3: each copy of Toy takes a core, and Ray has room for 2; take --workers 2": {
+            "workers": 3
+        },
+        "--ray-address 127.0.0.1:1: nobody answers there": {"ray_address": "127.0.0.1:1"},
+        "--device cuda:1: Ray gives each worker GPUs of its own": {"device": "cuda:1"},
+    }
+    for words, given in wrong.items():
+        with pytest.raises(GapbenchError, match=words):
+            run(file, **given)
+    monkeypatch.setattr("gapbench.engines.ray.versions", lambda: {**versions(), "torch": "9"})
+    with pytest.raises(GapbenchError, match=r"has torch .* \(here 9\); install the same versions"):
+        run(file)
+    monkeypatch.undo()
+    Path(file).write_text(Path(file).read_text().replace('"toy-1"', "str(os.getpid())"))
+    with pytest.raises(GapbenchError, match="makes another Toy: its files or its kind of device"):
+        run(file)
+    assert not list(tmp_path.glob("by-*"))
 
 
-def test_weights_that_no_worker_can_load_leave_nothing_behind(
-    adapter: Callable[..., str], tmp_path: Path
-) -> None:
-    spec = adapter("Missing", load="raise GapbenchError('no weights here')")
-    with pytest.raises(GapbenchError, match="no weights here"):
-        gapbench.run(spec, "shapes", limit=4, judges=[], workers=2, out=tmp_path / "runs")
-    assert not (tmp_path / "runs").exists()
+def test_options_that_contradict_each_other() -> None:
+    for words, given in (
+        ("--workers copies a model's weights", {"model": "server:http://127.0.0.1:1#model"}),
+        ("workers must be at least 1, not 0", {"workers": 0}),
+        ("by its name", {"model": gapbench.load_model("janus-mini")}),
+        ("--workers 2 needs --engine ray", {"engine": "local"}),
+        ("--ray-address auto needs --engine ray", {"engine": "local", "ray_address": "auto",
+                                                   "workers": 1}),
+        ("ray_address must be auto or HOST:PORT", {"ray_address": "ray://here"}),
+    ):  # fmt: skip
+        with pytest.raises(GapbenchError, match=words):
+            gapbench.run(**({"workers": 2} | given))
 
 
-def test_workers_need_weights_to_copy(tmp_path: Path) -> None:
-    for spec in ("images:somewhere", "server:http://127.0.0.1:1#model"):
-        with pytest.raises(GapbenchError, match="--workers copies a model's weights"):
-            gapbench.run(spec, workers=2, out=tmp_path / "runs")
-    with pytest.raises(GapbenchError, match="workers must be at least 1, not 0"):
-        gapbench.run(workers=0, out=tmp_path / "runs")
-    with pytest.raises(GapbenchError, match="by its name"):
-        gapbench.run(gapbench.load_model("janus-mini"), workers=2, out=tmp_path / "runs")
+def test_without_ray_a_line_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gapbench.engines.ray", None)
+    with pytest.raises(GapbenchError, match=r'pip install "gapbench\[ray\]"'):
+        gapbench.run(workers=2)
 
 
-def test_copies_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert places("cpu", 2) == ["cpu", "cpu"]
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert places("auto", 3) == places("cuda", 3) == ["cuda:0", "cuda:1", "cuda:0"]
-    assert places("cuda:1", 2) == ["cuda:1", "cuda:1"]
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert places("auto", 2) == ["auto", "auto"]
+def test_copies_take_the_gpus_that_they_declare(monkeypatch: pytest.MonkeyPatch) -> None:
+    eight = {"Alive": True, "Resources": {"CPU": 32.0, "GPU": 8.0}}
+    plain = {"Alive": True, "Resources": {"CPU": 4.0}}
+    dead = {**eight, "Alive": False}
+    model, half = Model(), Model()
+    half.gpus = 0.5
+    with pytest.raises(GapbenchError, match="Ray has nodes with GPUs, and torch sees none here"):
+        need(Source(model), [eight])
+    assert need(Source(model, device="cpu"), [eight]) == {"CPU": 1}
+    assert need(Source(model), [plain]) == {"CPU": 1}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    nodes = [eight, plain, dead]
+    assert room(nodes, need(Source(model), nodes)) == 8
+    assert room(nodes, need(Source(half), nodes)) == 16
+    assert room(nodes, need(Source(model, device="cpu"), nodes)) == 36
+    assert load_judge("pixel").gpus is None
 
 
-def test_ctrl_c_keeps_the_batch_in_hand_and_one_process_completes_the_run(
-    start: Start, wait_until: Any, undisturbed: Any, tmp_path: Path
+def test_ctrl_c_keeps_what_is_in_flight_and_one_process_completes_the_run(
+    cluster: Cluster, start: Start, wait_until: Any, undisturbed: Run, tmp_path: Path
 ) -> None:
     arguments = [
         "run", "--model", "janus-mini", "--tasks", "shapes", "--limit", str(PROMPTS),
-        "--samples", "1", "--batch-size", "4",
+        "--samples", "1", "--batch-size", "2",
     ]  # fmt: skip
     # A terminal sends Ctrl-C to all processes of the command.
     code = "import os; os.setpgid(0, 0)\n" + COMMAND
-    process = start(tmp_path, *arguments, "--workers", "2", code=code)
+    more = ("--workers", "2", "--ray-address", cluster.address)
+    process = start(tmp_path, *arguments, *more, code=code)
     wait_until(lambda: count(tmp_path) >= 4, process)
     assert process.pid is not None
-    os.killpg(process.pid, signal.SIGINT)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGINT)
     assert finish(process) == 130
-    assert "stopped after the batch in hand" in (tmp_path / "err").read_text()
+    told = (tmp_path / "err").read_text()
+    assert told.endswith("stopped after the batch in hand; run the same command again to go on\n")
     there = lines(tmp_path, "generations.jsonl")
-    assert len(there) % 4 == 0
+    assert len(there) % 2 == 0
     assert finish(start(tmp_path, *arguments)) == 0
     assert lines(tmp_path, "generations.jsonl")[: len(there)] == there
     assert_same(tmp_path, undisturbed)
+
+
+def test_ray_is_started_for_one_command_and_says_nothing(
+    toy: Callable[..., str], cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    arguments = ("run", "--model", f"{toy()}:Toy", "--judge", f"{toy()}:Bright", "--limit", "4",
+                 "--samples", "1", "--workers", "2", "--json")  # fmt: skip
+    done = cli(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "ray" not in done.stderr.lower()
+    assert done.stdout.startswith("[")
+    assert len({pid for pid, _ in calls(tmp_path)}) == 2

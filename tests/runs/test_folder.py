@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -158,11 +160,21 @@ def test_many_images_are_stored_and_read_as_one_by_one(tmp_path: Path) -> None:
     digests = folder.add_images(pictures)
     assert digests == [folder.add_image(picture) for picture in pictures]
     assert len(set(digests)) == 12 == len(list((folder.path / "images").rglob("*.*")))
-    for found, picture in zip(folder.images(digests), pictures, strict=True):
-        np.testing.assert_array_equal(np.asarray(found), np.asarray(picture))
-    folder.image_path(digests[5]).write_bytes(b"altered")
+    for digest, picture in zip(digests, pictures, strict=True):
+        np.testing.assert_array_equal(np.asarray(folder.image(digest)), np.asarray(picture))
+
+
+def test_an_image_takes_its_file_along_to_another_process(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "m", {"a": 1}, {})
+    fine, altered = (folder.add_image(Image.new("RGB", (8, 8), (red, 0, 0))) for red in (1, 2))
+    folder.image_path(altered).write_bytes(b"altered")
+    sent = [pickle.dumps(folder.stored(digest)) for digest in (fine, altered)]
+    shutil.rmtree(folder.path)
+    there, broken = map(pickle.loads, sent)
+    assert there.sha256 == fine
+    assert there.open().getpixel((0, 0)) == (1, 0, 0)
     with pytest.raises(GapbenchError, match="altered"):
-        folder.images(digests)
+        broken.open()
 
 
 def test_a_torn_last_line_is_dropped_wherever_it_is_torn(folder: RunFolder) -> None:
