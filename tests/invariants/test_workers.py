@@ -26,7 +26,10 @@ from gapbench.engines.cluster import need, room
 from gapbench.judges import load_judge
 from gapbench.models.base import Model
 from gapbench.models.checkpoint import versions
+from gapbench.runs.estimate import estimate
+from gapbench.runs.plan import prepare
 from gapbench.runs.run import Run
+from gapbench.runs.settings import RunSettings
 from gapbench.types import GapbenchError
 
 from .test_resume import PROMPTS, assert_same, count, lines, undisturbed
@@ -332,6 +335,21 @@ def test_copies_take_the_gpus_that_they_declare(monkeypatch: pytest.MonkeyPatch)
     assert room(nodes, need(Source(half), nodes)) == 16
     assert room(nodes, need(Source(model, device="cpu"), nodes)) == 36
     assert load_judge("pixel").gpus is None
+
+
+def test_an_estimate_shares_the_work_out(
+    toy: Callable[..., str], run: Callable[..., Run], tmp_path: Path
+) -> None:
+    file = toy(draw="time.sleep(0.01)")
+    run(file, workers=None, limit=4, judges=[])
+
+    def seconds(workers: Any) -> float:
+        given: dict[str, Any] = {"samples": 1, "limit": 8, "judges": [], "workers": workers}
+        settings = RunSettings(f"{file}:Toy", ["shapes"], out=tmp_path / "by-None", **given)
+        return estimate(prepare(settings)).seconds
+
+    assert seconds(2) == seconds(1) / 2 > 0
+    assert seconds("all") == seconds(1)
 
 
 def test_ctrl_c_keeps_what_is_in_flight_and_one_process_completes_the_run(
