@@ -192,7 +192,7 @@ def asked(count: int) -> list[Prompt]:
 def usual(judge: VlmJudge, images: list[Image.Image], prompts: list[Prompt]) -> list[int | None]:
     verdicts = []
     for image, prompt in zip(images, prompts, strict=True):
-        batch = judge._batch([judge._chat(prompt.question)], [image])
+        batch = judge.chat.batch(judge._model, [judge.chat.text(prompt.question)], [image])
         out = judge._model.generate(**batch, max_new_tokens=8, min_new_tokens=8, do_sample=False)
         said = out[0, batch["input_ids"].shape[1] :]
         verdicts.append(parse(judge.processor.tokenizer.decode(said)).verdict)

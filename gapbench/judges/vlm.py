@@ -31,7 +31,6 @@ from gapbench.files import digest, first_line
 from gapbench.judges.base import Judge, with_meaning
 from gapbench.judges.weights import free_memory
 from gapbench.models import torchvision_shim
-from gapbench.models.autoregressive.answers import answer_ids, answer_logprobs, following
 from gapbench.models.base import Batches
 from gapbench.models.checkpoint import (
     device_here,
@@ -40,6 +39,7 @@ from gapbench.models.checkpoint import (
     require_weights,
     settings_files,
 )
+from gapbench.models.vlm import Chat, room
 from gapbench.types import Answer, GapbenchError, Prompt
 from gapbench.verdict import ANSWERS, QUESTION, weigh
 
@@ -158,14 +158,12 @@ class VlmJudge(Judge):
                 f"judge {self.name}: cannot load the processor in {self.folder}: "
                 f"{first_line(error)}"
             ) from error
-        if not getattr(processor, "chat_template", None):
-            raise GapbenchError(
-                f"judge {self.name}: the checkpoint has no chat template, so it cannot be asked; "
-                "choose an instruction-tuned model"
-            )
-        if processor.tokenizer.pad_token_id is None:
-            processor.tokenizer.pad_token = processor.tokenizer.eos_token
         return processor
+
+    @cached_property
+    def chat(self) -> Chat:
+        """How the model is asked; needs no weights."""
+        return Chat(f"judge {self.name}", self.processor, self.room)
 
     # -- judging ---------------------------------------------------------------------------
 
@@ -180,7 +178,7 @@ class VlmJudge(Judge):
     def refuse_marks(self, prompt: Prompt, asked: str) -> None:
         """Raises GapbenchError where what is asked of a prompt holds a token that steers this
         model."""
-        for token in sorted(self.processor.tokenizer.get_added_vocab()):
+        for token in sorted(self.chat.processor.tokenizer.get_added_vocab()):
             if token.strip() and token in asked:
                 raise GapbenchError(
                     f"task {prompt.task}, prompt {prompt.id}: it contains {token!r}, which judge "
@@ -238,57 +236,14 @@ class VlmJudge(Judge):
         Raises ValueError for an image or a text that the model has no room for.
         """
         self.load()
-        texts = [self._chat(question) for question in questions]
-        tokenizer = self.processor.tokenizer
-        tails = answer_ids(
-            lambda some: tokenizer(some, add_special_tokens=False)["input_ids"],
-            texts,
-            answers,
-            f"judge {self.name}",
-        )
-        batch = self._fitting(texts, images, max(map(len, tails)))
-        return answer_logprobs(self._model, batch, tails, tokenizer.pad_token_id, images)
+        return self.chat.logprobs(self._model, images, questions, answers)
 
     @torch.inference_mode()
     def next_logprobs(self, images: Sequence[Image.Image], questions: Sequence[str]) -> Tensor:
         """Log-probability in nats of each token as the reply's first, (images, vocabulary),
         float64, on the CPU. Raises ValueError as `logprobs` does."""
         self.load()
-        batch = self._fitting([self._chat(question) for question in questions], images, 1)
-        pad = self.processor.tokenizer.pad_token_id
-        return following(self._model, batch, [()] * len(images), pad)[:, 0]
-
-    def _fitting(
-        self, texts: Sequence[str], images: Sequence[Image.Image], more: int
-    ) -> dict[str, Tensor]:
-        """The rows of a batch. Raises ValueError without room for them and `more` tokens."""
-        batch = self._batch(texts, images)
-        length = batch["input_ids"].shape[1]
-        if length + more > self.room:
-            raise ValueError(
-                f"with its image the question takes {length} tokens, {self.name} has room for "
-                f"{self.room}"
-            )
-        return batch
-
-    def _chat(self, question: str) -> str:
-        content = [{"type": "image"}, {"type": "text", "text": question}]
-        text: str = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
-        return text
-
-    def _batch(self, texts: Sequence[str], images: Sequence[Image.Image]) -> dict[str, Tensor]:
-        start = self.processor.tokenizer.bos_token
-        batch = self.processor(
-            text=list(texts),
-            images=[[image] for image in images],
-            padding=True,
-            padding_side="left",  # every row ends with its question
-            return_tensors="pt",
-            add_special_tokens=not (start and texts[0].startswith(start)),
-        ).to(self._model.device, dtype=self._model.dtype)
-        return {key: value for key, value in batch.items() if isinstance(value, Tensor)}
+        return self.chat.next_logprobs(self._model, images, questions)
 
     # -- a known picture -------------------------------------------------------------------
 
@@ -337,9 +292,8 @@ def _check(folder: Path, name: str) -> int:
         raise GapbenchError(
             f"judge {name}: cannot read {folder / 'config.json'}: {first_line(error)}"
         ) from error
-    text = config.get_text_config()
-    if config.is_encoder_decoder or text.is_encoder_decoder:
+    if config.is_encoder_decoder or config.get_text_config().is_encoder_decoder:
         raise GapbenchError(
             f"judge {name}: an encoder-decoder ({kind!r}) is not supported; choose a chat model"
         )
-    return int(getattr(text, "max_position_embeddings", None) or 1_000_000_000)
+    return room(config)

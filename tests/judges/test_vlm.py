@@ -118,11 +118,11 @@ def pictures() -> list[Image.Image]:
 def spelled_out(judge: VlmJudge, image: Image.Image, question: str) -> list[float]:
     """Each answer's log-probability from a forward pass of the whole text, nothing shared."""
     judge.load()
-    text = judge._chat(question)
+    text = judge.chat.text(question)
     found = []
     for answer in ANSWERS:
         said = answer.lstrip() if text.endswith("\n") else answer
-        batch = judge._batch([text + said], [image])
+        batch = judge.chat.batch(judge._model, [text + said], [image])
         length = len(judge.processor.tokenizer(said, add_special_tokens=False)["input_ids"])
         with torch.inference_mode():
             logits = judge._model(**batch).logits[0].double().log_softmax(-1)
