@@ -140,7 +140,7 @@ def soft(judge: SoftTifaJudge, image: Image.Image, question: str, answer: str) -
     """GenEval 2's way: one greedy token, and the softmax over what the model said of it."""
     vlm: Any = judge._asked
     vlm.load()
-    batch = vlm._batch([vlm._chat(f"{question} Answer in one word.")], [image])
+    batch = vlm.chat.batch(vlm._model, [vlm.chat.text(f"{question} Answer in one word.")], [image])
     out = vlm._model.generate(
         **batch, max_new_tokens=1, do_sample=False, output_scores=True, return_dict_in_generate=True
     )

@@ -3,8 +3,8 @@ are always the same, and so are its kernels and the order of every sum."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ SHARE: Final = 0.8
 CHECKED: Final = 16
 """Tokens of an image that are drawn twice before a run, to see whether its batch changes them."""
 
+T = TypeVar("T")
 Draw = Callable[[Sequence[str], Sequence[int]], NDArray[np.int32]]
 
 
@@ -51,6 +52,20 @@ def fitting(size: int, memory: float, weights: int, image: int) -> int:
     while size > 1 and weights + size * image > SHARE * memory:
         size //= 2
     return size
+
+
+def filled(
+    items: Iterable[T], shape: Callable[[T], object], size: int
+) -> Iterator[tuple[list[T], list[T]]]:
+    """Items of one shape, in order, and the same filled up to a block of `size`; 0: as they are."""
+    groups: dict[object, list[T]] = {}
+    for item in items:
+        groups.setdefault(shape(item), []).append(item)
+    for alike in groups.values():
+        step = size or len(alike)
+        for first in range(0, len(alike), step):
+            some = alike[first : first + step]
+            yield some, [*some, *some[:1] * (step - len(some))]
 
 
 def image_bytes(config: Any, tokens: int, dtype: str) -> int:

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from gapbench.models.autoregressive.answers import distinct
+from gapbench.models.autoregressive.blocks import filled
 from gapbench.models.bagel.network import Bagel, Context
 from gapbench.models.bagel.pictures import Geometry, grid, patches, prepared
 
@@ -42,24 +43,11 @@ class Reader:
         """Whole numbers, on the network's device."""
         return torch.tensor(numbers, dtype=torch.long, device=self.network.device)
 
-    def blocks(
-        self, items: Iterable[T], shape: Callable[[T], object]
-    ) -> Iterator[tuple[list[T], list[T]]]:
-        """Items of one shape, in order, and the same filled up to a block."""
-        groups: dict[object, list[T]] = {}
-        for item in items:
-            groups.setdefault(shape(item), []).append(item)
-        for alike in groups.values():
-            size = self.block or len(alike)
-            for first in range(0, len(alike), size):
-                some = alike[first : first + size]
-                yield some, [*some, *some[:1] * (size - len(some))]
-
     def texts(
         self, items: Iterable[T], row: Callable[[T], Row]
     ) -> Iterator[tuple[list[T], list[T]]]:
         """Blocks of items whose rows are padded to one length."""
-        return self.blocks(items, lambda item: -(-len(row(item)) // BUCKET))
+        return filled(items, lambda item: -(-len(row(item)) // BUCKET), self.block)
 
     def read(self, context: Context, rows: Sequence[Row]) -> tuple[Tensor, Context]:
         """Hidden states of rows of token ids, padded on the right, and what has read them."""
@@ -102,7 +90,7 @@ class Reader:
         seen the images at the rows' places, each of which is seen once, and read the rows."""
         firsts = distinct(images)
         shown = {n: prepared(images[n], self.sizes) for n in dict.fromkeys(firsts)}
-        for some, whole in self.blocks(shown, lambda number: shown[number].size):
+        for some, whole in filled(shown, lambda number: shown[number].size, self.block):
             pictures = [shown[number] for number in whole]
             seen = self._seen(self.network.blank(len(pictures)), pictures)
             mine = [row for row, place in enumerate(places) if firsts[place] in some]
