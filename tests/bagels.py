@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -134,7 +134,7 @@ def tensors(shapes: Shapes, seed: int) -> dict[str, Tensor]:
     return found
 
 
-def _words(folder: Path) -> int:
+def words(folder: Path, special: Sequence[str] = SPECIAL) -> int:
     """Write a tokenizer of Qwen2's kind; its vocabulary's size."""
     from tokenizers import (
         AddedToken,
@@ -162,11 +162,11 @@ def _words(folder: Path) -> int:
         show_progress=False,
     )
     base.train_from_iterator(["a red circle and a blue square", "The score is 0 1"] * 20, trainer)
-    base.add_special_tokens([AddedToken(mark, normalized=False) for mark in SPECIAL])
+    base.add_special_tokens([AddedToken(mark, normalized=False) for mark in special])
     base.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "Qwen2Tokenizer",
-        "additional_special_tokens": list(SPECIAL[1:]),
+        "additional_special_tokens": list(special[1:]),
         "eos_token": "<|endoftext|>",
         "pad_token": "<|endoftext|>",
         "unk_token": None,
@@ -179,7 +179,7 @@ def _words(folder: Path) -> int:
 def write(folder: Path, seed: int = 1) -> Path:
     """The published files: 16 x 16 pixels, 16 tokens an image."""
     folder.mkdir(parents=True)
-    vocabulary = _words(folder)
+    vocabulary = words(folder)
     save_file(tensors(published(vocabulary), seed), folder / "ema.safetensors")
     save_file(tensors(autoencoder(), seed + 1), folder / "ae.safetensors")
     settings = {

@@ -15,12 +15,18 @@ from gapbench.fix.trainer import train_phase
 
 
 def trained(
-    folder: Path, out: Path, prompts: Sequence[str], columns: dict[str, Any], **more: Any
+    folder: Path,
+    out: Path,
+    prompts: Sequence[str],
+    columns: dict[str, Any],
+    *,
+    lora: int = 0,
+    **more: Any,
 ) -> Any:
-    """A model after training all its weights on rows: its prompts with the arrays in `columns`
-    ("drawing", or "drawing_chosen" and "drawing_rejected")."""
+    """A model after training all its weights, or an adapter, on rows: its prompts with the arrays
+    in `columns` ("drawing", or "drawing_chosen" and "drawing_rejected")."""
     settings = FixSettings(
-        model=str(folder), out=out, batch_size=len(prompts), lora=0, bf16=False, device="cpu",
+        model=str(folder), out=out, batch_size=len(prompts), lora=lora, bf16=False, device="cpu",
         **more,
     )  # fmt: skip
     model = network.base_model(settings, "cpu", "float32")

@@ -150,6 +150,7 @@ def models(
     if entry is None or entry.folder:
         model = load_model(name)
         known |= {"fingerprint": model.fingerprint, "capabilities": _listed(model)}
+        known |= {"pair": model.pairing if model.pair else None}
         known |= {f"recipe: {key}": value for key, value in model.recipe.items()}
     if form == "json":
         _print(known, form)
@@ -260,7 +261,7 @@ def _tell(who: str, found: Iterable[Finding]) -> None:
 
 def prepare(
     tasks: Annotated[Sequence[str] | None, typer.Option(parser=names, show_default="all; none if a model is named", help=TASKS)] = None,
-    model: Annotated[Sequence[str], typer.Option(parser=names, help="Names of models, separated by commas.")] = (),
+    model: Annotated[Sequence[str], typer.Option(parser=names, help="Models, by name or as diffusers:OWNER/NAME; separate several with commas.")] = (),
     judges: Judges = None,
     worker_python: Annotated[Path | None, typer.Option(help="Python interpreter of your own environment, for a model that runs as a worker.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder with files that you already have; they are found by digest, whatever their names.")] = None,

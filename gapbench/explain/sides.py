@@ -16,7 +16,7 @@ from gapbench.files import read_object
 from gapbench.fix import network
 from gapbench.fix.settings import FixSettings
 from gapbench.models import load_model
-from gapbench.models.base import PAIR, Model, require
+from gapbench.models.base import Model, require
 from gapbench.models.checkpoint import FIX_RECORD
 from gapbench.runs.run import Run
 from gapbench.types import GapbenchError
@@ -49,10 +49,10 @@ def find_fix(before: Run, after: Run, folder: str | None) -> Fix:
     none, or it is of another base, or of a model whose heads share no parameters.
     """
     for run in (before, after):
-        if run.folder.meta.get("model_about", {}).get("pair"):
+        if run.pairing:
             raise GapbenchError(
                 "gapbench explain is about parameters that drawing and judging share; model "
-                f"{run.folder.meta['model']} of {run.path} is {PAIR}"
+                f"{run.folder.meta['model']} of {run.path} is {run.pairing}"
             )
     place = _place(after, folder)
     record = read_object(place / FIX_RECORD)

@@ -166,8 +166,13 @@ def whole(repo: str, license: str, folder: Path, patterns: Sequence[str]) -> Che
 
 
 def _shards(folder: Path) -> list[str]:
-    """The files that a folder's indices of weights name: a fetch may have stopped between them."""
-    return [shard for index in sorted(folder.glob("*.index.json")) for shard in _index(index)[0]]
+    """The files that indices of weights name, also in a pipeline's folders: a fetch may have
+    stopped between them."""
+    return [
+        str((index.parent / shard).relative_to(folder))
+        for index in sorted(folder.rglob("*.index.json"))
+        for shard in _index(index)[0]
+    ]
 
 
 def _index(file: Path) -> tuple[list[str], int]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import warnings
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from torch import nn
 
 from gapbench.fix.settings import FixSettings
-from gapbench.models import load_model
+from gapbench.models import from_anywhere, load_model
 from gapbench.models.base import Model, require
 from gapbench.types import GapbenchError
 
@@ -36,6 +36,16 @@ def base_model(settings: FixSettings, device: str, dtype: str) -> Model:
     if settings.train not in model.parts:
         raise GapbenchError(
             f"--train {settings.train}: model {model.name} has {', '.join(model.parts)}"
+        )
+    if model.adapter_only and not settings.lora:
+        raise GapbenchError(
+            f"--lora 0: of model {model.name} only a LoRA adapter is trained; give --lora 32, or "
+            "train all of it with diffusers' own scripts and give that folder to --model"
+        )
+    if model.adapter_only and settings.fsdp:
+        raise GapbenchError(
+            f"--fsdp: each process holds all of model {model.name} and trains its adapter; leave "
+            "it out"
         )
     return model
 
@@ -65,8 +75,11 @@ def prepare(model: Model, settings: FixSettings) -> nn.Module:
     network.requires_grad_(False)
     if settings.gradient_checkpointing:
         enable: Any = getattr(network, "activation_checkpointing_enable", None)
-        enable = enable or network.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        enable = enable or getattr(network, "gradient_checkpointing_enable", None)
+        if enable:
+            enable({"use_reentrant": False})
+        else:
+            cast(Any, network).enable_gradient_checkpointing()  # diffusers' name; never reentrant
     if not settings.lora:
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(bool(part.fullmatch(name)))
@@ -87,8 +100,7 @@ def prepare(model: Model, settings: FixSettings) -> nn.Module:
     with warnings.catch_warnings():  # peft asks transformers by names that are going away
         warnings.simplefilter("ignore", FutureWarning)
         adapted: nn.Module = get_peft_model(network, config)
-    here = Path(settings.model)
-    config.base_model_name_or_path = str(here.resolve()) if here.exists() else settings.model
+    config.base_model_name_or_path = from_anywhere(settings.model)
     return adapted
 
 

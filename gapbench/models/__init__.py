@@ -11,7 +11,7 @@ from typing import Any
 from gapbench import adapters
 from gapbench.files import read_object, sha256_of
 from gapbench.models.base import CAPABILITIES, REQUIRED, Model, has_own, require
-from gapbench.models.entry import Entry, changed
+from gapbench.models.entry import DIFFUSERS, Entry, changed
 from gapbench.models.registry import FAMILIES, FOLDERS, MODELS
 from gapbench.types import GapbenchError
 
@@ -27,9 +27,10 @@ def load_model(
     dtype: str = "auto",
     recipe: Mapping[str, object] | None = None,
 ) -> Model:
-    """A model by name, by folder (a checkpoint, or a LoRA adapter on one), or as file.py:Class or
-    module:Class, also file.py:Class@FOLDER with a checkpoint of its own. In place of a class there
-    may be a function that makes an adapter, or an adapter.
+    """A model by name, by folder (a checkpoint, a pipeline of diffusers, or a LoRA adapter on one),
+    as diffusers:OWNER/NAME, or as file.py:Class or module:Class, also file.py:Class@FOLDER with a
+    checkpoint of its own. In place of a class there may be a function that makes an adapter, or an
+    adapter.
 
     `recipe` changes keys of the model's own recipe; texts are read as --set gives them. Weights
     come in at first use. Raises GapbenchError where there is none, where weights, environment or
@@ -54,6 +55,10 @@ def load_model(
         return _factory("gapbench.models.server:ServerModel")(
             name.removeprefix("server:"), recipe=changes, device=device, dtype=dtype
         )
+    if name.startswith(DIFFUSERS):
+        return _factory("gapbench.models.pipelines.make:make")(
+            name, recipe=changes, device=device, dtype=dtype
+        )
     for entry_point in entry_points(group="gapbench.models"):
         if entry_point.name == name:
             return _third_party(name, entry_point.load(), changes, device, dtype)
@@ -70,19 +75,34 @@ def load_model(
         return _from_folder(folder.resolve().name, folder, changes, device, dtype, folder / "gen")
     if (folder / "config.json").is_file():
         return _from_folder(folder.resolve().name, folder, changes, device, dtype)
+    if (folder / "model_index.json").is_file():
+        return _factory("gapbench.models.pipelines.make:from_folder")(
+            folder.resolve().name, folder, recipe=changes, device=device, dtype=dtype
+        )
     if spec := _own(name):
         made = adapters.find(f"model {name}", spec)
         return _third_party(name, made, changes, device, dtype, spec.rest[1:])
     if name.endswith(".py"):
         raise adapters.which(f"model {name}", name)
     if folder.is_dir():
-        raise GapbenchError(f"model {name}: the folder holds no checkpoint (no config.json)")
+        raise GapbenchError(
+            f"model {name}: the folder holds no checkpoint (no config.json, no model_index.json)"
+        )
     if name.startswith(".") or "/" in name:
         raise GapbenchError(f"model {name}: there is no such folder")
     raise GapbenchError(
         f"no model {name!r}; there are {', '.join(model_names())} (or give a folder that holds a "
-        "checkpoint with config.json, images:FOLDER, server:URL#MODEL, or ./my.py:Class)"
+        "checkpoint with config.json, diffusers:OWNER/NAME, images:FOLDER, server:URL#MODEL, or "
+        "./my.py:Class)"
     )
+
+
+def from_anywhere(name: str) -> str:
+    """A name that finds the same model from any folder."""
+    if (spec := adapters.parse(name)) and spec.home.endswith(".py"):
+        return f"{Path(spec.home).resolve()}:{spec.name}{spec.rest}"
+    kind, place = ("", name) if Path(name).is_dir() else name.rpartition(DIFFUSERS)[1:]
+    return f"{kind}{Path(place).resolve()}" if Path(place).is_dir() else name
 
 
 def as_model(

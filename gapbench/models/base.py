@@ -121,6 +121,9 @@ class Model:
     """The dtype that it computes in, as torch names it; None where that is not known."""
     pair: bool = False
     """Whether it draws with one set of weights and judges with another."""
+    pairing: str = PAIR  # of a pair, in words
+    adapter_only: bool = False
+    """Whether it is trained by a LoRA adapter alone."""
     likelihood: bool = False
     """Whether `generation_loss` is the exact negative log-likelihood of a drawing. Then nothing in
     it is random, and `noise` changes nothing."""
@@ -129,7 +132,7 @@ class Model:
     reads_words: bool = False
     """Whether `answers` reads words where it cannot have the answers' probabilities."""
     versions: Mapping[str, str] | None = None
-    """Of the packages of an environment of its own, by name."""
+    """Of packages that a run does not record anyway, by name."""
     batches: Batches = Batches()
     """How many images a batch of `generate` or `judge` should have."""
     gpus: float | None = 1
@@ -384,7 +387,7 @@ def require_shared(model: Model, command: str) -> None:
     if model.pair:
         raise GapbenchError(
             f"{command} is about parameters that drawing and judging share; model {model.name} is "
-            f"{PAIR}"
+            f"{model.pairing}"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,6 +21,10 @@ SETTINGS: Final = "*.[jt]*"
 """Files in JSON, Jinja and plain text."""
 EITHER: Final = "*model*.[bs]*"
 """Weights in safetensors or PyTorch's .bin: of some checkpoints it is not on record which."""
+
+DIFFUSERS: Final = "diffusers:"
+"""Before a pipeline's hub id or folder."""
+_HUB: Final = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w.-]+))?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +87,23 @@ def hub(repo: str, license: str, gigabytes: float, *files: str) -> Checkpoint:
         license=license,
         files=dict.fromkeys(files or (SETTINGS, "*.safetensors")),
         bytes=int(gigabytes * 1e9),
+    )
+
+
+def pipeline_checkpoint(name: str) -> Checkpoint:
+    """What the hub has to give for diffusers:OWNER/NAME or diffusers:OWNER/NAME@REVISION. Raises
+    GapbenchError for another name."""
+    place = name.removeprefix(DIFFUSERS)
+    if not (found := _HUB.fullmatch(place)):
+        raise GapbenchError(
+            f"model {name}: {place!r} is no folder with a model_index.json and no hub id "
+            "(OWNER/NAME or OWNER/NAME@REVISION)"
+        )
+    return Checkpoint(
+        repo=found[1],
+        revision=found[2] or "main",
+        license="see its page",
+        files=dict.fromkeys(("model_index.json", "*/*.[jtm]*", "*/*.safetensors")),
     )
 
 

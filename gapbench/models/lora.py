@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from gapbench.files import digest, first_line, read_object
 from gapbench.models import torchvision_shim
+from gapbench.models.entry import DIFFUSERS
 from gapbench.models.registry import MODELS
 from gapbench.types import GapbenchError
 
@@ -26,8 +27,10 @@ def base_of(folder: Path) -> str:
     for name, entry in MODELS.items():
         if any(given == item.repo for item in entry.needs.values()):
             return name
+    if isinstance(given, str) and given.startswith(DIFFUSERS):
+        return given
     for place in (folder / str(given), Path(str(given))):
-        if given and (place / "config.json").is_file():
+        if given and any((place / file).is_file() for file in ("config.json", "model_index.json")):
             return str(place)
     raise GapbenchError(
         f"{folder / CONFIG}: its base is {given!r}, no folder here and no known model; put the "

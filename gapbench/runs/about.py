@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gapbench import adapters
-from gapbench.models import load_model
+from gapbench.models import from_anywhere, load_model
 from gapbench.models.base import Model
 from gapbench.models.checkpoint import gpu, versions
 from gapbench.runs.folder import RunFolder
@@ -31,6 +31,7 @@ def about(model: Model, settings: RunSettings, changed: Mapping[str, object]) ->
             "fingerprint": model.fingerprint,
             "recipe": dict(model.recipe),
             "pair": model.pair,
+            "pairing": model.pairing if model.pair else None,
             "given": _place(settings.model),
             "changed": dict(changed),
             "device": model.device,
@@ -74,9 +75,7 @@ def _place(given: str | Model) -> str:
     """What finds a model again from any folder, as load_model takes it."""
     if not isinstance(given, str):
         return given.name
-    if (spec := adapters.parse(given)) and spec.home.endswith(".py"):
-        return f"{Path(spec.home).resolve()}:{spec.name}{spec.rest}"
-    return str(Path(given).resolve()) if Path(given).is_dir() else given
+    return from_anywhere(given)
 
 
 def note_edit(made: Prepared, path: Path) -> None:

@@ -13,6 +13,7 @@ from gapbench.fetch.libraries import is_offline
 from gapbench.fetch.sources import Source, adopt, download, have
 from gapbench.judges import load_judge
 from gapbench.judges.base import Judge
+from gapbench.models.entry import DIFFUSERS, pipeline_checkpoint
 from gapbench.models.registry import MODELS
 from gapbench.models.workers.environment import prepare_worker, prepared
 from gapbench.tasks.copies import Copy
@@ -74,10 +75,13 @@ def needs(
     """
     wanted: dict[Source | Checkpoint | Copy, str] = {}
     for name in models:
+        if name.startswith(DIFFUSERS):
+            wanted.setdefault(pipeline_checkpoint(name), f"model {name}")
+            continue
         if name not in MODELS:
             raise GapbenchError(f"--model {name}: no model to fetch; there are {', '.join(MODELS)}")
-        for checkpoint in MODELS[name].needs.values():
-            wanted.setdefault(checkpoint, f"model {name}")
+        for needed in MODELS[name].needs.values():
+            wanted.setdefault(needed, f"model {name}")
     specs = dict.fromkeys(judges or ())
     for task, categories in selected_tasks(tasks) if tasks else ():
         for source in task.sources():

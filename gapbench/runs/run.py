@@ -80,7 +80,13 @@ class Run:
     @property
     def footnote(self) -> str:
         """What every table of the run has to say about its model, if anything."""
-        return f"* {PAIR}" if self.folder.meta.get("model_about", {}).get("pair") else ""
+        return f"* {pairing}" if (pairing := self.pairing) else ""
+
+    @property
+    def pairing(self) -> str | None:
+        """Of a pair: what its two have to do with each other, in words."""
+        about = self.folder.meta.get("model_about", {})
+        return about.get("pairing", PAIR) if about.get("pair") else None
 
     def judges(self) -> list[str]:
         """Names of the outside judges, in order of first use; last, where people labelled images,

@@ -154,7 +154,7 @@ Dtype = Annotated[Literal["auto", "float64", "float32", "bfloat16", "float16"], 
 Limit = Annotated[int | None, Option(min=1, max=1_000_000, show_default="all", help="Use at most this many prompts of each task, spread evenly over its categories.")]
 InShards = Annotated[Shard | None, Option(parser=shard, metavar="K/N", show_default="all", help="Only the K-th of N equal parts of the prompts, in a run folder of its own, which `gapbench merge` joins with the others. Does not change results.")]
 Offline = Annotated[bool, Option("--offline", help="Do not use the network.")]
-MODEL = "The model: a name (see `gapbench models`), a checkpoint folder, images:FOLDER, server:URL#MODEL, ./my.py:Class, or my_package.module:Class."
+MODEL = "The model: a name (see `gapbench models`), a checkpoint folder, diffusers:OWNER/NAME, images:FOLDER, server:URL#MODEL, ./my.py:Class, or my_package.module:Class."
 TASKS = "What to measure: all, a tier of every task (easy, medium, hard), a task, task/category, task/tier, or a task folder; separate several with commas. What a task lacks is downloaded. all and tiers skip what is not available; a task that is named is an error then."
 
 

@@ -159,9 +159,9 @@ def as_typed(words: list[str], address: str) -> list[str]:
 
 
 def test_no_page_with_commands_is_left_out() -> None:
-    # tests/test_docs.py, with the page's files; tests/models/bagel, with a small checkpoint;
-    # tests/comparison/test_parity.py, whose images are enough to show something.
-    elsewhere = {"docs/formats.md", "docs/bagel.md", "docs/parity.md"}
+    # tests/test_docs.py, with the page's files; tests/models/bagel and tests/models/pipelines, with
+    # small checkpoints; tests/comparison/test_parity.py, whose images are enough to show something.
+    elsewhere = {"docs/formats.md", "docs/bagel.md", "docs/diffusers.md", "docs/parity.md"}
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     named = {page.relative_to(ROOT).as_posix() for page in pages}
     assert {page for page in named if any(commands(page))} == {*PAGES} | elsewhere
