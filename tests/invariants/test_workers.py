@@ -32,9 +32,8 @@ from gapbench.runs.run import Run
 from gapbench.runs.settings import RunSettings
 from gapbench.types import GapbenchError
 
-from .test_resume import PROMPTS, assert_same, count, lines, undisturbed
+from .test_resume import PROMPTS, count, lines
 
-__all__ = ["undisturbed"]
 ADAPTER = """
 import os, signal, time
 from pathlib import Path
@@ -271,7 +270,9 @@ def test_memory_that_runs_out_in_a_worker_halves_the_batch(
     file = toy(draw="if len(prompts) > 3: raise RuntimeError('CUDA out of memory.')")
     found = run(file, limit=12, batch_size=6)
     assert len(found.folder.generations()) == 12
-    assert sorted(rows for _, rows in calls(tmp_path)) == [3, 3, 3, 3, 6, 6]
+    sizes = [rows for _, rows in calls(tmp_path)]
+    assert sizes.count(3) == 4
+    assert sizes.count(6) == len(sizes) - 4 in (1, 2)  # 1 where the other worker came later
 
 
 def test_what_cannot_be_run_is_told_before_anything_is_written(
@@ -353,7 +354,7 @@ def test_an_estimate_shares_the_work_out(
 
 
 def test_ctrl_c_keeps_what_is_in_flight_and_one_process_completes_the_run(
-    cluster: Cluster, start: Start, wait_until: Any, undisturbed: Run, tmp_path: Path
+    cluster: Cluster, start: Start, wait_until: Any, tmp_path: Path
 ) -> None:
     arguments = [
         "run", "--model", "janus-mini", "--tasks", "shapes", "--limit", str(PROMPTS),
@@ -372,15 +373,17 @@ def test_ctrl_c_keeps_what_is_in_flight_and_one_process_completes_the_run(
     assert told.endswith("stopped after the batch in hand; run the same command again to go on\n")
     there = lines(tmp_path, "generations.jsonl")
     assert len(there) % 2 == 0
-    assert finish(start(tmp_path, *arguments)) == 0
+    given: dict[str, Any] = {"limit": PROMPTS, "samples": 1, "batch_size": 2}
+    done = gapbench.run("janus-mini", "shapes", out=tmp_path / "runs", **given)
     assert lines(tmp_path, "generations.jsonl")[: len(there)] == there
-    assert_same(tmp_path, undisturbed)
+    same(done, gapbench.run("janus-mini", "shapes", out=tmp_path / "whole", **given))
 
 
 def test_ray_is_started_for_one_command_and_says_nothing(
     toy: Callable[..., str], cli: Callable[..., Any], tmp_path: Path
 ) -> None:
-    arguments = ("run", "--model", f"{toy()}:Toy", "--judge", f"{toy()}:Bright", "--limit", "4",
+    (tmp_path / "alone.yaml").write_text("judge: []")
+    arguments = ("run", "--model", f"{toy()}:Toy", "--config", "alone.yaml", "--limit", "4",
                  "--samples", "1", "--workers", "2", "--json")  # fmt: skip
     done = cli(*arguments)
     assert done.returncode == 0, done.stderr
