@@ -48,7 +48,7 @@ def _claims(found: dict[str, Any], folder: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(9, 0.5 * len(fixes) + 1.4), sharey=True)
     for axis, metric in zip(axes, ("generation", "understanding"), strict=True):
         for at, seeds in enumerate(fixes.values()):
-            told = [spread(change(seed, metric)) for seed in seeds]
+            told = [spread(change(seed["compare"], metric)) for seed in seeds]
             mean, low, high = over_seeds(told)
             axis.plot([low, high], [at, at], color="0.55", linewidth=2, zorder=1)
             axis.scatter([100 * t[0] for t in told], [at] * len(told), s=14, color="0.55", zorder=2)
@@ -115,7 +115,7 @@ def _choices(found: dict[str, Any], folder: Path) -> None:
         figure, axis = plt.subplots(figsize=(5, 3.2))
         for metric, color in (("generation", "tab:blue"), ("understanding", "tab:orange")):
             middle, low, high = (
-                100 * np.array([spread(change(e, metric)) for e in values.values()]).T
+                100 * np.array([spread(change(e["compare"], metric)) for e in values.values()]).T
             )
             axis.errorbar(range(len(values)), middle, [middle - low, high - middle], marker="o",
                           capsize=3, color=color, label=metric)  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,20 @@ from scipy.stats import t as student
 from tabulate import tabulate
 
 from gapbench import open_run
+from gapbench.comparison.compare import stored
 
+CONTRASTS = (
+    ("SFT", "C-SFT"),
+    ("DPO", "C-DPO"),
+    ("SFT, by lot", "SFT"),
+    ("SFT", "SFT, judge's choice"),
+)
 HEADS = {
     "generation": "generation",
     "non_unification": "non-unification",
     "false_positive": "false positive",
     "understanding": "understanding",
 }
-Z = 1.96
 
 
 def line(found: dict[str, Any]) -> str:
@@ -59,9 +66,9 @@ def _cell(changes: Sequence[dict[str, Any]]) -> str:
     return f"{after:.1f} ({mean:+.1f} [{low:+.1f}, {high:+.1f}])"
 
 
-def change(found: dict[str, Any], metric: str) -> dict[str, Any]:
+def change(compared: dict[str, Any], metric: str) -> dict[str, Any]:
     """What `compare` says of a figure."""
-    changes: list[dict[str, Any]] = found["compare"]["changes"]
+    changes: list[dict[str, Any]] = compared["changes"]
     return next(c for c in changes if c["metric"] == metric)
 
 
@@ -71,9 +78,11 @@ def spread(figure: dict[str, Any]) -> tuple[float, float, float]:
 
 
 def by_name(found: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Method -> its fixes, a seed each."""
-    names = dict.fromkeys(name.split(", seed")[0] for name in found)
-    return {n: [e for key, e in found.items() if key.split(", seed")[0] == n] for n in names}
+    """Method -> its fixes, a seed each, by seed."""
+    fixes: dict[str, list[dict[str, Any]]] = {name.split(", seed")[0]: [] for name in found}
+    for name in sorted(found):
+        fixes[name.split(", seed")[0]].append(found[name])
+    return fixes
 
 
 def by_tier(found: dict[str, Any]) -> dict[str, dict[str, tuple[float, float, float]]]:
@@ -125,15 +134,30 @@ def _rows(found: dict[str, Any]) -> list[dict[str, str]]:
                 "": name,
                 "seeds": str(len(seeds)),
                 "trained on": _range([s["rows"] for s in seeds]),
-                **{HEADS[m]: _cell([change(s, m) for s in seeds]) for m in HEADS},
+                **{HEADS[m]: _cell([change(s["compare"], m) for s in seeds]) for m in HEADS},
                 "win rate": _wins(seeds),
                 "corrected": _range([s["compare"]["groups"]["010"] for s in seeds]),
                 "gap-gain": _gap_gain(seeds),
                 "detectable": _range(
-                    [100 * change(s, "generation")["detectable"] for s in seeds], "{:.1f}"
+                    [100 * change(s["compare"], "generation")["detectable"] for s in seeds],
+                    "{:.1f}",
                 ),
             }
         )
+    return rows
+
+
+def contrasts(found: dict[str, Any]) -> list[dict[str, str]]:
+    """Generation of one method less that of another, seed by seed; no model is asked."""
+    fixes, rows = by_name(found), []
+    for one, two in CONTRASTS:
+        pairs = zip(fixes.get(one, ()), fixes.get(two, ()), strict=False)
+        runs = [[open_run(seed["compare"]["after"]) for seed in pair] for pair in pairs]
+        each = [change(asdict(stored(before, after)), "generation") for before, after in runs]
+        if each:
+            mean, low, high = over_seeds([spread(c) for c in each])
+            words = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+            rows.append({"": f"{two} - {one}", "generation": words})
     return rows
 
 
@@ -152,5 +176,8 @@ def tables(work: Path) -> str:
                 | {n: f"{v:.1f} [{low:.1f}, {high:.1f}]" for n, (v, low, high) in cells.items()}
                 for tier, cells in by_tier(found).items()
             ]
-            said.append(tabulate(tiers, headers="keys", tablefmt="pipe"))
+            said += [
+                tabulate(rows, headers="keys", tablefmt="pipe")
+                for rows in (tiers, contrasts(found))
+            ]
     return "\n\n".join(said)

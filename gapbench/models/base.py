@@ -91,8 +91,7 @@ class Batches(NamedTuple):
     @classmethod
     def on(cls, device: str, small: bool, block: int = 0) -> Batches:
         """For weights in this process, which may compute in blocks. A GPU says when its memory is
-        full; on a CPU the process would be killed, by a large model's keys and values, and more
-        rows are no faster anyway."""
+        full; on a CPU the process would be killed, and more rows are no faster anyway."""
         if device.startswith("cuda"):
             return cls(block, block) if block else cls(64, 1024)
         return cls(64, 64) if small else cls(8, 8)
@@ -122,23 +121,20 @@ class Model:
     pair: bool = False
     """Whether it draws with one set of weights and judges with another."""
     pairing: str = PAIR  # of a pair, in words
-    adapter_only: bool = False
-    """Whether it is trained by a LoRA adapter alone."""
+    adapter_only: bool = False  # whether it is trained by a LoRA adapter alone
     likelihood: bool = False
-    """Whether `generation_loss` is the exact negative log-likelihood of a drawing. Then nothing in
-    it is random, and `noise` changes nothing."""
+    """Whether `generation_loss` is the exact negative log-likelihood: `noise` changes nothing."""
     image_size: tuple[int, int] | None = None
     """Width and height of its images in pixels; None where that is not known before it draws."""
     reads_words: bool = False
     """Whether `answers` reads words where it cannot have the answers' probabilities."""
     versions: Mapping[str, str] | None = None
-    """Of packages that a run does not record anyway, by name."""
+    """Of packages that a run does not record, by name."""
     batches: Batches = Batches()
     """How many images a batch of `generate` or `judge` should have."""
     gpus: float | None = 1
-    """With --workers, the GPUs that each copy takes where there are any: a share, such as 0.25,
-    where several fit on one, or 0. None keeps the only copy in the first process, as of a server,
-    which more copies would not make faster."""
+    """With --workers, the GPUs of each copy, where there are any: 0.25 where four fit on one. None
+    keeps the only copy in the first process, as of a server, which copies make no faster."""
     parts: Mapping[str, str] = {}
     """Regular expressions for names of parameters of `network`, by what they belong to:
     "language-model", and, where there is more, "generation" for all that drawing runs through."""
