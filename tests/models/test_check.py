@@ -296,7 +296,9 @@ class Stubborn(Toy):
 @pytest.fixture
 def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The docs' template as my_model.py, and adapters around it, importable."""
-    _, whole = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    _, whole, _flow = re.findall(
+        r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL
+    )
     (tmp_path / "my_model.py").write_text(whole)
     (tmp_path / "toys.py").write_text(TOYS)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -29,7 +29,7 @@ from gapbench.types import Answer
 
 COLUMNS = [
     "task", "category", "tier", "prompt", "cluster", "text", "sample", "seed", "image", "own",
-    "own_asked", "p_yes", "own_reason", "outside", "outside_asked", "score", "scale",
+    "own_asked", "p_yes", "own_reason", "outside", "outside_asked", "score", "scale", "geometric",
     "outside_reason", "judge", "mismatched", "mismatched_asked",
 ]  # fmt: skip
 
