@@ -126,7 +126,7 @@ class Series:
         out = self.equal(line) or folder(self.what, name)
         gapbench(self.work, "fix", *line.split(), "--out", out, OMP_NUM_THREADS="1", **environment)
         after = measured(self.work, out, self.tasks)
-        pair = self.before, after, "--by", "tier", "--format", "json"
+        pair = self.before, after, "--tasks", self.tasks, "--by", "tier", "--format", "json"
         with self.lock:  # the verdicts on the images of before go into one folder
             said = gapbench(self.work, "compare", *pair)
         record = json.loads((self.work / out / "fix.json").read_text())

@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from small_world_tables import by_name, by_tier, change, over_seeds, spread
+from small_world_tables import TASK, by_name, by_tier, change, over_seeds, spread
 
 from gapbench import open_run
 from gapbench.comparison.compare import cross, pair_runs
@@ -86,8 +86,8 @@ def _corrected(found: dict[str, Any], folder: Path) -> None:
     """Images of before that it accepts, and that the judge and a fixed model reject."""
     shown: dict[str, tuple[Any, str, list[str]]] = {}
     for name, seed in found.items():
-        before = open_run(seed["compare"]["before"])
-        pair = pair_runs(before, open_run(seed["compare"]["after"]), None)
+        before = open_run(seed["compare"]["before"], tasks=TASK)
+        pair = pair_runs(before, open_run(seed["compare"]["after"], tasks=TASK), None)
         crossed = np.array(cross(pair, None, silent), float)
         rows = pair.old[(pair.old["outside"] == 0) & (pair.old["own"] == 1) & (crossed == 0)]
         for row in rows.to_dict("records"):

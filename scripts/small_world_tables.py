@@ -21,6 +21,8 @@ CONTRASTS = (
     ("SFT, by lot", "SFT"),
     ("SFT", "SFT, judge's choice"),
 )
+TASK = ("shapes",)
+"""The test split: `search` adds another to the same run folders."""
 HEADS = {
     "generation": "generation",
     "non_unification": "non-unification",
@@ -92,7 +94,7 @@ def by_tier(found: dict[str, Any]) -> dict[str, dict[str, tuple[float, float, fl
     runs |= {name: [seed["compare"]["after"] for seed in seeds] for name, seeds in fixes.items()}
     told: dict[str, dict[str, tuple[float, float, float]]] = {}
     for name, folders in runs.items():
-        rates = [rate for folder in folders for rate in open_run(folder).rates()
+        rates = [rate for folder in folders for rate in open_run(folder, tasks=TASK).rates()
                  if rate.metric == "generation" and rate.level == "tier"]  # fmt: skip
         for tier in ("easy", "medium", "hard"):
             of = [(r.value, r.low, r.high) for r in rates if r.name.endswith(tier)]
@@ -152,7 +154,7 @@ def contrasts(found: dict[str, Any]) -> list[dict[str, str]]:
     fixes, rows = by_name(found), []
     for one, two in CONTRASTS:
         pairs = zip(fixes.get(one, ()), fixes.get(two, ()), strict=False)
-        runs = [[open_run(seed["compare"]["after"]) for seed in pair] for pair in pairs]
+        runs = [[open_run(seed["compare"]["after"], tasks=TASK) for seed in pair] for pair in pairs]
         each = [change(asdict(stored(before, after)), "generation") for before, after in runs]
         if each:
             mean, low, high = over_seeds([spread(c) for c in each])

@@ -4,6 +4,7 @@ figures may stand on one board."""
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from typing import Any, Final, Literal
 from urllib.parse import quote
 
 from gapbench.comparison.compare import Pair, pair_runs
+from gapbench.files import checksum
 from gapbench.judges.own import NEEDS, OwnJudge
 from gapbench.metrics.metric import METRICS
 from gapbench.metrics.paired import changes
@@ -38,6 +40,8 @@ NATS: Final = Scale("nats", -math.inf, math.inf)
 POINTS: Final = Scale(PERCENT, -math.inf, math.inf)
 """Distances between shares: where all are 0, that is no small sample of yes and no."""
 Outcome = Literal["within", "beyond", "open"]
+LONGEST: Final = 120
+"""Characters of a folder's name, before its digest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +159,9 @@ def _measured(name: str, settings: RunSettings) -> Run:
     run = measure(replace(settings, progress=progress))
     if run.unfinished:
         raise GapbenchError(f"{run.path}: {run.unfinished}")
+    if (refused := run.refused()) and not len(run.frame()):
+        why, count = max(refused.items(), key=lambda each: each[1])
+        raise GapbenchError(f"{name} ({run.path}) refused all prompts, {count} of them: {why}")
     return run
 
 
@@ -172,7 +179,10 @@ def _place(of: RunSettings) -> str:
     model = of.model if isinstance(of.model, str) else of.model.name
     spec = str(Path(model).resolve()) if Path(model).is_dir() else model
     said = [of.device, of.dtype, *(f"{key}={value}" for key, value in (of.recipe or {}).items())]
-    return ",".join(quote(each, safe="=") for each in (spec, *said) if each != "auto")
+    name = ",".join(quote(each, safe="=") for each in (spec, *said) if each != "auto")
+    name = re.sub(r"^\.", "%2E", name)  # no hidden folder
+    short = f"{name[:LONGEST]},{checksum({'place': name})}"
+    return name if len(name) <= LONGEST else short
 
 
 Key = tuple[Prompt, int]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from dataclasses import asdict
 from typing import Final
 
@@ -49,7 +50,7 @@ def render(found: Parity, form: str, width: int = 160) -> str:
             f"Of A's images, B rejects {found.rejects} that A accepts and accepts "
             f"{found.accepts} that A rejects."
         )
-    return "\n\n".join([*parts, ABOUT])
+    return "\n\n".join([*parts, textwrap.fill(ABOUT, min(width, 100))])
 
 
 def conclusion(found: Parity) -> str:

@@ -18,7 +18,7 @@ from ray.exceptions import RayError
 
 from gapbench.engines.base import Source
 from gapbench.files import first_line
-from gapbench.types import GapbenchError
+from gapbench.types import GapbenchError, counted
 
 ANSWERS: Final = 10.0
 """Seconds in which a cluster's head has to answer."""
@@ -30,7 +30,13 @@ def connect(address: str | None, workers: int) -> None:
     Raises GapbenchError where that is not possible."""
     given: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
-        cores = max(workers, os.cpu_count() or 1)
+        cores = os.cpu_count() or 1
+        if workers > (most := max(8, 4 * cores)):
+            raise GapbenchError(
+                f"--workers {workers}: this machine has {counted(cores, 'core')}; take {most} or "
+                "fewer, or a cluster with --ray-address"
+            )
+        cores = max(workers, cores)
         given |= {"address": "local", "num_cpus": cores, "include_dashboard": False}
         # By default workers yield to all other processes of the machine.
         given |= {"_node_ip_address": "127.0.0.1", "_system_config": {"worker_niceness": 0}}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gapbench.files import read_object, write_json
+from gapbench.fix.settings import FixSettings
+from gapbench.models import load_saved
 from gapbench.types import GapbenchError
 
 
@@ -33,3 +36,14 @@ def claim(file: Path, record: dict[str, Any]) -> None:
             f"--out {file.parent} holds a fix of other weights than {record['base']['name']} has; "
             "give another --out"
         )
+
+
+def require_model(settings: FixSettings, recipe: Mapping[str, object]) -> None:
+    """Raises GapbenchError where the model of a fix that was done is not whole any more."""
+    try:
+        load_saved(settings.model, settings.out, settings.device, settings.dtype, recipe)
+    except GapbenchError as error:
+        raise GapbenchError(
+            f"{settings.out}: this fix was done, and its model does not load any more ({error}); "
+            "delete the folder and run the same command again"
+        ) from error

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from gapbench.files import read_object, write_atomic, write_json
 from gapbench.fix import candidates, card, check, data, leaks
-from gapbench.fix.claim import claim
+from gapbench.fix.claim import claim, require_model
 from gapbench.fix.settings import FixSettings
 from gapbench.models import load_saved, saved_name, torchvision_shim
 from gapbench.models.checkpoint import FIX_RECORD
@@ -108,6 +108,7 @@ def fix(settings: FixSettings, progress: Progress, say: Say) -> Fixed:
     try:
         written = read_object(file)
         if written.get("done"):
+            require_model(settings, model.recipe)
             return Fixed(settings.out, written)
         if model.pair and state.is_main_process:
             say(

@@ -210,7 +210,11 @@ def _geneval(
 
 def _dpg(root: Path) -> list[Picture]:
     rows = read(inside(root, DPG, str(root)), ("item_id", "text"))
-    texts = {record["item_id"]: record["text"] for record, _ in rows}
+    texts, items = dict[str, str](), dict[str, str]()
+    for record, place in rows:
+        item, text = record["item_id"], record["text"]
+        if texts.setdefault(item, text) != text or items.setdefault(text, item) != item:
+            raise GapbenchError(f"{place}: an item has one text, and no two items have the same")
     pictures, seen = [], dict[str, str]()
     for name in sorted(file.name for file in root.iterdir()):
         if name.startswith("._") or not (match := _ITEM.fullmatch(name)):

@@ -42,8 +42,10 @@ class Labels:
     are those of `items_of`."""
 
     def __init__(self, run: Run, rater: str) -> None:
-        if not rater.strip() or len(rater) > 100 or not rater.isprintable():
-            raise GapbenchError(f"--rater {rater!r}: give a name of 1 to 100 printed characters")
+        if not rater.strip() or len(rater) > 100 or not rater.isprintable() or "," in rater:
+            raise GapbenchError(
+                f"--rater {rater!r}: give a name of 1 to 100 printed characters, without a comma"
+            )
         self.run, self.rater = run, rater
         self.file = run.path / LABELS
         self.items = items_of(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Any, Final
 
@@ -101,22 +102,22 @@ def _raters(run: Run, said: dict[str, dict[int, int | None]]) -> str:
         when = sorted(days.get(rater, set()) - {""})
         span = " to ".join(dict.fromkeys([when[0], when[-1]])) if when else "unknown"
         answers = [str(counts[MEANING[word]]) for word in WORDS]
-        rows.append([rater.replace("|", "\\|"), str(len(given)), *answers, span])
+        rows.append([_plain(rater), str(len(given)), *answers, span])
     return _table(["rater", "labels", *WORDS, "days (UTC)"], rows)
 
 
 def _agreement(run: Run, raters: list[str]) -> list[str]:
     """Among the raters, and of each judge with them."""
-    frames = {rater: run.frame(f"{HUMAN}:{rater}") for rater in raters}
+    frames = {name: run.frame(name) for name in (f"{HUMAN}:{rater}" for rater in raters)}
     whole = run.frame()[IMAGE]
     for rater, frame in frames.items():
         mine = frame[[*IMAGE, "outside"]].rename(columns={"outside": rater})
         whole = whole.merge(mine, on=IMAGE, how="left")
-    lines = [f"Krippendorff's alpha (yes and no): {tables.alpha(alpha(whole, raters))}"]
+    lines = [f"Krippendorff's alpha (yes and no): {tables.alpha(alpha(whole, [*frames]))}"]
     if len(raters) == 1:
         lines = ["one rater: there is no agreement between raters to report"]
     return lines + [
-        f"{first} and {second} {tables.agreement(two)}"
+        f"{_plain(first)} and {_plain(second)} {tables.agreement(two)}"
         for first, second, two in run.agreements()
         if HUMAN in (first, second) or first.startswith(f"{HUMAN}:")
     ]
@@ -128,6 +129,11 @@ def _decided(run: Run) -> str:
         f"{int((images == 0).sum())} a no, and {int(images.isna().sum())} have no such majority or "
         "are unsure."
     )
+
+
+def _plain(name: str) -> str:
+    """A rater's name as text of a Markdown page."""
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(name.split()))
 
 
 def _table(heads: list[str], rows: Any) -> str:

@@ -173,7 +173,8 @@ def workers(models: Sequence[str], python: Path | None) -> dict[str, bool]:
 
     Raises GapbenchError where an interpreter is named and no such model.
     """
-    entries = {name: MODELS[name] for name in models if MODELS[name].runs == "worker"}
+    named = {name: MODELS[name] for name in models if name in MODELS}
+    entries = {name: entry for name, entry in named.items() if entry.runs == "worker"}
     if python is not None and not entries:
         raise GapbenchError(f"--worker-python {python}: name a worker's model by --model")
     return {name: prepared(name, entry) for name, entry in entries.items()}

@@ -251,6 +251,10 @@ class Run:
         named = (judge,) if isinstance(judge, str) else judge
         people = self.people() if any(_of(name) == HUMAN for name in named or ()) else None
         raters = [f"{HUMAN}:{name}" for name in people.raters()] if people else []
+        if HUMAN in (named or ()) and (double := set(raters) & set(named or ())):
+            raise GapbenchError(
+                f"--judge: {HUMAN} is what all raters say, {min(double)} among them; leave one out"
+            )
         for name in named or ():
             if name not in [*self.judges(), *raters]:
                 there = ", ".join(self.judges())
@@ -269,7 +273,7 @@ class Run:
             answers: dict[str, Answer | None] = {}
             for name in named if named is not None else [*item.asks][:1]:
                 if people is not None and _of(name) == HUMAN:
-                    rater = name.partition(":")[2] or None
+                    rater = name.partition(":")[2] if ":" in name else None
                     if (label := people.answer(image, item.prompt.text, rater)) is not None:
                         answers[name] = label
                 elif name in item.asks:

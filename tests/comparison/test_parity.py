@@ -15,7 +15,7 @@ from here import end
 
 import gapbench
 from gapbench import GapbenchError
-from gapbench.comparison.parity import Parity, parity
+from gapbench.comparison.parity import Parity, _place, parity
 from gapbench.comparison.parity_words import conclusion, render
 from gapbench.models.base import Drawing
 from gapbench.models.janus.adapter import JanusModel
@@ -237,3 +237,11 @@ def test_the_commands_of_the_page_are_understood(
     assert {line for line in lines if not line.startswith("parity")} == {
         "check-model janus-mini --published", "check-model janus-pro --published --limit 60",
     }  # fmt: skip
+
+
+def test_folders_of_sides_are_seen_and_have_short_names() -> None:
+    hidden = _place(RunSettings("./my.py:Class"))
+    assert not hidden.startswith(".")
+    long = [_place(RunSettings("janus-mini", recipe={"prompt": "x" * 300 + end})) for end in "ab"]
+    assert long[0] != long[1]
+    assert max(map(len, long)) < 150

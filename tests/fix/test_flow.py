@@ -98,3 +98,13 @@ def test_lost_latents_are_drawn_again_and_damaged_ones_named(
     assert f"{altered.name} was altered (its sha256 is not its name); delete it and run" in last
     assert "Traceback" not in said(tmp_path)
     assert lost.exists()
+
+
+def test_a_finished_fix_whose_weights_are_gone_says_so(flow: str, fix: Fix, tmp_path: Path) -> None:
+    given = ("sft", *FIX, "--model", "./flow.py:Flow", "--out", "fixed")
+    assert flow
+    assert fix(tmp_path, *given) == 0, said(tmp_path)
+    (tmp_path / "fixed/flow.safetensors").unlink()
+    assert fix(tmp_path, *given) == 2
+    assert "its model does not load any more" in said(tmp_path)
+    assert "delete the folder" in said(tmp_path)

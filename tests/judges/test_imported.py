@@ -337,3 +337,11 @@ def test_broken_grids(tmp_path: Path) -> None:
     (root / "late.jpg").rename(root / "other.jpg")
     with pytest.raises(GapbenchError, match=r"dpg_bench\.csv has no item 'other'"):
         ImagesModel(root)
+
+
+@pytest.mark.parametrize("rows", ["a,red apple\nb,red apple\n", "a,red apple\na,green apple\n"])
+def test_items_of_dpg_bench_have_one_text_each_and_their_own(tmp_path: Path, rows: str) -> None:
+    (tmp_path / "dpg_bench.csv").write_text("item_id,text\n" + rows)
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    with pytest.raises(GapbenchError, match=r"dpg_bench\.csv:3: an item has one text"):
+        ImagesModel(tmp_path)

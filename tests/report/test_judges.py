@@ -101,7 +101,7 @@ def test_the_sheet_of_a_study(run: Run, cli: Cli) -> None:
         "| labelled images              | 21 of 40",
         "| labels                       | 42 by 2 raters",
         "Does the image show this?", "Yes (key y), No (key n), Unsure (key u)",
-        "The labelled images are the first 21 of it: a random sample.", "human:Ada and human:B|o",
+        "The labelled images are the first 21 of it: a random sample.", "human:Ada and human:B\\|o",
         "a and human agree on", "over 20 images with two or more labels (40 labels)",
         "12 are a yes, 7 a no, and 2 have", "## To be added by hand",
     ):  # fmt: skip
@@ -116,3 +116,15 @@ def test_the_sheet_of_a_study(run: Run, cli: Cli) -> None:
     both = cli("label", str(run.path), "--sheet", "--rater", "Ada")
     assert (both.returncode, both.stdout) == (2, "")
     assert "--sheet is of all raters" in both.stderr
+
+
+def test_raters_may_be_called_as_a_column_and_never_break_the_sheet(run: Run) -> None:
+    for name, said in (("task", "yes"), ("<b>[x](y)", "no")):
+        Labels(run, name).add(0, said)
+    sheet = study(run)
+    assert "human:task and human:\\<b\\>\\[x\\](y) agree on 0.0" in sheet
+    assert "<b>" not in sheet
+    with pytest.raises(GapbenchError, match="without a comma"):
+        Labels(run, "Doe, Jane")
+    with pytest.raises(GapbenchError, match="human:task among them; leave one out"):
+        run.frame(("human", "human:task"))

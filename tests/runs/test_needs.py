@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from gapbench.runs import needs
+
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 PROMPTS = "".join(f"a plate with {n} plums\n" for n in range(3_000)).encode()
 SHA256 = hashlib.sha256(PROMPTS).hexdigest()
@@ -183,3 +185,7 @@ def test_two_processes_at_once_fetch_it_once(
     assert [process.wait(60) for process in started] == [0, 0]
     assert server.asked == ["whole"]
     assert (tmp_path / "cache" / "files" / SHA256[:16] / "plums.txt").read_bytes() == PROMPTS
+
+
+def test_a_model_that_is_no_name_of_the_registry_is_no_worker() -> None:
+    assert needs.workers(["diffusers:OWNER/NAME", "./my.py:Class"], None) == {}
