@@ -104,9 +104,8 @@ def test_what_a_fix_saves_is_a_pipeline_that_runs_and_compares(fixed: Path, cli:
     assert all(name.startswith("transformer_blocks.") for name in changed)
     said = (fixed / "out").read_text() + (fixed / "err").read_text()
     assert "only the weights that draw are trained, those that judge stay" in said
-    run = ("--tasks", "shapes/colors", "--limit", "3", "--samples", "1", "--device", "cpu")
     for name in ("diffusers:base", "fixed"):
-        done = cli("run", "--model", name, *run, *options("qwen21"), cwd=fixed)
+        done = cli("run", "--model", name, *RUN, *options("qwen21"), cwd=fixed)
         assert done.returncode == 0, done.stderr
     assert "conditioned by the model that judges" in done.stdout
     done = cli("compare", "base", "fixed", cwd=fixed)
@@ -125,15 +124,25 @@ def test_an_adapter_draws_as_the_merged_pipeline(fixed: Path) -> None:
     assert not np.allclose(latents[0], latents[2], atol=1e-3)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", ["qwen", "longcat"])
-def test_sft_of_the_other_kinds_ends(
-    tiny_pipelines: Tiny, kind: str, fix: Any, tmp_path: Path
+RUN = ("--tasks", "shapes/colors", "--limit", "3", "--samples", "1", "--device", "cpu")
+
+
+@pytest.mark.parametrize("kind", ["qwen", "longcat", "qwen21"])
+def test_the_other_kinds_and_methods_end_in_a_comparison(
+    tiny_pipelines: Tiny, kind: str, fix: Any, cli: Cli, tmp_path: Path
 ) -> None:
-    command = ("sft", "--model", str(tiny_pipelines[kind]), "--out", "fixed")
-    code = fix(tmp_path, *command, *FIX, *options(kind), "--gradient-checkpointing")
-    assert code == 0, (tmp_path / "err").read_text()
-    model = load_model(str(tmp_path / "fixed"), "cpu", recipe=pipelines.recipe(kind))
-    assert model.generate(["a red circle"], [3])[0].latents is not None
+    shutil.copytree(tiny_pipelines[kind], tmp_path / "base")
+    methods = ("sft",) if kind == "qwen21" else ("sft", "dpo")  # its dpo is the fixture's
+    for method in methods:
+        command = (method, "--model", "diffusers:base", "--out", method)
+        code = fix(tmp_path, *command, *FIX, *options(kind), "--gradient-checkpointing")
+        assert code == 0, (tmp_path / "err").read_text()
+    for name in ("diffusers:base", *methods):
+        done = cli("run", "--model", name, *RUN, *options(kind), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    done = cli("compare", "base", *methods, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Verdict: " in done.stdout
 
 
 def test_what_is_not_trained_is_refused_before_anything_is_drawn(tiny_pipelines: Tiny) -> None:
