@@ -159,9 +159,10 @@ def as_typed(words: list[str], address: str) -> list[str]:
 
 
 def test_no_page_with_commands_is_left_out() -> None:
-    # tests/test_docs.py, with the page's files; tests/models/bagel and tests/models/pipelines, with
-    # small checkpoints; tests/comparison/test_parity.py, whose images are enough to show something.
-    elsewhere = {"docs/formats.md", "docs/bagel.md", "docs/diffusers.md", "docs/parity.md"}
+    # tests/test_docs.py, with the page's files; tests/models/bagel, showo and pipelines, with small
+    # checkpoints; tests/comparison/test_parity.py, whose images are enough to show something.
+    files = "formats bagel diffusers show-o parity"
+    elsewhere = {f"docs/{name}.md" for name in files.split()}
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     named = {page.relative_to(ROOT).as_posix() for page in pages}
     assert {page for page in named if any(commands(page))} == {*PAGES} | elsewhere
