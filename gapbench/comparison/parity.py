@@ -116,6 +116,8 @@ def parity(a: RunSettings, b: RunSettings) -> Parity:
     else text, else none. Raises GapbenchError for input that cannot be run, and where some image or
     verdict failed.
     """
+    if Path(a.out).is_file():
+        raise GapbenchError(f"--out {a.out} is a file; give a folder")
     verdict = a.verdict or _mode([as_model(s.model, s.device, s.dtype, s.recipe) for s in (a, b)])
     one, two = (replace(s, verdict=verdict, out=Path(s.out) / _place(s)) for s in (a, b))
     if one.out == two.out:

@@ -245,3 +245,10 @@ def test_folders_of_sides_are_seen_and_have_short_names() -> None:
     long = [_place(RunSettings("janus-mini", recipe={"prompt": "x" * 300 + end})) for end in "ab"]
     assert long[0] != long[1]
     assert max(map(len, long)) < 150
+
+
+def test_a_file_is_no_folder_for_sides(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    side = RunSettings("janus-mini", "shapes", limit=1, out=tmp_path / "file")
+    with pytest.raises(GapbenchError, match=r"--out .*file is a file; give a folder"):
+        parity(side, side)
