@@ -329,8 +329,9 @@ def fix(bench: Bench) -> Iterator[str]:
         settings = FixSettings(**given)
         count = batch * steps
         codes = random.integers(0, bench.model.codes, (len(ends), count, tokens)).tolist()
-        drawn = {f"tokens{end}": own for end, own in zip(ends, codes, strict=True)}
+        drawn = {f"drawing{end}": own for end, own in zip(ends, codes, strict=True)}
         rows = Dataset.from_dict({"prompt": prompts_of(count), **drawn})
+        rows = rows.with_format("numpy", [*drawn], output_all_columns=True)  # as data.load gives it
         examples = data.Drawn(rows, (0, 1), batch, settings.prompt_dropout, settings.seed)
         if method == "dpo":
             examples.reference = {0: [[10.0 * tokens] * 2] * count}

@@ -63,8 +63,8 @@ def compare(
         trackers.check(report_to)
         first, *others = [open_run(path, **vars(settings)) for path in (before, *afters)]
         for run in (first, *others) if gate else ():
-            if run.unfinished:
-                raise GapbenchError(f"--gate: {run.path}: {run.unfinished}")
+            if lacking := run.unfinished_for(judge):
+                raise GapbenchError(f"--gate: {run.path}: {lacking}")
         measure = partial(
             comparison.compare, first, others, by=by, models=model or (),
             tasks=lm_eval or (), limit=lm_eval_limit, progress=progress,

@@ -146,17 +146,15 @@ class Run:
     @cached_property
     def unfinished(self) -> str:
         """What is missing of an unfinished run, in one line; empty where it is finished."""
-        stages = self.stages()
-        if all(there == planned for there, planned in stages.values()):
-            return ""
-        there, planned = stages.pop("images")
-        lacking = [
-            f"{planned - there:,} of {planned:,} {stage} missing"
-            for stage, (there, planned) in stages.items()
-            if there < planned
-        ]
-        said = ", ".join([f"{there:,} of {planned:,} images drawn", *lacking])
-        return f"UNFINISHED: {said}; run the same command again."
+        return _lacking(self.stages())
+
+    def unfinished_for(self, judges: Sequence[str] = ()) -> str:
+        """As `unfinished`, of what figures against these outside judges need, by default against
+        each task's first: another judge may still be at work."""
+        first = {next(iter(item.asks), "") for item in self.plan.items()}
+        concerned = {f"verdicts of {name}" for name in judges or first}
+        others = {f"verdicts of {name}" for name in self.plan.judges} - concerned
+        return _lacking({name: of for name, of in self.stages().items() if name not in others})
 
     def refused(self) -> dict[str, int]:
         """Reason -> how many of the planned images the model refused to draw for it."""
@@ -308,6 +306,20 @@ class Run:
         frame = self.frame(judge)
         made = [*rates(frame), *overalls(frame, self.plan.overalls)]
         return [rate for rate in made if self.plan.own or not METRICS[rate.metric].needs_own]
+
+
+def _lacking(stages: dict[str, tuple[int, int]]) -> str:
+    """What stages lack, in one line; empty where they are complete."""
+    if all(there == planned for there, planned in stages.values()):
+        return ""
+    there, planned = stages.pop("images")
+    lacking = [
+        f"{planned - there:,} of {planned:,} {stage} missing"
+        for stage, (there, planned) in stages.items()
+        if there < planned
+    ]
+    said = ", ".join([f"{there:,} of {planned:,} images drawn", *lacking])
+    return f"UNFINISHED: {said}; run the same command again."
 
 
 def _of(name: str) -> str:

@@ -317,6 +317,18 @@ def test_a_gate_takes_no_unfinished_run(cli: Cli, runs: dict[str, Path]) -> None
     assert done.returncode == 0, done.stderr
     assert f"\nWARNING: {short(after)}: the GPU failed the check: another\n" in done.stdout
     assert "Left out: only BEFORE has 7 prompts" in done.stdout
+    judging = (after / "verdicts.jsonl").read_text()
+    another = (
+        "from gapbench.judges.pixel import PixelJudge\n"
+        "class Another(PixelJudge):\n    name = 'another'\n    fingerprint = 'another-1'\n"
+    )
+    (after.parents[1] / "another.py").write_text(another)
+    more = cli("judge", short(after), "--judge", "./another.py:Another")
+    assert more.returncode == 0, more.stderr
+    lines = (after / "verdicts.jsonl").read_text().splitlines(keepends=True)
+    (after / "verdicts.jsonl").write_text("".join(lines[: judging.count("\n") + 5]))
+    assert cli(*args).returncode == 0  # another judge is not done, and not concerned
+    refused(cli(*args, "--judge", "another"), "--gate: ", "UNFINISHED: ", "verdicts of another")
     drawn = (after / "generations.jsonl").read_text().splitlines(keepends=True)
     (after / "generations.jsonl").write_text("".join(drawn[::3]))
     refused(cli(*args), "--gate: ", "UNFINISHED: ")

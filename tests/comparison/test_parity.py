@@ -228,7 +228,7 @@ def test_the_commands_of_the_page_are_understood(
     monkeypatch.setattr("gapbench.comparison.parity.parity", stub)
     for line in lines:
         if line.startswith("parity"):
-            assert end(capfd, *shlex.split(line))[0] is None
+            assert end(capfd, *shlex.split(line, comments=True))[0] is None
     assert [(b.dtype, b.device, b.recipe) for _, b in asked] == [
         ("bfloat16", "auto", None), ("auto", "auto", None), ("auto", "cuda:1", None),
         ("auto", "auto", {"guidance": "6"}),

@@ -57,8 +57,12 @@ def test_a_judge_is_told_what_a_prompt_means(
         "asked for."
     )
     local, texts = VlmJudge(str(tiny_janus), "cpu"), list[str]()
-    batch = local._batch
-    monkeypatch.setattr(local, "_batch", lambda t, i: texts.extend(t) or batch(t, i))  # type: ignore[func-returns-value]
+    asked = local.logprobs
+    monkeypatch.setattr(
+        local, "logprobs", lambda images, questions, answers: (
+            texts.extend(questions), asked(images, questions, answers)
+        )[1],
+    )  # fmt: skip
     (answer,) = local.judge([Image.new("RGB", (32, 32))], [PROMPT])
     assert answer.p_yes is not None
     assert len(texts) == 1
