@@ -37,7 +37,9 @@ def compare(
     judge: SeveralJudges = (),
     model: Annotated[list[str] | None, typer.Option(help="Where AFTER's model is now, if you moved it. Can be repeated.")] = None,
     lm_eval: Annotated[Sequence[str] | None, typer.Option(parser=names, help="Tasks of lm-eval to evaluate both models on, separated by commas; results are kept in the run folders.")] = None,
-    lm_eval_limit: Annotated[int | None, typer.Option(help="Use at most this many questions of each of these tasks.", show_default="all", min=1)] = None,
+    lmms_eval: Annotated[Sequence[str] | None, typer.Option(parser=names, help="Tasks of lmms-eval (pope, gqa, ...), as --lm-eval takes lm-eval's.")] = None,
+    limit: Annotated[int | None, typer.Option("--lm-eval-limit", "--lmms-eval-limit", help="Use at most this many questions of each of these tasks.", show_default="all", min=1)] = None,
+    include_path: Annotated[Path | None, typer.Option(help="Folder with such tasks of your own.")] = None,
     form: Annotated[Literal["text", "markdown", "json"], typer.Option("--format", help="Format of the tables; --json is short for --format json.")] = "text",
     report_to: ReportTo = (),
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Add p, detectable changes and counts, and explain them.")] = False,
@@ -57,6 +59,7 @@ def compare(
         from gapbench.comparison import judges
         from gapbench.comparison import words as changes
         from gapbench.fix import card
+        from gapbench.lmeval.regression import Elsewhere, Harness
         from gapbench.report import trackers
         from gapbench.runs.run import open_run
 
@@ -65,9 +68,11 @@ def compare(
         for run in (first, *others) if gate else ():
             if lacking := run.unfinished_for(judge):
                 raise GapbenchError(f"--gate: {run.path}: {lacking}")
+        asked: dict[Harness, Sequence[str] | None] = {"lm-eval": lm_eval, "lmms-eval": lmms_eval}
+        elsewhere = [Elsewhere(h, t, limit, include_path) for h, t in asked.items() if t]
         measure = partial(
-            comparison.compare, first, others, by=by, models=model or (),
-            tasks=lm_eval or (), limit=lm_eval_limit, progress=progress,
+            comparison.compare, first, others, by=by, models=model or (), elsewhere=elsewhere,
+            progress=progress,
         )  # fmt: skip
         several = judges.under_judges(measure, judge) if len(judge) > 1 else []
         changed = [each.majority for each in several] or measure(judge=next(iter(judge), None))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from gapbench.files import read_object
 from gapbench.judges.own import MODES, OwnJudge
+from gapbench.lmeval.regression import Elsewhere, regressions
 from gapbench.metrics.metric import UNDERSTANDING
 from gapbench.metrics.paired import (
     Change,
@@ -105,8 +106,7 @@ def compare(
     by: Literal["category", "tier", "task"] | None = None,
     judge: ByJudge = None,
     models: Sequence[str] = (),
-    tasks: Sequence[str] = (),
-    limit: int | None = None,
+    elsewhere: Sequence[Elsewhere] = (),
     progress: Progress = silent,
 ) -> list[Comparison]:
     """Hold each run of `afters` against the run `before`, image by image; a folder is all that was
@@ -116,8 +116,8 @@ def compare(
     lacks are made and kept there. The model is where AFTER's run found it, or among `models` (as
     --model takes them), known by its fingerprint. `judge` picks the outside judge, by default each
     task's first, or the majority of several (`gapbench.comparison.judges` says what holds under
-    each); `by` adds the figures of a level; `tasks` are lm-eval's, on which both models are
-    evaluated (`gapbench.lmeval.regression`), `limit` questions of each.
+    each); `by` adds the figures of a level; `elsewhere` are tasks of lm-eval and lmms-eval, on
+    which both models are evaluated.
 
     Where two runs differ in prompts, seeds, task versions or judges, what they share is compared,
     and `left_out` says what is not. Raises GapbenchError, before any model is loaded, where they
@@ -126,16 +126,13 @@ def compare(
     first, *others = [run if isinstance(run, Run) else open_run(run) for run in (before, *afters)]
     pairs = [pair_runs(first, after, judge) for after in others]
     crossed = [cross(pair, models, progress) for pair in pairs]
-    if tasks:
-        from gapbench.lmeval.regression import regressions
-
-        further = [regressions(p.before, p.after, tasks, models, limit) for p in pairs]
-    else:
-        further = [([], []) for _ in pairs]
-    return [
-        _comparison(pair, verdicts, by, scores, [*_told(pair, judge), *about])
-        for pair, verdicts, (scores, about) in zip(pairs, crossed, further, strict=True)
-    ]
+    compared = []
+    for pair, verdicts in zip(pairs, crossed, strict=True):
+        found = [regressions(pair.before, pair.after, each, models) for each in elsewhere]
+        scores = [change for changes, _ in found for change in changes]
+        about = [*_told(pair, judge), *(note for _, notes in found for note in notes)]
+        compared.append(_comparison(pair, verdicts, by, scores, about))
+    return compared
 
 
 def _told(pair: Pair, judge: ByJudge) -> list[str]:

@@ -1,5 +1,5 @@
-"""Whether a model got worse elsewhere: the models of two runs on lm-eval's tasks, question by
-question."""
+"""Whether a model got worse elsewhere: the models of two runs on tasks of lm-eval and lmms-eval,
+question by question."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Literal
 
 import numpy as np
 
-from gapbench.lmeval import harness
 from gapbench.metrics.paired import Change, scored
 from gapbench.models.base import Model
 from gapbench.runs.about import model_of
 from gapbench.runs.run import Run
 from gapbench.types import GapbenchError
 
-FOLDER: Final = "lm-eval"
-"""Of a run: what lm-eval wrote about its model, a folder for each task."""
+Harness = Literal["lm-eval", "lmms-eval"]
+"""The name is also that of a run's folder with what it wrote, a folder for each task."""
 
 Question = tuple[int, str]
 """Its number in the task, and a digest of what was asked: lm-eval's doc_hash of a question with
@@ -31,8 +30,18 @@ pictures holds their addresses in memory."""
 
 
 @dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """Tasks of a harness, `limit` questions of each; `include` is a folder of further tasks."""
+
+    harness: Harness
+    tasks: Sequence[str]
+    limit: int | None = None
+    include: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Sheet:
-    """lm-eval's results of a model on a task, and its scores ("metric,filter") by leaf task."""
+    """A harness's results of a model on a task, and its scores ("metric,filter") by leaf task."""
 
     folder: Path
     results: dict[str, Any]
@@ -40,53 +49,71 @@ class Sheet:
 
 
 def regressions(
-    before: Run, after: Run, tasks: Sequence[str], models: Sequence[str], limit: int | None
+    before: Run, after: Run, elsewhere: Elsewhere, models: Sequence[str]
 ) -> tuple[list[Change], list[str]]:
-    """What changed on lm-eval's tasks: a figure for each task (or group with a mean of its own) and
-    metric, and notes about metrics that cannot be tested.
+    """What changed on a harness's tasks: a figure for each task (or group with a mean of its own)
+    and metric, and notes about metrics that cannot be tested.
 
     Both models are evaluated where their run folders do not hold the results yet: those depend on
-    the weights, the task, `limit` and the versions of lm-eval and gapbench. `models` says where a
-    model is that was moved. Raises GapbenchError as `harness.evaluate` does, and where the two were
-    asked different questions.
+    the weights, the task, `limit` and the versions of the harness and of gapbench. `models` says
+    where a model is that was moved. Raises GapbenchError as the harness's `evaluate` does, and
+    where the two were asked different questions.
     """
-    old, new = (_sheets(run, tasks, models, limit) for run in (before, after))
+    old, new = (_sheets(run, elsewhere, models) for run in (before, after))
     changes: list[Change] = []
     notes: list[str] = []
-    for task, one, two in zip(tasks, old, new, strict=True):
+    for task, one, two in zip(elsewhere.tasks, old, new, strict=True):
         for name, leaves in _figures(task, one):
             for key in _keys(one, name):
-                change = _change(name, key, leaves, one, two)
+                change = _change(elsewhere.harness, name, key, leaves, one, two)
                 if change is None:
                     notes.append(
-                        f"lm-eval {name}: {_told(key)} is no mean over questions of scores from 0 "
-                        "to 1, so it is not compared"
+                        f"{elsewhere.harness} {name}: {_told(key)} is no mean over questions of "
+                        "scores from 0 to 1, so it is not compared"
                     )
                 else:
                     changes.append(change)
     return changes, notes
 
 
-def _sheets(
-    run: Run, tasks: Sequence[str], models: Sequence[str], limit: int | None
-) -> list[Sheet]:
+def _sheets(run: Run, elsewhere: Elsewhere, models: Sequence[str]) -> list[Sheet]:
     about = run.folder.meta.get("model_about", {})
-    versions = [version("lm-eval"), version("gapbench")]
     model: Model | None = None
     sheets = []
-    for task in tasks:
-        key = json.dumps([about.get("fingerprint"), task, limit, *versions])
+    for task in elsewhere.tasks:
+        versions = [_version(elsewhere.harness), version("gapbench")]
+        key = json.dumps([about.get("fingerprint"), task, elsewhere.limit, *versions])
         name = re.sub(r"\W+", "_", task)[:60] + "-" + hashlib.sha256(key.encode()).hexdigest()[:12]
-        folder = run.path / FOLDER / name
+        folder = run.path / elsewhere.harness / name
         if not folder.exists():
-            model = model or model_of(run, models, "answer lm-eval's questions")
+            given = str(about.get("given"))
+            model = model or model_of(run, models, f"answer {elsewhere.harness}'s questions")
             with run.folder.lock():
                 part = folder.with_name(f".{name}")
                 shutil.rmtree(part, ignore_errors=True)
-                harness.evaluate(model, str(about.get("given") or model.name), [task], part, limit)
+                _evaluate(elsewhere, model, given, task, part)
                 part.rename(folder)
         sheets.append(_read(folder))
     return sheets
+
+
+def _version(harness: Harness) -> str:
+    try:
+        return version(harness)
+    except PackageNotFoundError:
+        return ""  # what evaluates says what to install
+
+
+def _evaluate(elsewhere: Elsewhere, model: Model, given: str, task: str, out: Path) -> None:
+    if elsewhere.harness == "lm-eval":
+        from gapbench.lmeval import harness
+
+        limit, include = elsewhere.limit, elsewhere.include
+        harness.evaluate(model, given, [task], out, limit, include=include)
+    else:
+        from gapbench.lmeval import lmms
+
+        lmms.evaluate(model, [task], out, elsewhere.limit, elsewhere.include)
 
 
 def _read(folder: Path) -> Sheet:
@@ -99,7 +126,7 @@ def _read(folder: Path) -> Sheet:
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise GapbenchError(
-            f"{folder}: lm-eval's results cannot be read ({type(error).__name__}); remove the "
+            f"{folder}: these results cannot be read ({type(error).__name__}); remove the "
             "folder to evaluate again"
         ) from error
     return Sheet(folder, results, scores)
@@ -117,7 +144,7 @@ def _scores(file: Path) -> dict[str, dict[Question, object]]:
 
 
 def _figures(task: str, sheet: Sheet) -> list[tuple[str, list[str]]]:
-    """(name, leaf tasks) of what lm-eval gives a figure for: a group with a mean, or each leaf."""
+    """(name, leaf tasks) of what has a figure: a group with a mean of its own, or each leaf."""
     leaves = list(sheet.scores)
     if task in sheet.results.get("groups", {}):
         return [(task, leaves)]
@@ -129,15 +156,17 @@ def _keys(sheet: Sheet, name: str) -> list[str]:
     return [key for key in figures if "," in key and "_stderr," not in key]
 
 
-def _change(name: str, key: str, leaves: list[str], one: Sheet, two: Sheet) -> Change | None:
-    """None where lm-eval's figure is not the mean of scores from 0 to 1, over questions or leaf
+def _change(
+    harness: Harness, name: str, key: str, leaves: list[str], one: Sheet, two: Sheet
+) -> Change | None:
+    """None where the harness's figure is not the mean of scores from 0 to 1, over questions or leaf
     tasks."""
     parts: list[tuple[list[object], list[object]]] = []
     for leaf in leaves:
         old, new = (sheet.scores[leaf].get(key, {}) for sheet in (one, two))
         if old.keys() != new.keys():
             raise GapbenchError(
-                f"lm-eval {name}: the two models were asked different questions; remove "
+                f"{harness} {name}: the two models were asked different questions; remove "
                 f"{one.folder} and {two.folder} to evaluate both again"
             )
         parts.append(([old[q] for q in old], [new[q] for q in old]))

@@ -160,8 +160,9 @@ def as_typed(words: list[str], address: str) -> list[str]:
 
 def test_no_page_with_commands_is_left_out() -> None:
     # tests/test_docs.py, with the page's files; tests/models/bagel, showo and pipelines, with small
-    # checkpoints; tests/comparison/test_parity.py, whose images are enough to show something.
-    files = "formats bagel diffusers show-o parity"
+    # checkpoints; tests/comparison/test_parity.py, whose images are enough to show something;
+    # tests/lmeval/test_lmms.py, where lmms-eval is installed.
+    files = "formats bagel diffusers show-o parity lmms-eval"
     elsewhere = {f"docs/{name}.md" for name in files.split()}
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     named = {page.relative_to(ROOT).as_posix() for page in pages}

@@ -21,6 +21,7 @@ from gapbench import GapbenchError
 from gapbench.comparison import compare as comparison
 from gapbench.comparison.words import render
 from gapbench.judges.pixel import read
+from gapbench.lmeval.regression import Elsewhere
 from gapbench.metrics.paired import scored
 from gapbench.models import load_model
 from gapbench.models.registry import MODELS
@@ -304,7 +305,8 @@ def test_compare_tests_scores_question_by_question(cli: Cli, tmp_path: Path) -> 
 
     def again(*models: str) -> comparison.Comparison:
         tasks = ("gapbench_shapes", "gapbench_shapes_color")
-        [found] = comparison.compare(before, [after], tasks=tasks, limit=20, models=models)
+        asked = [Elsewhere("lm-eval", tasks, 20)]
+        [found] = comparison.compare(before, [after], elsewhere=asked, models=models)
         return found
 
     with pytest.raises(GapbenchError, match=r"broken.*give its folder or name with --model"):
