@@ -30,7 +30,8 @@ from gapbench import run
 
 Options = dict[str, object]
 BASE: Options = {"samples": 10, "limit": 1200, "lora": 0}
-SFT = BASE | {"accept": "mixed", "epochs": 3, "learning-rate": "3e-4"}
+SFT = BASE | {"accept": "best:2", "epochs": 4, "learning-rate": "3e-4"}
+MIXED = SFT | {"accept": "mixed", "epochs": 3}
 DPO = BASE | {"accept": "best:2", "epochs": 4, "learning-rate": "3e-5"}
 METHODS = {
     "SFT": ("sft", SFT),
@@ -43,16 +44,16 @@ SEEDS = (0, 1, 2)
 BUSY = "is being written"
 """What gapbench says of a run folder while a fix beside it draws its candidates there."""
 SEARCH = {
-    "mixed, 3e-4": ("sft", SFT),
-    "mixed, 1e-3": ("sft", SFT | {"learning-rate": "1e-3"}),
-    "best:2, 3e-4": ("sft", SFT | {"accept": "best:2", "epochs": 4}),
+    "mixed, 3e-4": ("sft", MIXED),
+    "mixed, 1e-3": ("sft", MIXED | {"learning-rate": "1e-3"}),
+    "best:2, 3e-4": ("sft", SFT),
     "dpo, 3e-5": ("dpo", DPO),
     "dpo, 1e-4": ("dpo", DPO | {"learning-rate": "1e-4"}),
 }
 SENSITIVITY = {
     "candidates": {str(n): ("sft", SFT | {"samples": n}) for n in (2, 5, 10)},
-    "threshold": {str(p): ("sft", SFT | {"accept": f"above:{p}"}) for p in (0.1, 0.5, 0.9)},
-    "replay": {str(e): ("c-sft", SFT | {"replay-at": e}) for e in (1, 2)},
+    "threshold": {str(p): ("sft", MIXED | {"accept": f"above:{p}"}) for p in (0.1, 0.5, 0.9)},
+    "replay": {str(e): ("c-sft", SFT | {"replay-at": e}) for e in (1, 2, 3)},
     "easy": {
         "none": ("sft", SFT | {"prompts": "shapes:train/medium,shapes:train/hard"}),
         "a third": ("sft", SFT),
@@ -121,7 +122,7 @@ class Series:
 
     def fix(self, name: str, line: str, **environment: str) -> None:
         """One fix, the run of its model, and their comparison."""
-        if name in self.found:
+        if self.found.get(name, {}).get("command") == line:
             return
         out = self.equal(line) or folder(self.what, name)
         gapbench(self.work, "fix", *line.split(), "--out", out, OMP_NUM_THREADS="1", **environment)
