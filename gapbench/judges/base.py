@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from PIL import Image
 
@@ -43,6 +43,9 @@ class Judge:
     """Width and height, in pixels, of the images that it reads; None where it reads any."""
     any_prompt: bool = True
     """Whether it can hold an image against another prompt than the one that was drawn."""
+    by_parts: bool = False
+    """Whether it can say of each part of a requirement if an image meets it (`judge_parts`), which
+    own verdicts by questions are held against."""
     batches: Batches = Batches()
     """How many images a batch of `judge` should have."""
     gpus: float | None = 1
@@ -77,6 +80,13 @@ class Judge:
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
         """Answer for each (image, prompt), in order. Images are RGB. Loads what it needs."""
         raise GapbenchError(f"judge {self.name} has no method judge")
+
+    def judge_parts(
+        self, images: Sequence[Image.Image], parts: Sequence[Sequence[Mapping[str, Any]]]
+    ) -> list[list[bool] | str]:
+        """Of each image whether it meets each of its requirements, in order; a text says why that
+        cannot be told. Where `by_parts` is true."""
+        raise GapbenchError(f"judge {self.name} has no method judge_parts")
 
     def scored(self, score: float, text: str | None = None) -> Answer:
         """The answer that a score makes: with a verdict if there is a threshold."""

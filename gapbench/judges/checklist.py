@@ -22,7 +22,18 @@ from PIL import Image
 from gapbench.client.client import Client
 from gapbench.client.replies import Said
 from gapbench.judges.base import Judge
-from gapbench.judges.lists import Item, answer_of, asked, listed
+from gapbench.judges.lists import (
+    ASK,
+    DIGITS,
+    OTHERWISE,
+    Item,
+    answer_of,
+    asked,
+    first_word,
+    heard,
+    listed,
+    same,
+)
 from gapbench.judges.server import OPTIONAL, ServerJudge
 from gapbench.judges.vlm import VlmJudge
 from gapbench.judges.weights import batches
@@ -31,14 +42,7 @@ from gapbench.verdict import weigh
 
 DEFAULT: Final = "8b"
 SERVER: Final = "server:"
-OTHERWISE: Final = {"yes": "No", "no": "Yes"}
 YES: Final = ("Yes", "yes", " yes", " Yes")
-DIGITS: Final = {
-    word: str(number)
-    for number, word in enumerate(
-        ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"), 1
-    )
-}
 COUNTS: Final = "How many"
 """What a question about a number begins with."""
 
@@ -55,7 +59,7 @@ class ChecklistJudge(Judge):
 
     base: ClassVar[str] = "vlm-list"
     arithmetic: ClassVar[str] = "checklist-2"
-    ask: ClassVar[str] = "{question} Answer with one word."
+    ask: ClassVar[str] = ASK
 
     def __init__(self, argument: str | None = None, device: str = "auto") -> None:
         given = DEFAULT if argument is None else argument
@@ -128,7 +132,7 @@ class ChecklistJudge(Judge):
     def told(self, tokens: Mapping[str, float], strings: tuple[str, ...]) -> float | None:
         """The same by what a server says of tokens; None where it does not say it."""
         right, *other = (
-            sum(p for token, p in tokens.items() if _same(token, string)) for string in strings
+            sum(p for token, p in tokens.items() if same(token, string)) for string in strings
         )
         both = right + sum(other)
         if not both:
@@ -151,20 +155,13 @@ class ChecklistJudge(Judge):
 
     def _read(self, said: Said, item: Item) -> float | str:
         strings = self.strings(item)
-        word = said.text.split()[0].strip(".,;:!*\"'") if said.text.split() else ""
-        if not word:
-            return "the reply is empty"
-        tokens = said.first(word)
+        word = first_word(said.text)
+        tokens = said.first(word) if word else None
         chance = self.told(tokens, strings) if tokens else None
         if chance is not None:
             return chance
-        if _same(item.answer, "yes") or _same(item.answer, "no"):
-            return (
-                float(_same(word, item.answer))
-                if word.lower() in OTHERWISE
-                else f"the reply is {word[:20]!r}, not yes or no"
-            )
-        return float(any(_same(word, string) for string in strings))
+        yes_or_no = item.answer.strip().lower() in OTHERWISE
+        return heard(word, item, (item.answer,) if yes_or_no else strings)
 
     def served(self) -> str | None:
         return self._asked.served()
@@ -198,7 +195,7 @@ class SoftTifaJudge(ChecklistJudge):
 
     def question(self, prompt: Prompt) -> str:
         for item in listed(prompt):
-            if not item.question.startswith(COUNTS) and not _same(item.answer, "yes"):
+            if not item.question.startswith(COUNTS) and not same(item.answer, "yes"):
                 raise GapbenchError(
                     f"task {prompt.task}, prompt {prompt.id}: {item.question!r} is answered "
                     f"{item.answer!r}; judge {self.base} takes yes as the right answer of all "
@@ -236,7 +233,3 @@ def _number(chance: float | str) -> float | str:
     if isinstance(chance, str) or math.isfinite(chance):
         return chance
     return f"has an answer whose probability is {chance}"
-
-
-def _same(one: str, other: str) -> bool:
-    return one.strip().casefold() == other.strip().casefold()

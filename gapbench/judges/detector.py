@@ -71,6 +71,7 @@ class DetectorJudge(Judge):
     """
 
     scores = False
+    by_parts = True
 
     def __init__(self, argument: str | None = None, device: str = "auto") -> None:
         self.device = device_here("judge detector", device)
@@ -117,27 +118,47 @@ class DetectorJudge(Judge):
         hub.fetch(CLIP)
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
+        decided = self._decided(images, [[prompt.requirement] for prompt in prompts])
+        return [
+            Answer(verdict=None, reason=each)
+            if isinstance(each, str)
+            else Answer(verdict=int(each[0][0]), reason=each[0][1])
+            for each in decided
+        ]
+
+    def judge_parts(
+        self, images: Sequence[Image.Image], parts: Sequence[Sequence[Mapping[str, Any]]]
+    ) -> list[list[bool] | str]:
+        return [
+            each if isinstance(each, str) else [correct for correct, _ in each]
+            for each in self._decided(images, parts)
+        ]
+
+    def _decided(
+        self, images: Sequence[Image.Image], wanted: Sequence[Sequence[Mapping[str, Any]]]
+    ) -> list[list[tuple[bool, str | None]] | str]:
+        """`rule.decide` of each image for each of its requirements, by one detection; why it cannot
+        be told where the image is too thin."""
         thin = {i for i, image in enumerate(images) if not min(rule.resized(*image.size))}
         pixels = {i: np.asarray(image) for i, image in enumerate(images) if i not in thin}
         detected = dict(zip(pixels, self.detect(list(pixels.values())), strict=True))
-        wanted, crops = [], []
+        rows = dict[tuple[int, str, int], None]()
         for i, objects in detected.items():
-            kept = rule.select(objects.boxes, prompts[i].requirement)
-            for name, rows in rule.wanted_colors(kept, prompts[i].requirement).items():
-                wanted += [(i, name, row) for row in rows]
-                crops += [objects.crop(pixels[i], name, row) for row in rows]
-        colors = dict(zip(wanted, self.colors(crops, [w[1] for w in wanted]), strict=True))
+            for requirement in wanted[i]:
+                kept = rule.select(objects.boxes, requirement)
+                for name, best in rule.wanted_colors(kept, requirement).items():
+                    rows |= dict.fromkeys((i, name, row) for row in best)
+        crops = [detected[i].crop(pixels[i], name, row) for i, name, row in rows]
+        colors = dict(zip(rows, self.colors(crops, [name for _, name, _ in rows]), strict=True))
 
-        def decided(i: int) -> Answer:
+        def decided(i: int) -> list[tuple[bool, str | None]] | str:
             if i in thin:
-                size = f"{images[i].width} x {images[i].height}"
-                return Answer(verdict=None, reason=f"the image, {size}, is too thin")
+                return f"the image, {images[i].width} x {images[i].height}, is too thin"
 
-            def color_of(name: str, rows: Sequence[int]) -> list[str]:
-                return [colors[i, name, row] for row in rows]
+            def color_of(name: str, best: Sequence[int]) -> list[str]:
+                return [colors[i, name, row] for row in best]
 
-            correct, miss = rule.decide(detected[i].boxes, prompts[i].requirement, color_of)
-            return Answer(verdict=int(correct), reason=miss)
+            return [rule.decide(detected[i].boxes, each, color_of) for each in wanted[i]]
 
         return [decided(i) for i in range(len(images))]
 

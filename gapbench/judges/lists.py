@@ -6,7 +6,8 @@
 | vqa_list: [[question, answer]] | GenEval 2 | as given |
 | the columns DPG of its CSV, a list each | DPG-Bench | yes |
 
-In DPG-Bench a question counts only where those that it depends on are met.
+In DPG-Bench a question counts only where those that it depends on are met. `skills` of GenEval 2
+and `category_broad` of DPG-Bench say, a text for each question, what it asks about.
 """
 
 from __future__ import annotations
@@ -23,20 +24,32 @@ ENOUGH: Final = 0.5
 """Probability of the right answer from which a question counts as met."""
 RIGHT: Final = "right"
 """The key of an answer's text, {"right": [...]}: the probability of each question's right answer,
-in the order of the list."""
+in the order of the list; null where there is none."""
 
 
 DPG: Final = ("proposition_id", "dependency", "question_natural_language")
 """The columns of DPG-Bench's CSV that a list is made of."""
+ASK: Final = "{question} Answer with one word."
+"""How a question of a list is put to a model."""
+OTHERWISE: Final = {"yes": "No", "no": "Yes"}
+DIGITS: Final = {
+    word: str(number)
+    for number, word in enumerate(
+        ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"), 1
+    )
+}
 
 
 class Item(NamedTuple):
     """A question with its right answer; `parents` are the places in the list, from 0, of the
-    questions that it depends on."""
+    questions that it depends on. `skill` is what it asks about, if that is known, and `part` the
+    requirement that an image meets which shows what is asked (`gapbench.judges.parts`)."""
 
     question: str
     answer: str
     parents: tuple[int, ...] = ()
+    skill: str = ""
+    part: Mapping[str, Any] | None = None
 
 
 def listed(prompt: Prompt) -> list[Item]:
@@ -67,7 +80,7 @@ def items_of(requirement: Mapping[str, Any], where: str) -> list[Item]:
 
 def asked(items: Iterable[Item]) -> str:
     """A list as the question of a verdict, as JSON."""
-    return json.dumps([item if item.parents else item[:2] for item in items])
+    return json.dumps([item[:3] if item.parents else item[:2] for item in items])
 
 
 def _items(requirement: Mapping[str, Any]) -> list[Item]:
@@ -78,7 +91,21 @@ def _items(requirement: Mapping[str, Any]) -> list[Item]:
     pairs = [_list(pair) for pair in _list(requirement.get("vqa_list", []))]
     if odd := next((pair for pair in pairs if len(pair) != 2), None):
         raise ValueError(f"{odd!r} is no pair of a question and its answer")
-    return [Item(_text(question), _text(answer)) for question, answer in pairs]
+    skills = _skills(requirement, "skills", len(pairs))
+    return [
+        Item(_text(question), _text(answer), skill=skill)
+        for (question, answer), skill in zip(pairs, skills, strict=True)
+    ]
+
+
+def _skills(requirement: Mapping[str, Any], name: str, count: int) -> list[str]:
+    """What each question asks about; empty texts where nothing says it."""
+    if name not in requirement:
+        return [""] * count
+    skills = [_text(skill) for skill in _list(requirement[name])]
+    if len(skills) != count:
+        raise ValueError(f"{name} are {len(skills)}, of {count} questions")
+    return skills
 
 
 def _dpg(requirement: Mapping[str, Any]) -> list[Item]:
@@ -89,11 +116,13 @@ def _dpg(requirement: Mapping[str, Any]) -> list[Item]:
     if len(places) < len(ids):
         raise ValueError("a proposition_id is there twice")
     items = []
-    for one, parents, question in zip(ids, given, questions, strict=True):
+    skills = _skills(requirement, "category_broad", len(ids))
+    for one, parents, question, skill in zip(ids, given, questions, skills, strict=True):
         named = [int(parent) for parent in str(parents).split(",")]
         if gone := [parent for parent in named if parent and parent not in places]:
             raise ValueError(f"question {one} depends on question {gone[0]}, which is not there")
-        items.append(Item(_text(question), "Yes", tuple(places[p] for p in named if p)))
+        above = tuple(places[parent] for parent in named if parent)
+        items.append(Item(_text(question), "Yes", above, skill))
     return items
 
 
@@ -101,6 +130,26 @@ def _list(value: Any) -> list[Any]:
     if not isinstance(value, list | tuple):
         raise TypeError(f"{str(value)[:40]!r} is no list")
     return list(value)
+
+
+def same(one: str, other: str) -> bool:
+    """Whether two words are the same."""
+    return one.strip().casefold() == other.strip().casefold()
+
+
+def first_word(reply: str) -> str:
+    """A reply's first word, without signs around it; empty where it has none."""
+    words = reply.split()
+    return words[0].strip(".,;:!*\"'") if words else ""
+
+
+def heard(word: str, item: Item, right: Iterable[str]) -> float | str:
+    """1.0 where a word is one of the `right` ones, else 0.0; why it is no answer where neither."""
+    if not word:
+        return "the reply is empty"
+    if item.answer.strip().casefold() in OTHERWISE and word.casefold() not in OTHERWISE:
+        return f"the reply is {word[:20]!r}, not yes or no"
+    return float(any(same(word, string) for string in right))
 
 
 def _text(value: Any) -> str:
@@ -126,11 +175,13 @@ def answer_of(items: Sequence[Item], chances: Sequence[float | str]) -> Answer:
     counts 0 if one that it depends on, directly or through others, is not met. The reason names
     what is not met, and the text keeps the probabilities as they are, whatever depends on what.
     """
-    known: list[float] = []
+    # Of a sum of floats, 1.0000000000000002 is 1.
+    told = [None if isinstance(each, str) else float(f"{each:.10g}") for each in chances]
+    text = json.dumps({RIGHT: told})
     for item, chance in zip(items, chances, strict=True):
         if isinstance(chance, str):
-            return Answer(verdict=None, reason=f"{item.question} {chance}")
-        known.append(float(f"{chance:.10g}"))  # of a sum of floats, 1.0000000000000002 is 1
+            return Answer(verdict=None, text=text, reason=f"{item.question} {chance}")
+    known = [chance for chance in told if chance is not None]
     met = [chance >= ENOUGH for chance in known]
     counts = [True] * len(items)
     for place in _order(items):
@@ -139,20 +190,29 @@ def answer_of(items: Sequence[Item], chances: Sequence[float | str]) -> Answer:
         verdict=int(all(met)),
         score=math.fsum(c for c, counted in zip(known, counts, strict=True) if counted)
         / len(known),
-        text=json.dumps({RIGHT: known}),
+        text=text,
         reason="; ".join(item.question for item, m in zip(items, met, strict=True) if not m)
         or None,
     )
 
 
-def chances_in(text: str | None) -> list[float] | None:
-    """The probabilities that an answer's text keeps; None where it keeps none."""
+def answers_in(text: str | None) -> list[float | None] | None:
+    """What an answer's text keeps of each question: the probability of the right answer, None where
+    there was none. None where it keeps nothing."""
     if text is None or not text.startswith(f'{{"{RIGHT}": ['):
         return None
     try:
-        return [float(chance) for chance in json.loads(text)[RIGHT]] or None
+        kept = json.loads(text)[RIGHT]
+        return [None if chance is None else float(chance) for chance in kept] or None
     except (ValueError, TypeError, KeyError):
         return None
+
+
+def chances_in(text: str | None) -> list[float] | None:
+    """The probabilities that an answer's text keeps; None where it lacks one."""
+    kept = answers_in(text) or []
+    known = [chance for chance in kept if chance is not None]
+    return known if known and len(known) == len(kept) else None
 
 
 def geometric(text: str | None) -> float | None:

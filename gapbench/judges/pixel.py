@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,7 @@ class PixelJudge(Judge):
     name = "pixel"
     fingerprint = "pixel-1"
     scores = False
+    by_parts = True
     image_size = (SIZE, SIZE)
     gpus = None  # an image is judged before it would have been sent
 
@@ -68,13 +69,30 @@ class PixelJudge(Judge):
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Answer]:
         return [self._decide(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
 
-    def _decide(self, image: Image.Image, prompt: Prompt) -> Answer:
+    def judge_parts(
+        self, images: Sequence[Image.Image], parts: Sequence[Sequence[Mapping[str, Any]]]
+    ) -> list[list[bool] | str]:
+        """By the sprites that can be read, whatever else is in the picture."""
+        found: list[list[bool] | str] = []
+        for image, mine in zip(images, parts, strict=True):
+            if why := self._unread(image):
+                found.append(why)
+            else:
+                scene, _ = read(np.asarray(image.convert("RGB")))
+                found.append([unmet(scene, part) is None for part in mine])
+        return found
+
+    def _unread(self, image: Image.Image) -> str | None:
         if unread := self.unread(image.size):
-            return Answer(
-                verdict=None,
-                reason=f"image is {image.width} x {image.height}, and {unread}, as janus-mini "
-                "draws them; choose another judge with --judge",
+            return (
+                f"image is {image.width} x {image.height}, and {unread}, as janus-mini draws them; "
+                "choose another judge with --judge"
             )
+        return None
+
+    def _decide(self, image: Image.Image, prompt: Prompt) -> Answer:
+        if why := self._unread(image):
+            return Answer(verdict=None, reason=why)
         scene, blobs = read(np.asarray(image.convert("RGB")))
         reason = "; ".join(blobs) if blobs else unmet(scene, prompt.requirement)
         return Answer(verdict=int(reason is None), reason=reason)

@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -276,7 +276,9 @@ def test_crop_is_the_object_on_grey() -> None:
 # -- the judge -----------------------------------------------------------------------------
 
 
-def test_verdicts_follow_what_is_there(judge: DetectorJudge) -> None:
+def test_verdicts_follow_what_is_there(
+    judge: DetectorJudge, monkeypatch: pytest.MonkeyPatch
+) -> None:
     image = picture()
     pixels = np.asarray(image)
     found = judge.detect([pixels])[0]
@@ -295,6 +297,20 @@ def test_verdicts_follow_what_is_there(judge: DetectorJudge) -> None:
     ]
     answers = judge.judge([image] * len(prompts), prompts)
     assert [a.verdict for a in answers] == [1, 0, 1, 0, 0]
+    # By parts of one image, which is looked at once.
+    looked: list[int] = []
+
+    def detect(images: Sequence[Any]) -> list[rule.Found]:
+        looked.append(len(images))
+        return DetectorJudge.detect(judge, images)
+
+    monkeypatch.setattr(judge, "detect", detect)
+    parts = [each.requirement for each in prompts]
+    thin = Image.new("RGB", (3000, 1))
+    found = judge.judge_parts([image, thin, image], [parts, parts, parts[:2]])
+    why = "the image, 3000 x 1, is too thin"
+    assert found == [[True, False, True, False, False], why, [True, False]]
+    assert looked == [2]
     assert [a.reason for a in answers] == [
         None,
         f"{len(kept)} sports ball, {len(kept) + 1} wanted",

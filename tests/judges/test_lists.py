@@ -13,6 +13,7 @@ from gapbench import GapbenchError, Prompt
 from gapbench.judges.lists import (
     Item,
     answer_of,
+    answers_in,
     asked,
     chances_in,
     dpg_score,
@@ -125,7 +126,7 @@ def test_the_three_forms() -> None:
     checked = listed(prompt(Checklist=[{"question": "Is it red?", "tags": []}]))
     assert checked == [Item("Is it red?", "Yes")]
     pairs = listed(prompt(vqa_list=[["How many?", "two"], ("Is it?", "Yes")], skills=["a", "b"]))
-    assert pairs == [Item("How many?", "two"), Item("Is it?", "Yes")]
+    assert pairs == [Item("How many?", "two", skill="a"), Item("Is it?", "Yes", skill="b")]
     assert json.loads(asked(pairs)) == [["How many?", "two"], ["Is it?", "Yes"]]
     tree = listed(dpg(["2", "1", "3"], ["1", "0", "1, 2"]))
     assert [item.parents for item in tree] == [(1,), (), (1, 0)]
@@ -162,7 +163,10 @@ def test_broken_lists_are_refused(broken: Prompt, why: str) -> None:
 def test_what_went_wrong_with_one_question_is_an_abstention() -> None:
     items = [Item("a?", "Yes"), Item("b?", "Yes")]
     answer = answer_of(items, [0.9, "was not answered"])
-    assert (answer.verdict, answer.score, answer.text) == (None, None, None)
+    assert (answer.verdict, answer.score, answer.text) == (None, None, '{"right": [0.9, null]}')
+    assert answers_in(answer.text) == [0.9, None]
+    assert chances_in(answer.text) is None
+    assert geometric(answer.text) is None
     assert answer.reason == "b? was not answered"
 
 
