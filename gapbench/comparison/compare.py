@@ -22,12 +22,14 @@ from gapbench.metrics.paired import (
     understanding,
     win_rate,
 )
+from gapbench.metrics.questions import by_skill
 from gapbench.metrics.verification import Verification, verification
 from gapbench.models.checkpoint import FIX_RECORD
 from gapbench.runs.about import model_of
 from gapbench.runs.flow import judge_images
 from gapbench.runs.frame import ByJudge, undecided_in_words
 from gapbench.runs.plan import Plan
+from gapbench.runs.questions import by_question, in_mode
 from gapbench.runs.run import Run, open_run
 from gapbench.runs.settings import Progress, silent
 from gapbench.types import GapbenchError, Prompt, counted
@@ -59,11 +61,13 @@ class Comparison:
     """What changed from one run to another.
 
     `before` and `after` are the runs' folders. `changes` are the overall figures, one family under
-    Holm, and `by_level` those of the level that was asked for, another. `win_rate` and `groups` are
-    None where no model's own verdicts could be held against an outside judge; `own` is their mode:
-    logits, text or none. `worth_before` and `worth_after` say what each model's verdicts on its own
-    images are worth, and `is_fix` whether gapbench fix made AFTER from BEFORE. `left_out` says what
-    the two runs do not share; `worse` names the figures that are significantly worse.
+    Holm, `by_level` those of the level that was asked for, another, and `by_skill` those by
+    question (`gapbench.metrics.questions`), a third, where both models were asked questions.
+    `win_rate` and `groups` are None where no model's own verdicts could be held against an outside
+    judge; `own` is their mode: logits, text, questions or none. `worth_before` and `worth_after`
+    say what each model's verdicts on its own images are worth, and `is_fix` whether gapbench fix
+    made AFTER from BEFORE. `left_out` says what the two runs do not share; `worse` names the
+    figures that are significantly worse.
     """
 
     before: str
@@ -78,6 +82,7 @@ class Comparison:
     notes: list[str]
     changes: list[Change]
     by_level: list[Change]
+    by_skill: list[Change]
     win_rate: WinRate | None
     groups: dict[str, int] | None
     gap_gain: Correlation | None
@@ -131,7 +136,7 @@ def compare(
         found = [regressions(pair.before, pair.after, each, models) for each in elsewhere]
         scores = [change for changes, _ in found for change in changes]
         about = [*_told(pair, judge), *(note for _, notes in found for note in notes)]
-        compared.append(_comparison(pair, verdicts, by, scores, about))
+        compared.append(_comparison(pair, verdicts, by, scores, about, judge))
     return compared
 
 
@@ -185,7 +190,7 @@ def stored(before: Run, after: Run, judge: str | None = None) -> Comparison:
     Raises GapbenchError where the runs are not comparable, as `compare` does.
     """
     pair = pair_runs(before, after, judge)
-    return _comparison(pair, cross(pair, None, silent), None, [], [])
+    return _comparison(pair, cross(pair, None, silent), None, [], [], judge)
 
 
 def pair_runs(
@@ -279,7 +284,7 @@ def cross(pair: Pair, models: Sequence[str] | None, progress: Progress) -> list[
     asked = [
         (prompts[key], image) for key, image in zip(_keys(pair.old), pair.old["image"], strict=True)
     ]
-    keys = [(image, prompt.question, plan.own_fingerprint) for prompt, image in asked]
+    keys = [(image, plan.own_question(p), plan.own_fingerprint) for p, image in asked]
     there = pair.before.folder.verdicts()
     if any(key not in there for key in keys):
         if models is None:
@@ -304,12 +309,24 @@ def cross(pair: Pair, models: Sequence[str] | None, progress: Progress) -> list[
     return [float("nan") if verdict is None else float(verdict) for verdict in verdicts]
 
 
+def _by_skill(pair: Pair, judge: ByJudge) -> list[Change]:
+    """The changes by skill over the images that are compared; none where not both models were asked
+    questions."""
+    sides = [in_mode(run, "questions") for run in (pair.before, pair.after)]
+    frames = [by_question(run, judge) for run in sides if run is not None]
+    if len(frames) < 2 or not all(map(len, frames)):
+        return []
+    old, new = (frame.merge(pair.old[IMAGE]) for frame in frames)
+    return adjusted(by_skill(old, new))
+
+
 def _comparison(
     pair: Pair,
     crossed: list[float] | None,
     by: Literal["category", "tier", "task"] | None,
     further: list[Change],
     about: list[str],
+    judge: ByJudge,
 ) -> Comparison:
     family = changes(pair.old, pair.new)
     if crossed is not None:
@@ -350,6 +367,7 @@ def _comparison(
         ],
         changes=family,
         by_level=adjusted(changes(pair.old, pair.new, by)) if by else [],
+        by_skill=_by_skill(pair, judge),
         win_rate=None if crossed is None else win_rate(pair.old, crossed),
         groups=None if crossed is None else groups(pair.old, crossed),
         gap_gain=gap_gain(pair.old, pair.new),

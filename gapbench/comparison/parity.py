@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from gapbench.comparison.compare import Pair, pair_runs
 from gapbench.files import checksum
-from gapbench.judges.own import NEEDS, OwnJudge
+from gapbench.judges.own import SINGLE, OwnJudge, needed
 from gapbench.metrics.metric import METRICS
 from gapbench.metrics.paired import changes
 from gapbench.metrics.rates import rates
@@ -169,8 +169,8 @@ def _measured(name: str, settings: RunSettings) -> Run:
 
 def _mode(models: Sequence[Model]) -> Literal["logits", "text", "none"]:
     """How both give verdicts."""
-    for mode, capability in NEEDS.items():
-        if all(capability in model.capabilities for model in models):
+    for mode in SINGLE:
+        if all(needed(model, mode) in model.capabilities for model in models):
             return mode
     return "none"
 
@@ -222,8 +222,8 @@ def _said(first: Run, second: Run, judge: OwnJudge, b: RunSettings) -> list[Said
     return [
         (
             key,
-            mine[image, asked.question, plan.own_fingerprint],
-            theirs[image, asked.question, judge.fingerprint],
+            mine[image, plan.own_question(asked), plan.own_fingerprint],
+            theirs[image, plan.own_question(asked), judge.fingerprint],
         )
         for key, asked, image in shown
     ]

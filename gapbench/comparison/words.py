@@ -15,6 +15,7 @@ from gapbench.comparison.judges import VERDICT, Judged, concluded, order
 from gapbench.metrics.metric import METRICS, UNDERSTANDING, printed
 from gapbench.metrics.paired import Change, detectable
 from gapbench.metrics.power import SAMPLES, Spread, family
+from gapbench.metrics.questions import BY_SKILL
 from gapbench.metrics.verification import CHOICES, auroc, points, record
 from gapbench.types import PERCENT, GapbenchError, counted
 
@@ -45,6 +46,8 @@ How to read this (percent and percentage points, unless a unit is given):
   0.05.
 - detectable: the smallest change that this many prompts show with a
   probability of 80 %. >100: more than any change could be.
+- skills: of the questions about an image, how many the drawing answers as the
+  prompt wants (draws), and the model as the outside judge (sees).
 - understanding: how often an own verdict is right. Both models judge the
   images of BEFORE. Understanding win rate: of a category's images on which the
   two disagree, the share on which AFTER is right; the mean over categories.
@@ -100,7 +103,7 @@ def overall(c: Comparison) -> list[list[str]]:
 def finding(c: Comparison) -> str:
     """The changes that matter most, in one sentence with intervals and p."""
     told = [
-        f"{_head(change)} {_difference(change)}{' points' * (change.unit == PERCENT)} "
+        f"{_head(change)} {difference(change)}{' points' * (change.unit == PERCENT)} "
         f"(Holm p {_probability(change.p_holm)})"
         for name in ("generation", UNDERSTANDING.name, "non_unification")
         for change in c.changes
@@ -158,6 +161,12 @@ def _head(figure: Change) -> str:
     return head if figure.unit == PERCENT else f"{head} ({figure.unit})"
 
 
+def _skill(change: Change) -> str:
+    """What a skill's change is of: task/skill."""
+    name = "all skills" if change.level == "overall" else change.name
+    return f"{name}: {BY_SKILL[change.metric]}"
+
+
 def _record(c: Comparison) -> dict[str, Any]:
     worths = {"worth_before": c.worth_before, "worth_after": c.worth_after}
     return (
@@ -188,6 +197,7 @@ def _block(c: Comparison, judged: Judged | None, table: Table, verbose: bool) ->
     columns = COLUMNS if verbose else SHORT
     families = [[(_head(change), change) for change in c.changes]]
     families += [[(f"{each.name}: {_head(each)}", each) for each in c.by_level]] * bool(c.by_level)
+    families += [[(_skill(each), each) for each in c.by_skill]] * bool(c.by_skill)
     parts.append(("  \n" if table is _markdown else "\n").join(lines))
     for named in families:
         cells = [dict(zip(COLUMNS, _row(*each), strict=True)) for each in named]
@@ -269,7 +279,7 @@ def _worth(c: Comparison, table: Table) -> list[str]:
     if c.is_fix and one.gain and len(gained) == 1 and gained[0].unit == PERCENT:
         parts.append(
             "Generation in points, predicted before the fix by what choosing by BEFORE's own "
-            f"verdict adds: {points(one.gain)}; measured: {_difference(gained[0])}"
+            f"verdict adds: {points(one.gain)}; measured: {difference(gained[0])}"
         )
     return parts
 
@@ -279,7 +289,7 @@ def _summary(comparisons: Sequence[Comparison], judged: Sequence[Judged], table:
     rows = []
     for c in comparisons:
         cells = _changes(c)
-        figures = [_difference(cells[h]) + " *" * bool(cells[h].verdict) if h in cells else "n/a"
+        figures = [difference(cells[h]) + " *" * bool(cells[h].verdict) if h in cells else "n/a"
                    for h in heads]  # fmt: skip
         rho = f"{c.gap_gain.rho:.2f}" if c.gap_gain else "n/a"
         w = c.win_rate
@@ -341,7 +351,7 @@ def _row(head: str, change: Change) -> list[str]:
         head,
         _number(change, change.before),
         _number(change, change.after),
-        _difference(change),
+        difference(change),
         _probability(change.p),
         _probability(change.p_holm) + " *" * bool(change.verdict),
         _detectable(change),
@@ -349,12 +359,13 @@ def _row(head: str, change: Change) -> list[str]:
     ]
 
 
-def _difference(change: Change) -> str:
+def difference(change: Change) -> str:
+    """A change with its interval, in points or its unit."""
     if change.difference is None or change.low is None or change.high is None:
         return "n/a"
     values = (change.difference, change.low, change.high)
-    difference, low, high = (_number(change, value, "+") for value in values)
-    return f"{difference} [{low}, {high}]"
+    value, low, high = (_number(change, each, "+") for each in values)
+    return f"{value} [{low}, {high}]"
 
 
 def _win_rate(value: float | None, low: float | None, high: float | None) -> str:

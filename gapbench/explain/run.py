@@ -78,6 +78,11 @@ def explain(
     """
     similarity.check(encoder)
     runs = pair_runs(open_run(before), open_run(after), None)
+    if runs.after.mode == "questions":
+        raise GapbenchError(
+            f"{runs.after.path}: its own verdicts are by questions, and gapbench explain takes "
+            "those of one question; run both again with --verdict logits"
+        )
     made = find_fix(runs.before, runs.after, fix)
     if similarity.own_towers(encoder):
         why = "give --encoder clip (`gapbench prepare --judge clip` fetches it) or clip:FOLDER"

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from gapbench.judges import BUILT_IN, load_judge
 from gapbench.judges.base import Judge
+from gapbench.judges.own import question_of
 from gapbench.leaderboard.submission import MISMATCHED, REFUSED, SEED, Card, Role, TaskCard, sha256
 from gapbench.runs.plan import paired, seed_of
 from gapbench.runs.run import Run
@@ -139,7 +140,7 @@ class Installed:
             if place is not None:
                 held.append(("mismatched", "partner", prompts[place]))
             for own, outside, about in held:
-                said = sha256(about.question)
+                said = sha256(question_of(card.own, about))
                 verdicts[own, card.own] = (about, said, card.own_fingerprint, None)
                 if about is prompt or judge.any_prompt:
                     said = sha256(judge.question(about))
@@ -193,7 +194,7 @@ def rows_of(run: Run, card: Card, installed: Installed) -> Iterator[dict[str, An
     for (task, prompt, sample, role, judge), wanted in installed.rows(card).items():
         own = role in ("own", "mismatched")
         asked = asks.get((task, wanted.asked.id), {})
-        question = wanted.asked.question if own else asked.get(judge, "")
+        question = question_of(judge, wanted.asked) if own else asked.get(judge, "")
         key = (wanted.prompt.text, wanted.seed)
         generation = drawn.get(key)
         image = generation.image if generation else REFUSED

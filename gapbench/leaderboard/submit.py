@@ -10,6 +10,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from gapbench.files import part_of, read_object, sweep, write_atomic
+from gapbench.judges.own import NAMES
 from gapbench.leaderboard.expected import Installed, rows_of, said_in, told_by
 from gapbench.leaderboard.submission import (
     MISMATCHED,
@@ -61,6 +62,11 @@ def submit(
     if not plan.own:
         raise GapbenchError(
             f"{run.path} has no own verdicts; run the same command without --verdict none"
+        )
+    if plan.own == NAMES["questions"]:
+        raise GapbenchError(
+            f"{run.path} has own verdicts by questions, and a leaderboard ranks those of one "
+            "question; run the same command with --verdict logits or text"
         )
     if plan.seed != SEED:
         raise GapbenchError(

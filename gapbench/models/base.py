@@ -186,7 +186,7 @@ class Model:
         the probabilities that `judge` gives."""
         try:
             if words:
-                return [parse(text) for text in _texts(self, self.reply(images, questions))]
+                return [parse(text) for text in texts_of(self, self.reply(images, questions))]
             gave = self.judge(images, questions, ANSWERS)
             odds = log_probabilities(f"model {self.name}", gave, len(images))
             return [weigh(float(no), float(yes)) for no, yes in odds]
@@ -316,7 +316,7 @@ def misdescribed(model: Model) -> str | None:
     return None
 
 
-def _texts(model: Model, gave: Any) -> Sequence[str]:
+def texts_of(model: Model, gave: Any) -> Sequence[str]:
     """What `reply` gave. Raises GapbenchError where it is anything else than texts."""
     if isinstance(gave, list | tuple) and all(isinstance(text, str) for text in gave):
         return gave
@@ -325,19 +325,19 @@ def _texts(model: Model, gave: Any) -> Sequence[str]:
     )
 
 
-def log_probabilities(who: str, gave: Any, images: int) -> NDArray[np.float64]:
-    """What `judge` gave for so many images and two answers, (images, 2). Raises GapbenchError where
-    it is anything else than log-probabilities."""
+def log_probabilities(who: str, gave: Any, images: int, answers: int = 2) -> NDArray[np.float64]:
+    """What `judge` gave for so many images and answers, (images, answers). Raises GapbenchError
+    where it is anything else than log-probabilities."""
     try:
         if np.iscomplexobj(gave):
             raise TypeError
         odds = np.array([[float(odd) for odd in row] for row in gave])
-        fine = odds.shape == (images, 2) and bool((odds <= 1e-6).all())
+        fine = odds.shape == (images, answers) and bool((odds <= 1e-6).all())
     except (TypeError, ValueError):
         fine = False
     if not fine:
         raise GapbenchError(
-            f"{who}: judge gave, for {counted(images, 'image')} and 2 answers, "
+            f"{who}: judge gave, for {counted(images, 'image')} and {counted(answers, 'answer')}, "
             f"{' '.join(repr(gave).split()):.80}, which are not log-probabilities"
         )
     return odds

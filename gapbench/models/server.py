@@ -176,7 +176,11 @@ class ServerModel(Model):
         return np.array(rows, np.float64).reshape(-1, 2)
 
     def reply(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
-        return [said.text or "" for said in self.answers(images, questions, words=True)]
+        try:
+            return [said.text or "" for said in self.answers(images, questions, words=True)]
+        except Unfinished as stop:
+            done = {place: said.text or "" for place, said in stop.done.items()}
+            raise Unfinished(str(stop), done, stop.failed) from stop
 
 
 def _picture(reply: Reply, prompt: str) -> Drawing | Failure:

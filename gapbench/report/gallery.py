@@ -154,7 +154,8 @@ def _groups(
 ) -> list[str | None] | None:
     """(outside judge, before, after) on the images of BEFORE (paper, section 2), as "010"; None
     where AFTER was never asked about them, which `gapbench compare` does."""
-    questions = {(p.task, p.id, p.text): p.question for p in runs[1].plan.prompts}
+    plan = runs[1].plan
+    questions = {(p.task, p.id, p.text): plan.own_question(p) for p in plan.prompts}
     fingerprint, verdicts = runs[1].plan.own_fingerprint, runs[0].folder.verdicts()
     groups: list[str | None] = [None] * len(order)
     asked = False

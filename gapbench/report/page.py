@@ -23,6 +23,7 @@ from gapbench.report.figures import figures as all_figures
 from gapbench.report.finding import finding
 from gapbench.report.gallery import MOST, as_json, gallery, thumbnails
 from gapbench.report.latex import Cell
+from gapbench.runs.questions import of_run
 from gapbench.runs.run import Run
 from gapbench.types import GapbenchError, Rates
 
@@ -52,7 +53,8 @@ def write_report(
     names = _names(runs)
     rates = [run.rates(judge) for run in runs]
     change, incomparable = _change(runs, judge)
-    made = all_figures(runs, names, frames, rates, change)
+    asked = [of_run(run, judge) for run in runs]
+    made = all_figures(runs, names, frames, rates, asked, change)
     others = _tables(runs, names, rates, judge)
     if len(runs) == 1:  # its name in every row says nothing
         made = [replace(figure, table=without(figure.table, "run")) for figure in made]

@@ -194,9 +194,9 @@ def agreement(two: Agreement) -> str:
     """How far two judges agree, in words."""
     if two.raw is None:
         return "have no image that both gave a verdict on"
-    raw = f"{100 * two.raw:.1f}{_bounds(two.raw_low, two.raw_high, 100, 1)}"
+    raw = f"{100 * two.raw:.1f}{bounds(two.raw_low, two.raw_high, 100, 1)}"
     kappa = "n/a" if two.kappa is None else f"{two.kappa:.2f}"
-    kappa += _bounds(two.kappa_low, two.kappa_high, 1, 2)
+    kappa += bounds(two.kappa_low, two.kappa_high, 1, 2)
     left_out = f", {two.abstained} abstained" if two.abstained else ""
     return f"agree on {raw} % of {two.n} images{left_out}; Cohen's kappa {kappa}"
 
@@ -204,7 +204,7 @@ def agreement(two: Agreement) -> str:
 def alpha(among: Alpha) -> str:
     """How far several people agree, in words."""
     value = "n/a" if among.value is None else f"{among.value:.2f}"
-    value += _bounds(among.low, among.high, 1, 2)
+    value += bounds(among.low, among.high, 1, 2)
     images = counted(among.images, "image")
     return f"{value}, over {images} with two or more labels ({among.labels} labels)"
 
@@ -238,10 +238,11 @@ def estimate(share: Estimate | None) -> str:
     """A figure with its interval, in percent."""
     if share is None:
         return "n/a"
-    return f"{100 * share.value:.1f}{_bounds(share.low, share.high, 100, 1)}"
+    return f"{100 * share.value:.1f}{bounds(share.low, share.high, 100, 1)}"
 
 
-def _bounds(low: float | None, high: float | None, scale: float, digits: int) -> str:
+def bounds(low: float | None, high: float | None, scale: float, digits: int) -> str:
+    """An interval in brackets, after a blank; empty where there is none."""
     if low is None or high is None:
         return ""
     return f" [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"

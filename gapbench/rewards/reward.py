@@ -15,7 +15,7 @@ from PIL import Image
 from gapbench.engines.rows import out_of_memory, tried
 from gapbench.judges import load_judge
 from gapbench.judges.base import Judge, check_answer
-from gapbench.judges.own import NEEDS, OwnJudge, usual_mode
+from gapbench.judges.own import OwnJudge, needed, usual_mode
 from gapbench.models import as_model
 from gapbench.models.base import Model, require
 from gapbench.models.image_folder import decode, shown
@@ -212,5 +212,5 @@ def _judge(judge: str | Judge | Model, device: str) -> Judge:
         return judge
     model = as_model(judge)
     mode = usual_mode(model)
-    require(model, [NEEDS[mode]], "its own verdicts are a reward only where it gives some")
+    require(model, [needed(model, mode)], "its own verdicts are a reward only where it gives some")
     return OwnJudge(model, mode)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from gapbench.judges.base import Judge
+from gapbench.judges.parts import PartsJudge
 from gapbench.models.base import Drawing
 from gapbench.runs.folder import SPEEDS, RunFolder, recorded_speeds, worked_off
 from gapbench.runs.plan import Item, Prepared, missing_items, refusals
@@ -106,8 +107,13 @@ def estimate(prepared: Prepared, calibrate: bool = False) -> Estimate:
         stages.append(Stage("own verdicts", unjudged(own, pairs), own.fingerprint, own))
     for judge in prepared.judges:
         pairs = [(prompt, i) for i in items for prompt in i.asked(judge.name)]
-        name, count = f"verdicts of {judge.name}", unjudged(judge, pairs)
-        stages.append(Stage(name, count, judge.fingerprint, judge))
+        kinds: list[tuple[str, Judge]] = [("verdicts", judge)]
+        kinds += [("answers", PartsJudge(judge))] * any(judge.name in i.answers for i in items)
+        for kind, asks in kinds:
+            if kind == "answers":
+                pairs = [(i.prompt, i) for i in items if judge.name in i.answers]
+            count = unjudged(asks, pairs)
+            stages.append(Stage(f"{kind} of {judge.name}", count, judge.fingerprint, asks))
     left = [stage for stage in stages if stage.count]
     costs = {s.name: c for s in left if s.judge and (c := s.judge.estimate_cost(s.count))}
     timed = [stage for stage in left if stage.name not in costs]

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from inspect import Signature, signature
-from typing import Any, Final, ParamSpec, get_type_hints
+from typing import Any, Final, Literal, ParamSpec, get_type_hints
 
 from gapbench.engines.base import BatchSize, Done, Engine, Job, Source, single
 from gapbench.engines.keep import kept
@@ -22,6 +22,7 @@ from gapbench.engines.rows import HOPELESS, Rows
 from gapbench.files import with_checksum
 from gapbench.judges.base import Judge, check_answer
 from gapbench.judges.own import Mode, OwnJudge
+from gapbench.judges.parts import PartsJudge
 from gapbench.models.base import Drawing, Model, check_drawing
 from gapbench.runs.about import about, note_edit
 from gapbench.runs.drawn import Stored
@@ -138,6 +139,9 @@ def _work(made: Prepared, items: list[Item], refused: Mapping[tuple[str, int], R
             ]
             source = made.sources[judge.name]
             judged(f"verdicts of {judge.name}", judge, source, mine)
+            if parted := [i for i in there if judge.name in i.answers]:
+                pairs = [(i.prompt, drawn[i.prompt.text, i.seed].image) for i in parted]
+                judged(f"answers of {judge.name}", PartsJudge(judge), source, pairs)
             note_served(folder, f"judge {judge.name}", judge)
             made.engine.release(source)
         failures = {stage: reasons for stage, reasons in failures.items() if reasons}
@@ -279,10 +283,12 @@ def _drawing_of(item: Item) -> str:
 
 
 def _answers(
-    mode: Mode | None, worker: Any, batch: Sequence[tuple[Prompt, Stored]]
+    mode: Mode | Literal["parts"] | None, worker: Any, batch: Sequence[tuple[Prompt, Stored]]
 ) -> Sequence[Answer]:
-    """The answers of a judge or, in a mode, of a model."""
-    judge: Judge = OwnJudge(worker, mode) if mode else worker
+    """The answers of a judge, by parts of the requirement or, in another mode, of a model."""
+    judge: Judge = worker
+    if mode is not None:
+        judge = PartsJudge(worker) if mode == "parts" else OwnJudge(worker, mode)
     prompts, images = [prompt for prompt, _ in batch], [image for _, image in batch]
     known = judge.judge_digests([image.sha256 for image in images], prompts)
     return judge.judge(on_all_cores(Stored.open, images), prompts) if known is None else known
@@ -306,8 +312,13 @@ def judge_images(
     and keep the verdicts there; those that it has are not made again, but for abstentions where
     `retry` is set. `where` is the engine, and the judge for it or the model that is one; this
     process by default. Gives how often what made a verdict fail."""
-    own = judge if isinstance(judge, OwnJudge) else None
-    engine, source = where or (Local(), Source(own.model if own else judge))
+    mode: Mode | Literal["parts"] | None = None
+    worker: Model | Judge = judge
+    if isinstance(judge, OwnJudge):
+        mode, worker = judge.mode, judge.model
+    elif isinstance(judge, PartsJudge):
+        mode, worker = "parts", judge.whole
+    engine, source = where or (Local(), Source(worker))
     wanted = {(image, judge.question(p), judge.fingerprint): (p, image) for p, image in asked}
     there = {key for key, v in folder.verdicts().items() if not retry or v.verdict is not None}
     missing = [pair for key, pair in wanted.items() if key not in there]
@@ -317,7 +328,7 @@ def judge_images(
     who = f"judge {judge.name}"
     if missing:
         judge.check_ready()
-        if not own:
+        if mode is None:
             check: Job[None, str | None] = Job(who, _check_picture)
             _note_check(folder, who, single(engine, source, check, None))
     advance = progress(stage, len(wanted) - len(missing), len(wanted))
@@ -343,7 +354,7 @@ def judge_images(
         )
         counts.count(rows, len(batch), made.seconds)
 
-    job = Job(who, partial(_answers, own.mode if own else None), check_answer, _answer_of)
+    job = Job(who, partial(_answers, mode), check_answer, _answer_of)
     pairs = [(prompt, folder.stored(image)) for prompt, image in missing]
     kept(partial(engine.results, source, job, pairs, batch_size), keep, advance)
     counts.note_speed(folder, judge.fingerprint)

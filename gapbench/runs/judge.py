@@ -10,6 +10,8 @@ from pathlib import Path
 from gapbench.files import with_checksum
 from gapbench.judges import load_judge
 from gapbench.judges.base import Judge
+from gapbench.judges.own import NAMES
+from gapbench.judges.parts import PartsJudge
 from gapbench.runs.flow import judge_images, note_served
 from gapbench.runs.folder import RunFolder, folder_for
 from gapbench.runs.listing import RESULTS, find_run
@@ -93,6 +95,11 @@ def _work(
         ]
         if failed := judge_images(stage, judge, folder, asked, "auto", progress):
             failures[stage] = failed
+        if parted := [item for item in there if judge.name in item.answers]:
+            stage = f"answers of {judge.name}"
+            pairs = [(i.prompt, drawn[i.prompt.text, i.seed].image) for i in parted]
+            if failed := judge_images(stage, PartsJudge(judge), folder, pairs, "auto", progress):
+                failures[stage] = failed
         note_served(folder, f"judge {judge.name}", judge)
         judge.release()
     if failures or (folder.path / FAILURES).exists():
@@ -128,11 +135,13 @@ def _asking(part: Plan, judges: Sequence[Judge]) -> Plan:
         partner_asks.append(
             {**of_pair, **{judge.name: judge.question(every[place or 0]) for judge in able}}
         )
+    by_parts = [j.name for j in judges if j.by_parts and part.own == NAMES["questions"]]
     thresholds = {j.name: j.threshold for j in judges if j.threshold is not None}
     return replace(
         part,
         asks=asks,
         partner_asks=partner_asks,
+        by_parts=list(dict.fromkeys([*part.by_parts, *by_parts])),
         judges={**part.judges, **{judge.name: judge.fingerprint for judge in judges}},
         scales={**part.scales, **{judge.name: judge.scale for judge in judges}},
         thresholds={**part.thresholds, **thresholds},

@@ -17,24 +17,22 @@ from gapbench.engines import make_engine
 from gapbench.engines.base import Engine, Source
 from gapbench.judges import load_judge
 from gapbench.judges.base import Judge
-from gapbench.judges.own import NEEDS, OwnJudge, usual_mode
+from gapbench.judges.own import NAMES, OwnJudge, needed, question_of, usual_mode
+from gapbench.judges.parts import has_parts, questions
 from gapbench.models import as_model, load_model
 from gapbench.models.base import Model, misdescribed, require
 from gapbench.models.images import ImagesModel
+from gapbench.runs.chosen import selected_prompts
 from gapbench.runs.folder import folder_for
-from gapbench.runs.needs import obtain
 from gapbench.runs.settings import RunSettings, Shard
 from gapbench.tasks.content import Difficulty, partners
 from gapbench.tasks.spec import Overalls
-from gapbench.tasks.task import Task, load_task, select
 from gapbench.types import GapbenchError, Prompt, Refusal, Scale, counted
 
 PAIRS: Final[dict[Difficulty, str]] = {
     "far": "the other prompt shares as few content words as possible",
     "near": "the other prompt differs in as few content words as possible",
 }
-PAPER: Final = ("geneval", "t2i-compbench", "science-t2i")
-"""The tasks of arXiv 2507.16663: the default, but for models of the small world of `shapes`."""
 MOST_SAMPLES: Final = 100_000
 """Images of a prompt that a plan which was read may have."""
 
@@ -54,6 +52,8 @@ class Plan:
     of which no revision is on record, at the commit that was taken. `mismatched` is how partners
     were chosen; None in a plan of 0.1, which took the next prompt of the file.
     `scales` and `thresholds` are those of the judges that have them, shares and no threshold else;
+    `by_parts` are the judges that answer the questions of own verdicts by questions, each by its
+    part of the requirement; a list of its own a judge answers anyway.
     `overalls` are the tasks' (`gapbench.metrics.rates.overalls`). `shard` is which part of the
     prompts is worked off; the rest of the plan is that of the whole run. `earlier`, in a run
     folder, are the plans of earlier commands.
@@ -77,6 +77,7 @@ class Plan:
     others: Sequence[Prompt] = ()
     partner_asks: Sequence[dict[str, str]] = ()
     mismatched: Difficulty | None = None
+    by_parts: Sequence[str] = ()
     shard: Shard | None = None
     earlier: Sequence[Plan] = field(default_factory=list)
 
@@ -102,8 +103,19 @@ class Plan:
             raise ValueError("a partner is the place of no prompt")
         if any(not 0 < self.samples.get(p.task, 0) <= MOST_SAMPLES for p in self.prompts):
             raise ValueError(f"a task's samples are not 1 to {MOST_SAMPLES}")
-        if any(a.keys() - self.judges.keys() for a in [*self.asks, *self.partner_asks]):
+        named = [*self.asks, *self.partner_asks, dict.fromkeys(self.by_parts, "")]
+        if any(a.keys() - self.judges.keys() for a in named):
             raise ValueError("a prompt names a judge that has no fingerprint")
+        if self.own == NAMES["questions"]:
+            try:
+                for prompt in [*self.prompts, *self.others]:
+                    questions(prompt)
+            except GapbenchError as error:
+                raise ValueError(str(error)) from error
+
+    def own_question(self, prompt: Prompt) -> str:
+        """What the own verdicts are asked of an image of a prompt."""
+        return question_of(self.own, prompt)
 
     def notes(self) -> list[str]:
         """What a reader of the plan's figures has to know of it."""
@@ -121,12 +133,15 @@ class Plan:
         for index, prompt in enumerate(self.prompts):
             if prompt.text not in mine:
                 continue
+            asks, answers = self.asks[index], tuple[str, ...]()
+            if self.by_parts and has_parts(prompt):
+                answers = tuple(name for name in self.by_parts if name in asks)
             for sample in range(self.samples[prompt.task]):
                 seed, place = seed_of(self.seed, prompt.text, sample), self.partner[index]
-                item = Item(prompt, sample, seed, self.asks[index], None, {}, bool(self.own))
+                item = Item(prompt, sample, seed, asks, None, {}, bool(self.own), answers)
                 if place is not None and not sample and self.own:
-                    asks = self.partner_asks[index] if self.partner_asks else {}
-                    item = replace(item, partner=every[place], partner_asks=asks)
+                    other = self.partner_asks[index] if self.partner_asks else {}
+                    item = replace(item, partner=every[place], partner_asks=other)
                 items.append(item)
         return items
 
@@ -147,7 +162,8 @@ class Plan:
 class Item:
     """One planned image; `partner` is the prompt it is also held against, as a mismatched pair
     (first samples only: one pair a prompt carries the rate), and `partner_asks` what each of
-    its judges is asked about that pair. `own` is whether the model judges it."""
+    its judges is asked about that pair. `own` is whether the model judges it, and `answers` names
+    the judges that answer its questions by parts of the requirement."""
 
     prompt: Prompt
     sample: int
@@ -156,6 +172,7 @@ class Item:
     partner: Prompt | None
     partner_asks: Mapping[str, str]
     own: bool
+    answers: tuple[str, ...] = ()
 
     def asked(self, judge: str) -> list[Prompt]:
         """The prompts that an outside judge holds the image against."""
@@ -209,9 +226,9 @@ def prepare(settings: RunSettings) -> Prepared:
     verdict = settings.verdict or usual_mode(adapter)
     if verdict != "none":
         why = f"--verdict {verdict} needs it; with --verdict none only outside judges are asked"
-        require(adapter, [NEEDS[verdict]], why)
+        require(adapter, [needed(adapter, verdict)], why)
         own = OwnJudge(adapter, verdict)
-    selected, skipped = _selected(settings, adapter)
+    selected, skipped = selected_prompts(settings, adapter)
     prompts: list[Prompt] = []
     for _, of_task in selected:
         kept = [prompt for prompt in of_task if only is None or prompt.text in only]
@@ -260,6 +277,7 @@ def prepare(settings: RunSettings) -> Prepared:
         others=others,
         partner_asks=partner_asks,
         mismatched=settings.mismatched,
+        by_parts=[j.name for j in loaded.values() if j.by_parts] if verdict == "questions" else (),
         shard=settings.shard,
     )
     if isinstance(adapter, ImagesModel):
@@ -284,50 +302,6 @@ def _changed(settings: RunSettings, model: Model) -> dict[str, object]:
         if key not in usual.recipe or model.recipe[key] != usual.recipe[key]
     }
     return changed | ({} if model.dtype == usual.dtype else {"dtype": model.dtype})
-
-
-def _selected(
-    settings: RunSettings, model: Model
-) -> tuple[list[tuple[Task, list[Prompt]]], list[str]]:
-    """The prompts of the tasks, and those that were skipped, "name: why".
-
-    A task that was named has to be here or be fetched; what `all`, a tier or the default finds is
-    skipped where it lacks something, and where its judge does not read the model's images.
-    """
-    tasks, skipped = settings.tasks, dict[str, str]()
-    if tasks is None:
-        shapes = load_task("shapes")
-        own = map(load_judge, shapes.judges(shapes.tier_of))
-        tasks = PAPER if any(j.unread(model.image_size) for j in own) else [shapes.name]
-
-    def take(task: Task, categories: Sequence[str], named: bool) -> bool:
-        named = named and settings.tasks is not None
-        specs = [] if named or settings.judges is not None else task.judges(categories)
-        try:
-            judges = [load_judge(spec) for spec in specs]
-            if unread := next(filter(None, (j.unread(model.image_size) for j in judges)), None):
-                raise GapbenchError(
-                    f"{unread}, which {model.name} is not known to draw; --judge takes another"
-                )
-            obtain(task, judges, named, lambda name: settings.progress(f"fetch {name}", 0, 1))
-        except GapbenchError as error:
-            if named or settings.strict:
-                raise GapbenchError(f"task {task.name}: {error}") from error
-            skipped[task.name] = str(error)
-            return False
-        return True
-
-    selected = select(tasks, take)
-    if not selected:
-        # Images and the model's own verdicts need no judge: a table of these is better than none.
-        kept = ["shapes"] if settings.tasks is None else tasks
-        selected = select(kept, lambda task, *_: task.name == "shapes")
-        skipped.pop("shapes", None)
-    for task, prompts in selected:
-        if {prompt.category for prompt in prompts} == task.tier_of.keys():
-            lacks = task.spec.without.items()
-            skipped |= {f"{task.name}/{category}": why for category, why in lacks}
-    return selected, [f"{name}: {why}" for name, why in skipped.items()]
 
 
 def seed_of(run_seed: int, text: str, sample: int) -> int:

@@ -24,12 +24,16 @@ def results(run: Run) -> dict[str, Any]:
             group = rate.level in ("tier", "overall")
             place = places["groups" if group else "results"].setdefault(rate.name, {})
             place |= _keys(rate, judge)
+    from gapbench.metrics.questions import record as record_of
     from gapbench.metrics.verification import record
+    from gapbench.runs.questions import of_run
 
+    asked = {judge: found for judge in run.judges() if (found := of_run(run, judge))}
     worth = {judge: made for judge in run.judges() if (made := run.verification(judge))}
     return {
         **places,
         "verification": {judge: record(made) for judge, made in worth.items()},
+        "questions": {judge: record_of(found) for judge, found in asked.items()},
         "versions": plan.tasks,
         "n-samples": {
             task: {

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from gapbench.files import read_object
+from gapbench.judges.lists import asked
 from gapbench.judges.own import MODES, Mode
+from gapbench.judges.parts import questions
 from gapbench.models.base import PAIR
 from gapbench.runs.folder import RunFolder
 from gapbench.runs.frame import ByJudge, majority, majority_of, row
@@ -60,13 +62,13 @@ class Run:
         return f"{meta['model']}{'*' * bool(self.footnote)}{brackets}"
 
     @cached_property
-    def mode(self) -> Literal["logits", "text", "none"]:
+    def mode(self) -> Literal["logits", "text", "questions", "none"]:
         """How the own verdicts were made: text, too, where logits were asked for and a server sent
         no log-probabilities with most of its replies."""
         if not self.plan.own:
             return "none"
-        made, in_words = self.own_verdicts(), self.in_words()
-        return "text" if 2 * in_words > len(made) else MODES[self.plan.own]
+        mode, made = MODES[self.plan.own], self.own_verdicts()
+        return "text" if mode == "logits" and 2 * self.in_words() > len(made) else mode
 
     def own_verdicts(self) -> list[Verdict]:
         """The model's own verdicts that are there."""
@@ -135,12 +137,15 @@ class Run:
             if item.own:
                 mine = wanted.setdefault("own verdicts", set())
                 for prompt in filter(None, (item.prompt, item.partner)):
-                    mine.add((image, prompt.question, plan.own_fingerprint))
+                    mine.add((image, plan.own_question(prompt), plan.own_fingerprint))
             for judge, question in (*item.asks.items(), *item.partner_asks.items()):
                 theirs = wanted.setdefault(f"verdicts of {judge}", set())
                 theirs.add((image, question, plan.judges[judge]))
+            for judge in item.answers:
+                answers = wanted.setdefault(f"answers of {judge}", set())
+                answers.add((image, asked(questions(item.prompt)), plan.judges[judge]))
         return stages | {
-            stage: (len(asked & verdicts.keys()), len(asked)) for stage, asked in wanted.items()
+            stage: (len(keys & verdicts.keys()), len(keys)) for stage, keys in wanted.items()
         }
 
     @cached_property
@@ -152,8 +157,9 @@ class Run:
         """As `unfinished`, of what figures against these outside judges need, by default against
         each task's first: another judge may still be at work."""
         first = {next(iter(item.asks), "") for item in self.plan.items()}
-        concerned = {f"verdicts of {name}" for name in judges or first}
-        others = {f"verdicts of {name}" for name in self.plan.judges} - concerned
+        kinds = ("verdicts", "answers")
+        concerned = {f"{kind} of {name}" for kind in kinds for name in judges or first}
+        others = {f"{kind} of {name}" for kind in kinds for name in self.plan.judges} - concerned
         return _lacking({name: of for name, of in self.stages().items() if name not in others})
 
     def refused(self) -> dict[str, int]:
@@ -278,10 +284,11 @@ class Run:
                     answers[name] = verdicts.get((image, item.asks[name], self.plan.judges[name]))
             if named is not None and not answers:
                 continue
-            own = verdicts.get((image, item.prompt.question, fingerprint))
+            own = verdicts.get((image, self.plan.own_question(item.prompt), fingerprint))
             mismatched, partners = None, list[Answer | None]()
             if item.partner is not None:
-                mismatched = verdicts.get((image, item.partner.question, fingerprint))
+                crossed = self.plan.own_question(item.partner)
+                mismatched = verdicts.get((image, crossed, fingerprint))
                 partners = [
                     verdicts.get((image, item.partner_asks[name], self.plan.judges[name]))
                     for name in answers

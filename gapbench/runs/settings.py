@@ -164,7 +164,7 @@ class Part:
 
     tasks: Annotated[Sequence[str] | None, Option(parser=names, show_default="all", help="Only these of the run's tasks: a tier, a task, task/category or task/tier; separate several with commas.")] = None
     samples: Annotated[int | None, Option(min=1, show_default="all", help="Only the first images of each prompt, this many.")] = None
-    own: Annotated[Literal["logits", "text"] | None, Option(show_default="logits, if the run has them", help="Which of the model's own verdicts.")] = None
+    own: Annotated[Literal["logits", "text", "questions"] | None, Option(show_default="logits, if the run has them", help="Which of the model's own verdicts.")] = None
 
     def __post_init__(self) -> None:
         """Check the values. Raises SettingError."""
@@ -182,7 +182,7 @@ class RunSettings:
     samples: Annotated[int | None, Option(min=1, max=10_000, show_default="set by each task", help="Images per prompt.")] = None
     limit: Limit = None
     judges: Judges = None
-    verdict: Annotated[Literal["logits", "text", "none"] | None, Option(show_default="logits; text for a model that only writes", help="How the model judges its own images: logits (probabilities of the two answers), text (the text that it writes), or none.")] = None
+    verdict: Annotated[Literal["logits", "text", "questions", "none"] | None, Option("--verdict", "--own", show_default="logits; text for a model that only writes", help="How the model judges its own images: logits (probabilities of the two answers), text (the text that it writes), questions (its answer to each question of the prompt's list, or of what the prompt requires), or none.")] = None
     mismatched: Annotated[Difficulty, Option(help="The other prompt of a mismatched pair: far (shares as few content words as possible) or near (differs in as few).")] = "far"
     batch_size: Annotated[int | Literal["auto"], Option(min=1, help="Images per batch; auto increases it while a batch fits into memory and takes under ten seconds. Does not change results.")] = "auto"
     workers: Annotated[int | Literal["all"], Option(min=1, help="Number of processes, each with its own copy of the model, then of each judge, on the GPUs of this machine or of a Ray cluster; all: as many as there is room for. Does not change results.")] = 1

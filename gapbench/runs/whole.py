@@ -51,6 +51,7 @@ class Whole(Plan):
                         partner=item.partner or old.partner,
                         partner_asks={**old.partner_asks, **item.partner_asks},
                         own=item.own or old.own,
+                        answers=tuple(dict.fromkeys([*old.answers, *item.answers])),
                     )
                 merged[key] = item
         places = {key: place for place, key in enumerate(kept)}
@@ -134,6 +135,11 @@ def whole(plan: Plan, wanted: Part) -> Plan:
         "own": name,
         "own_fingerprint": modes[name].own_fingerprint if name else "",
         "mismatched": modes[name].mismatched if name else plan.mismatched,
+        "by_parts": list(
+            dict.fromkeys(
+                judge for part in parts for judge in part.by_parts if judge in asked_judges
+            )
+        ),
         "earlier": [],
         "others": (),
         "partner_asks": (),
@@ -178,7 +184,8 @@ def _asked(plan: Plan) -> set[tuple[object, ...]]:
         asked.add(image)
         pair = (item.partner.question, plan.mismatched) if item.partner else None
         if plan.own:
-            asked.add((*image, prompt.question, pair, plan.own_fingerprint))
+            asked.add((*image, plan.own_question(prompt), pair, plan.own_fingerprint))
+        asked |= {(*image, "questions", judge, plan.judges[judge]) for judge in item.answers}
         for judge, question in (*item.asks.items(), *item.partner_asks.items()):
             asked.add((*image, judge, question, plan.judges[judge]))
     return asked

@@ -39,7 +39,7 @@ PAGES = (
     "README.md", "docs/index.md", "docs/quickstart.md", "docs/results.md", "docs/report.md",
     "docs/compare.md", "docs/fix.md", "docs/rewards.md", "docs/explain.md",
     "docs/own-model.md", "docs/own-judge.md", "docs/own-task.md", "docs/lm-eval.md",
-    "docs/servers.md", "docs/cluster.md", "docs/submit.md", "docs/terminal.md",
+    "docs/questions.md", "docs/servers.md", "docs/cluster.md", "docs/submit.md", "docs/terminal.md",
 )  # fmt: skip
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CATEGORIES = ("colors", "position", "texture", "compound_fact")

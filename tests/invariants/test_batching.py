@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 import gapbench
 from gapbench.judges import load_judge
-from gapbench.judges.own import Mode
+from gapbench.judges.lists import answers_in
+from gapbench.judges.own import Mode, question_of
 from gapbench.models.base import Model
 from gapbench.runs.run import Run
 from gapbench.types import Verdict
@@ -24,7 +25,7 @@ PROMPTS, SAMPLES = 8, 2
 Key = tuple[str, int]
 Asked = tuple[str, str, str]
 NAMES = ("tiny", "showo", "janus-mini")
-MODES: tuple[Mode, ...] = ("logits", "text")
+MODES: tuple[Mode, ...] = ("logits", "text", "questions")
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def model_of(tiny_janus: Path, tiny_showo: Path) -> Callable[[str], str | Model]
 def once(
     model_of: Callable[[str], str | Model], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str, int], Result]:
-    """The run of a model at a batch size, both verdict modes in one folder, made at first use."""
+    """The run of a model at a batch size, all verdict modes in one folder, made at first use."""
     made: dict[tuple[str, int], Result] = {}
 
     def run(name: str, batch_size: int) -> Result:
@@ -99,7 +100,11 @@ def same_verdicts(found: dict[Asked, Verdict], expected: dict[Asked, Verdict]) -
     assert found.keys() == expected.keys()
     for key, one in found.items():
         other = expected[key]
-        assert (one.verdict, one.text, one.reason) == (other.verdict, other.text, other.reason)
+        assert (one.verdict, one.reason) == (other.verdict, other.reason)
+        if (chances := answers_in(other.text)) is None:
+            assert one.text == other.text
+        else:
+            assert answers_in(one.text) == pytest.approx(chances, abs=1e-5)
         assert (one.fingerprint, one.score) == (other.fingerprint, other.score)
         assert one.p_yes == pytest.approx(other.p_yes, abs=1e-5)
         assert one.mass == pytest.approx(other.mass, abs=1e-5)
@@ -115,7 +120,12 @@ def test_a_batch_of_any_size_gives_the_images_and_verdicts_of_single_work(
     assert len(alone.logprobs) == (0 if name == "showo" else PROMPTS * SAMPLES)
     assert len(set(alone.files.values())) > PROMPTS
     same_images(together, alone)
-    assert {judge for _, _, judge in alone.verdicts} == {"self", "self-text", "pixel"}
+    assert {judge for _, _, judge in alone.verdicts} == {
+        "self",
+        "self-text",
+        "self-questions",
+        "pixel",
+    }
     same_verdicts(together.verdicts, alone.verdicts)
 
 
@@ -158,7 +168,9 @@ def test_the_order_of_the_prompts_changes_no_image_and_no_verdict(
     # The folder has one category, so images are held against other prompts: left out here.
     own = {(hashlib.sha256(known.files[k]).hexdigest(), k[0]) for k in known.files}
     pixel = load_judge("pixel")
-    questions = {p.text: (p.question, pixel.question(p)) for p in chosen}
+    questions = {
+        p.text: (p.question, question_of("self-questions", p), pixel.question(p)) for p in chosen
+    }
     asked = {(image, question) for image, text in own for question in questions[text]}
 
     def matched(verdicts: dict[Asked, Verdict]) -> dict[Asked, Verdict]:

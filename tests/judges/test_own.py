@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from gapbench.judges.own import NAMES, NEEDS, Mode, OwnJudge
-from gapbench.models.base import CAPABILITIES
+from gapbench.judges.own import NAMES, Mode, OwnJudge, needed
 from gapbench.models.janus.adapter import JanusModel
 from gapbench.types import Prompt
 from gapbench.verdict import ANSWERS, parse, weigh
@@ -81,8 +80,8 @@ def test_the_two_modes_are_two_judges_of_one_model(tiny_janus: Path, mode: Mode)
     assert judge.name == NAMES[mode]
     rules = {"logits": "self-1", "text": "self-text-3"}[mode]
     assert judge.fingerprint == f"{rules}-{model.fingerprint}"
-    assert NEEDS[mode] in model.capabilities
-    assert NEEDS[mode] in CAPABILITIES
+    assert needed(model, mode) == {"logits": "judge_logits", "text": "judge_text"}[mode]
+    assert needed(model, mode) in model.capabilities
     other = OwnJudge(model, "text" if mode == "logits" else "logits")
     assert judge.fingerprint != other.fingerprint
     assert judge.fingerprint == OwnJudge(JanusModel("again", tiny_janus), mode).fingerprint

@@ -1,0 +1,203 @@
+"""The gap question by question: which skills a model draws, and which it sees.
+
+A question about an image has a right answer, the one that an image of the prompt gives. The model
+*draws* what it asks for where the outside judge gives the right answer, and *sees* it where the
+model and the judge answer alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from gapbench.metrics.agreement import Agreement, agreement
+from gapbench.metrics.corrected import Estimate
+from gapbench.metrics.intervals import Contrast, Figure, Floats, figure
+from gapbench.metrics.metric import METRICS
+from gapbench.metrics.paired import Change, changes
+from gapbench.metrics.rates import UNIT
+
+OVERALL: Final = "all questions"
+COMPARED: Final = ("self_accuracy", "false_positive", "non_unification")
+"""The figures that verdicts by questions are held against single verdicts by."""
+IMAGE: Final = ["task", "prompt", "sample"]
+BY_SKILL: Final = {"generation": "draws", "self_accuracy": "sees"}
+"""The figures that are compared by skill -> what they are called there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skill:
+    """Answers about a skill, each a question about an image; all shares are of `questions`.
+
+    draws: the judge gives the right answer. agrees: model and judge answer alike (raw, which is how
+      often the model sees; kappa, beyond what both would reach by chance at their own rates).
+    both: both give the right answer. It is what is left of the agreement if answers that both have
+      wrong, as the prompt has it, count for nothing.
+    more: agrees less draws; above 0 the model sees more than it draws. None where nothing carries
+      it.
+    """
+
+    name: str
+    questions: int
+    prompts: int
+    abstained: int
+    draws: Estimate | None
+    agrees: Agreement
+    both: Estimate | None
+    more: Estimate | None
+
+    @property
+    def finding(self) -> str:
+        """What the intervals show, in words."""
+        if self.more is None or self.agrees.kappa is None:
+            return "not known, since all answers are alike" if self.questions else "not known"
+        if self.agrees.kappa_low is None:
+            return "not known from so few prompts"
+        if self.agrees.kappa_low <= 0:
+            good = self.draws is not None and self.draws.low > 0.5
+            return "draws, does not see" if good else "does not see"
+        if self.more.low > 0:
+            return "sees more than it draws"
+        return "draws more than it sees" if self.more.high < 0 else "draws and sees alike"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Single:
+    """Verdicts of one question (before) and by questions (after) on the same images: how far they
+    agree, and what figures change by asking questions."""
+
+    agrees: Agreement
+    changes: list[Change]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Questions:
+    """A run's answers: all questions, each skill, the commonest first, and, where the run has both,
+    its verdicts of one question against those by questions. `mass` is the median over images of
+    the probability of all answers that may be; None where the model was heard instead."""
+
+    overall: Skill
+    skills: list[Skill]
+    single: Single | None
+    mass: float | None
+
+
+def figures(
+    answers: pd.DataFrame,
+    by_questions: pd.DataFrame,
+    single: pd.DataFrame | None,
+    masses: Sequence[float],
+) -> Questions | None:
+    """What answers (`gapbench.runs.questions.by_question`) come to; None where no question has an
+    answer of the outside judge. `by_questions` and `single` are frames of `rates` with own verdicts
+    of each kind, `masses` those of the verdicts by questions that have one."""
+    if not len(answers) or answers["outside"].isna().all():
+        return None
+    counts = answers["skill"].value_counts()
+    names = sorted(counts.index, key=lambda name: (-counts[name], name))
+    return Questions(
+        overall=_skill(OVERALL, answers),
+        skills=[_skill(name, answers[answers["skill"] == name]) for name in names],
+        single=None if single is None else _single(single, by_questions),
+        mass=median(masses) if masses else None,
+    )
+
+
+def by_skill(before: pd.DataFrame, after: pd.DataFrame) -> list[Change]:
+    """What changed by skill from one run's answers to another's about the same prompts and seeds:
+    how often it draws (`generation`) and sees (`self_accuracy`), over all skills, which weigh
+    equally, and of each. `p_holm` is left empty. Raises GapbenchError as `changes` does."""
+    keys = [*IMAGE, "seed", "question"]
+    both = before[keys].merge(after[keys])
+    if not len(both):
+        return []
+    old, new = (_as_images(both.merge(frame, on=keys)) for frame in (before, after))
+    chosen = [METRICS[name] for name in BY_SKILL]
+    made = [*changes(old, new, "overall", chosen), *changes(old, new, "category", chosen)]
+    return [change for change in made if change.images]
+
+
+def record(made: Questions) -> dict[str, Any]:
+    """For JSON: each figure as {value, low, high}."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Estimate):
+            return value._asdict()
+        if isinstance(value, dict):
+            return {key: plain(each) for key, each in value.items()}
+        return [plain(each) for each in value] if isinstance(value, list) else value
+
+    return {key: plain(value) for key, value in asdict(made).items()} | {
+        "findings": {skill.name: skill.finding for skill in made.skills}
+    }
+
+
+def _skill(name: str, rows: pd.DataFrame) -> Skill:
+    known = rows[rows["own"].notna() & rows["outside"].notna()]
+    draws = both = more = None
+    if len(known):
+        own, outside = known["own"].to_numpy(np.float64), known["outside"].to_numpy(np.float64)
+        drawn, seen = _share(known, outside), _share(known, own == outside)
+        draws, both = _estimate(drawn), _estimate(_share(known, own * outside))
+        step = Contrast([seen], [drawn])
+        more = Estimate(step.value, *step.ends())
+    agrees = agreement(rows, "own", "outside")
+    return Skill(
+        name=name, questions=len(known), prompts=agrees.n_prompts,
+        abstained=int((rows["own_asked"] & rows["outside_asked"]).sum()) - len(known),
+        draws=draws, agrees=agrees, both=both, more=more,
+    )  # fmt: skip
+
+
+def _share(rows: pd.DataFrame, terms: Any) -> Figure:
+    """A share of the rows, which weigh equally, with clusters of prompts as units."""
+    value = np.asarray(terms, dtype=np.float64)
+    table = pd.DataFrame({"sum": value, "square": value**2, "count": 1.0}, index=rows.index)
+    units = table.groupby([rows[key].astype(str) for key in UNIT], sort=True).sum()
+    count, zero = units["count"].to_numpy(), np.zeros(len(units))
+    stratum: Floats = np.stack(
+        [units["sum"], count, count, units["square"], zero, zero], axis=1, dtype=np.float64
+    )
+    return figure([stratum], float(value.mean()))
+
+
+def _estimate(made: Figure) -> Estimate:
+    return Estimate(made.value, *made.ends())
+
+
+def _single(single: pd.DataFrame, by_questions: pd.DataFrame) -> Single | None:
+    both = single[[*IMAGE, "own"]].merge(by_questions, on=IMAGE, suffixes=("_single", ""))
+    if not len(both):
+        return None
+    before = both.assign(own=both["own_single"], own_asked=True)
+    return Single(
+        agrees=agreement(both, "own_single", "own"),
+        changes=changes(before, both, "overall", [METRICS[name] for name in COMPARED]),
+    )
+
+
+def _as_images(answers: pd.DataFrame) -> pd.DataFrame:
+    """Answers in the columns of `rates`: a skill is a category, a question about an image a
+    sample of its own prompt."""
+    return pd.DataFrame(
+        {
+            "task": answers["task"],
+            "category": answers["skill"],
+            "tier": "easy",
+            "prompt": answers["prompt"] + " " + answers["place"].astype(str),
+            "cluster": answers["cluster"],
+            "sample": answers["sample"],
+            "own": answers["own"],
+            "outside": answers["outside"],
+            "score": answers["outside"],
+            "mismatched": np.nan,
+            "mismatched_asked": False,
+            "own_asked": answers["own_asked"],
+            "outside_asked": answers["outside_asked"],
+        }
+    )

@@ -1,0 +1,136 @@
+"""The gap question by question, in words, tables and a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from gapbench.comparison.words import difference
+from gapbench.metrics.metric import METRICS
+from gapbench.metrics.questions import Questions, Skill
+from gapbench.metrics.verification import points
+from gapbench.report.export import Figure
+from gapbench.report.latex import Cell
+from gapbench.report.plots import Point, intervals
+from gapbench.report.tables import agreement, bounds, estimate
+from gapbench.verdict import LEAST_MASS, mass_note
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+HEADS: Final = ("draws", "sees", "sees less draws", "kappa", "both right", "questions")
+ABOUT: Final = (
+    "draws: the judge's answer about the image is the right one. sees: the model's answer is the "
+    "judge's. kappa: the same beyond chance, which is what both would reach at their own rates of "
+    "right answers. both right: what is left of the agreement if answers that both have wrong "
+    "count for nothing."
+)
+
+
+def show(asked: Questions | None, judge: str, screen: Console) -> None:
+    """Print what a model draws and sees by skill against an outside judge; nothing without
+    answers."""
+    from rich.table import Table
+    from rich.text import Text
+
+    if asked is None:
+        return
+    screen.print(f"Question by question, if {judge} is right (percent, points, kappa):\n")
+    rows = [(skill.name, _cells(skill)) for skill in (asked.overall, *asked.skills)]
+    half = len(HEADS) // 2
+    for some in (slice(0, half), slice(half, None)):  # each fits into 80 columns
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+        table.add_column("skill", overflow="fold")
+        for head in HEADS[some]:
+            table.add_column(head, justify="right")
+        for name, cells in rows:
+            table.add_row(Text(name), *map(Text, cells[some]))
+        screen.print(table)
+        screen.print()
+    if warning := _warning(asked):
+        screen.print(warning, style="bold red")
+    for finding in dict.fromkeys(skill.finding for skill in asked.skills):
+        skills = ", ".join(skill.name for skill in asked.skills if skill.finding == finding)
+        screen.print(f"{finding.capitalize()}: {skills}.")
+    if asked.single is not None:
+        screen.print(f"Verdicts of one question and by questions {agreement(asked.single.agrees)}.")
+        screen.print(f"By questions in place of one, in points: {_changes(asked)}.")
+    screen.print()
+
+
+def figures(names: Sequence[str], several: Sequence[Questions | None]) -> list[Figure]:
+    """The report's section; none without answers."""
+    there = [(name, asked) for name, asked in zip(names, several, strict=True) if asked]
+    if not there:
+        return []
+    places = list(dict.fromkeys(skill.name for _, asked in there for skill in asked.skills))
+    shown = [
+        each
+        for place in places
+        for name, asked in there
+        for skill in asked.skills
+        if skill.name == place
+        for each in _points(skill, f"{name}: " * (len(there) > 1))
+    ]
+    rows: list[list[Cell]] = [
+        [skill.name, name, *_cells(skill), skill.finding]
+        for name, asked in there
+        for skill in (asked.overall, *asked.skills)
+    ]
+    warned = [f" {name}: {told}" for name, asked in there if (told := _warning(asked))]
+    single = [
+        f" Of {name}, verdicts of one question and by questions {agreement(asked.single.agrees)}; "
+        f"by questions in place of one, in points: {_changes(asked)}."
+        for name, asked in there
+        if asked.single is not None
+    ]
+    return [
+        Figure(
+            name="skills",
+            title="Which skills does the model draw, and which does it see?",
+            about="Answers to questions about each image, in percent, with 95 % intervals over "
+            f"prompts. {ABOUT}{''.join(warned + single)}",
+            table=(["skill", "run", *HEADS, "in words"], rows),
+            columns=("skill", "series", "questions (%)"),
+            points=shown,
+            plot=intervals(shown, "questions (%)") if shown else None,
+        )
+    ]
+
+
+def _warning(asked: Questions) -> str:
+    """What to say of a model that would mostly have said something else."""
+    rare = asked.mass is not None and asked.mass < LEAST_MASS
+    return (mass_note([asked.mass]) or "") if rare else ""
+
+
+def _points(skill: Skill, run: str) -> list[Point]:
+    seen, made = skill.agrees, []
+    ends = {"draws": skill.draws, "sees": (seen.raw, seen.raw_low, seen.raw_high)}
+    for name, values in ends.items():
+        match values:
+            case (float(value), float(low), float(high)):
+                shares = 100 * value, 100 * low, 100 * high
+                made.append(Point(skill.name, run + name, *shares, skill.questions))
+    return made
+
+
+def _cells(skill: Skill) -> list[str]:
+    """Under HEADS."""
+    seen = skill.agrees
+    raw = "n/a" if seen.raw is None else f"{100 * seen.raw:.1f}"
+    kappa = "n/a" if seen.kappa is None else f"{seen.kappa:.2f}"
+    left_out = f" ({skill.abstained:,} abstained)" * bool(skill.abstained)
+    return [
+        estimate(skill.draws),
+        raw + bounds(seen.raw_low, seen.raw_high, 100, 1),
+        "n/a" if skill.more is None else points(skill.more),
+        kappa + bounds(seen.kappa_low, seen.kappa_high, 1, 2),
+        estimate(skill.both),
+        f"{skill.questions:,}{left_out}",
+    ]
+
+
+def _changes(asked: Questions) -> str:
+    made = asked.single.changes if asked.single else []
+    return "; ".join(f"{METRICS[change.metric].heading} {difference(change)}" for change in made)

@@ -1,0 +1,76 @@
+"""The tasks that a command names, and their prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from gapbench.judges import load_judge
+from gapbench.judges.parts import questions
+from gapbench.models.base import Model
+from gapbench.runs.needs import obtain
+from gapbench.runs.settings import RunSettings
+from gapbench.tasks.task import Task, load_task, select
+from gapbench.types import GapbenchError, Prompt
+
+PAPER: Final = ("geneval", "t2i-compbench", "science-t2i")
+"""The tasks of arXiv 2507.16663: the default, but for models of the small world of `shapes`."""
+
+
+def selected_prompts(
+    settings: RunSettings, model: Model
+) -> tuple[list[tuple[Task, list[Prompt]]], list[str]]:
+    """The prompts of the tasks, and those that were skipped, "name: why".
+
+    A task that was named has to be here or be fetched; what `all`, a tier or the default finds is
+    skipped where it lacks something, and where its judge does not read the model's images or a
+    prompt gives no questions that own verdicts by questions need.
+    """
+    tasks, skipped, chosen = settings.tasks, dict[str, str](), set[str]()
+    if tasks is None:
+        shapes = load_task("shapes")
+        own = map(load_judge, shapes.judges(shapes.tier_of))
+        tasks = PAPER if any(j.unread(model.image_size) for j in own) else [shapes.name]
+
+    def take(task: Task, categories: Sequence[str], named: bool) -> bool:
+        named = named and settings.tasks is not None
+        chosen.update([task.name] * named)
+        specs = [] if named or settings.judges is not None else task.judges(categories)
+        try:
+            judges = [load_judge(spec) for spec in specs]
+            if unread := next(filter(None, (j.unread(model.image_size) for j in judges)), None):
+                raise GapbenchError(
+                    f"{unread}, which {model.name} is not known to draw; --judge takes another"
+                )
+            obtain(task, judges, named, lambda name: settings.progress(f"fetch {name}", 0, 1))
+        except GapbenchError as error:
+            if named or settings.strict:
+                raise GapbenchError(f"task {task.name}: {error}") from error
+            skipped[task.name] = str(error)
+            return False
+        return True
+
+    def asks(task: Task, prompts: Sequence[Prompt]) -> bool:
+        try:
+            for prompt in prompts:
+                questions(prompt)
+        except GapbenchError as error:
+            if task.name in chosen or settings.strict:
+                raise
+            skipped[task.name] = str(error)
+            return False
+        return True
+
+    selected = select(tasks, take)
+    if settings.verdict == "questions":
+        selected = [each for each in selected if asks(*each)]
+    if not selected:
+        # Images and the model's own verdicts need no judge: a table of these is better than none.
+        kept = ["shapes"] if settings.tasks is None else tasks
+        selected = select(kept, lambda task, *_: task.name == "shapes")
+        skipped.pop("shapes", None)
+    for task, prompts in selected:
+        if {prompt.category for prompt in prompts} == task.tier_of.keys():
+            lacks = task.spec.without.items()
+            skipped |= {f"{task.name}/{category}": why for category, why in lacks}
+    return selected, [f"{name}: {why}" for name, why in skipped.items()]

@@ -1,0 +1,121 @@
+"""Own verdicts by questions: the frame of answers, and the figures of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from gapbench.judges.lists import ENOUGH, answers_in, asked
+from gapbench.judges.own import NAMES, SINGLE, Mode
+from gapbench.judges.parts import questions
+from gapbench.metrics.questions import Questions, figures
+from gapbench.runs.frame import ByJudge, majority, majority_of
+from gapbench.runs.run import Run
+from gapbench.runs.whole import Whole
+from gapbench.tasks.content import cluster
+from gapbench.types import Answer, Verdict
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_NAN = float("nan")
+
+
+def in_mode(run: Run, mode: Mode) -> Run | None:
+    """The same run with the own verdicts of a mode; None where nobody asked for them."""
+    name, plan = NAMES[mode], run.plan
+    if plan.own == name:
+        return run
+    made = [part for part in plan.parts if part.own == name] if isinstance(plan, Whole) else []
+    if not made:
+        return None
+    last = made[-1]
+    return Run(run.folder, replace(plan, own=name, own_fingerprint=last.own_fingerprint,
+                                   mismatched=last.mismatched))  # fmt: skip
+
+
+def of_run(run: Run, judge: ByJudge = None) -> Questions | None:
+    """What the answers of a run come to against an outside judge, by default each task's first;
+    None where the model was asked no questions, or the judge cannot answer them."""
+    mine = in_mode(run, "questions")
+    if mine is None or not mine.plan.judges:
+        return None
+    modes = (in_mode(run, mode) for mode in SINGLE)
+    single = next((other.frame(judge) for other in modes if other is not None), None)
+    masses = [verdict.mass for verdict in mine.own_verdicts() if verdict.mass is not None]
+    return figures(by_question(mine, judge), mine.frame(judge), single, masses)
+
+
+def by_question(run: Run, judge: ByJudge = None) -> pd.DataFrame:
+    """A row for each question about each image that was drawn, of a run of mode questions.
+
+    Columns: task, category, tier, prompt (id), cluster, sample, seed, image (sha256), place (in
+    the list, from 0), question, answer (the right one), skill, own and outside (1.0 where the
+    model's and the outside judge's answer is the right one, else 0.0; NaN where there is none),
+    own_asked and outside_asked (whether they were asked, and answered), p_right (the model's
+    probability of the right answer), judge. `judge` is as in `Run.frame`; people answer no
+    questions.
+    """
+    import pandas as pd
+
+    drawn, verdicts, plan = run.folder.generations(), run.folder.verdicts(), run.plan
+    named = (judge,) if isinstance(judge, str) else judge
+    rows = []
+    lists = {(p.task, p.id): questions(p) for p in plan.prompts}
+    for item in plan.items():
+        prompt = item.prompt
+        generation = drawn.get((prompt.text, item.seed))
+        names = [name for name in named or [*item.asks][:1] if name in item.asks]
+        if generation is None or not item.own or not names:
+            continue
+        mine, image = lists[prompt.task, prompt.id], generation.image
+        question = asked(mine)
+        own = verdicts.get((image, question, plan.own_fingerprint))
+        theirs = {name: verdicts.get((image, question, plan.judges[name])) for name in names}
+        said = _kept(own, len(mine))
+        heard = {name: _kept(verdict, len(mine)) for name, verdict in theirs.items()}
+        for place, each in enumerate(mine):
+            outside = _outside(heard, place)
+            rows.append(
+                {
+                    "task": prompt.task,
+                    "category": prompt.category,
+                    "tier": prompt.tier,
+                    "prompt": prompt.id,
+                    "cluster": cluster(prompt),
+                    "sample": item.sample,
+                    "seed": item.seed,
+                    "image": image,
+                    "place": place,
+                    "question": each.question,
+                    "answer": each.answer,
+                    "skill": each.skill,
+                    "own": _right(said[place]),
+                    "own_asked": own is not None,
+                    "p_right": _NAN if (chance := said[place]) is None else chance,
+                    "outside": outside,
+                    "outside_asked": any(verdict is not None for verdict in theirs.values()),
+                    "judge": names[0] if len(names) == 1 else majority_of(names),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _kept(verdict: Verdict | None, count: int) -> list[float | None]:
+    """The probability of the right answer to each question, None where there is none."""
+    kept = answers_in(verdict.text) if verdict else None
+    return kept if kept is not None and len(kept) == count else [None] * count
+
+
+def _outside(heard: Mapping[str, list[float | None]], place: int) -> float:
+    """What a judge, or the majority of several, says of a question."""
+    said = [_right(kept[place]) for kept in heard.values()]
+    if len(said) == 1:
+        return said[0]
+    made = majority(Answer(verdict=None if each != each else int(each)) for each in said)
+    return _NAN if made is None or made.verdict is None else float(made.verdict)
+
+
+def _right(chance: float | None) -> float:
+    return _NAN if chance is None else float(chance >= ENOUGH)
