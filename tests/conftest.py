@@ -30,10 +30,6 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read as triton is imported
 ensure()  # before transformers, which imports torchvision where it is installed
 
-# The same examples in every run.
-settings.register_profile("same", derandomize=True, deadline=None)
-settings.load_profile("same")
-
 # A shell's background job ignores Ctrl-C, and so would every process that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # Threads that wait must not take the cores from the tests beside them; read as torch is imported.
@@ -44,8 +40,15 @@ CLI = [sys.executable, "-c", "from gapbench.cli.main import main; main()"]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--fuzz", type=int, default=50, help="broken folders that each such test tries"
+        "--fuzz", type=int, default=50, help="generated cases that each test of such cases tries"
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # The same examples in every run.
+    tried = config.getoption("--fuzz")
+    settings.register_profile("same", derandomize=True, deadline=None, max_examples=tried)
+    settings.load_profile("same")
 
 
 @pytest.fixture

@@ -44,8 +44,13 @@ import accelerate, datasets, peft, pandas, matplotlib.figure, PIL.ImageFont
 import gapbench.cli.main, gapbench.fix.run, gapbench.fix.trainer, gapbench.fix.network
 import gapbench.metrics, gapbench.models.janus.adapter, gapbench.models.emu3
 import gapbench.cli.progress, gapbench.report.sheets, gapbench.report.tables
+import gapbench.comparison.compare, gapbench.judges.pixel, gapbench.leaderboard.verify, tabulate
 import transformers.models.janus.modeling_janus, transformers.models.janus.processing_janus
 import transformers.models.emu3.modeling_emu3, transformers.models.emu3.processing_emu3
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+# Made once a process, which takes a second.
+get_checkpoint_conversion_mapping("janus")
+gapbench.load_task("shapes").prompts()
 """
 Start = Callable[..., BaseProcess]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -134,8 +134,14 @@ def _boards(chosen: frozenset[Unit], members: Mapping[str, Submission], test: bo
     tiers = [t for t in TIERS if any((images["tier"] == t).any() for images in frames.values())]
     levels = ["overall", *(tiers if len(tiers) > 1 else [])]
     figures = {name: rates_of(frame) for name, frame in frames.items()}
+
+    @cache  # the same model is the best of most levels
+    def beside(first: str) -> tuple[dict[str, pd.DataFrame], dict[str, list[Rates]]]:
+        null = {f"{what}, on {first}": f for what, f in baselines(frames[first]).items()}
+        return null, {name: rates_of(frame) for name, frame in null.items()}
+
     return [
-        Board(f"{title}: {level}", test, _ranked(level, frames, figures, members))
+        Board(f"{title}: {level}", test, _ranked(level, frames, figures, members, beside))
         for level in levels
     ]
 
@@ -145,16 +151,17 @@ def _ranked(
     frames: Mapping[str, pd.DataFrame],
     figures: Mapping[str, list[Rates]],
     members: Mapping[str, Submission],
+    beside: Callable[[str], tuple[dict[str, pd.DataFrame], dict[str, list[Rates]]]],
 ) -> list[Row]:
-    if level != "overall":
-        frames = {name: frame[frame["tier"] == level] for name, frame in frames.items()}
+    def part(frames: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+        return {n: f if level == "overall" else f[f["tier"] == level] for n, f in frames.items()}
+
+    frames = part(frames)
     first = next(iter(standings(frames)), None)
     # Names of models have no blanks: nobody's is a baseline's.
-    null = (
-        {f"{what}, on {first}": f for what, f in baselines(frames[first]).items()} if first else {}
-    )
-    standing = standings({**frames, **null}, unranked=list(null))
-    figures = {**figures, **{name: rates_of(frame) for name, frame in null.items()}}
+    null, theirs = beside(first) if first else ({}, {})
+    standing = standings({**frames, **part(null)}, unranked=list(null))
+    figures = {**figures, **theirs}
     places = Counter(each.place for each in standing.values())
     rows = []
     for name in [*standing, *(name for name in frames if name not in standing)]:

@@ -97,6 +97,8 @@ def corrected(frame: pd.DataFrame) -> list[Corrected]:
             wrong = frame.loc[bad, column].iloc[0]
             raise GapbenchError(f"corrected: {column} is {wrong!r}, not 1, 0 or NaN")
     rows = clustered(frame).loc[frame["outside"].notna(), [*COLUMNS, "cluster"]]
+    for name, keys in (("unit", UNIT), ("stratum", UNIT[:2])):
+        rows[name] = rows.groupby(keys, sort=False).ngroup()
     levels = [("overall", "overall", rows)]
     levels += [("tier", tier, rows[rows["tier"] == tier]) for tier in TIERS]
     made = []
@@ -110,10 +112,10 @@ def corrected(frame: pd.DataFrame) -> list[Corrected]:
 
 def _corrected(level: str, name: str, metric: Metric, rows: pd.DataFrame) -> Corrected:
     own, judge, human = (rows[c].to_numpy(np.float64, na_value=np.nan) for c in VERDICTS)
-    groups = rows.groupby(["task", "category"], sort=False)
-    weights = 1 / groups["prompt"].transform("size").to_numpy(np.float64)
     # A level of one category has plain counts; above it categories weigh equally.
-    prompts = np.asarray(rows.groupby(UNIT, sort=False).ngroup(), dtype=np.intp)
+    strata = rows["stratum"].to_numpy()
+    weights = 1 / np.bincount(strata)[strata]
+    prompts = np.unique(rows["unit"], return_inverse=True)[1]
 
     carried = ~np.isnan(human) & np.any([images for images, *_ in _classes(metric, own)], axis=0)
     clusters = len(np.unique(prompts[carried]))

@@ -86,16 +86,18 @@ def _parts(frames: Mapping[str, pd.DataFrame]) -> dict[str, tuple[Figure, Figure
     joint = pd.concat({name: _sums(frame) for name, frame in frames.items()}, axis=1)
     joint = joint.fillna(0.0).sort_index()
     # A category without outside verdicts, only scores, says nothing of the first term.
-    categories = [
-        part
-        for _, part in joint.groupby(level=["task", "category"], sort=True)
-        if part.xs("judged", axis=1, level=1).to_numpy().any()
-    ]
+    judged = joint.xs("judged", axis=1, level=1).to_numpy()
+    by = joint.groupby(level=["task", "category"]).indices
+    categories = [rows for _, rows in sorted(by.items()) if judged[rows].any()]
     made = {}
     for name in frames:
+        table = joint[name]
         sides = [
-            [_stratum(part[name][hit].to_numpy(), part[name][of].to_numpy()) for part in categories]
-            for hit, of in (("right", "judged"), ("fooled", "asked"))
+            [_stratum(hits[rows], images[rows]) for rows in categories]
+            for hits, images in (
+                (table["right"].to_numpy(), table["judged"].to_numpy()),
+                (table["fooled"].to_numpy(), table["asked"].to_numpy()),
+            )
         ]
         if all(any(stratum[:, VALID].any() for stratum in side) for side in sides):
             one, two = (

@@ -24,6 +24,7 @@ from here import end
 from PIL import Image, ImageStat
 from servers import Asked, Handler, Server
 
+from gapbench.explain.groups import choose
 from gapbench.fetch import sources
 from gapbench.fetch.sources import Source
 from gapbench.judges.base import Judge
@@ -136,6 +137,8 @@ def server(tmp_path: Path, tiny_janus: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("huggingface_hub.HfApi", MagicMock)
     monkeypatch.setattr(questions, "__defaults__", (4,))  # of 200 for lm-eval
     monkeypatch.setattr("gapbench.explain.groups.ALTERNATIVES", 1)
+    monkeypatch.setattr("gapbench.explain.run.MEAN_OVER", 4)
+    monkeypatch.setattr("gapbench.explain.run.choose", lambda *a: choose(*a[:2], 4, a[3]))
     monkeypatch.setattr("webbrowser.open", lambda _address: True)
     (tmp_path / "reader").mkdir()
     monkeypatch.chdir(tmp_path / "reader")

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
+from here import end
 from safetensors.torch import load_file, save_file
 
 import gapbench
@@ -51,15 +54,20 @@ def refused(done: subprocess.CompletedProcess[str], *culprits: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_figures_are_what_the_model_answers_when_gapbench_asks(cli: Cli, tmp_path: Path) -> None:
-    done = cli("lm-eval", "janus-mini", "--tasks", "gapbench_shapes", "--limit", str(LIMIT),
-               "--batch-size", "5", "--out", "out", "--offline")  # fmt: skip
-    assert done.returncode == 0, done.stderr
+def test_figures_are_what_the_model_answers_when_gapbench_asks(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, said, told = end(
+        capfd, "lm-eval", "janus-mini", "--tasks", "gapbench_shapes", "--limit", str(LIMIT),
+        "--batch-size", "5", "--out", "out", "--offline",
+    )  # fmt: skip
+    assert code is None, told
     folder = tmp_path / "out" / "janus-mini"
-    assert str(Path("out", "janus-mini")) in done.stdout
-    told = results(folder)
+    assert str(Path("out", "janus-mini")) in said
+    found = results(folder)
     model = load_model("janus-mini")
-    assert told["config"]["fingerprint"] == model.fingerprint
+    assert found["config"]["fingerprint"] == model.fingerprint
     every = []
     for kind in KINDS:
         asked = questions(kind)[:LIMIT]
@@ -86,25 +94,36 @@ def test_figures_are_what_the_model_answers_when_gapbench_asks(cli: Cli, tmp_pat
                 )
         else:
             assert [s["resps"] for s in logged] == [[[reply]] for reply in replies]
-        assert told["results"][task]["acc,none"] == pytest.approx(right.mean())
+        assert found["results"][task]["acc,none"] == pytest.approx(right.mean())
         every.append(right)
-    assert told["groups"]["gapbench_shapes"]["acc,none"] == pytest.approx(np.mean(every))
+    assert found["groups"]["gapbench_shapes"]["acc,none"] == pytest.approx(np.mean(every))
     assert np.mean(every) > 0.3  # answers, not noise
     model.release()
 
 
-def test_lm_evals_own_command_line_with_our_module(tmp_path: Path) -> None:
+@pytest.fixture
+def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in the place of the 15,000 files of lm-eval's own tasks, which take minutes to read
+    from a disk."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    monkeypatch.setattr("lm_eval.tasks.manager.__file__", str(folder / "manager.py"))
+    return folder
+
+
+@pytest.mark.usefixtures("theirs")
+def test_lm_evals_own_command_line_with_our_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from gapbench.lmeval.harness import TASKS
 
     args = ("--model", "gapbench", "--model_args", "model=janus-mini", "--tasks",
             "gapbench_shapes_color", "--include_path", str(TASKS), "--limit", "6", "--log_samples",
             "--apply_chat_template", "--output_path", "out")  # fmt: skip
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "LMEVAL_LOG_LEVEL": "ERROR"}
-    done = subprocess.run(
-        [sys.executable, "-m", "gapbench.lmeval", *args],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LMEVAL_LOG_LEVEL", "ERROR")
+    with patch.object(sys, "argv", ["lm-eval", *args]), patch.dict(os.environ):
+        runpy.run_module("gapbench.lmeval", run_name="__main__")
     model = load_model("janus-mini")
     asked = questions("color")[:6]
     said = model.reply([q["image"] for q in asked], [q["question"] for q in asked])
@@ -247,7 +266,7 @@ def test_a_task_that_cannot_be_run_is_told(
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_bad_input_is_told_in_one_line(cli: Cli, tmp_path: Path) -> None:
+def test_bad_input_is_told_in_one_line(cli: Cli, theirs: Path, tmp_path: Path) -> None:
     from gapbench.lmeval.harness import GapbenchLM, evaluate
 
     refused(cli("lm-eval", "janus-mini", "--tasks", "a,,b"), "--tasks must be a list with commas")
@@ -257,6 +276,9 @@ def test_bad_input_is_told_in_one_line(cli: Cli, tmp_path: Path) -> None:
         evaluate(mini, "janus-mini", ["gapbench_shapes"], tmp_path / "file")
     with pytest.raises(GapbenchError, match=r"no task 'gapbench_shape'; .*lm-eval ls tasks"):
         evaluate(mini, "janus-mini", ["gapbench_shape"], tmp_path / "out")
+    (theirs / "known.yaml").write_text("task: known\ncustom_dataset: !function nowhere.docs")
+    with pytest.raises(GapbenchError, match="task known cannot be loaded"):
+        evaluate(mini, "janus-mini", ["known"], tmp_path / "out")
     with pytest.raises(GapbenchError, match="nowhere: no such folder"):
         evaluate(mini, "janus-mini", ["x"], tmp_path / "out", include=tmp_path / "nowhere")
     with pytest.raises(GapbenchError, match=r"server-m lacks text: .*local-chat-compl"):
@@ -292,7 +314,10 @@ def altered(folder: Path, noise: float) -> Path:
     return folder
 
 
-def test_compare_tests_scores_question_by_question(cli: Cli, tmp_path: Path) -> None:
+def test_compare_tests_scores_question_by_question(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     broken = altered(tmp_path / "broken", 2)
     runs = tmp_path / "runs"
     for model in ("janus-mini", str(broken)):
@@ -311,15 +336,15 @@ def test_compare_tests_scores_question_by_question(cli: Cli, tmp_path: Path) -> 
 
     with pytest.raises(GapbenchError, match=r"broken.*give its folder or name with --model"):
         again()
-    done = cli(*args, "--model", "elsewhere", "--gate")
-    assert done.returncode == 1, done.stderr
-    assert "gapbench_shapes_color: acc" in done.stdout
-    assert "Significantly worse: " in done.stdout
+    code, said, told = end(capfd, *args, "--model", "elsewhere", "--gate")
+    assert code == 1, told
+    assert "gapbench_shapes_color: acc" in said
+    assert "Significantly worse: " in said
 
     # The same command again evaluates nothing, and needs no model.
     shutil.rmtree(moved)
     found = again()
-    assert render([found], "text") + "\n" == done.stdout.replace("runs/", f"{tmp_path}/runs/")
+    assert render([found], "text") + "\n" == said.replace("runs/", f"{tmp_path}/runs/")
     figures = {c.metric: c for c in found.changes}
     group, leaf = figures["gapbench_shapes: acc"], figures["gapbench_shapes_color: acc"]
     assert (group.images, leaf.images) == (60, 20)
@@ -336,10 +361,10 @@ def test_compare_tests_scores_question_by_question(cli: Cli, tmp_path: Path) -> 
 
     # The rows are lm-eval's own figures, kept beside each run, and the test is that of the logs.
     sides = []
-    for run, told in ((before, leaf.before), (after, leaf.after)):
+    for run, value in ((before, leaf.before), (after, leaf.after)):
         assert len(list((run / "lm-eval").iterdir())) == 2
         [folder] = (run / "lm-eval").glob("gapbench_shapes_color-*/*")
-        assert told == results(folder)["results"]["gapbench_shapes_color"]["acc,none"]
+        assert value == results(folder)["results"]["gapbench_shapes_color"]["acc,none"]
         logged = sorted(logs(folder, "gapbench_shapes_color"), key=lambda s: s["doc_id"])
         sides.append([s["acc"] for s in logged])
     tested = scored("gapbench_shapes_color: acc", [sides[0]], [sides[1]])

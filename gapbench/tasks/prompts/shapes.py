@@ -216,9 +216,17 @@ def _contents(category: str) -> Iterator[Content]:
 
 
 @cache
+def _sides(category: str) -> dict[Side, list[Content]]:
+    parts: dict[Side, list[Content]] = {part: [] for part in _SIDES}
+    for content in _contents(category):
+        parts[side(content.requirement)].append(content)
+    return parts
+
+
+@cache
 def contents(category: str, part: Side) -> tuple[Content, ...]:
     """All contents of a category that are on one side, shuffled once."""
-    made = [content for content in _contents(category) if side(content.requirement) == part]
+    made = _sides(category)[part]
     rng = np.random.default_rng([SEED, *category.encode()])
     return tuple(made[i] for i in rng.permutation(len(made)))
 
@@ -229,9 +237,11 @@ def _chosen(category: str, part: Side, size: int, seen: set[str]) -> Iterator[Co
     listed = contents(category, part)
     turns = range(len(WORDINGS)) if part != "test" else (0,)
     for content in (content for _ in turns for content in listed):
+        if not size:
+            return
         text = WORDINGS[rng.integers(len(WORDINGS))].format(content.text)
         key = content_of(content.requirement) if part == "test" else text
-        if size and key not in seen:
+        if key not in seen:
             seen.add(key)
             size -= 1
             yield Content(text, content.requirement)
