@@ -8,31 +8,34 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from processes import Start
 
 from gapbench import GapbenchError, open_run
 from gapbench.judges.human import HumanJudge
 from gapbench.report.label import LARGEST_BODY, Labels
 
-from .conftest import CLI, ENV, Make, Said
+from .conftest import ENV, Make, Said
 
 
 class Site:
     """A label page that runs as a process."""
 
-    def __init__(self, run: Path, *args: str) -> None:
-        self.process = subprocess.Popen(
-            [*CLI, "label", str(run), *args], env=ENV, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )  # fmt: skip
-        assert self.process.stdout is not None
-        self.said = self.process.stdout.readline()
-        self.address = self.process.stdout.readline().strip()
+    def __init__(self, start: Start, logs: Path, run: Path, *args: str) -> None:
+        self.process = start(logs, "label", str(run), *args, environment=ENV)
+        self.out, self.err = logs / "out", logs / "err"
+        limit = time.monotonic() + 240  # on a busy machine
+        while not (self.out.exists() and self.out.read_text().count("\n") >= 2):
+            assert self.process.is_alive(), self.err.read_text()
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+        self.said, self.address = self.out.read_text().splitlines()
         parts = urlsplit(self.address)
         assert parts.hostname == "127.0.0.1"
         assert parts.port is not None
@@ -67,25 +70,30 @@ class Site:
         found: dict[str, Any] = json.loads(self.ask("items")[1])
         return found
 
-    def stop(self, number: int = signal.SIGINT) -> tuple[int, str, str]:
-        self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=30)
-        return self.process.returncode, out, err
+    def stop(self, number: int = signal.SIGINT) -> tuple[int | None, str, str]:
+        """The exit code, what it said since it started, and its errors."""
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+        self.process.join(30)
+        said = self.out.read_text().splitlines()[2:]
+        return self.process.exitcode, "\n".join(said), self.err.read_text()
 
 
 @pytest.fixture
-def open_page() -> Iterator[Callable[..., Site]]:
+def open_page(
+    start: Start, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Site]]:
     sites: list[Site] = []
 
     def call(*args: Any) -> Site:
-        sites.append(Site(*args))
+        sites.append(Site(start, tmp_path_factory.mktemp("label"), *args))
         return sites[-1]
 
     yield call
     for site in sites:
-        if site.process.poll() is None:
-            site.process.kill()
-        site.process.communicate()
+        site.process.kill()
+        site.process.join()
+        site.process.close()
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
