@@ -286,7 +286,9 @@ def cross(pair: Pair, models: Sequence[str] | None, progress: Progress) -> list[
     ]
     keys = [(image, plan.own_question(p), plan.own_fingerprint) for p, image in asked]
     there = pair.before.folder.verdicts()
-    if any(key not in there for key in keys):
+    # What gives no questions was never asked by questions.
+    asked = [each for each, key in zip(asked, keys, strict=True) if key[1]]
+    if any(key[1] and key not in there for key in keys):
         if models is None:
             return None
         judge = OwnJudge(model_of(pair.after, models, "judge BEFORE's images"), MODES[plan.own])
@@ -305,7 +307,7 @@ def cross(pair: Pair, models: Sequence[str] | None, progress: Progress) -> list[
                 f"first: {next(iter(failed))}; run the same command again"
             )
         there = pair.before.folder.verdicts()
-    verdicts = [there[key].verdict for key in keys]
+    verdicts = [there[key].verdict if key[1] else None for key in keys]
     return [float("nan") if verdict is None else float(verdict) for verdict in verdicts]
 
 

@@ -171,6 +171,7 @@ def _estimate(made: Figure) -> Estimate:
 
 
 def _single(single: pd.DataFrame, by_questions: pd.DataFrame) -> Single | None:
+    single, by_questions = (each[each["own_asked"]] for each in (single, by_questions))
     both = single[[*IMAGE, "own"]].merge(by_questions, on=IMAGE, suffixes=("_single", ""))
     if not len(both):
         return None

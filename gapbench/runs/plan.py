@@ -114,8 +114,12 @@ class Plan:
                 raise ValueError(str(error)) from error
 
     def own_question(self, prompt: Prompt) -> str:
-        """What the own verdicts are asked of an image of a prompt."""
-        return question_of(self.own, prompt)
+        """What the own verdicts are asked of an image of a prompt; empty for a prompt that gives no
+        questions, which a command with other verdicts asked about."""
+        try:
+            return question_of(self.own, prompt)
+        except GapbenchError:
+            return ""
 
     def notes(self) -> list[str]:
         """What a reader of the plan's figures has to know of it."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gapbench.judges.lists import ENOUGH, answers_in, asked
+from gapbench.judges.lists import ENOUGH, Item, answers_in, asked
 from gapbench.judges.own import NAMES, SINGLE, Mode
 from gapbench.judges.parts import questions
 from gapbench.metrics.questions import Questions, figures
@@ -62,13 +62,15 @@ def by_question(run: Run, judge: ByJudge = None) -> pd.DataFrame:
     drawn, verdicts, plan = run.folder.generations(), run.folder.verdicts(), run.plan
     named = (judge,) if isinstance(judge, str) else judge
     rows = []
-    lists = {(p.task, p.id): questions(p) for p in plan.prompts}
+    lists = dict[tuple[str, str], list[Item]]()
     for item in plan.items():
         prompt = item.prompt
         generation = drawn.get((prompt.text, item.seed))
         names = [name for name in named or [*item.asks][:1] if name in item.asks]
         if generation is None or not item.own or not names:
             continue
+        if (prompt.task, prompt.id) not in lists:
+            lists[prompt.task, prompt.id] = questions(prompt)
         mine, image = lists[prompt.task, prompt.id], generation.image
         question = asked(mine)
         own = verdicts.get((image, question, plan.own_fingerprint))

@@ -72,17 +72,17 @@ def test_a_judge_without_the_base_class_gets_its_defaults(tmp_path: Path) -> Non
     assert made.judge_digests(["a"], []) is None
     assert made.check_picture() is None
     assert made.estimate_cost(5) is None
-    run = gapbench.run(samples=1, limit=8, judges=["bright"], out=tmp_path)
+    run = gapbench.run(samples=1, limit=3, judges=["bright"], out=tmp_path)
     said = [v for v in run.folder.verdicts().values() if v.judge == "bright"]
-    assert len(said) == 8
+    assert len(said) == 3
     assert {v.question for v in said} == {"is it bright?"}
     assert {v.verdict for v in said} <= {0, 1}
 
 
 def test_a_judge_that_knows_images_by_their_digest_never_sees_them(tmp_path: Path) -> None:
-    run = gapbench.run(samples=1, limit=8, judges=["by-digest"], out=tmp_path)
+    run = gapbench.run(samples=1, limit=3, judges=["by-digest"], out=tmp_path)
     said = [v for v in run.folder.verdicts().values() if v.judge == "by-digest"]
-    assert len(said) == 8
+    assert len(said) == 3
     assert all(v.text == v.image[:4] for v in said)
     assert run.folder.read("checks.json") == {"judge by-digest": "it sees no picture"}
 

@@ -308,6 +308,22 @@ def test_what_cannot_be_asked_is_told_before_anything_is_drawn(
     assert not (tmp_path / "runs").exists()
 
 
+def test_tasks_without_questions_stand_beside(
+    measured: Path, tmp_path: Path, user_task: Callable[..., Path]
+) -> None:
+    out = tmp_path / "runs"
+    shutil.copytree(measured.parent, out)
+    folder = user_task([{"id": "a", "text": "a cat"}])
+    gapbench.run(Teller(), str(folder), judges=[], verdict="text", out=out)
+    run = open_run(out / measured.name, own="questions")
+    assert of_run(run) == of_run(open_run(measured, own="questions"))
+    frame = run.frame()
+    assert frame.loc[frame["task"] == "mine", "own_asked"].eq(False).all()
+    assert len(stored(run, open_run(measured, own="questions")).changes) > 0
+    after = gapbench.run(Teller(), "shapes", limit=14, samples=2, verdict="questions", out=out)
+    assert json.loads((after.path / "results.json").read_text())["questions"]["pixel"]
+
+
 def test_no_leaderboard_ranks_them(measured: Path, tmp_path: Path) -> None:
     with pytest.raises(GapbenchError, match="ranks those of one question"):
         submit(open_run(measured, own="questions"), tmp_path, contact="me")
