@@ -126,8 +126,8 @@ def _pictures(
     places = _places(frame, order)
     asked = judges.index(judge) if judge is not None else None
     counts = [
-        asked if asked is not None else -1 if name is None else judges.index(name)
-        for name in frame["judge"]
+        asked if asked is not None else judges.index(name) if isinstance(name, str) else -1
+        for name in frame["judge"]  # NaN for None, where other images have one
     ]
     for name, values in (
         ("image", frame["image"].tolist()),
