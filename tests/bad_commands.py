@@ -81,7 +81,7 @@ BAD: Final = (
     ("run --device tpu", "--device must be auto, cpu, cuda"),
     ("run --device cuda:99", "--device cuda:99: torch does not see it"),
     ("run --dtype int8", "--dtype must be"),
-    ("run --verdict vibes", "--verdict must be 'logits', 'text' or"),
+    ("run --verdict vibes", "--verdict must be 'logits', 'text', 'questions' or"),
     ("run --mismatched middle", "--mismatched must be 'far' or 'near'"),
     ("run --set guidance=x", "--set guidance must be a number, not 'x'"),
     ("run --set foo=1", "--set foo: janus-mini has no such sampling parameter"),

@@ -77,7 +77,7 @@ class Plan:
     others: Sequence[Prompt] = ()
     partner_asks: Sequence[dict[str, str]] = ()
     mismatched: Difficulty | None = None
-    by_parts: Sequence[str] = ()
+    by_parts: Sequence[str] = field(default_factory=list)
     shard: Shard | None = None
     earlier: Sequence[Plan] = field(default_factory=list)
 
@@ -281,7 +281,7 @@ def prepare(settings: RunSettings) -> Prepared:
         others=others,
         partner_asks=partner_asks,
         mismatched=settings.mismatched,
-        by_parts=[j.name for j in loaded.values() if j.by_parts] if verdict == "questions" else (),
+        by_parts=[j.name for j in loaded.values() if j.by_parts and verdict == "questions"],
         shard=settings.shard,
     )
     if isinstance(adapter, ImagesModel):

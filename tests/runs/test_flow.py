@@ -381,7 +381,10 @@ def test_equal_prompts_are_drawn_once(
         ({"samples": 0}, "samples must be at least 1, not 0"),
         ({"limit": -1}, "limit must be at least 1, not -1"),
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
-        ({"verdict": "vibes"}, "verdict must be 'logits', 'text' or 'none', not 'vibes'"),
+        (
+            {"verdict": "vibes"},
+            "verdict must be 'logits', 'text', 'questions' or 'none', not 'vibes'",
+        ),
         ({"judges": ["owl"]}, "no judge 'owl'"),
         ({"model": "gpt"}, "no model 'gpt'"),
         ({"tasks": "shape"}, "no task 'shape'"),

@@ -17,7 +17,8 @@ from gapbench import GapbenchError, load_task, open_run
 from gapbench.models.base import Drawing, Model
 from gapbench.models.registry import MODELS
 from gapbench.report.tables import render
-from gapbench.runs.plan import PAPER, Prepared, prepare
+from gapbench.runs.chosen import PAPER
+from gapbench.runs.plan import Prepared, prepare
 from gapbench.runs.settings import RunSettings
 from gapbench.tasks.copies import Copy
 
