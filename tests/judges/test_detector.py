@@ -693,10 +693,10 @@ def test_a_run_of_geneval_ends_in_a_table(
     bias[BALL], bias[CLASSES.index(seen)] = bias[CLASSES.index(seen)].clone(), bias[BALL].clone()
     save_file(state, tmp_path / "mine" / "model.safetensors", metadata={"format": "pt"})
 
-    options = ("--model", "janus-mini", "--tasks", "geneval", "--limit", "20", "--samples", "1")
+    options = ("--model", "janus-mini", "--tasks", "geneval", "--limit", "6", "--samples", "1")
     done = cli("run", *options, "--judge", "detector:mine")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("janus-mini on geneval 1.0: 20 images of 20 prompts")
+    assert done.stdout.startswith("janus-mini on geneval 1.0: 6 images of 6 prompts")
     assert "Outside judge: detector-mine\n" in done.stdout
     assert "WARNING" not in done.stdout
 
