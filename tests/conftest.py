@@ -35,6 +35,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Threads that wait must not take the cores from the tests beside them; read as torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.pop("COLUMNS", None)  # tables of commands would be as narrow as the tests' terminal
+os.unsetenv("COLUMNS")  # readline, which pytest imports, sets it where os.environ does not show it
 CLI = [sys.executable, "-c", "from gapbench.cli.main import main; main()"]
 
 
