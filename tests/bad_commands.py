@@ -155,6 +155,7 @@ BAD: Final = (
     ("compare RUN RUN --by colour", "--by must be"),
     ("compare RUN RUN --format csv", "--format must be"),
     ("compare RUN RUN --lm-eval-limit 0", "--lm-eval-limit must be at least 1"),
+    ("compare RUN RUN --lm-eval-limit 5", "name some with --lm-eval or --lmms-eval"),
     ("power no", "no/run.json is not there"),
     ("power RUN --detect x", "--detect must be a number, not 'x'"),
     ("power RUN --detect 0", "--detect"),

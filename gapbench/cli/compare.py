@@ -53,6 +53,11 @@ def compare(
     """
     from gapbench.cli.progress import bars
 
+    if not (lm_eval or lmms_eval) and (limit or include_path):
+        raise GapbenchError(
+            "--lm-eval-limit and --include-path are for tasks; name some with --lm-eval or "
+            "--lmms-eval"
+        )
     quiet()
     with redirect_stdout(sys.stderr), bars("comparing") as progress:
         from gapbench.comparison import compare as comparison

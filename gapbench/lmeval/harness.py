@@ -15,6 +15,7 @@ from typing import Any, Final
 from PIL import Image
 
 from gapbench.files import first_line
+from gapbench.lmeval.greedy import decoding
 from gapbench.models import as_model
 from gapbench.models.base import Model, require
 from gapbench.types import GapbenchError
@@ -106,7 +107,10 @@ class GapbenchLM(LM):  # type: ignore[misc]
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         replies: dict[int, str] = {}
-        wanted = [_generation(request.args[1]) for request in requests]
+        wanted = [
+            decoding("lm-eval", request.args[1], "max_gen_toks", DEFAULT_MAX_GEN_TOKS)
+            for request in requests
+        ]
         for how in dict.fromkeys(wanted):
             tokens, until = how
             for places in self._batches(requests, "completed", [w == how for w in wanted]):
@@ -139,19 +143,6 @@ def _images(request: Instance) -> list[Image.Image]:
     if "audio" in more:
         raise GapbenchError("lm-eval: a task has sounds, which no model of gapbench's takes")
     return list(more.get("visual") or ())
-
-
-def _generation(given: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
-    """Tokens at most, and the words to stop at."""
-    if given.get("do_sample") or given.get("temperature"):
-        raise GapbenchError(
-            "lm-eval: a task samples its answers (do_sample, temperature); models of gapbench's "
-            "answer greedily, say --gen_kwargs do_sample=False,temperature=0 to lm-eval"
-        )
-    until = given.get("until") or ()
-    return int(given.get("max_gen_toks", DEFAULT_MAX_GEN_TOKS)), tuple(
-        [until] if isinstance(until, str) else until
-    )
 
 
 def evaluate(

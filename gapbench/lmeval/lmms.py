@@ -16,6 +16,7 @@ from PIL import Image
 from tenacity import RetryError
 
 from gapbench.files import first_line
+from gapbench.lmeval.greedy import decoding
 from gapbench.models import as_model, torchvision_shim
 from gapbench.models.base import Model, require
 from gapbench.types import GapbenchError
@@ -69,7 +70,9 @@ class GapbenchLmms(lmms):  # type: ignore[misc]
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         replies: dict[int, str] = {}
-        wanted = [_generation(request.args[1]) for request in requests]
+        wanted = [
+            decoding("lmms-eval", request.args[1], "max_new_tokens", TOKENS) for request in requests
+        ]
         for how in dict.fromkeys(wanted):
             for places in self._batches([n for n, w in enumerate(wanted) if w == how]):
                 asked = [self._asked(requests[place]) for place in places]
@@ -117,19 +120,6 @@ class GapbenchLmms(lmms):  # type: ignore[misc]
     def _batches(self, places: Sequence[int]) -> Iterator[Sequence[int]]:
         for start in tqdm(range(0, len(places), self.batch_size), "batches", disable=None):
             yield places[start : start + self.batch_size]
-
-
-def _generation(given: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
-    """Tokens at most, and the words to stop at."""
-    if given.get("do_sample") or given.get("temperature"):
-        raise GapbenchError(
-            "lmms-eval: a task samples its answers (do_sample, temperature); models of gapbench's "
-            "answer greedily, say --gen_kwargs do_sample=False,temperature=0 to lmms-eval"
-        )
-    until = given.get("until") or ()
-    return int(given.get("max_new_tokens") or TOKENS), tuple(
-        [until] if isinstance(until, str) else until
-    )
 
 
 def evaluate(

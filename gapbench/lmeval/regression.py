@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from gapbench.files import digest
 from gapbench.metrics.paired import Change, scored
 from gapbench.models.base import Model
 from gapbench.runs.about import model_of
@@ -55,7 +56,8 @@ def regressions(
     and metric, and notes about metrics that cannot be tested.
 
     Both models are evaluated where their run folders do not hold the results yet: those depend on
-    the weights, the task, `limit` and the versions of the harness and of gapbench. `models` says
+    the weights, the task, `limit`, the tasks in `include` and the versions of the harness and of
+    gapbench. `models` says
     where a model is that was moved. Raises GapbenchError as the harness's `evaluate` does, and
     where the two were asked different questions.
     """
@@ -78,23 +80,30 @@ def regressions(
 
 def _sheets(run: Run, elsewhere: Elsewhere, models: Sequence[str]) -> list[Sheet]:
     about = run.folder.meta.get("model_about", {})
+    versions = [_version(elsewhere.harness), version("gapbench")]
+    own = [] if elsewhere.include is None else [_digest(elsewhere.include)]
     model: Model | None = None
     sheets = []
     for task in elsewhere.tasks:
-        versions = [_version(elsewhere.harness), version("gapbench")]
-        key = json.dumps([about.get("fingerprint"), task, elsewhere.limit, *versions])
+        key = json.dumps([about.get("fingerprint"), task, elsewhere.limit, *versions, *own])
         name = re.sub(r"\W+", "_", task)[:60] + "-" + hashlib.sha256(key.encode()).hexdigest()[:12]
         folder = run.path / elsewhere.harness / name
         if not folder.exists():
-            given = str(about.get("given"))
             model = model or model_of(run, models, f"answer {elsewhere.harness}'s questions")
             with run.folder.lock():
                 part = folder.with_name(f".{name}")
                 shutil.rmtree(part, ignore_errors=True)
+                given = str(about.get("given") or model.name)
                 _evaluate(elsewhere, model, given, task, part)
                 part.rename(folder)
         sheets.append(_read(folder))
     return sheets
+
+
+def _digest(include: Path) -> str:
+    """Of the tasks in a folder: their settings and code."""
+    files = (file for kind in ("*.yaml", "*.py") for file in include.rglob(kind))
+    return digest("", sorted(files), include)
 
 
 def _version(harness: Harness) -> str:

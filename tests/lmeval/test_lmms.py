@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,12 @@ def test_compare_adds_rows(include: Path, tmp_path: Path, capfd: pytest.CaptureF
     # The same command again asks nothing.
     monkeypatch.setattr("gapbench.lmeval.lmms.evaluate", None)
     assert end(capfd, *line)[1] == out
+    # Another task of that name is asked.
+    other = tmp_path / "other"
+    shutil.copytree(include, other)
+    (other / "words.py").write_text(WORDS + "\n# changed\n")
+    line[line.index(str(include))] = str(other)
+    assert end(capfd, *line)[0] == 2
 
 
 @pytest.mark.parametrize(
