@@ -29,7 +29,8 @@ from PIL import Image, ImageFilter
 from gapbench import Generation, Prompt, Verdict
 from gapbench.report.gallery import MOST
 from gapbench.runs.folder import RunFolder
-from gapbench.runs.plan import Plan, seed_of
+from gapbench.runs.plan import Plan
+from gapbench.runs.seeds import seed_of
 
 PROMPTS, SAMPLES, SIDE, FILES = 5000, 4, 384, 200
 CATEGORIES = 20

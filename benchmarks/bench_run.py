@@ -43,7 +43,7 @@ def in_process(folder: Path, cores: int) -> tuple[float, float]:
     import gapbench.runs.flow
     from gapbench import load_model, load_task
     from gapbench.judges.own import OwnJudge
-    from gapbench.runs.plan import seed_of
+    from gapbench.runs.seeds import seed_of
 
     torch.set_num_threads(cores)
     model = load_model("janus-mini")

@@ -30,9 +30,10 @@ from gapbench.engines import make_engine
 from gapbench.engines.base import Engine, Source
 from gapbench.judges.base import Judge
 from gapbench.models.base import Batches
-from gapbench.runs.flow import judge_images, measure
+from gapbench.runs.flow import measure
 from gapbench.runs.folder import RunFolder
 from gapbench.runs.settings import RunSettings, silent
+from gapbench.runs.stages import judge_images
 from gapbench.types import Answer, Prompt
 
 

@@ -11,7 +11,7 @@ import shutil
 import sysconfig
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -20,8 +20,10 @@ from typing import Any, BinaryIO, Final, TypeVar
 from gapbench.types import Crash, GapbenchError
 
 T = TypeVar("T")
+U = TypeVar("U")
 _PART: Final = re.compile(r"\.(\d+)\.\d+\.part")
 _CHECKSUM: Final = "checksum"
+_SORTED: Final = json.JSONEncoder(sort_keys=True).encode
 PIECE: Final = 64 * 2**20
 """Bytes of a large file that are hashed together."""
 
@@ -139,26 +141,39 @@ def without_checksum(raw: Any) -> Any:
 
 def checksum(record: Mapping[str, Any]) -> str:
     """16 hex digits over a record of JSON values."""
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+    return _digest(_SORTED(record))
 
 
-def append_lines(file: Path, rows: Iterable[Any]) -> None:
-    """Add a line of JSON for each row: on disk when this returns."""
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def line_of(record: Mapping[str, Any]) -> str:
+    """`with_checksum` as JSON in one line."""
+    text = _SORTED(record)
+    return f'{text[:-1]}, "{_CHECKSUM}": "{_digest(text)}"}}'
+
+
+def append_lines(file: Path, lines: Iterable[str]) -> None:
+    """Add lines of JSON: on disk when this returns."""
     with file.open("ab") as opened:
-        opened.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+        opened.write("".join(f"{line}\n" for line in lines).encode())
         _to_disk(opened)
 
 
-def read_lines(file: Path, record: Callable[[Any], T]) -> Iterator[T]:
-    """What `record` makes of each line of JSON, one at a time; a last line that a crash tore is
-    left out, and no file is no lines.
+def read_lines(
+    file: Path, record: Callable[[Any], T], start: int = 0, before: int = 0
+) -> Iterator[T]:
+    """What `record` makes of each line of JSON, one at a time, from the byte `start` on, which
+    `before` lines precede; a last line that a crash tore is left out, and no file is no lines.
 
     Raises GapbenchError naming the file where it cannot be read, and the line that is not JSON, or
     of which `record` raises ValueError or TypeError.
     """
     try:
         with file.open("rb") if file.exists() else io.BytesIO() as opened:
-            for number, line in enumerate(opened, 1):
+            opened.seek(start)
+            for number, line in enumerate(opened, before + 1):
                 if not line.endswith(b"\n"):
                     return
                 try:
@@ -208,7 +223,7 @@ class Journal:
         """Keep values: on disk when this returns."""
         self.there |= records
         try:
-            append_lines(self._file, records.items())
+            append_lines(self._file, map(json.dumps, records.items()))
         except OSError as error:
             raise GapbenchError(
                 f"{self._file}: {error}; make room or mend it, then run the same command again"
@@ -252,6 +267,12 @@ def sha256_of(file: Path) -> str:
     """The hex sha256 of a file's bytes."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def on_all_cores(call: Callable[[T], U], items: Sequence[T]) -> list[U]:
+    """What `call` gives for each item, in order, from as many threads as there are cores."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(call, items))
 
 
 def first_line(error: BaseException) -> str:

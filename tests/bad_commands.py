@@ -67,7 +67,10 @@ BAD: Final = (
     ("run --batch-size x", "--batch-size must be a whole number or 'auto', not 'x'"),
     ("run --workers 0", "--workers must be at least 1, not 0"),
     ("run --workers x", "--workers must be a whole number or 'all', not 'x'"),
-    ("run --workers 2 --model server:http://localhost:1#m", "--workers copies a model's weights"),
+    (
+        "run --workers 2 --model server:http://localhost:1#m",
+        "--workers copies weights; server-m has none here",
+    ),
     ("run --workers 2 --engine local", "--workers 2 needs --engine ray, not local"),
     ("run --engine slurm", "--engine must be 'local' or 'ray'"),
     ("run --ray-address 10.0.0.1", "--ray-address must be auto or HOST:PORT"),

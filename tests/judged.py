@@ -11,8 +11,9 @@ from PIL import Image
 
 from gapbench import Generation, Prompt, Verdict, open_run
 from gapbench.runs.folder import RunFolder
-from gapbench.runs.plan import Plan, seed_of
+from gapbench.runs.plan import Plan
 from gapbench.runs.run import Run
+from gapbench.runs.seeds import seed_of
 
 Said = Sequence[int | None]
 PROMPTS = 40

@@ -15,7 +15,7 @@ import typer
 from gapbench.cli.options import Form, RunPath
 from gapbench.cli.terminal import console
 from gapbench.fetch.libraries import go_offline, quiet
-from gapbench.runs.settings import InShards, Offline, device_name, names
+from gapbench.runs.settings import InShards, Offline, RayAddress, Workers, device_name, names
 from gapbench.types import PERCENT, GapbenchError, counted, printable
 
 
@@ -67,6 +67,8 @@ def judge(
     shard: InShards = None,
     out: Annotated[Path | None, typer.Option(help="Folder in which a shard's run folder is created.", show_default="beside RUN")] = None,
     device: Annotated[str, typer.Option(parser=device_name, help="Where the judges run: auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    workers: Workers = 1,
+    ray_address: RayAddress = None,
     offline: Offline = False,
 ) -> None:  # fmt: skip
     """Let outside judges judge the images of a run, without its model.
@@ -81,7 +83,7 @@ def judge(
         from gapbench.report.sheets import write_sheets
         from gapbench.runs.judge import judge_run
 
-        done = judge_run(run, judges, shard, out, device, progress)
+        done = judge_run(run, judges, shard, out, device, progress, workers, ray_address)
         write_sheets(done)
     for stage, (there, planned) in done.stages().items():
         if stage.startswith("verdicts of "):

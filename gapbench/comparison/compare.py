@@ -26,12 +26,12 @@ from gapbench.metrics.questions import by_skill
 from gapbench.metrics.verification import Verification, verification
 from gapbench.models.checkpoint import FIX_RECORD
 from gapbench.runs.about import model_of
-from gapbench.runs.flow import judge_images
 from gapbench.runs.frame import ByJudge, undecided_in_words
 from gapbench.runs.plan import Plan
 from gapbench.runs.questions import by_question, in_mode
 from gapbench.runs.run import Run, open_run
 from gapbench.runs.settings import Progress, silent
+from gapbench.runs.stages import judge_images
 from gapbench.types import GapbenchError, Prompt, counted
 
 if TYPE_CHECKING:

@@ -20,12 +20,11 @@ from gapbench.metrics.paired import changes
 from gapbench.metrics.rates import rates
 from gapbench.models import as_model
 from gapbench.models.base import Model
-from gapbench.runs.flow import judge_images, measure
-from gapbench.runs.folder import saying_how_to_resume
-from gapbench.runs.merge import link
+from gapbench.runs.flow import measure
 from gapbench.runs.plan import prepare
 from gapbench.runs.run import Run
 from gapbench.runs.settings import Advance, RunSettings
+from gapbench.runs.stages import judge_images
 from gapbench.tasks.content import cluster
 from gapbench.types import PERCENT, SHARE, GapbenchError, Prompt, Scale, Verdict
 
@@ -204,9 +203,7 @@ def _said(first: Run, second: Run, judge: OwnJudge, b: RunSettings) -> list[Said
                 place = item.sample + number * plan.samples[item.prompt.task]
                 shown.append(((item.prompt, place), asked, generation.image))
     with folder.lock():
-        with saying_how_to_resume(folder.path):
-            for image in {image for _, _, image in shown}:
-                link(first.folder.image_path(image), folder.image_path(image))
+        folder.take_images(first.folder, [image for _, _, image in shown])
         asked_of_b = [(asked, image) for _, asked, image in shown]
         stage = "B: verdicts on A"
         try:

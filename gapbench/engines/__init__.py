@@ -29,7 +29,7 @@ def make_engine(
             raise GapbenchError(f"{wrong} needs --engine ray, not local")
         return Local()
     if model.here.gpus is None:
-        raise GapbenchError(f"--workers copies a model's weights; {model.here.name} has none here")
+        raise GapbenchError(f"--workers copies weights; {model.here.name} has none here")
     if model.make is None:
         raise GapbenchError("workers: give the model by its name, so that copies can be made")
     try:

@@ -34,13 +34,16 @@ class Job(Generic[S, T]):
     """What a stage asks. It can be pickled, and so can its items and rows.
 
     `who` is asked ("model janus-mini"), `call` gives a row for each item of a batch, `check` raises
-    ValueError for what is no row, and `told` names an item in an error.
+    ValueError for what is no row, and `told` names an item in an error. An engine whose workers are
+    other processes calls `away` there, with the rows of a batch by their places: what it gives
+    travels in their stead, and a note for the user, if any.
     """
 
     who: str
     call: Callable[[Any, Sequence[S]], Sequence[T]]
     check: Callable[[T], None] = lambda _row: None
     told: Callable[[S], str] = str
+    away: Callable[[dict[int, T]], tuple[dict[int, T], str | None]] | None = None
 
     def by(self, worker: Model | Judge, batch: Sequence[S]) -> Done[T]:
         """The rows that a model or a judge gives for a batch, as `tried` does."""

@@ -8,6 +8,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
@@ -25,7 +26,7 @@ from gapbench.engines.base import BatchSize, Done, Job, Source
 from gapbench.engines.cluster import connect, need, room, threads
 from gapbench.engines.local import Local, Pace
 from gapbench.engines.rows import HOPELESS, Rows
-from gapbench.engines.worker import Loaded, Start, Worker
+from gapbench.engines.worker import Loaded, Start, Worker, saved
 from gapbench.files import first_line
 from gapbench.models.checkpoint import versions
 from gapbench.types import Failure, GapbenchError
@@ -42,6 +43,9 @@ PASSED: Final = ("GAPBENCH_", "HF_", "TRANSFORMERS_", "XDG_CACHE_HOME")
 """Variables that workers get from this process, but for keys and tokens."""
 LOOK: Final = 1.0
 """Seconds after which the engine looks for workers that died and for new room."""
+SAVING: Final = 3
+"""Batches of a copy that are worked on or saved at most; memory holds them."""
+SAVE: Final = ray.remote(num_cpus=0)(saved)
 PATIENCE: Final = 60.0
 """Seconds without a worker after which the user is told."""
 
@@ -51,6 +55,16 @@ class Batch(NamedTuple, Generic[S]):
 
     items: Sequence[S]
     died: int = 0
+
+
+class Hand(NamedTuple, Generic[S, T]):
+    """A batch in hand: the copy that works on it, and the reference of its rows where they do not
+    come with the answer; without a copy, what was done, while its rows are saved."""
+
+    batch: Batch[S]
+    copy: Any = None
+    rows: Any = None
+    done: Done[T] | None = None
 
 
 class Queue(Generic[S]):
@@ -97,6 +111,7 @@ class RayEngine:
         self._free: list[Any] = []
         self._loading: dict[Any, Any] = {}  # Ray's reference of what a copy will say -> the copy
         self._deaths = 0  # since a copy was loaded or a batch was done
+        self._told = set[str]()
 
     def load(self, source: Source) -> None:
         self._open(source, strict=True)
@@ -119,18 +134,31 @@ class RayEngine:
             return
         self._open(source)
         queue, sent = Queue(items, Pace(batch_size, source.here.batches)), ray.put(job)
-        busy: dict[Any, tuple[Any, Batch[S]]] = {}
+        apart = job.away is not None and sum(node["Alive"] for node in ray.nodes()) > 1
+        busy: dict[Any, Hand[S, T]] = {}
         trouble: Exception | None = None
         while busy or (queue and not (stop or trouble)):
-            while self._free and queue and not (stop or trouble):
-                copy, batch = self._free.pop(), queue.take(len(self._copies))
-                busy[copy.answer.remote(sent, batch.items)] = copy, batch
+            most = SAVING * len(self._copies)
+            while self._free and queue and len(busy) < most and not (stop or trouble):
+                copy, batch, rows = self._free.pop(), queue.take(len(self._copies)), None
+                if apart:
+                    reference, rows = copy.apart.options(num_returns=2).remote(sent, batch.items)
+                else:
+                    reference = copy.answer.remote(sent, batch.items)
+                busy[reference] = Hand(batch, copy, rows)
             try:
                 for reference in self._ready([*busy]):
-                    copy, batch = busy.pop(reference)
-                    done = self._done(job, copy, batch, reference, queue)
+                    hand = busy.pop(reference)
+                    if hand.copy is None:
+                        done = self._saved(hand, reference, queue)
+                    else:
+                        done = self._done(job, hand.copy, hand.batch, reference, queue)
+                        if done and hand.rows is not None and hand.copy in self._copies:
+                            # On the node that has them, while the copy works on.
+                            saving = SAVE.remote(sent, hand.rows)
+                            busy[saving], done = Hand(hand.batch, done=done), None
                     if done is not None:
-                        yield batch.items, done
+                        yield hand.batch.items, done
             except (GapbenchError, RuntimeError, MemoryError, RayError) as error:
                 trouble = trouble or error
         if trouble:
@@ -264,6 +292,22 @@ class RayEngine:
             raise gave
         queue.pace.took(len(batch.items), gave.seconds)
         return gave
+
+    def _saved(self, hand: Hand[S, T], reference: Any, queue: Queue[S]) -> Done[T] | None:
+        """A batch whose rows were saved; None where it is tried again, as its node died."""
+        assert hand.done
+        try:
+            gave: tuple[dict[int, T], str | None] | Exception = ray.get(reference)
+        except GONE:
+            queue.again(hand.batch)
+            return None
+        if isinstance(gave, Exception):
+            raise gave
+        rows, note = gave
+        if note and note not in self._told:
+            LOG.warning(note)
+            self._told.add(note)
+        return replace(hand.done, rows=replace(hand.done.rows, done=rows))
 
     def _lost(self, copy: Any, when: str) -> None:
         """Note that a copy is gone; another is started soon. Raises GapbenchError where nothing

@@ -8,7 +8,7 @@ import socket
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from gapbench.engines.base import Done, Job
@@ -70,6 +70,22 @@ class Worker:
             if isinstance(error, Exception) and out_of_memory(error):
                 return MemoryError(first_line(error))
             return _told(error)
+
+    def apart(self, job: Job[S, T], batch: Sequence[S]) -> tuple[Done[T] | Exception, dict[int, T]]:
+        """As `answer`, with the rows beside it: they go to `saved` first."""
+        gave = self.answer(job, batch)
+        if isinstance(gave, Exception):
+            return gave, {}
+        return replace(gave, rows=replace(gave.rows, done={})), gave.rows.done
+
+
+def saved(job: Job[S, T], rows: dict[int, T]) -> tuple[dict[int, T], str | None] | Exception:
+    """What travels to the first process of some rows, and a note, as `Job.away` has it."""
+    assert job.away
+    try:
+        return job.away(rows)
+    except Exception as error:
+        return _told(error)
 
 
 def _told(error: BaseException) -> Exception:

@@ -20,8 +20,10 @@ from gapbench.metrics.rates import rates  # noqa: E402
 from gapbench.models import load_model  # noqa: E402
 from gapbench.models.base import require, require_shared  # noqa: E402
 from gapbench.runs.frame import row  # noqa: E402
-from gapbench.runs.plan import prepare, refusals  # noqa: E402
+from gapbench.runs.missing import refusals  # noqa: E402
+from gapbench.runs.plan import prepare  # noqa: E402
 from gapbench.runs.settings import RunSettings  # noqa: E402
+from gapbench.tasks.content import cluster  # noqa: E402
 from gapbench.types import SHARE, GapbenchError  # noqa: E402
 
 
@@ -129,5 +131,7 @@ class GapCallback(TrainerCallback):  # type: ignore[misc]
                     partner = next(iter(more), None)
                 other = next(mismatched) if item.partner else None
                 scale = self.judges[name].scale if name else SHARE
-                rows.append(row(item, None, own, outside, other, name, scale, partner))
+                rows.append(
+                    row(item, cluster(item.prompt), None, own, outside, other, name, scale, partner)
+                )
         return pd.DataFrame(rows)

@@ -12,8 +12,9 @@ from gapbench.judges import BUILT_IN, load_judge
 from gapbench.judges.base import Judge
 from gapbench.judges.own import question_of
 from gapbench.leaderboard.submission import MISMATCHED, REFUSED, SEED, Card, Role, TaskCard, sha256
-from gapbench.runs.plan import paired, seed_of
+from gapbench.runs.plan import paired
 from gapbench.runs.run import Run
+from gapbench.runs.seeds import seed_of
 from gapbench.tasks.content import cluster
 from gapbench.tasks.task import Task, load_task, task_folders
 from gapbench.types import SHARE, Answer, GapbenchError, Prompt, Verdict

@@ -117,12 +117,14 @@ def _pictures(
     base: Path,
     judge: str | None,
 ) -> dict[str, Any]:
-    """A run's images in the order of the entries, None where it has none.
+    """A run's images in the order of the entries, None where it has none; `folder` is where their
+    files are, None where they are packed.
 
     Verdicts are 1, 0 or null (abstained); `outside` has for each judge null or a list, with -1
     where it was not asked; `judge` is the place of the judge that counts for the image.
     """
-    pictures: dict[str, Any] = {"folder": _link(run.path / "images", base)}
+    folder = None if run.folder.packed else _link(run.path / "images", base)
+    pictures: dict[str, Any] = {"folder": folder}
     places = _places(frame, order)
     asked = judges.index(judge) if judge is not None else None
     counts = [

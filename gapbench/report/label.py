@@ -77,7 +77,7 @@ class Labels:
         # Other raters' servers append to the same file.
         with FileLock(self.run.path / ".labels.lock"):
             drop_torn_line(self.file)
-            append_lines(self.file, [row])
+            append_lines(self.file, [json.dumps(row)])
 
 
 def serve(labels: Labels, port: int = 0) -> AbstractContextManager[tuple[str, Callable[[], None]]]:

@@ -172,7 +172,7 @@
     const place = entry * runs.length + number;
     return (place < thumbnails.length && thumbnails[place]) || link(run, entry);
   }
-  const link = (run, entry) => `${run.folder}${run.image[entry].slice(0, 2)}/${run.image[entry]}.png`;
+  const link = (run, entry) => run.folder && `${run.folder}${run.image[entry].slice(0, 2)}/${run.image[entry]}.png`;
 
   function image(address, fallback) {
     const node = make("img");
@@ -194,7 +194,8 @@
     const judge = value("judge"), p = run.p[entry];
     box.classList.add("s" + quadrant(run, entry, judge));
     const own = `own ${said(run.own[entry])}${p === null ? "" : " " + p.toFixed(2)}`;
-    box.append(image(source(run, number, entry)), make("span", "", `${own}\njudge ${said(outside(run, entry, judge))}`));
+    const address = source(run, number, entry);
+    box.append(address ? image(address) : make("span", "lacking"), make("span", "", `${own}\njudge ${said(outside(run, entry, judge))}`));
     return box;
   }
 
@@ -232,7 +233,8 @@
     const code = quadrant(run, entry, value("judge"));
     box.className = "s" + code;
     const place = entry * runs.length + number;
-    const large = image(link(run, entry), thumbnails[place]);
+    const address = link(run, entry) || thumbnails[place];
+    const large = address ? image(address, thumbnails[place]) : make("p", "", "Packed; this page has no copy of it.");
     large.alt = `Drawn for: ${prompts.text[entries.prompt[entry]]}`;
     const facts = make("dl");
     const fact = (name, text) => {
@@ -247,9 +249,12 @@
       const verdicts = run.outside[place];
       if (verdicts && verdicts[entry] !== NOT_ASKED) fact(name, said(verdicts[entry]) + because(run.reasons[place]));
     });
-    const full = make("a", "", "the image's file");
-    full.href = link(run, entry);
-    box.append(large, facts, full);
+    box.append(large, facts);
+    if (run.folder) {
+      const full = make("a", "", "the image's file");
+      full.href = link(run, entry);
+      box.append(full);
+    }
     return box;
   }
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from PIL import Image, ImageDraw, ImageFont
 
-from gapbench.runs.folder import on_all_cores
+from gapbench.files import on_all_cores
 
 if TYPE_CHECKING:
     import pandas as pd

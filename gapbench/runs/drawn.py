@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,23 @@ from safetensors.numpy import load, save
 from gapbench.files import first_line
 from gapbench.models.image_folder import decode
 from gapbench.types import GapbenchError
+
+
+class Kept(NamedTuple):
+    """The sha256 of the files of an image."""
+
+    image: str
+    tokens: str | None
+    latents: str | None
+
+
+class Written(NamedTuple):
+    """What another process drew, and wrote into the run folder."""
+
+    files: Kept
+    size: tuple[int, int]
+    effective_prompt: str | None
+    logprob: float | None
 
 
 class Stored:

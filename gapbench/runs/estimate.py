@@ -14,7 +14,8 @@ from gapbench.judges.base import Judge
 from gapbench.judges.parts import PartsJudge
 from gapbench.models.base import Drawing
 from gapbench.runs.folder import SPEEDS, RunFolder, recorded_speeds, worked_off
-from gapbench.runs.plan import Item, Prepared, missing_items, refusals
+from gapbench.runs.missing import missing_items, refusals
+from gapbench.runs.plan import Item, Prepared
 from gapbench.types import Prompt, counted
 
 CALIBRATION: Final = 8
@@ -86,9 +87,10 @@ def estimate(prepared: Prepared, calibrate: bool = False) -> Estimate:
     folder = RunFolder.open(path) if (path / "run.json").exists() else None
     drawn = folder.generations() if folder else {}
     there = folder.verdicts() if folder else {}
-    refused = folder.refusals() if folder and not prepared.settings.retry_refused else {}
-    refused |= refusals(prepared.model, missing_items(items, {**drawn, **refused}))
-    missing = missing_items(items, {**drawn, **refused})
+    again = prepared.settings.retry_refused
+    refused = dict(folder.refusals()) if folder and not again else {}
+    refused |= refusals(prepared.model, missing_items(items, drawn, refused))
+    missing = missing_items(items, drawn, refused)
 
     def unjudged(judge: Judge, pairs: Iterable[tuple[Prompt, Item]]) -> int:
         wanted = set()
@@ -159,9 +161,7 @@ def _recorded(
             if rows and stage.name not in speeds:
                 new[stage.name] = seconds / rows
         if "images" in new:
-            sizes = [f.stat().st_size for f in (file.parent / "images").glob("*/*.png")]
-            kept = [*(file.parent / "tokens").glob("*/*"), *(file.parent / "latents").glob("*/*")]
-            image = 700 + (sum(sizes) + sum(f.stat().st_size for f in kept)) / max(1, len(sizes))
+            image = 700 + RunFolder.open(file.parent).bytes_of_an_image()
         speeds |= new
         folders += [str(file.parent)] * bool(new)
     return speeds, image, folders

@@ -6,39 +6,31 @@ batches and appends. Resuming, more samples, another judge and another task all 
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
-from functools import partial
 from inspect import Signature, signature
-from typing import Any, Final, Literal, ParamSpec, get_type_hints
+from typing import ParamSpec, get_type_hints
 
-from gapbench.engines.base import BatchSize, Done, Engine, Job, Source, single
-from gapbench.engines.keep import kept
-from gapbench.engines.local import Local
-from gapbench.engines.rows import HOPELESS, Rows
+from gapbench.engines.base import Source
 from gapbench.files import with_checksum
-from gapbench.judges.base import Judge, check_answer
-from gapbench.judges.own import Mode, OwnJudge
+from gapbench.judges.base import Judge
 from gapbench.judges.parts import PartsJudge
-from gapbench.models.base import Drawing, Model, check_drawing
+from gapbench.models.base import Model
+from gapbench.models.checkpoint import gpu
 from gapbench.runs.about import about, note_edit
-from gapbench.runs.drawn import Stored
-from gapbench.runs.folder import RunFolder, on_all_cores
+from gapbench.runs.folder import RunFolder
 from gapbench.runs.listing import RESULTS
-from gapbench.runs.plan import Item, Plan, Prepared, missing_items, prepare, refusals
+from gapbench.runs.missing import missing_items, refusals
+from gapbench.runs.plan import Item, Plan, Prepared, prepare
 from gapbench.runs.results import results
 from gapbench.runs.run import FAILURES, Run
-from gapbench.runs.settings import Part, Progress, RunSettings
+from gapbench.runs.settings import Part, RunSettings
+from gapbench.runs.stages import draw_images, judge_images, note_check, note_served
 from gapbench.runs.whole import joined, stored_plan, whole
-from gapbench.types import Answer, GapbenchError, Generation, Prompt, Refusal, Verdict, counted
+from gapbench.types import GapbenchError, Prompt, Refusal
 
 P = ParamSpec("P")
-LOG: Final = logging.getLogger("gapbench")
-SEEDS: Final = "the model's seeds"
-KEPT: Final = "the rest is kept, run the same command again to try what is left"
 
 
 def measure(settings: RunSettings) -> Run:
@@ -48,28 +40,35 @@ def measure(settings: RunSettings) -> Run:
     `all`, tiers, tasks, task/category or folders; `samples` images a prompt (each
     task's own number by default); `limit` prompts a task, spread over its categories; `judges`
     outside judges (each task's own by default; none where the list is empty); `workers` processes
-    with a copy of the model each, and then of each judge, by Ray; `only` the texts of the prompts
-    to keep. The same call again goes on where it stopped. An image or a verdict that fails costs no
-    other: what is missing at the end, `Run.failures` and `Run.refused` say.
+    with a copy of the model each, and then of each judge, by Ray; `pack_images` puts them into tar
+    files; `only` the texts of the prompts to keep. The same call again goes on where it stopped. An
+    image or a verdict that fails costs no other: what is missing at the end, `Run.failures` and
+    `Run.refused` say.
     Raises GapbenchError for input that cannot be run, before anything is written, and where all
     fails.
     """
     made = prepare(settings)
-    items, missing = made.plan.items(), missing_items(made.plan.items(), ())
-    if (made.path / "run.json").exists():
-        missing = _left(RunFolder.open(made.path), items, settings.retry_refused)
-    else:
-        note_edit(made, made.path)
-    refused = refusals(made.model, missing)
-    try:
-        if len(missing) > len(refused):  # what cannot be loaded or reached leaves nothing behind
-            made.engine.load(made.source)
-            for judge in made.judges:
-                judge.check_ready()
-        return _work(made, items, refused)
-    finally:
-        made.engine.release(made.source)
-        made.engine.close()
+    items, retry = made.plan.items(), settings.retry_refused
+    with ExitStack() as held:
+        folder = _locked(made, held) if (made.path / "run.json").exists() else None
+        if folder:
+            missing = _left(folder, items, retry)
+        else:
+            note_edit(made, made.path)
+            missing = missing_items(items)
+        refused = refusals(made.model, missing)
+        try:
+            if len(missing) > len(refused):  # what cannot be loaded leaves nothing behind
+                made.engine.load(made.source)
+                for judge in made.judges:
+                    judge.check_ready()
+            if folder is None:
+                folder = _locked(made, held)
+                missing = _left(folder, missing, retry)  # another command may have come first
+            return _work(made, folder, items, missing, refused)
+        finally:
+            made.engine.release(made.source)
+            made.engine.close()
 
 
 def _by_keyword(
@@ -91,290 +90,79 @@ run = _by_keyword(measure, RunSettings)
 """`measure`, with the fields of RunSettings as keywords."""
 
 
-def _work(made: Prepared, items: list[Item], refused: Mapping[tuple[str, int], Refusal]) -> Run:
-    """The stages of a checked command, kept in its run folder; `refused` are not drawn."""
-    batch_size, progress = made.settings.batch_size, made.settings.progress
-    retry = made.settings.retry_refused
-    recorded, settings = about(made.model, made.settings, made.changed), made.settings
-    folder = RunFolder.create(
-        settings.out, made.model.name, made.identity, recorded, made.changed, settings.shard
-    )
+def _locked(made: Prepared, held: ExitStack) -> RunFolder:
+    """The run folder of a checked command, made if there is none, in which nobody else writes."""
+    recorded = about(made.model, made.settings, made.changed)
+    of = (made.settings.out, made.model.name, made.identity)
+    folder = RunFolder.create(*of, recorded, made.changed, made.settings.shard)
+    held.enter_context(folder.lock())
+    return folder
+
+
+def _work(
+    made: Prepared,
+    folder: RunFolder,
+    items: Sequence[Item],
+    missing: Sequence[Item],
+    refused: Mapping[tuple[str, int], Refusal],
+) -> Run:
+    """The stages of a checked command, kept in its locked run folder; of the `missing` items,
+    `refused` are not drawn."""
+    settings, batch_size, progress = made.settings, made.settings.batch_size, made.settings.progress
+    retry = settings.retry_refused
     failures: dict[str, Mapping[str, int]] = {}
-    begun, here = (meta.get("model_about", {}).get("gpu") for meta in (folder.meta, recorded))
-    with folder.lock():
-        other = f"begun with {begun}, gone on with {here}, which may round otherwise"
-        _note_check(folder, "the GPU", other if begun != here else None)
-        earlier: Plan | None = None
-        with suppress(GapbenchError):  # none yet, or one that show calls broken
-            earlier = stored_plan(folder)
-        kept = joined(earlier, made.plan)
-        (folder.path / RESULTS).unlink(missing_ok=True)  # of what is no longer all
+    begun, here = folder.meta.get("model_about", {}).get("gpu"), gpu(made.model.device)
+    other = f"begun with {begun}, gone on with {here}, which may round otherwise"
+    note_check(folder, "the GPU", other if begun != here else None)
+    if settings.pack_images:
+        folder.pack()
+    earlier: Plan | None = None
+    with suppress(GapbenchError):  # none yet, or one that show calls broken
+        earlier = stored_plan(folder)
+    kept = joined(earlier, made.plan)
+    (folder.path / RESULTS).unlink(missing_ok=True)  # of what is no longer all
+    if kept is earlier:
+        (folder.path / "plan.json").touch()  # it tells the latest command
+    else:
         folder.write("plan.json", with_checksum(asdict(kept)))
-        folder.append(refused.values())
-        missing = [i for i in _left(folder, items, retry) if (i.prompt.text, i.seed) not in refused]
-        failures["images"] = _draw(made, folder, items, missing)
+    folder.append(refused.values())
+    missing = [i for i in missing if (i.prompt.text, i.seed) not in refused]
+    failures["images"] = draw_images(made, folder, missing)
+    note_served(folder, f"model {made.model.name}", made.model)
+    drawn = folder.generations()
+    found = ((item, drawn.get((item.prompt.text, item.seed))) for item in items)
+    there = [(item, generation.image) for item, generation in found if generation]
+    asked = [(item.prompt, image) for item, image in there]
+    crossed = [(item.partner, image) for item, image in there if item.partner]
+
+    def judged(
+        stage: str, judge: Judge, source: Source, pairs: Iterable[tuple[Prompt, str]]
+    ) -> None:
+        where = made.engine, source
+        failures[stage] = judge_images(
+            stage, judge, folder, pairs, batch_size, progress, retry, where
+        )
+
+    if made.own:
+        judged("own verdicts", made.own, made.source, asked + crossed)
         note_served(folder, f"model {made.model.name}", made.model)
-        drawn = folder.generations()
-        there = [i for i in items if (i.prompt.text, i.seed) in drawn]
-        asked = [(i.prompt, drawn[i.prompt.text, i.seed].image) for i in there]
-        crossed = [(i.partner, drawn[i.prompt.text, i.seed].image) for i in there if i.partner]
-
-        def judged(
-            stage: str, judge: Judge, source: Source, pairs: Iterable[tuple[Prompt, str]]
-        ) -> None:
-            where = made.engine, source
-            failures[stage] = judge_images(
-                stage, judge, folder, pairs, batch_size, progress, retry, where
-            )
-
-        if made.own:
-            judged("own verdicts", made.own, made.source, asked + crossed)
-            note_served(folder, f"model {made.model.name}", made.model)
-        made.engine.release(made.source)
-        for judge in made.judges:
-            mine = [
-                (prompt, drawn[i.prompt.text, i.seed].image)
-                for i in there
-                for prompt in i.asked(judge.name)
-            ]
-            source = made.sources[judge.name]
-            judged(f"verdicts of {judge.name}", judge, source, mine)
-            if parted := [i for i in there if judge.name in i.answers]:
-                pairs = [(i.prompt, drawn[i.prompt.text, i.seed].image) for i in parted]
-                judged(f"answers of {judge.name}", PartsJudge(judge), source, pairs)
-            note_served(folder, f"judge {judge.name}", judge)
-            made.engine.release(source)
-        failures = {stage: reasons for stage, reasons in failures.items() if reasons}
-        if failures or (folder.path / FAILURES).exists():
-            folder.write(FAILURES, failures)
-        finished = Run(folder, made.plan)
-        folder.write(RESULTS, results(Run(folder, whole(kept, Part()))))
+    made.engine.release(made.source)
+    for judge in made.judges:
+        mine = [(prompt, image) for item, image in there for prompt in item.asked(judge.name)]
+        source = made.sources[judge.name]
+        judged(f"verdicts of {judge.name}", judge, source, mine)
+        if parted := [(i.prompt, image) for i, image in there if judge.name in i.answers]:
+            judged(f"answers of {judge.name}", PartsJudge(judge), source, parted)
+        note_served(folder, f"judge {judge.name}", judge)
+        made.engine.release(source)
+    failures = {stage: reasons for stage, reasons in failures.items() if reasons}
+    if failures or (folder.path / FAILURES).exists():
+        folder.write(FAILURES, failures)
+    finished = Run(folder, made.plan)
+    folder.write(RESULTS, results(Run(folder, whole(kept, Part()))))
     return finished
 
 
 def _left(folder: RunFolder, items: Sequence[Item], retry: bool) -> list[Item]:
     """The images that are neither drawn nor, but for `retry`, refused."""
-    refused = {} if retry else folder.refusals()
-    return missing_items(items, {**folder.generations(), **refused})
-
-
-class _Stage:
-    """Counts what fails while a stage goes on, and ends it where nothing else comes any more."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.reasons: Counter[str] = Counter()
-        self._in_a_row, self._some = 0, False
-        self._rows, self._seconds = 0, 0.0
-
-    def note_speed(self, folder: RunFolder, fingerprint: str) -> None:
-        if self._rows:
-            folder.note_speed(fingerprint, self._rows, self._seconds)
-
-    def count(self, rows: Rows[Any], size: int, seconds: float) -> None:
-        """Note the rows of a batch of so many. Raises GapbenchError to end the stage."""
-        self._rows, self._seconds = self._rows + size, self._seconds + seconds
-        for place in range(size):
-            failure = rows.failed.get(place)
-            if failure is None or failure.final:
-                self._in_a_row, self._some = 0, True
-            else:
-                self._in_a_row += 1
-                self.reasons[failure.reason] += 1
-                last = failure.reason
-            if self._in_a_row == HOPELESS:
-                self._give_up(last)
-        if rows.stop is not None:
-            raise GapbenchError(f"{rows.stop}; {KEPT}") from rows.stop
-
-    def end(self) -> Counter[str]:
-        """How often what made a row fail. Raises GapbenchError where nothing else came."""
-        if self.reasons and not self._some:
-            self._give_up(next(iter(self.reasons)))
-        return self.reasons
-
-    def _give_up(self, last: str) -> None:
-        failures = counted(self._in_a_row, "failure")
-        raise GapbenchError(f"{self.name}: {failures} in a row, the last: {last}; {KEPT}")
-
-
-def _draw(
-    made: Prepared, folder: RunFolder, items: Sequence[Item], missing: Sequence[Item]
-) -> Counter[str]:
-    """Draw what is missing and keep it; gives how often what made an image fail. A judge that can
-    read no image of the first batch is told then."""
-    model, settings = made.model, made.settings
-    who = f"model {model.name}"
-    if missing:
-        first = (missing[0].prompt.text, missing[0].seed)
-        check: Job[tuple[str, int], str | None] = Job(who, _check_seeds)
-        _note_check(folder, SEEDS, single(made.engine, made.source, check, first))
-    total, stage = len({(item.prompt.text, item.seed) for item in items}), _Stage("images")
-    advance = settings.progress(stage.name, total - len(missing), total)
-    looked = set[str]()  # the judges that had an image
-
-    def look(batch: Sequence[Item], rows: Rows[Drawing]) -> None:
-        for judge in made.judges:
-            drawn = [d for place, d in rows.done.items() if judge.name in batch[place].asks]
-            why = [judge.unread(drawing.image.size) for drawing in drawn]
-            if drawn and judge.name not in looked and all(why):
-                LOG.warning(
-                    "WARNING: %s, and none of the first %d that %s drew is, so its figures may "
-                    "stay empty; --judge takes another judge, --tasks another task",
-                    why[0], len(drawn), model.name,
-                )  # fmt: skip
-            looked.update([judge.name] * bool(drawn))
-
-    def keep(batch: Sequence[Item], made: Done[Drawing]) -> None:
-        rows = made.rows
-        look(batch, rows)
-        images = folder.add_images([drawing.image for drawing in rows.done.values()])
-        folder.append(
-            Generation(
-                prompt=item.prompt.text,
-                sample=item.sample,
-                seed=item.seed,
-                image=image,
-                tokens=None if drawing.tokens is None else folder.add_tokens(drawing.tokens),
-                effective_prompt=(
-                    item.prompt.text
-                    if drawing.effective_prompt is None
-                    else drawing.effective_prompt
-                ),
-                logprob=drawing.logprob,
-                seconds=made.seconds / len(batch),
-                latents=None if drawing.latents is None else folder.add_latents(drawing.latents),
-            )
-            for item, drawing, image in zip(
-                (batch[place] for place in rows.done), rows.done.values(), images, strict=True
-            )
-        )
-        folder.append(
-            Refusal(prompt=batch[place].prompt.text, seed=batch[place].seed, reason=failure.reason)
-            for place, failure in rows.failed.items()
-            if failure.final
-        )
-        stage.count(rows, len(batch), made.seconds)
-
-    job = Job(who, _drawings, check_drawing, _drawing_of)
-    results = partial(made.engine.results, made.source, job, missing, settings.batch_size)
-    kept(results, keep, advance)
-    stage.note_speed(folder, model.fingerprint)
-    return stage.end()
-
-
-# What workers are asked: functions of a module, since they are sent to other processes.
-
-
-def _check_seeds(model: Model, rows: Sequence[tuple[str, int]]) -> list[str | None]:
-    return [model.check_seeds(prompt, seed) for prompt, seed in rows]
-
-
-def _check_picture(judge: Judge, rows: Sequence[None]) -> list[str | None]:
-    return [judge.check_picture() for _ in rows]
-
-
-def _drawings(model: Model, batch: Sequence[Item]) -> Sequence[Drawing]:
-    return model.generate([i.prompt.text for i in batch], [i.seed for i in batch])
-
-
-def _drawing_of(item: Item) -> str:
-    return f"image {item.sample} of {item.prompt.text!r}"
-
-
-def _answers(
-    mode: Mode | Literal["parts"] | None, worker: Any, batch: Sequence[tuple[Prompt, Stored]]
-) -> Sequence[Answer]:
-    """The answers of a judge, by parts of the requirement or, in another mode, of a model."""
-    judge: Judge = worker
-    if mode is not None:
-        judge = PartsJudge(worker) if mode == "parts" else OwnJudge(worker, mode)
-    prompts, images = [prompt for prompt, _ in batch], [image for _, image in batch]
-    known = judge.judge_digests([image.sha256 for image in images], prompts)
-    return judge.judge(on_all_cores(Stored.open, images), prompts) if known is None else known
-
-
-def _answer_of(pair: tuple[Prompt, Stored]) -> str:
-    return f"the verdict on {pair[1].place.name} for {pair[0].text!r}"
-
-
-def judge_images(
-    stage: str,
-    judge: Judge,
-    folder: RunFolder,
-    asked: Iterable[tuple[Prompt, str]],
-    batch_size: BatchSize,
-    progress: Progress,
-    retry: bool = False,
-    where: tuple[Engine, Source] | None = None,
-) -> Counter[str]:
-    """Let a judge judge images (by sha256) of a run folder that is locked, each against its prompt,
-    and keep the verdicts there; those that it has are not made again, but for abstentions where
-    `retry` is set. `where` is the engine, and the judge for it or the model that is one; this
-    process by default. Gives how often what made a verdict fail."""
-    mode: Mode | Literal["parts"] | None = None
-    worker: Model | Judge = judge
-    if isinstance(judge, OwnJudge):
-        mode, worker = judge.mode, judge.model
-    elif isinstance(judge, PartsJudge):
-        mode, worker = "parts", judge.whole
-    engine, source = where or (Local(), Source(worker))
-    wanted = {(image, judge.question(p), judge.fingerprint): (p, image) for p, image in asked}
-    there = {key for key, v in folder.verdicts().items() if not retry or v.verdict is not None}
-    missing = [pair for key, pair in wanted.items() if key not in there]
-    # Side by side, since questions about one image share most of their work.
-    place = {image: number for number, (_, image) in enumerate(reversed(missing))}
-    missing.sort(key=lambda pair: -place[pair[1]])
-    who = f"judge {judge.name}"
-    if missing:
-        judge.check_ready()
-        if mode is None:
-            check: Job[None, str | None] = Job(who, _check_picture)
-            _note_check(folder, who, single(engine, source, check, None))
-    advance = progress(stage, len(wanted) - len(missing), len(wanted))
-    counts = _Stage(stage)
-
-    def keep(batch: Sequence[tuple[Prompt, Stored]], made: Done[Answer]) -> None:
-        rows = made.rows
-        # What no further try would answer is an abstention.
-        final = {
-            p: Answer(verdict=None, reason=f.reason) for p, f in rows.failed.items() if f.final
-        }
-        folder.append(
-            Verdict(
-                image=image.sha256,
-                question=judge.question(prompt),
-                judge=judge.name,
-                fingerprint=judge.fingerprint,
-                **asdict(answer),
-            )
-            for (prompt, image), answer in (
-                (batch[place], answer) for place, answer in sorted((rows.done | final).items())
-            )
-        )
-        counts.count(rows, len(batch), made.seconds)
-
-    job = Job(who, partial(_answers, mode), check_answer, _answer_of)
-    pairs = [(prompt, folder.stored(image)) for prompt, image in missing]
-    kept(partial(engine.results, source, job, pairs, batch_size), keep, advance)
-    counts.note_speed(folder, judge.fingerprint)
-    return counts.end()
-
-
-def note_served(folder: RunFolder, who: str, asked: Model | Judge) -> None:
-    """Keep what a server calls its model, and mark a name that is not the one asked for."""
-    if (said := asked.served()) is None:
-        return
-    said, file = str(said), folder.path / "served.json"
-    folder.write(file.name, (folder.read(file.name) if file.exists() else {}) | {who: said})
-    name, mine = said.rpartition("/")[2].lower(), asked.name.removeprefix("server-").lower()
-    other = mine not in name and name not in mine
-    _note_check(folder, who, f"the server says that it is {said}" if other else None)
-
-
-def _note_check(folder: RunFolder, what: str, warning: str | None) -> None:
-    """Mark in the run what a check found; an earlier mark goes when all is right."""
-    checks = folder.read("checks.json") if (folder.path / "checks.json").exists() else {}
-    if warning is not None or what in checks:
-        checks.pop(what, None)
-        folder.write("checks.json", checks | ({what: warning} if warning else {}))
+    return missing_items(items, folder.generations(), {} if retry else folder.refusals())

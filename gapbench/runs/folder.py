@@ -8,6 +8,8 @@ refusals.jsonl     one Refusal a line
                    (each record of these has a checksum; gapbench 0.1.0 wrote none)
 failures.json      what failed in the latest command, by stage and reason
 images/ab/<sha256>.png, tokens/ab/<sha256>.npy, latents/ab/<sha256>.safetensors
+                   (or packed: gapbench.runs.blobs)
+index/             what need not be parsed again (gapbench.runs.records)
 results.json, sheets/
 labels.jsonl       one label of a person a line, which `gapbench label` appends
 """
@@ -20,25 +22,25 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel
 
 from gapbench.files import (
     append_lines,
     as_json,
     drop_torn_line,
-    read_lines,
+    line_of,
+    on_all_cores,
     read_object,
     sweep,
     with_checksum,
@@ -46,7 +48,11 @@ from gapbench.files import (
     write_atomic,
     write_json,
 )
+from gapbench.models.base import Drawing
 from gapbench.runs import drawn
+from gapbench.runs.blobs import Blobs
+from gapbench.runs.drawn import Kept, Written
+from gapbench.runs.records import FILES, LATER, Lines, R
 from gapbench.runs.settings import Shard
 from gapbench.tasks.spec import explain
 from gapbench.types import GapbenchError, Generation, Refusal, Verdict
@@ -58,19 +64,9 @@ _LONGEST_NAME: Final = 190
 """Characters of it that name the model; file systems take 255 in all."""
 SPEEDS: Final = "speeds.json"
 """Fingerprint of a model or a judge -> [rows, seconds] in all: how fast it was here."""
-_SHA: Final = re.compile(r"[0-9a-f]{64}")
-_LATER: Final = {"latents"}
-"""Fields that a record has only where there is something in them."""
-
-_FILES: Final = {
-    Generation: "generations.jsonl",
-    Verdict: "verdicts.jsonl",
-    Refusal: "refusals.jsonl",
-}
-_RECORDS: Final[dict[type, TypeAdapter[Any]]] = {kind: TypeAdapter(kind) for kind in _FILES}
-R = TypeVar("R", Generation, Verdict, Refusal)
-T = TypeVar("T")
-U = TypeVar("U")
+_SUFFIXES: Final = {"images": ".png", "tokens": ".npy", "latents": ".safetensors"}
+_FIELDS: Final = {"images": "image", "tokens": "tokens", "latents": "latents"}
+"""Folder of files -> the field of a Generation that names one."""
 
 
 class _About(BaseModel, strict=True):
@@ -103,7 +99,8 @@ class RunFolder:
 
     def __init__(self, path: Path, meta: dict[str, Any]) -> None:
         self.path, self.meta = path, meta
-        self._known: dict[type, tuple[tuple[int, int], list[Any]]] = {}
+        self._lines: dict[type, Lines[Any]] = {kind: Lines(path, kind) for kind in FILES}
+        self._blobs = {kind: Blobs(path / kind, suffix) for kind, suffix in _SUFFIXES.items()}
 
     @classmethod
     def create(
@@ -158,8 +155,7 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """Keep a second writer out, and remove what a crash left: a torn last line, parts of files.
 
-        Raises GapbenchError where another process writes, and for a record or a file of tokens that
-        was altered.
+        Raises GapbenchError where another process writes.
         """
         lock = FileLock(self.path / ".lock")
         with saying_how_to_resume(self.path):
@@ -171,55 +167,93 @@ class RunFolder:
                 ) from error
         try:
             with saying_how_to_resume(self.path):
-                for name in _FILES.values():
-                    drop_torn_line(self.path / name)
-                sweep(self.path.rglob("*.part"))
-            for generation in self.generations().values():
-                if generation.tokens is not None:
-                    self.tokens(generation.tokens)
+                sweep(_unfinished(self.path))
+                for blobs in self._blobs.values():
+                    blobs.settle()
+                for lines in self._lines.values():
+                    drop_torn_line(lines.file)
             yield
+            with saying_how_to_resume(self.path):
+                for lines in self._lines.values():
+                    lines.save()
         finally:
             lock.release()
 
-    def generations(self) -> dict[tuple[str, int], Generation]:
+    def generations(self) -> Mapping[tuple[str, int], Generation]:
         """(prompt text, seed) -> Generation; only those whose files are there."""
-        known = {(g.prompt, g.seed): g for g in self._read(Generation)}
-        return {k: g for k, g in known.items() if all(p.exists() for p in self.places(g))}
+        known = self._lines[Generation].read()
+        columns = ((kind, known.column(field)) for kind, field in _FIELDS.items())
+        there = np.all([self._blobs[kind].there(c.tolist()) for kind, c in columns], axis=0)
+        return known if there.all() else known.only(there)
 
-    def refusals(self) -> dict[tuple[str, int], Refusal]:
+    def refusals(self) -> Mapping[tuple[str, int], Refusal]:
         """(prompt text, seed) -> Refusal, the latest."""
-        return {(r.prompt, r.seed): r for r in self._read(Refusal)}
+        return self._lines[Refusal].read()
 
-    def verdicts(self) -> dict[tuple[str, str, str], Verdict]:
+    def verdicts(self) -> Mapping[tuple[str, str, str], Verdict]:
         """(image, question, judge fingerprint) -> Verdict."""
-        return {(v.image, v.question, v.fingerprint): v for v in self._read(Verdict)}
+        return self._lines[Verdict].read()
 
     def append(self, records: Iterable[Generation | Verdict | Refusal]) -> None:
         """Add records: flushed and on disk when this returns."""
-        rows: dict[str, list[dict[str, Any]]] = {}
+        rows: dict[type, list[str]] = {}
         for record in records:
-            row = {k: _valid(v) for k, v in asdict(record).items() if k not in _LATER or v}
-            rows.setdefault(_FILES[type(record)], []).append(with_checksum(row))
+            values = {field.name: getattr(record, field.name) for field in fields(record)}
+            row = {k: _valid(v) for k, v in values.items() if k not in LATER or v}
+            rows.setdefault(type(record), []).append(line_of(row))
         with saying_how_to_resume(self.path):
-            for name, new in rows.items():
-                append_lines(self.path / name, new)
+            for kind, new in rows.items():
+                append_lines(self._lines[kind].file, new)
+                self._lines[kind].added(len(new))
+
+    @property
+    def packed(self) -> bool:
+        """Whether images go into tar files."""
+        return self._blobs["images"].packed
+
+    def pack(self) -> None:
+        """From now on, pack images, tokens and latents into tar files."""
+        with saying_how_to_resume(self.path):
+            for blobs in self._blobs.values():
+                blobs.pack()
+
+    def add(self, rows: Sequence[Drawing | Written]) -> list[Kept]:
+        """Store the files of images, but for those that are written: on disk when this returns.
+        Images are encoded on all cores: one encodes 14 of 384 x 384 pixels a second, and a GPU
+        draws more."""
+        drawings = [row for row in rows if isinstance(row, Drawing)]
+        columns: dict[str, Sequence[bytes | None]] = {
+            "images": on_all_cores(drawn.as_png, [d.image for d in drawings]),
+            "tokens": [None if d.tokens is None else drawn.of_tokens(d.tokens) for d in drawings],
+            "latents": [
+                None if d.latents is None else drawn.of_latents(d.latents) for d in drawings
+            ],
+        }
+        kept = zip(*(self._add(kind, files) for kind, files in columns.items()), strict=True)
+        made = (Kept(image or "", *more) for image, *more in kept)
+        return [row.files if isinstance(row, Written) else next(made) for row in rows]
 
     def add_image(self, image: Image.Image) -> str:
-        """Store an image as PNG; returns the sha256 of its bytes."""
-        return self._add("images", ".png", drawn.as_png(image))
+        """Store an image alone; returns the sha256 of its bytes."""
+        return self.add([Drawing(image)])[0].image
 
-    def add_images(self, images: Sequence[Image.Image]) -> list[str]:
-        """Store images as `add_image` does, on all cores: one packs 14 of 384 x 384 pixels a
-        second, and a GPU draws more."""
-        return on_all_cores(self.add_image, images)
+    def take(self, source: RunFolder, records: Iterable[Generation | Verdict | Refusal]) -> None:
+        """Have the files of another folder's records, by links where that is possible."""
+        listed = [record for record in records if isinstance(record, Generation)]
+        with saying_how_to_resume(self.path):
+            for kind, field in _FIELDS.items():
+                digests = filter(None, (getattr(record, field) for record in listed))
+                self._blobs[kind].take(source._blobs[kind], digests)
 
-    def add_tokens(self, tokens: NDArray[np.int32]) -> str:
-        """Store token ids; returns the sha256 of the file's bytes."""
-        return self._add("tokens", ".npy", drawn.of_tokens(tokens))
+    def take_images(self, source: RunFolder, digests: Iterable[str]) -> None:
+        """Have some images of another folder."""
+        with saying_how_to_resume(self.path):
+            self._blobs["images"].take(source._blobs["images"], digests)
 
-    def add_latents(self, latents: NDArray[np.float32]) -> str:
-        """Store latents; returns the sha256 of the file's bytes."""
-        return self._add("latents", ".safetensors", drawn.of_latents(latents))
+    def bytes_of_an_image(self) -> float:
+        """Bytes of an image's files, on average."""
+        sizes = {kind: blobs.sizes() for kind, blobs in self._blobs.items()}
+        return sum(map(sum, sizes.values())) / max(1, len(sizes["images"]))
 
     def image(self, sha256: str) -> Image.Image:
         """An image by its digest, RGB. Raises GapbenchError where it is missing or broken."""
@@ -231,32 +265,22 @@ class RunFolder:
 
     def image_bytes(self, sha256: str) -> bytes:
         """An image's file by its digest. Raises GapbenchError where it is missing or altered."""
-        return self._get(self.image_path(sha256), sha256)
+        return self._blobs["images"].get(sha256)
 
     def tokens(self, sha256: str) -> NDArray[np.int32]:
         """Token ids by the digest of their file. Raises GapbenchError where it is missing, altered
         or of another form."""
-        place = self.tokens_path(sha256)
-        return drawn.tokens_in(place, self._get(place, sha256))
+        blobs = self._blobs["tokens"]
+        return drawn.tokens_in(blobs.path(sha256), blobs.get(sha256))
 
     def latents(self, sha256: str) -> NDArray[np.float32]:
         """(channels, height, width) latents, as `tokens` gives token ids."""
-        place = self.latents_path(sha256)
-        return drawn.latents_in(place, self._get(place, sha256))
+        blobs = self._blobs["latents"]
+        return drawn.latents_in(blobs.path(sha256), blobs.get(sha256))
 
     def image_path(self, sha256: str) -> Path:
-        return self._place("images", ".png", sha256)
-
-    def tokens_path(self, sha256: str) -> Path:
-        return self._place("tokens", ".npy", sha256)
-
-    def latents_path(self, sha256: str) -> Path:
-        return self._place("latents", ".safetensors", sha256)
-
-    def places(self, of: Generation) -> list[Path]:
-        """The files of an image: its pixels, tokens and latents."""
-        more = ((self.tokens_path, of.tokens), (self.latents_path, of.latents))
-        return [self.image_path(of.image), *(path(digest) for path, digest in more if digest)]
+        """Where an image has a file of its own, unless it is packed."""
+        return self._blobs["images"].path(sha256)
 
     def note_speed(self, fingerprint: str, rows: int, seconds: float) -> None:
         """Add to the rows that a model or a judge worked off, and the seconds that they took."""
@@ -278,62 +302,24 @@ class RunFolder:
     def read(self, name: str) -> Any:
         return read_object(self.path / name)
 
-    def _place(self, kind: str, suffix: str, sha256: str) -> Path:
-        if not _SHA.fullmatch(sha256):
-            raise GapbenchError(f"{self.path}: {sha256!r} is no sha256; the records were edited")
-        return self.path / kind / sha256[:2] / (sha256 + suffix)
-
-    def _add(self, kind: str, suffix: str, data: bytes) -> str:
-        sha256 = hashlib.sha256(data).hexdigest()
-        place = self._place(kind, suffix, sha256)
-        if not place.exists():
-            with saying_how_to_resume(self.path):
-                place.parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(place, data)
-        return sha256
-
-    def _get(self, place: Path, sha256: str) -> bytes:
-        try:
-            data = place.read_bytes()
-        except OSError as error:
-            raise GapbenchError(
-                f"{place} is missing; run the same command again to make it anew"
-            ) from error
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise GapbenchError(
-                f"{place} was altered (its sha256 is not its name); delete it and run the same "
-                "command again"
-            )
-        return data
-
-    def _read(self, kind: type[R]) -> list[R]:
-        """The records of a file, which is read again only where it changed."""
-        file = self.path / _FILES[kind]
-        there = file.stat() if file.exists() else None
-        state = (there.st_size, there.st_mtime_ns) if there else (0, 0)
-        if kind not in self._known or self._known[kind][0] != state:
-            self._known[kind] = (state, list(self.each(kind)))
-        return self._known[kind][1]
-
     def each(self, kind: type[R]) -> Iterator[R]:
         """The records of a kind as they stand in their file, one at a time."""
-        names = {field.name for field in fields(kind)}
+        return self._lines[kind].each()
 
-        def record(raw: Any) -> R:
-            values = without_checksum(raw)
-            if not isinstance(values, dict):
-                raise ValueError("it is no JSON object")
-            if set(values) | _LATER != names | _LATER:
-                raise ValueError(f"keys {sorted(set(values) ^ names)} are missing or unknown")
-            if values.get("verdict") not in (0, 1, None):
-                raise ValueError(f"the verdict is {values['verdict']}, not 1 or 0")
-            try:
-                read: R = _RECORDS[kind].validate_json(json.dumps(values), strict=True)
-            except ValidationError as error:
-                raise ValueError(explain(error)) from error
-            return read
+    def _add(self, kind: str, files: Sequence[bytes | None]) -> list[str | None]:
+        with saying_how_to_resume(self.path):
+            digests = iter(self._blobs[kind].add([data for data in files if data is not None]))
+        return [None if data is None else next(digests) for data in files]
 
-        return read_lines(self.path / _FILES[kind], record)
+
+def _unfinished(folder: Path, depth: int = 2) -> Iterator[Path]:
+    """Parts of files and folders in a folder, which may have a million others two folders down."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith(".part"):
+                yield Path(entry.path)
+            elif depth and entry.is_dir(follow_symlinks=False):
+                yield from _unfinished(Path(entry.path), depth - 1)
 
 
 def recorded_speeds(folder: Path) -> dict[str, Any]:
@@ -353,7 +339,9 @@ def worked_off(speeds: dict[str, Any], fingerprint: str) -> tuple[int, float]:
 
 def _valid(value: Any) -> Any:
     """A text of somebody's adapter without half surrogate pairs, which could not be read back."""
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+    if not isinstance(value, str) or value.isascii():
+        return value
+    return value.encode("utf-8", "backslashreplace").decode()
 
 
 def folder_for(
@@ -379,12 +367,6 @@ def folder_for(
     part = shard and f"shard{shard.number}of{shard.of}"
     parts = (name[:_LONGEST_NAME], more[:_LONGEST], part, digest[:8])
     return plain.with_name("-".join(filter(None, parts)))
-
-
-def on_all_cores(call: Callable[[T], U], items: Sequence[T]) -> list[U]:
-    """What `call` gives for each item, in order, from as many threads as there are cores."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(call, items))
 
 
 @contextmanager

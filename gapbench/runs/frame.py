@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final
 
 from gapbench.judges.lists import geometric
 from gapbench.runs.plan import Item
-from gapbench.tasks.content import cluster
 from gapbench.types import Answer, Scale
 
 if TYPE_CHECKING:
@@ -52,6 +51,7 @@ def undecided_in_words(frame: pd.DataFrame) -> str:
 
 def row(
     item: Item,
+    cluster: str,
     image: str | None,
     own: Answer | None,
     outside: Answer | None,
@@ -60,10 +60,10 @@ def row(
     scale: Scale,
     partner: Answer | None,
 ) -> dict[str, object]:
-    """A planned image in the columns of `Run.frame`: what the model itself and the outside judge
-    named `judge`, whose scores are of `scale`, said of it, and of it held against the item's
-    partner the model (`mismatched`) and that judge (`partner`); None where no verdict was made. A
-    pair that the judge accepts is not mismatched and counts nowhere."""
+    """A planned image, of a cluster, in the columns of `Run.frame`: what the model itself and the
+    outside judge named `judge`, whose scores are of `scale`, said of it, and of it held against the
+    item's partner the model (`mismatched`) and that judge (`partner`); None where no verdict was
+    made. A pair that the judge accepts is not mismatched and counts nowhere."""
     fits = partner is not None and partner.verdict == 1
     said = "verdict" if outside and outside.score is None else "score"
     return {
@@ -71,7 +71,7 @@ def row(
         "category": item.prompt.category,
         "tier": item.prompt.tier,
         "prompt": item.prompt.id,
-        "cluster": cluster(item.prompt),
+        "cluster": cluster,
         "text": item.prompt.text,
         "sample": item.sample,
         "seed": item.seed,

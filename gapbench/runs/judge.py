@@ -5,14 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
+from gapbench.engines import make_engine
+from gapbench.engines.base import Engine, Source
 from gapbench.files import with_checksum
 from gapbench.judges import load_judge
 from gapbench.judges.base import Judge
 from gapbench.judges.own import NAMES
 from gapbench.judges.parts import PartsJudge
-from gapbench.runs.flow import judge_images, note_served
 from gapbench.runs.folder import RunFolder, folder_for
 from gapbench.runs.listing import RESULTS, find_run
 from gapbench.runs.merge import add, add_labels
@@ -21,8 +24,9 @@ from gapbench.runs.plan import Plan
 from gapbench.runs.results import results
 from gapbench.runs.run import FAILURES, Run
 from gapbench.runs.settings import Part, Progress, Shard, silent
+from gapbench.runs.stages import judge_images, note_served
 from gapbench.runs.whole import joined, parts_of, stored_plan, whole
-from gapbench.types import GapbenchError, Generation, Refusal, Verdict, counted
+from gapbench.types import GapbenchError, Generation, Prompt, Refusal, Verdict, counted
 
 
 def judge_run(
@@ -32,6 +36,8 @@ def judge_run(
     out: Path | None = None,
     device: str = "auto",
     progress: Progress = silent,
+    workers: int | Literal["all"] = 1,
+    ray_address: str | None = None,
 ) -> Run:
     """Let outside judges (as `--judge` takes them) judge all images of a run (as `find_run` takes
     it) that are there, and keep the verdicts in its folder.
@@ -39,11 +45,16 @@ def judge_run(
     With a `shard` those of its prompts, which are those of `gapbench run --shard`, in a run folder
     of its own under `out` (by default beside the run), which has all that the run has of these
     prompts. The run is then only read. `merge` joins the shards; with the run's folder, there.
+    `workers` processes with a copy of each judge in turn, by Ray (at `ray_address`).
     The same call again judges what is missing. Raises GapbenchError, before anything is written,
     for judges that cannot judge the run's prompts, or a shard of a run that is a shard.
     """
     source = RunFolder.open(find_run(run))
     loaded = [load_judge(spec, device) for spec in judges]
+    sources = [
+        Source(judge, partial(load_judge, spec), device)
+        for judge, spec in zip(loaded, judges, strict=True)
+    ]
     if len({judge.name for judge in loaded}) < len(loaded):
         raise GapbenchError(f"--judge {','.join(judges)}: two of these are the same judge")
     if out is not None and shard is None:
@@ -61,6 +72,8 @@ def judge_run(
                 plan = joined(plan, replace(part, shard=None))
     for part in parts_of(plan):
         plan = joined(plan, _asking(part, loaded))
+    copied = next((each for each in sources if each.here.gpus is not None), sources[0])
+    engine = make_engine(None, workers, ray_address, copied)
     for judge in loaded:
         bring_judge(judge)
     folder = source
@@ -69,12 +82,21 @@ def judge_run(
         plan = replace(parts[-1], earlier=parts[:-1])
         about = {k: v for k, v in meta.items() if k not in ("format", "model", "identity")}
         folder = RunFolder.create(place.parent, *made[:2], about, made[2], shard)
-    with folder.lock():
-        return _work(source, folder, plan, loaded, progress)
+    try:
+        with folder.lock():
+            pairs = [*zip(loaded, sources, strict=True)]
+            return _work(source, folder, plan, engine, pairs, progress)
+    finally:
+        engine.close()
 
 
 def _work(
-    source: RunFolder, folder: RunFolder, plan: Plan, judges: Sequence[Judge], progress: Progress
+    source: RunFolder,
+    folder: RunFolder,
+    plan: Plan,
+    engine: Engine,
+    judges: Sequence[tuple[Judge, Source]],
+    progress: Progress,
 ) -> Run:
     """Ask judges about the images of a locked folder, which first takes what is the plan's of
     `source`, where that is another."""
@@ -82,26 +104,28 @@ def _work(
     folder.write("plan.json", with_checksum(asdict(plan)))
     run = Run(folder, whole(plan, Part()))
     if source is not folder:
-        _take(source, folder, {item.prompt.text for item in run.plan.items()})
+        _take(source, folder, {item.prompt.text for item in run.items})
     drawn = folder.generations()
-    there = [item for item in run.plan.items() if (item.prompt.text, item.seed) in drawn]
+    found = ((item, drawn.get((item.prompt.text, item.seed))) for item in run.items)
+    there = [(item, generation.image) for item, generation in found if generation]
     failures: dict[str, Mapping[str, int]] = {}
-    for judge in judges:
-        stage = f"verdicts of {judge.name}"
-        asked = [
-            (prompt, drawn[item.prompt.text, item.seed].image)
-            for item in there
-            for prompt in item.asked(judge.name)
-        ]
-        if failed := judge_images(stage, judge, folder, asked, "auto", progress):
-            failures[stage] = failed
-        if parted := [item for item in there if judge.name in item.answers]:
-            stage = f"answers of {judge.name}"
-            pairs = [(i.prompt, drawn[i.prompt.text, i.seed].image) for i in parted]
-            if failed := judge_images(stage, PartsJudge(judge), folder, pairs, "auto", progress):
-                failures[stage] = failed
+    for judge, of in judges:
+        asked = [(prompt, image) for item, image in there for prompt in item.asked(judge.name)]
+        parted = [(item.prompt, image) for item, image in there if judge.name in item.answers]
+        stages: list[tuple[str, Judge, list[tuple[Prompt, str]]]]
+        stages = [(f"verdicts of {judge.name}", judge, asked)]
+        if parted:
+            stages.append((f"answers of {judge.name}", PartsJudge(judge), parted))
+        try:
+            for stage, asking, pairs in stages:
+                where = engine, of
+                if failed := judge_images(
+                    stage, asking, folder, pairs, "auto", progress, where=where
+                ):
+                    failures[stage] = failed
+        finally:
+            engine.release(of)
         note_served(folder, f"judge {judge.name}", judge)
-        judge.release()
     if failures or (folder.path / FAILURES).exists():
         folder.write(FAILURES, failures)
     folder.write(RESULTS, results(run))
@@ -151,6 +175,8 @@ def _asking(part: Plan, judges: Sequence[Judge]) -> Plan:
 def _take(source: RunFolder, folder: RunFolder, texts: set[str]) -> None:
     """Let a folder have what another has of some prompts: images by links, their verdicts, labels
     of people."""
+    if source.packed:
+        folder.pack()
     add(folder, [source], Generation, lambda generation: generation.prompt in texts)
     add(folder, [source], Refusal, lambda refusal: refusal.prompt in texts)
     images = {generation.image for generation in folder.each(Generation)}

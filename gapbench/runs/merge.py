@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -11,10 +10,11 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final
 
-from gapbench.files import checksum, read_lines, with_checksum, write_atomic
-from gapbench.runs.folder import R, RunFolder, folder_for, saying_how_to_resume
+from gapbench.files import checksum, read_lines, with_checksum
+from gapbench.runs.folder import RunFolder, folder_for, saying_how_to_resume
 from gapbench.runs.listing import RESULTS, find_run
 from gapbench.runs.plan import Plan
+from gapbench.runs.records import R
 from gapbench.runs.results import results
 from gapbench.runs.run import LABELS, Run
 from gapbench.runs.settings import Part, Shard
@@ -49,6 +49,8 @@ def merge(runs: Sequence[str | Path], out: str | Path = "runs") -> Run:
     about = {k: v for k, v in meta.items() if k not in ("format", "model", "identity")}
     folder = RunFolder.create(out, meta["model"], meta["identity"], about, changed)
     with folder.lock(), saying_how_to_resume(path):
+        if any(source.packed for source in sources):
+            folder.pack()
         plan = plans[0]
         for each in plans[1:]:
             plan = joined(plan, each)
@@ -137,27 +139,13 @@ def add(
         records = filter(wanted, source.each(kind))
         while batch := list(islice(records, _BATCH)):
             new = {number: r for r in batch if (number := _number(r)) not in there}
-            for record in new.values():
-                if isinstance(record, Generation):
-                    for pair in zip(source.places(record), folder.places(record), strict=True):
-                        link(*pair)
+            folder.take(source, new.values())
             folder.append(new.values())
             there.update(new)
 
 
 def _number(record: Generation | Refusal | Verdict) -> int:
     return int(checksum(asdict(record)), 16)
-
-
-def link(file: Path, place: Path) -> None:
-    """Let a file be at another place too; one that is missing stays so, and `show` tells it."""
-    if place.exists() or not file.exists():
-        return
-    place.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(file, place)
-    except OSError:  # another file system, or one without links
-        write_atomic(place, file.read_bytes())
 
 
 def add_labels(folder: RunFolder, sources: Sequence[RunFolder]) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice, zip_longest
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
 from pydantic import ConfigDict, TypeAdapter
 
@@ -24,15 +24,17 @@ from gapbench.models.base import Model, misdescribed, require
 from gapbench.models.images import ImagesModel
 from gapbench.runs.chosen import selected_prompts
 from gapbench.runs.folder import folder_for
+from gapbench.runs.seeds import seeds_of
 from gapbench.runs.settings import RunSettings, Shard
 from gapbench.tasks.content import Difficulty, partners
 from gapbench.tasks.spec import Overalls
-from gapbench.types import GapbenchError, Prompt, Refusal, Scale, counted
+from gapbench.types import GapbenchError, Prompt, Scale, counted
 
 PAIRS: Final[dict[Difficulty, str]] = {
     "far": "the other prompt shares as few content words as possible",
     "near": "the other prompt differs in as few content words as possible",
 }
+NOTHING: Final[dict[str, str]] = {}
 MOST_SAMPLES: Final = 100_000
 """Images of a prompt that a plan which was read may have."""
 
@@ -133,25 +135,51 @@ class Plan:
 
     def items(self) -> list[Item]:
         """Every planned image, prompt by prompt; of a shard, those of its prompts."""
-        every, items, mine = [*self.prompts, *self.others], list[Item](), self._texts()
-        for index, prompt in enumerate(self.prompts):
+        items = list[Item]()
+        for prompt, asks, partner, of_pair in self.asked():
+            seeds = seeds_of(self.seed, prompt.text, range(self.samples[prompt.task]))
+            own = bool(self.own)
+            answers = self.answering(prompt, asks)
+            images = [
+                Item(prompt, k, seed, asks, None, NOTHING, own, answers)
+                for k, seed in enumerate(seeds)
+            ]
+            if partner:
+                images[0] = images[0]._replace(partner=partner, partner_asks=of_pair)
+            items += images
+        return items
+
+    def asked(self) -> Iterator[tuple[Prompt, dict[str, str], Prompt | None, dict[str, str]]]:
+        """The prompts, of a shard its own; what judges are asked of each; and its partner and what
+        they are asked of that, if its first image makes a mismatched pair."""
+        every, mine = [*self.prompts, *self.others], self._texts()
+        of_pairs = self.partner_asks or [NOTHING] * len(self.prompts)
+        for prompt, asks, place, of_pair in zip(
+            self.prompts, self.asks, self.partner, of_pairs, strict=True
+        ):
             if prompt.text not in mine:
                 continue
-            asks, answers = self.asks[index], tuple[str, ...]()
-            if self.by_parts and has_parts(prompt):
-                answers = tuple(name for name in self.by_parts if name in asks)
-            for sample in range(self.samples[prompt.task]):
-                seed, place = seed_of(self.seed, prompt.text, sample), self.partner[index]
-                item = Item(prompt, sample, seed, asks, None, {}, bool(self.own), answers)
-                if place is not None and not sample and self.own:
-                    other = self.partner_asks[index] if self.partner_asks else {}
-                    item = replace(item, partner=every[place], partner_asks=other)
-                items.append(item)
-        return items
+            if place is None or not self.own:
+                yield prompt, asks, None, NOTHING
+            else:
+                yield prompt, asks, every[place], of_pair
+
+    def answering(self, prompt: Prompt, asks: Mapping[str, str]) -> tuple[str, ...]:
+        """Which of a prompt's judges answer its questions by parts of its requirement."""
+        if not self.by_parts or not has_parts(prompt):
+            return ()
+        return tuple(name for name in self.by_parts if name in asks)
+
+    def n_images(self) -> int:
+        """How many images are planned: prompts of one text share theirs."""
+        most = Counter[str]()
+        for prompt, *_ in self.asked():
+            most[prompt.text] = max(most[prompt.text], self.samples[prompt.task])
+        return most.total()
 
     def n_prompts(self) -> int:
         """How many prompts have images that are planned."""
-        return len({(item.prompt.task, item.prompt.id) for item in self.items()})
+        return len({(prompt.task, prompt.id) for prompt, *_ in self.asked()})
 
     def _texts(self) -> set[str]:
         """The texts of the shard's prompts, every n-th of them in the categories' order, so that
@@ -162,8 +190,7 @@ class Plan:
         return set(islice(texts, number - 1, None, count))
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """One planned image; `partner` is the prompt it is also held against, as a mismatched pair
     (first samples only: one pair a prompt carries the rate), and `partner_asks` what each of
     its judges is asked about that pair. `own` is whether the model judges it, and `answers` names
@@ -306,32 +333,6 @@ def _changed(settings: RunSettings, model: Model) -> dict[str, object]:
         if key not in usual.recipe or model.recipe[key] != usual.recipe[key]
     }
     return changed | ({} if model.dtype == usual.dtype else {"dtype": model.dtype})
-
-
-def seed_of(run_seed: int, text: str, sample: int) -> int:
-    """The seed of a prompt's k-th image: equal prompts get equal images, in any task or order."""
-    digest = hashlib.sha256(json.dumps([run_seed, text, sample]).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def missing_items(items: Iterable[Item], drawn: Container[tuple[str, int]]) -> list[Item]:
-    """The items whose image is not drawn yet, each (prompt text, seed) once."""
-    missing: dict[tuple[str, int], Item] = {}
-    for item in items:
-        key = (item.prompt.text, item.seed)
-        if key not in drawn:
-            missing.setdefault(key, item)
-    return list(missing.values())
-
-
-def refusals(model: Model, items: Sequence[Item]) -> dict[tuple[str, int], Refusal]:
-    """(prompt text, seed) -> Refusal, of the items whose prompt the model says it cannot draw."""
-    reasons = {text: model.refuses(text) for text in dict.fromkeys(i.prompt.text for i in items)}
-    return {
-        (i.prompt.text, i.seed): Refusal(prompt=i.prompt.text, seed=i.seed, reason=reason)
-        for i in items
-        if (reason := reasons[i.prompt.text])
-    }
 
 
 def limited(of_task: Sequence[Prompt], limit: int | None) -> list[Prompt]:

@@ -17,7 +17,7 @@ def results(run: Run) -> dict[str, Any]:
     """What results.json holds of a run (docs/results.md)."""
     meta, plan, stages = run.folder.meta, run.plan, run.stages()
     about, versions = meta.get("model_about", {}), meta.get("versions", {})
-    drawn, items = run.folder.generations(), plan.items()
+    drawn, items = run.folder.generations(), run.items
     places: dict[str, dict[str, dict[str, Any]]] = {"results": {}, "groups": {}}
     for judge in run.judges() or ["none"]:
         for rate in run.rates(None if judge == "none" else judge):

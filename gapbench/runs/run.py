@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import combinations
@@ -17,9 +17,10 @@ from gapbench.models.base import PAIR
 from gapbench.runs.folder import RunFolder
 from gapbench.runs.frame import ByJudge, majority, majority_of, row
 from gapbench.runs.listing import find_run
-from gapbench.runs.plan import Plan
+from gapbench.runs.plan import Item, Plan
 from gapbench.runs.settings import Part
 from gapbench.runs.whole import stored_plan, whole
+from gapbench.tasks.content import cluster
 from gapbench.types import SHARE, Answer, GapbenchError, Rates, Verdict, counted
 
 if TYPE_CHECKING:
@@ -47,6 +48,11 @@ class Run:
     @property
     def path(self) -> Path:
         return self.folder.path
+
+    @cached_property
+    def items(self) -> list[Item]:
+        """Every planned image."""
+        return self.plan.items()
 
     @property
     def name(self) -> str:
@@ -125,7 +131,7 @@ class Run:
         and how many are planned. Images that the model refused are not planned, and verdicts are
         those on images that are there."""
         plan, drawn, verdicts = self.plan, self.folder.generations(), self.folder.verdicts()
-        refused, items = self.folder.refusals(), plan.items()
+        refused, items = self.folder.refusals(), self.items
         keys = [(item.prompt.text, item.seed) for item in items]
         images = [drawn[key].image if key in drawn else None for key in keys]
         planned = sum(key in drawn or key not in refused for key in keys)
@@ -145,7 +151,8 @@ class Run:
                 answers = wanted.setdefault(f"answers of {judge}", set())
                 answers.add((image, asked(questions(item.prompt)), plan.judges[judge]))
         return stages | {
-            stage: (len(keys & verdicts.keys()), len(keys)) for stage, keys in wanted.items()
+            stage: (sum(key in verdicts for key in keys), len(keys))
+            for stage, keys in wanted.items()
         }
 
     @cached_property
@@ -156,7 +163,7 @@ class Run:
     def unfinished_for(self, judges: Sequence[str] = ()) -> str:
         """As `unfinished`, of what figures against these outside judges need, by default against
         each task's first: another judge may still be at work."""
-        first = {next(iter(item.asks), "") for item in self.plan.items()}
+        first = {next(iter(item.asks), "") for item in self.items}
         kinds = ("verdicts", "answers")
         concerned = {f"{kind} of {name}" for kind in kinds for name in judges or first}
         others = {f"{kind} of {name}" for kind in kinds for name in self.plan.judges} - concerned
@@ -165,8 +172,11 @@ class Run:
     def refused(self) -> dict[str, int]:
         """Reason -> how many of the planned images the model refused to draw for it."""
         drawn, refusals = self.folder.generations(), self.folder.refusals()
-        planned = {(item.prompt.text, item.seed) for item in self.plan.items()}
-        reasons = [refusals[key].reason for key in sorted(planned & set(refusals) - set(drawn))]
+        if not refusals:
+            return {}
+        planned = {(item.prompt.text, item.seed) for item in self.items}
+        keys = [key for key in refusals if key in planned and key not in drawn]
+        reasons = [refusals[key].reason for key in sorted(keys)]
         return dict(Counter(reasons))
 
     def notes(self) -> list[str]:
@@ -174,7 +184,7 @@ class Run:
         notes, refused = self.plan.notes(), self.refused()
         if refused:
             notes.append(
-                f"WARNING: {counted(sum(refused.values()), 'image')} of {len(self.plan.items())} "
+                f"WARNING: {counted(sum(refused.values()), 'image')} of {len(self.items)} "
                 f"refused by the model are left out: {_by_reason(refused)}; --retry-refused asks "
                 "again."
             )
@@ -268,8 +278,10 @@ class Run:
         drawn, verdicts = self.folder.generations(), self.folder.verdicts()
         fingerprint = self.plan.own_fingerprint
         who: str | None
-        rows = []
-        for item in self.plan.items():
+        columns, of = defaultdict[str, list[object]](list), None
+        for item in self.items:
+            if item.prompt is not of:  # its images stand side by side
+                of, named_after = item.prompt, cluster(item.prompt)
             generation = drawn.get((item.prompt.text, item.seed))
             if generation is None:
                 continue
@@ -301,8 +313,10 @@ class Run:
                 who = next(iter(answers), None)
                 outside, partner = next(iter(answers.values()), None), next(iter(partners), None)
                 scale = SHARE if who is None else self.plan.scales.get(who, SHARE)
-            rows.append(row(item, image, own, outside, mismatched, who, scale, partner))
-        return pd.DataFrame(rows)
+            made = row(item, named_after, image, own, outside, mismatched, who, scale, partner)
+            for column, value in made.items():
+                columns[column].append(value)
+        return pd.DataFrame(columns)
 
     def rates(self, judge: ByJudge = None) -> list[Rates]:
         """The figures of METRICS, per category, task, tier and overall, then the overall figures as

@@ -152,6 +152,8 @@ Judges = Annotated[Sequence[str] | None, Option("--judge", parser=names, show_de
 Device = Annotated[str, Option(parser=device_name, help="Where the model runs: auto, cpu, cuda, cuda:1 or mps.")]
 Dtype = Annotated[Literal["auto", "float64", "float32", "bfloat16", "float16"], Option(help="Data type of the model's weights and computation.")]
 Limit = Annotated[int | None, Option(min=1, max=1_000_000, show_default="all", help="Use at most this many prompts of each task, spread evenly over its categories.")]
+Workers = Annotated[int | Literal["all"], Option(min=1, help="Number of processes, each with its own copy of the model, then of each judge, on the GPUs of this machine or of a Ray cluster; all: as many as there is room for. Does not change results.")]
+RayAddress = Annotated[str | None, Option(parser=ray_address, metavar="auto|HOST:PORT", show_default="Ray is started on this machine, for this command", help="The Ray cluster to use: auto (the one that this machine belongs to), or its head's HOST:PORT.")]
 InShards = Annotated[Shard | None, Option(parser=shard, metavar="K/N", show_default="all", help="Only the K-th of N equal parts of the prompts, in a run folder of its own, which `gapbench merge` joins with the others. Does not change results.")]
 Offline = Annotated[bool, Option("--offline", help="Do not use the network.")]
 MODEL = "The model: a name (see `gapbench models`), a checkpoint folder, diffusers:OWNER/NAME, images:FOLDER, server:URL#MODEL, ./my.py:Class, or my_package.module:Class."
@@ -185,10 +187,11 @@ class RunSettings:
     verdict: Annotated[Literal["logits", "text", "questions", "none"] | None, Option("--verdict", "--own", show_default="logits; text for a model that only writes", help="How the model judges its own images: logits (probabilities of the two answers), text (the text that it writes), questions (its answer to each question of the prompt's list, or of what the prompt requires), or none.")] = None
     mismatched: Annotated[Difficulty, Option(help="The other prompt of a mismatched pair: far (shares as few content words as possible) or near (differs in as few).")] = "far"
     batch_size: Annotated[int | Literal["auto"], Option(min=1, help="Images per batch; auto increases it while a batch fits into memory and takes under ten seconds. Does not change results.")] = "auto"
-    workers: Annotated[int | Literal["all"], Option(min=1, help="Number of processes, each with its own copy of the model, then of each judge, on the GPUs of this machine or of a Ray cluster; all: as many as there is room for. Does not change results.")] = 1
+    workers: Workers = 1
     engine: Annotated[Literal["local", "ray"] | None, Option(show_default="local; ray with --workers or --ray-address", help="What computes the batches: local (this process) or ray (processes of Ray). Does not change results.")] = None
-    ray_address: Annotated[str | None, Option(parser=ray_address, metavar="auto|HOST:PORT", show_default="Ray is started on this machine, for this command", help="The Ray cluster to use: auto (the one that this machine belongs to), or its head's HOST:PORT.")] = None
+    ray_address: RayAddress = None
     shard: InShards = None
+    pack_images: Annotated[bool, Option("--pack-images", help="Put images, and their tokens and latents, into a few tar files instead of a file each, for file systems that are slow with many files. A run that has begun so goes on so. Does not change results.")] = False
     strict: Annotated[bool, Option("--strict", help="Stop with an error instead of skipping a task.")] = False
     retry_refused: Annotated[bool, Option("--retry-refused", help="Ask again for images that the model refused to draw, and for verdicts that were abstentions.")] = False
     seed: Annotated[int, Option(min=0, help="Seed of the run. Another seed starts a separate run.")] = 0

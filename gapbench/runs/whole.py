@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -41,12 +42,11 @@ class Whole(Plan):
                     continue
                 if self.most is not None and sample >= self.most:
                     continue
-                item = replace(item, own=own)
+                item = item._replace(own=own)
                 if not pairs:
-                    item = replace(item, partner=None, partner_asks={})
+                    item = item._replace(partner=None, partner_asks={})
                 if old := merged.get(key):
-                    item = replace(
-                        item,
+                    item = item._replace(
                         asks={**old.asks, **item.asks},
                         partner=item.partner or old.partner,
                         partner_asks={**old.partner_asks, **item.partner_asks},
@@ -61,9 +61,12 @@ class Whole(Plan):
 def joined(earlier: Plan | None, new: Plan) -> Plan:
     """What a folder keeps once a command asked for `new`: it and the plans of earlier commands, of
     which those that ask for nothing else are dropped."""
-    parts, asked = parts_of(earlier) if earlier else [], _asked(new)
-    if any(asked <= _asked(part) for part in parts):
-        return earlier or new
+    parts = parts_of(earlier) if earlier else []
+    if earlier and new in parts:
+        return earlier
+    asked = _asked(new)
+    if earlier and any(asked <= _asked(part) for part in parts):
+        return earlier
     covered = [_asked(part) <= asked for part in parts]
     place = covered.index(True) if any(covered) else len(parts)
     kept = [part for part, drop in zip(parts, covered, strict=True) if not drop]
@@ -175,17 +178,22 @@ def _selected(prompts: Sequence[Prompt], tasks: Sequence[str] | None) -> list[Pr
     return [prompt for prompt in prompts if (prompt.task, prompt.id) in kept]
 
 
-def _asked(plan: Plan) -> set[tuple[object, ...]]:
-    """All that a plan asks for: images, and verdicts on them."""
-    asked = set[tuple[object, ...]]()
-    for item in plan.items():
-        prompt = item.prompt
-        image = (prompt.task, plan.tasks[prompt.task], prompt.id, prompt.text, item.seed)
-        asked.add(image)
-        pair = (item.partner.question, plan.mismatched) if item.partner else None
+def _asked(plan: Plan) -> Counter[tuple[object, ...]]:
+    """All that a plan asks for: images of a prompt and verdicts on them, and of how many images."""
+    asked = Counter[tuple[object, ...]]()
+    for prompt, asks, partner, of_pair in plan.asked():
+        image = (prompt.task, plan.tasks[prompt.task], prompt.id, prompt.text, plan.seed)
+        asked[image] = count = plan.samples[prompt.task]
+        for judge, question in asks.items():
+            asked[*image, judge, question, plan.judges[judge]] = count
+        for judge, question in of_pair.items():
+            key = (*image, judge, question, plan.judges[judge])
+            asked[key] = max(asked[key], 1)
         if plan.own:
-            asked.add((*image, plan.own_question(prompt), pair, plan.own_fingerprint))
-        asked |= {(*image, "questions", judge, plan.judges[judge]) for judge in item.answers}
-        for judge, question in (*item.asks.items(), *item.partner_asks.items()):
-            asked.add((*image, judge, question, plan.judges[judge]))
+            pair = (partner.question, plan.mismatched) if partner else None
+            own = (*image, plan.own_question(prompt), plan.own_fingerprint)
+            asked[*own, "the first", pair] = 1
+            asked[*own, "others"] = count - 1
+        for judge in plan.answering(prompt, asks):
+            asked[*image, "questions", judge, plan.judges[judge]] = count
     return asked

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from random import Random
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from gapbench.types import Prompt
 
+T = TypeVar("T")
 Difficulty = Literal["far", "near"]
 INVERSE: Final = {"right of": "left of", "below": "above"}
 MOST: Final = 1000
@@ -67,17 +69,38 @@ def partners(
     # By text, so that neither the order of the file nor the ids change a choice.
     listed = sorted(category, key=lambda other: other.text)
     known = [(other, _asked(other), _facts(other)) for other in listed]
+    of = {id(each[0]): each for each in known}
     chosen: list[Prompt | None] = []
     for prompt in prompts:
-        asked, facts = _asked(prompt), _facts(prompt)
+        _, asked, facts = of.get(id(prompt)) or (prompt, _asked(prompt), _facts(prompt))
         stream = Random(f"{seed} {prompt.task} {prompt.text}")  # noqa: S311 (no secret)
         best, least = None, float("inf")
-        for other, theirs, their_facts in stream.sample(known, min(len(known), MOST)):
+        for other, theirs, their_facts in _sampled(stream, known, min(len(known), MOST)):
             apart = facts & their_facts if difficulty == "far" else facts ^ their_facts
             if len(apart) < least and not (asked <= theirs or asked >= theirs):
                 best, least = other, len(apart)
+            if not least:
+                break
         chosen.append(best)
     return chosen
+
+
+def _sampled(stream: Random, of: Sequence[T], count: int) -> Iterator[T]:
+    """What `stream.sample(of, count)` gives, one at a time: the first few are mostly enough."""
+    left = len(of)
+    # As sample does it: few of many are drawn until they differ, of others none is left in place.
+    if left > 21 + (4 ** math.ceil(math.log(3 * count, 4)) if count > 5 else 0):
+        taken = set[int]()
+        while len(taken) < count:
+            if (place := stream.randrange(left)) not in taken:
+                taken.add(place)
+                yield of[place]
+        return
+    moved = dict[int, int]()
+    for last in range(left - 1, left - 1 - count, -1):
+        place = stream.randrange(last + 1)
+        yield of[moved.get(place, place)]
+        moved[place] = moved.get(last, last)
 
 
 def _things(requirement: Mapping[str, Any]) -> list[str] | None:

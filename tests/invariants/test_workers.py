@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from gapbench.engines.cluster import need, room
 from gapbench.judges import load_judge
 from gapbench.models.base import Model
 from gapbench.models.checkpoint import versions
+from gapbench.runs.away import Away
 from gapbench.runs.estimate import estimate
+from gapbench.runs.judge import judge_run
 from gapbench.runs.plan import prepare
 from gapbench.runs.run import Run
 from gapbench.runs.settings import RunSettings
@@ -84,6 +87,14 @@ class Bright:
             file.write(f"{{os.getpid()}} {{len(images)}}\\n")
         return [Answer(verdict=int(np.asarray(image).mean() > 127)) for image in images]
 """
+
+
+BOTH = """any(
+                len({line.split()[0] for line in (HERE / "calls").read_text().splitlines()}) > 1
+                or time.sleep(0.01)
+                for _ in range(6000)
+            )"""
+"""What a toy waits for as it draws: that both workers have begun, or a minute."""
 
 
 @pytest.fixture(scope="module")
@@ -162,9 +173,10 @@ def test_two_workers_give_the_records_of_this_process(cluster: Cluster, tmp_path
 def test_model_and_judge_work_in_the_workers(
     toy: Callable[..., str], run: Callable[..., Run], tmp_path: Path
 ) -> None:
-    file = toy()
+    file = toy(draw=BOTH)
     (tmp_path / "check").touch()
     found = run(file, limit=10)
+    (tmp_path / "mended").touch()
     drew, judged = ({pid for pid, _ in calls(tmp_path, name)} for name in ("calls", "judged"))
     assert len(drew) == 2
     assert os.getpid() not in drew | judged
@@ -191,6 +203,44 @@ def wait(ready: Callable[[], object], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
+def test_a_judge_works_in_workers_on_a_run_that_is_there(
+    cluster: Cluster, toy: Callable[..., str], run: Callable[..., Run], tmp_path: Path
+) -> None:
+    file = toy()
+    plain = run(file, workers=None, limit=10, judges=[])
+    wanted = run(file, workers=None, limit=10, out=tmp_path / "wanted")
+    (tmp_path / "judged").unlink()
+    judges = [f"{file}:Bright", "pixel"]
+    given: dict[str, Any] = {"workers": 2, "ray_address": cluster.address}
+    found = judge_run(plain.path, judges[:1], **given)
+    same(found, wanted)
+    judged = {pid for pid, _ in calls(tmp_path, "judged")}
+    assert os.getpid() not in judged
+    for pid in judged:  # none is left over
+        wait(lambda pid=pid: not runs(pid))
+    both = judge_run(plain.path, judges, **given)  # one has no weights, and stays in this process
+    assert len(both.folder.verdicts()) == len(wanted.folder.verdicts()) + 20  # pairs too
+    with pytest.raises(GapbenchError, match="--workers copies weights; pixel has none here"):
+        judge_run(plain.path, ["pixel"], workers=2)
+
+
+def test_nodes_write_their_images_or_say_that_they_cannot(
+    toy: Callable[..., str], run: Callable[..., Run], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    file = toy()
+    alone = run(file, workers=None)
+    with monkeypatch.context() as patch:
+        patch.setattr("gapbench.runs.drawn.as_png", None)  # which this process does not need
+        same(run(file), alone)
+    assert "does not see" not in caplog.text
+    seen = Away.of(alone.folder)
+    assert seen
+    monkeypatch.setattr("gapbench.runs.stages.Away.of", lambda _: replace(seen, mark=1))
+    same(run(file, out=tmp_path / "far"), alone)
+    assert caplog.text.count(f"does not see {seen.path}, so its images travel to the first") == 1
+
+
 def test_workers_that_are_killed_at_random_lose_no_record(
     toy: Callable[..., str], run: Callable[..., Run], tmp_path: Path
 ) -> None:
@@ -206,6 +256,23 @@ def test_workers_that_are_killed_at_random_lose_no_record(
     assert len({pid for pid, _ in calls(tmp_path)}) >= 4
     (tmp_path / "mended").touch()
     same(found, run(file, workers=None, limit=40))
+
+
+def test_a_killed_command_goes_on_with_other_workers(
+    cluster: Cluster, toy: Callable[..., str], run: Callable[..., Run], start: Start,
+    wait_until: Any, tmp_path: Path,
+) -> None:  # fmt: skip
+    file = toy(draw="time.sleep(0.2)")
+    process = start(
+        tmp_path, "run", "--model", f"{file}:Toy", "--judge", f"{file}:Bright", "--tasks",
+        "shapes", "--limit", "40", "--samples", "1", "--workers", "2", "--ray-address",
+        cluster.address,
+    )  # fmt: skip
+    wait_until(lambda: len(calls(tmp_path)) >= 5, process)
+    process.kill()
+    assert finish(process) == -signal.SIGKILL
+    (tmp_path / "mended").touch()
+    same(run(file, limit=40, out=tmp_path / "runs"), run(file, workers=None, limit=40))
 
 
 def test_a_node_that_joins_is_used_and_one_that_dies_is_not_missed(
@@ -302,7 +369,7 @@ def test_what_cannot_be_run_is_told_before_anything_is_written(
 
 def test_options_that_contradict_each_other() -> None:
     for words, given in (
-        ("--workers copies a model's weights", {"model": "server:http://127.0.0.1:1#model"}),
+        ("--workers copies weights; server-model has none here", {"model": "server:http://127.0.0.1:1#model"}),
         ("workers must be at least 1, not 0", {"workers": 0}),
         ("by its name", {"model": gapbench.load_model("janus-mini")}),
         ("--workers 2 needs --engine ray", {"engine": "local"}),
@@ -383,9 +450,9 @@ def test_ray_is_started_for_one_command_and_says_nothing(
     toy: Callable[..., str], cli: Callable[..., Any], tmp_path: Path
 ) -> None:
     (tmp_path / "alone.yaml").write_text("judge: []")
-    arguments = ("run", "--model", f"{toy()}:Toy", "--config", "alone.yaml", "--limit", "4",
-                 "--samples", "1", "--workers", "2", "--json")  # fmt: skip
-    done = cli(*arguments)
+    model = f"{toy(draw=BOTH)}:Toy"
+    done = cli("run", "--model", model, "--config", "alone.yaml", "--limit", "4", "--samples", "1",
+               "--workers", "2", "--json")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "ray" not in done.stderr.lower()
     assert done.stdout.startswith("[")

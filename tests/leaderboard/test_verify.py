@@ -21,7 +21,7 @@ from gapbench.leaderboard.board import markdown
 from gapbench.leaderboard.submission import CARD, RATES, VERDICTS, contents, read, schema, sha256
 from gapbench.leaderboard.submit import submit
 from gapbench.leaderboard.verify import ANSWER, check
-from gapbench.runs.plan import seed_of
+from gapbench.runs.seeds import seed_of
 from gapbench.verdict import RULES
 
 Rows = list[dict[str, Any]]

@@ -15,8 +15,9 @@ from PIL import Image
 
 from gapbench import Generation, Prompt, Verdict, open_run
 from gapbench.runs.folder import RunFolder
-from gapbench.runs.plan import Plan, seed_of
+from gapbench.runs.plan import Plan
 from gapbench.runs.run import Run
+from gapbench.runs.seeds import seed_of
 
 CLI = [sys.executable, "-c", "from gapbench.cli.main import main; main()"]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "BROWSER": "true"}

@@ -21,8 +21,9 @@ from gapbench.metrics.metric import shown_in
 from gapbench.report import tables
 from gapbench.report.sheets import COLUMNS, MOST, SIDE, write_sheets
 from gapbench.runs.folder import RunFolder
-from gapbench.runs.plan import Plan, seed_of
+from gapbench.runs.plan import Plan
 from gapbench.runs.run import Run
+from gapbench.runs.seeds import seed_of
 from gapbench.tasks.world import render
 
 RED, ORANGE, BLUE, GREEN, GREY = (

@@ -21,8 +21,9 @@ import gapbench
 from gapbench import GapbenchError, Prompt, load_model, load_task, open_run
 from gapbench.models.base import Model
 from gapbench.runs.folder import RunFolder
-from gapbench.runs.plan import Plan, prepare, seed_of
+from gapbench.runs.plan import Plan, prepare
 from gapbench.runs.run import Run
+from gapbench.runs.seeds import seed_of
 from gapbench.runs.settings import RunSettings
 from gapbench.tasks.world import unmet
 from gapbench.types import Answer

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
 from gapbench import GapbenchError, Generation, Verdict
-from gapbench.files import with_checksum, write_atomic
+from gapbench.files import line_of, write_atomic
+from gapbench.models.base import Drawing
 from gapbench.runs.folder import FORMAT, RunFolder, folder_for
 
 IDENTITY = {"model": "m", "recipe": {"guidance": 5.0}, "seed": 0}
@@ -72,6 +75,13 @@ def generation(folder: RunFolder, number: int, **more: Any) -> Generation:
     return Generation(**values | more)
 
 
+def tokens_in(folder: RunFolder, tokens: NDArray[np.int32]) -> str:
+    """Store token ids of an image; gives their digest."""
+    digest = folder.add([Drawing(Image.new("RGB", (4, 4)), tokens)])[0].tokens
+    assert digest
+    return digest
+
+
 def verdict(number: int) -> Verdict:
     return Verdict(
         image="a" * 64, question=f"{number} é 円 \n?", judge="j", fingerprint="f", verdict=1
@@ -108,7 +118,7 @@ def test_generations_come_back_as_a_dictionary_holds_them(rows: list[Any]) -> No
                 effective_prompt=effective,
                 logprob=logprob,
                 seconds=seconds,
-                tokens=folder.add_tokens(np.array([seed % 99], np.int32)) if tokens else None,
+                tokens=tokens_in(folder, np.array([seed % 99], np.int32)) if tokens else None,
             )
             twin[prompt, seed] = made
             folder.append([made])
@@ -124,8 +134,8 @@ def test_one_call_takes_very_many_records(folder: RunFolder) -> None:
 def test_images_and_tokens_come_back(folder: RunFolder) -> None:
     picture = Image.fromarray(np.arange(300, dtype=np.uint8).reshape(10, 10, 3))
     tokens = np.array([5, 0, 2**31 - 1], np.int32)
-    image, ids = folder.add_image(picture), folder.add_tokens(tokens)
-    assert (image, ids) == (folder.add_image(picture), folder.add_tokens(tokens))
+    image, ids = folder.add_image(picture), tokens_in(folder, tokens)
+    assert (image, ids) == (folder.add_image(picture), tokens_in(folder, tokens))
     np.testing.assert_array_equal(np.asarray(folder.image(image)), np.asarray(picture))
     np.testing.assert_array_equal(folder.tokens(ids), tokens)
     assert folder.image_path(image) == folder.path / "images" / image[:2] / f"{image}.png"
@@ -133,7 +143,8 @@ def test_images_and_tokens_come_back(folder: RunFolder) -> None:
 
 def test_latents_come_back_and_a_record_without_them_does_not_name_them(folder: RunFolder) -> None:
     latents = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4).transpose(0, 2, 1)
-    digest = folder.add_latents(latents)
+    [(_, _, digest)] = folder.add([Drawing(Image.new("RGB", (4, 4)), latents=latents)])
+    assert digest
     np.testing.assert_array_equal(folder.latents(digest), latents)
     folder.append([generation(folder, 1), generation(folder, 2, latents=digest)])
     without, with_ = map(json.loads, (folder.path / "generations.jsonl").read_text().splitlines())
@@ -141,14 +152,17 @@ def test_latents_come_back_and_a_record_without_them_does_not_name_them(folder: 
     assert with_["latents"] == digest
     again = RunFolder.open(folder.path)
     assert [g.latents for g in again.generations().values()] == [None, digest]
-    place = folder.latents_path(digest)
+    [place] = (folder.path / "latents").rglob(f"{digest}.safetensors")
     data = place.read_bytes()
     place.write_bytes(data[:-1] + b"x")
     with pytest.raises(GapbenchError, match="altered"):
         folder.latents(digest)
     place.unlink()
     assert [g.seed for g in again.generations().values()] == [1]
-    other = folder._add("latents", ".safetensors", b"no tensors")
+    other = sha256(b"no tensors").hexdigest()
+    place = place.parents[1] / other[:2] / f"{other}.safetensors"
+    place.parent.mkdir(exist_ok=True)
+    place.write_bytes(b"no tensors")
     with pytest.raises(GapbenchError, match="holds no latents"):
         folder.latents(other)
 
@@ -157,7 +171,7 @@ def test_many_images_are_stored_and_read_as_one_by_one(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "m", {"a": 1}, {})
     noise = np.random.default_rng(0).integers(0, 256, (12, 40, 40, 3), np.uint8)
     pictures = [Image.fromarray(noise[place % 12]) for place in range(48)]  # each four times
-    digests = folder.add_images(pictures)
+    digests = [kept.image for kept in folder.add([Drawing(picture) for picture in pictures])]
     assert digests == [folder.add_image(picture) for picture in pictures]
     assert len(set(digests)) == 12 == len(list((folder.path / "images").rglob("*.*")))
     for digest, picture in zip(digests, pictures, strict=True):
@@ -182,7 +196,7 @@ def test_a_torn_last_line_is_dropped_wherever_it_is_torn(folder: RunFolder) -> N
     folder.append(whole)
     file = folder.path / "verdicts.jsonl"
     kept = file.read_bytes()
-    line = (json.dumps(with_checksum(asdict(last))) + "\n").encode()
+    line = (line_of(asdict(last)) + "\n").encode()
     for cut in range(len(line) + 1):
         file.write_bytes(kept + line[:cut])
         wanted = [*whole, last] if cut == len(line) else whole
@@ -252,13 +266,12 @@ def test_an_edited_identity_is_found(tmp_path: Path, folder: RunFolder) -> None:
         create(tmp_path)
 
 
-def test_altered_tokens_are_found_before_more_are_drawn(folder: RunFolder) -> None:
-    tokens = folder.add_tokens(np.array([1], np.int32))
-    folder.append([generation(folder, 3, tokens=tokens)])
+def test_altered_tokens_are_found_when_they_are_read(folder: RunFolder) -> None:
+    tokens = tokens_in(folder, np.array([1], np.int32))
     [place] = (folder.path / "tokens").rglob("*.npy")
     place.write_bytes(place.read_bytes()[:-1] + b"x")
-    with pytest.raises(GapbenchError, match=f"{tokens}.npy was altered"), folder.lock():
-        pass
+    with pytest.raises(GapbenchError, match=f"{tokens}.npy was altered"):
+        folder.tokens(tokens)
 
 
 def test_what_a_killed_writer_left_is_swept(folder: RunFolder) -> None:
@@ -336,7 +349,7 @@ def test_an_altered_image_is_named(folder: RunFolder) -> None:
 
 def test_generations_without_their_files_are_not_listed(folder: RunFolder) -> None:
     made = [generation(folder, n) for n in range(3)]
-    tokens = folder.add_tokens(np.array([1], np.int32))
+    tokens = tokens_in(folder, np.array([1], np.int32))
     made.append(generation(folder, 3, tokens=tokens))
     folder.append(made)
     assert list(folder.generations().values()) == made
@@ -448,7 +461,7 @@ def test_a_disk_error_keeps_the_old_file_and_leaves_no_part(folder: RunFolder) -
         write_atomic(folder.path / "rates.json", b"x" * 10_000)
     for write in (
         lambda: folder.write("rates.json", {"new": "x" * 10_000}),
-        lambda: folder.add_tokens(np.zeros(10_000, np.int32)),
+        lambda: tokens_in(folder, np.zeros(10_000, np.int32)),
     ):
         with small_files(), pytest.raises(GapbenchError, match="run the same command again"):
             write()

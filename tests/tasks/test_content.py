@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from random import Random
 from typing import Any
 
 import pytest
 
 from gapbench import Prompt, load_task
-from gapbench.tasks.content import Difficulty, cluster, partners
+from gapbench.tasks.content import Difficulty, _sampled, cluster, partners
 
 
 def prompt(text: str, requirement: dict[str, Any] | None = None) -> Prompt:
@@ -95,3 +96,12 @@ def test_shapes_has_partners_that_share_nothing() -> None:
         assert other is not None
         shapes = [{item["shape"] for item in p.requirement["include"]} for p in (one, other)]
         assert not shapes[0] & shapes[1]
+
+
+@pytest.mark.parametrize("of", [1, 5, 22, 300, 1000, 1001, 4117, 4118, 9000])
+@pytest.mark.parametrize("count", [1, 5, 6, 1000])
+def test_prompts_are_drawn_one_by_one_as_python_samples_them(of: int, count: int) -> None:
+    """The pairs of older runs depend on it."""
+    count = min(of, count)
+    drawn = [*_sampled(Random(count), range(of), count)]
+    assert drawn == Random(count).sample(range(of), count)
