@@ -78,6 +78,10 @@ class Engine(Protocol):
         hand are ended and no other is begun. Raises GapbenchError where the work cannot go on, once
         all that was computed is given."""
 
+    def beside(self, judge: Source) -> Engine | None:
+        """Another engine, where a judge works while this one works off what was loaded here last;
+        None where there is no room for it."""
+
     def release(self, source: Source) -> None:
         """Free the weights."""
 

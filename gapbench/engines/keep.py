@@ -20,12 +20,14 @@ def kept(
     results: Callable[[list[object]], Iterable[tuple[Sequence[T], R]]],
     keep: Callable[[Sequence[T], R], None],
     advance: Callable[[int], None],
+    asked: list[object] | None = None,
 ) -> None:
     """Call `keep` with each batch of `results` and what it gave, and `advance` with its size then.
 
     Both run in a second thread while the next batch is computed. `results` gets a list and begins
     no further batch once that is not empty: where `keep` raised, or where Ctrl-C, SIGTERM or SIGHUP
-    came. What is in hand then is kept before that error, or Interrupted, is raised. A second
+    came; in another thread than the main one, which gets no signals, the list is `asked`. What is
+    in hand then is kept before that error, or Interrupted, is raised. A second
     Ctrl-C strikes at once.
     """
     trouble: list[Exception] = []
@@ -34,7 +36,7 @@ def kept(
         keep(batch, made)
         advance(len(batch))
 
-    with held_back() as stop, ThreadPoolExecutor(1) as second:
+    with held_back(asked) as stop, ThreadPoolExecutor(1) as second:
         stored = second.submit(lambda: None)
         try:
             for batch, made in results(stop):
@@ -54,12 +56,13 @@ def kept(
 
 
 @contextmanager
-def held_back() -> Iterator[list[object]]:
+def held_back(also: list[object] | None = None) -> Iterator[list[object]]:
     """Hold back Ctrl-C, SIGTERM and SIGHUP: gives a list that is empty until one comes. A second
-    one strikes. What the process ignores, as SIGHUP under nohup, it goes on to ignore."""
-    asked: list[object] = []
+    one strikes. What the process ignores, as SIGHUP under nohup, it goes on to ignore. Threads but
+    the main one get no signals: there, the list is `also`."""
+    asked: list[object] = [] if also is None else also
     if threading.current_thread() is not threading.main_thread():
-        yield asked  # only the main thread gets signals
+        yield asked
         return
 
     def note(number: int, _frame: FrameType | None) -> None:

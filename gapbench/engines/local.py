@@ -8,7 +8,7 @@ from functools import partial
 from time import monotonic
 from typing import Any, Final, TypeVar
 
-from gapbench.engines.base import BatchSize, Done, Job, Source
+from gapbench.engines.base import BatchSize, Done, Engine, Job, Source
 from gapbench.engines.keep import kept
 from gapbench.engines.rows import out_of_memory
 from gapbench.models.base import Batches, Model
@@ -70,6 +70,10 @@ class Local:
     ) -> Iterator[tuple[Sequence[S], Done[T]]]:
         pace = Pace(batch_size, source.here.batches)
         return in_batches(items, pace, partial(job.by, source.here), stop)
+
+    def beside(self, judge: Source) -> Engine | None:
+        here: Any = judge.here
+        return Local() if here.remote else None
 
     def release(self, source: Source) -> None:
         source.here.release()

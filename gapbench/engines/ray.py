@@ -22,7 +22,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from gapbench.engines.base import BatchSize, Done, Job, Source
+from gapbench.engines.base import BatchSize, Done, Engine, Job, Source
 from gapbench.engines.cluster import connect, need, room, threads
 from gapbench.engines.local import Local, Pace
 from gapbench.engines.rows import HOPELESS, Rows
@@ -163,6 +163,17 @@ class RayEngine:
                 trouble = trouble or error
         if trouble:
             raise trouble
+
+    def beside(self, judge: Source) -> Engine | None:
+        if judge.here.gpus is None:
+            return Local().beside(judge)
+        if self._source is None:
+            return None
+        needed, total = need(judge, ray.nodes()), ray.cluster_resources()
+        left = {key: total.get(key, 0) - self._wanted * self._need.get(key, 0) for key in needed}
+        fits = min(int(left[key] / each + 1e-9) for key, each in needed.items())
+        copies = fits if self._asked == "all" else min(fits, self._asked)
+        return RayEngine(copies, self._address) if copies > 0 else None
 
     def release(self, source: Source) -> None:
         source.here.release()

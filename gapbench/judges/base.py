@@ -52,6 +52,8 @@ class Judge:
     """With --workers, the GPUs that each copy takes where there are any: a share, such as 0.25,
     where several fit on one, or 0. None keeps the only copy in the first process, as of a server,
     which more copies would not make faster."""
+    remote: bool = False
+    """Whether another machine answers, so that it judges images while the model draws others."""
 
     def question(self, prompt: Prompt) -> str:
         """What is asked of an image of `prompt`; equal questions get equal answers.

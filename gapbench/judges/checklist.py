@@ -71,7 +71,7 @@ class ChecklistJudge(Judge):
         self.name = f"{self.base}-{self._asked.name.removeprefix('vlm-')}"
         self.fingerprint = f"{self.arithmetic}-{self._asked.fingerprint}"
         self.needs, self.batches = self._asked.needs, self._asked.batches
-        self.gpus = self._asked.gpus
+        self.gpus, self.remote = self._asked.gpus, self._asked.remote
 
     def question(self, prompt: Prompt) -> str:
         items = listed(prompt)

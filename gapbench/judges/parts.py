@@ -151,7 +151,7 @@ class PartsJudge(Judge):
     def __init__(self, whole: Judge) -> None:
         self.whole = whole
         self.name, self.fingerprint = whole.name, whole.fingerprint
-        self.batches, self.gpus = whole.batches, whole.gpus
+        self.batches, self.gpus, self.remote = whole.batches, whole.gpus, whole.remote
 
     def question(self, prompt: Prompt) -> str:
         return asked(questions(prompt))

@@ -35,6 +35,7 @@ class ServerJudge(Judge):
     """
 
     gpus = None
+    remote = True
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ from gapbench.judges.parts import PartsJudge
 from gapbench.models.base import Model
 from gapbench.models.checkpoint import gpu
 from gapbench.runs.about import about, note_edit
+from gapbench.runs.ahead import ahead
 from gapbench.runs.folder import RunFolder
 from gapbench.runs.listing import RESULTS
 from gapbench.runs.missing import missing_items, refusals
@@ -127,13 +128,6 @@ def _work(
         folder.write("plan.json", with_checksum(asdict(kept)))
     folder.append(refused.values())
     missing = [i for i in missing if (i.prompt.text, i.seed) not in refused]
-    failures["images"] = draw_images(made, folder, missing)
-    note_served(folder, f"model {made.model.name}", made.model)
-    drawn = folder.generations()
-    found = ((item, drawn.get((item.prompt.text, item.seed))) for item in items)
-    there = [(item, generation.image) for item, generation in found if generation]
-    asked = [(item.prompt, image) for item, image in there]
-    crossed = [(item.partner, image) for item, image in there if item.partner]
 
     def judged(
         stage: str, judge: Judge, source: Source, pairs: Iterable[tuple[Prompt, str]]
@@ -143,9 +137,17 @@ def _work(
             stage, judge, folder, pairs, batch_size, progress, retry, where
         )
 
-    if made.own:
-        judged("own verdicts", made.own, made.source, asked + crossed)
+    with ahead(made, folder, items if missing else ()) as note:
+        failures["images"] = draw_images(made, folder, missing, note)
         note_served(folder, f"model {made.model.name}", made.model)
+        drawn = folder.generations()
+        found = ((item, drawn.get((item.prompt.text, item.seed))) for item in items)
+        there = [(item, generation.image) for item, generation in found if generation]
+        if made.own:
+            asked = [(item.prompt, image) for item, image in there]
+            crossed = [(item.partner, image) for item, image in there if item.partner]
+            judged("own verdicts", made.own, made.source, asked + crossed)
+            note_served(folder, f"model {made.model.name}", made.model)
     made.engine.release(made.source)
     for judge in made.judges:
         mine = [(prompt, image) for item, image in there for prompt in item.asked(judge.name)]

@@ -22,11 +22,12 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
+from threading import RLock
 from typing import Any, Final
 
 import numpy as np
@@ -99,6 +100,7 @@ class RunFolder:
 
     def __init__(self, path: Path, meta: dict[str, Any]) -> None:
         self.path, self.meta = path, meta
+        self._busy = RLock()  # of a thread that reads or writes records, or changes a file
         self._lines: dict[type, Lines[Any]] = {kind: Lines(path, kind) for kind in FILES}
         self._blobs = {kind: Blobs(path / kind, suffix) for kind, suffix in _SUFFIXES.items()}
 
@@ -181,18 +183,21 @@ class RunFolder:
 
     def generations(self) -> Mapping[tuple[str, int], Generation]:
         """(prompt text, seed) -> Generation; only those whose files are there."""
-        known = self._lines[Generation].read()
+        with self._busy:
+            known = self._lines[Generation].read()
         columns = ((kind, known.column(field)) for kind, field in _FIELDS.items())
         there = np.all([self._blobs[kind].there(c.tolist()) for kind, c in columns], axis=0)
         return known if there.all() else known.only(there)
 
     def refusals(self) -> Mapping[tuple[str, int], Refusal]:
         """(prompt text, seed) -> Refusal, the latest."""
-        return self._lines[Refusal].read()
+        with self._busy:
+            return self._lines[Refusal].read()
 
     def verdicts(self) -> Mapping[tuple[str, str, str], Verdict]:
         """(image, question, judge fingerprint) -> Verdict."""
-        return self._lines[Verdict].read()
+        with self._busy:
+            return self._lines[Verdict].read()
 
     def append(self, records: Iterable[Generation | Verdict | Refusal]) -> None:
         """Add records: flushed and on disk when this returns."""
@@ -201,7 +206,7 @@ class RunFolder:
             values = {field.name: getattr(record, field.name) for field in fields(record)}
             row = {k: _valid(v) for k, v in values.items() if k not in LATER or v}
             rows.setdefault(type(record), []).append(line_of(row))
-        with saying_how_to_resume(self.path):
+        with self._busy, saying_how_to_resume(self.path):
             for kind, new in rows.items():
                 append_lines(self._lines[kind].file, new)
                 self._lines[kind].added(len(new))
@@ -284,9 +289,17 @@ class RunFolder:
 
     def note_speed(self, fingerprint: str, rows: int, seconds: float) -> None:
         """Add to the rows that a model or a judge worked off, and the seconds that they took."""
-        known = recorded_speeds(self.path)
-        rows_before, seconds_before = worked_off(known, fingerprint)
-        self.write(SPEEDS, known | {fingerprint: [rows_before + rows, seconds_before + seconds]})
+        with self._busy:
+            known = recorded_speeds(self.path)
+            before, took = worked_off(known, fingerprint)
+            self.write(SPEEDS, known | {fingerprint: [before + rows, took + seconds]})
+
+    def update(self, name: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """Replace an object in a JSON file of the folder, {} where there is none, by another."""
+        with self._busy:
+            known = read_object(self.path / name) if (self.path / name).exists() else {}
+            if (new := change(known)) != known:
+                self.write(name, new)
 
     def write(self, name: str, value: Any) -> None:
         """Replace a JSON file of the folder whole."""

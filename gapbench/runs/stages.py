@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any, Final, Literal
@@ -70,9 +70,14 @@ class Stage:
         raise GapbenchError(f"{self.name}: {failures} in a row, the last: {last}; {KEPT}")
 
 
-def draw_images(made: Prepared, folder: RunFolder, missing: Sequence[Item]) -> Counter[str]:
-    """Draw what is missing and keep it; gives how often what made an image fail. A judge that can
-    read no image of the first batch is told then."""
+def draw_images(
+    made: Prepared,
+    folder: RunFolder,
+    missing: Sequence[Item],
+    note: Callable[[Sequence[Generation]], None],
+) -> Counter[str]:
+    """Draw what is missing, keep it, and tell `note` of what is kept. Gives how often what made an
+    image fail. A judge that can read no image of the first batch is told then."""
     model, settings = made.model, made.settings
     who = f"model {model.name}"
     if missing:
@@ -99,7 +104,7 @@ def draw_images(made: Prepared, folder: RunFolder, missing: Sequence[Item]) -> C
         rows = made.rows
         look(batch, rows)
         files = folder.add([*rows.done.values()])
-        folder.append(
+        there = [
             Generation(
                 prompt=item.prompt.text,
                 sample=item.sample,
@@ -116,12 +121,14 @@ def draw_images(made: Prepared, folder: RunFolder, missing: Sequence[Item]) -> C
             for item, drawing, kept in zip(
                 (batch[place] for place in rows.done), rows.done.values(), files, strict=True
             )
-        )
+        ]
+        folder.append(there)
         folder.append(
             Refusal(prompt=batch[place].prompt.text, seed=batch[place].seed, reason=failure.reason)
             for place, failure in rows.failed.items()
             if failure.final
         )
+        note(there)
         stage.count(rows, len(batch), made.seconds)
 
     job = Job(who, _drawings, _check_drawing, _drawing_of, Away.of(folder))
@@ -184,11 +191,13 @@ def judge_images(
     progress: Progress,
     retry: bool = False,
     where: tuple[Engine, Source] | None = None,
+    stop: list[object] | None = None,
 ) -> Counter[str]:
     """Let a judge judge images (by sha256) of a run folder that is locked, each against its prompt,
     and keep the verdicts there; those that it has are not made again, but for abstentions where
     `retry` is set. `where` is the engine, and the judge for it or the model that is one; this
-    process by default. Gives how often what made a verdict fail."""
+    process by default. In another thread than the main one, what is in hand is ended once `stop`
+    is not empty. Gives how often what made a verdict fail."""
     mode: Mode | Literal["parts"] | None = None
     worker: Model | Judge = judge
     if isinstance(judge, OwnJudge):
@@ -237,7 +246,7 @@ def judge_images(
 
     job = Job(who, partial(_answers, mode), check_answer, _answer_of)
     pairs = [(prompt, folder.stored(image)) for prompt, image in missing]
-    kept(partial(engine.results, source, job, pairs, batch_size), keep, advance)
+    kept(partial(engine.results, source, job, pairs, batch_size), keep, advance, stop)
     counts.note_speed(folder, judge.fingerprint)
     return counts.end()
 
@@ -246,8 +255,8 @@ def note_served(folder: RunFolder, who: str, asked: Model | Judge) -> None:
     """Keep what a server calls its model, and mark a name that is not the one asked for."""
     if (said := asked.served()) is None:
         return
-    said, file = str(said), folder.path / "served.json"
-    folder.write(file.name, (folder.read(file.name) if file.exists() else {}) | {who: said})
+    said = str(said)
+    folder.update("served.json", lambda known: {**known, who: said})
     name, mine = said.rpartition("/")[2].lower(), asked.name.removeprefix("server-").lower()
     other = mine not in name and name not in mine
     note_check(folder, who, f"the server says that it is {said}" if other else None)
@@ -255,7 +264,9 @@ def note_served(folder: RunFolder, who: str, asked: Model | Judge) -> None:
 
 def note_check(folder: RunFolder, what: str, warning: str | None) -> None:
     """Mark in the run what a check found; an earlier mark goes when all is right."""
-    checks = folder.read("checks.json") if (folder.path / "checks.json").exists() else {}
-    if warning is not None or what in checks:
-        checks.pop(what, None)
-        folder.write("checks.json", checks | ({what: warning} if warning else {}))
+
+    def marked(checks: dict[str, Any]) -> dict[str, Any]:
+        others = {key: value for key, value in checks.items() if key != what}
+        return others | ({what: warning} if warning else {})
+
+    folder.update("checks.json", marked)

@@ -203,6 +203,23 @@ def wait(ready: Callable[[], object], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
+AHEAD = """len((HERE / "calls").read_text().splitlines()) < 8 or any(
+                ((HERE / "judged").exists() and (HERE / "seen").write_text("1")) or time.sleep(0.01)
+                for _ in range(6000)
+            )"""
+"""What a toy waits for once there are images to judge: that they are, or a minute."""
+
+
+def test_a_judge_that_has_room_does_not_wait_for_the_last_image(
+    toy: Callable[..., str], run: Callable[..., Run], tmp_path: Path
+) -> None:
+    file = toy(draw=AHEAD)
+    found = run(file, workers=1, limit=32)
+    assert (tmp_path / "seen").exists()
+    (tmp_path / "mended").touch()
+    same(found, run(file, workers=None, limit=32))
+
+
 def test_a_judge_works_in_workers_on_a_run_that_is_there(
     cluster: Cluster, toy: Callable[..., str], run: Callable[..., Run], tmp_path: Path
 ) -> None:
