@@ -188,6 +188,7 @@ BAD: Final = (
     ("fix", "Missing argument 'METHOD'"),
     ("fix sft", "Missing option '--out'"),
     ("fix ppo --out fixed", "ppo"),
+    ("fix sft --out fixed --workers 0", "--workers must be at least 1, not 0"),
     ("fix sft --out fixed --model gpt", "no model 'gpt'"),
     ("fix sft --out fixed --prompts shape", "no task 'shape'"),
     ("fix sft --out fixed --prompts shapes", "test"),

@@ -241,6 +241,8 @@ class _Fixing:
             limit=settings.limit,
             judges=[],
             batch_size=settings.draw_batch,
+            workers=settings.workers,
+            ray_address=settings.ray_address,
             seed=settings.draw_seed,
             device=settings.device,
             dtype=settings.dtype,
@@ -313,7 +315,8 @@ class _Fixing:
         settings = self.settings
         model = load_saved(settings.model, before, settings.device, settings.dtype, self.recipe)
         model.name = f"{settings.out.resolve().name}-phase-{number - 1}"
-        return self._draw(model=model, recipe=None, only=self.pool, limit=None)
+        here = {"workers": 1, "ray_address": None}  # where the trained weights are
+        return self._draw(model=model, recipe=None, only=self.pool, limit=None, **here)
 
     # -- training --------------------------------------------------------------------------
 

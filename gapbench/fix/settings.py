@@ -10,7 +10,17 @@ from typing import Annotated, Any, Final, Literal
 
 from typer import Argument, Option
 
-from gapbench.runs.settings import MODEL, Device, Dtype, Limit, Recipe, SettingError, checked, names
+from gapbench.runs.settings import (
+    MODEL,
+    Device,
+    Dtype,
+    Limit,
+    RayAddress,
+    Recipe,
+    SettingError,
+    checked,
+    names,
+)
 
 PAPER_EPOCHS: Final = {"sft": 20, "dpo": 30}
 """As readers report them (paper.md, section 3). The learning rates below are not published."""
@@ -18,7 +28,7 @@ LEARNING_RATE: Final = {"sft": 1e-4, "dpo": 1e-5}
 FREE: Final = frozenset(
     {
         "judge", "check", "despite_check", "micro_batch", "gradient_checkpointing", "fsdp",
-        "save_steps", "report_to", "draw_batch", "device", "candidates", "out",
+        "save_steps", "report_to", "draw_batch", "workers", "ray_address", "device", "candidates", "out",
     }
 )  # fmt: skip
 """What may differ when a fix is taken up again: it changes how fast or how visibly, not what."""
@@ -61,6 +71,8 @@ class FixSettings:
     report_to: Annotated[Sequence[str], Option(parser=names, show_default="none", help="Where Trainer reports: tensorboard, trackio, wandb, ...")] = ()
     seed: Annotated[int, Option(min=0, help="Seed of the training.")] = 0
     draw_batch: Annotated[int, Option(min=1, help="Candidates per batch. Does not change results.")] = 64
+    workers: Annotated[int | Literal["all"], Option(min=1, help="Number of processes that generate the first candidates, as of `gapbench run`. Does not change results.")] = 1
+    ray_address: RayAddress = None
     device: Device = "auto"
     dtype: Dtype = "auto"
     candidates: Annotated[Path, Option(help="Folder for the run folders of the candidates; several fixes can share it.")] = Path("candidates")
