@@ -168,7 +168,7 @@ def _choices(rows: pd.DataFrame) -> dict[str, Figure]:
         "again": accepted.reindex(own.index).fillna(own),
         "judge": prompts["outside"].max(),
     }
-    return {name: _share(values.astype(float)) for name, values in kept.items()}
+    return {name: share(values.astype(float)) for name, values in kept.items()}
 
 
 def _cost(rows: pd.DataFrame) -> float:
@@ -179,7 +179,7 @@ def _cost(rows: pd.DataFrame) -> float:
     return float(drawn.groupby(level=UNIT[:2], observed=True).mean().mean())
 
 
-def _share(values: pd.Series[float]) -> Figure:
+def share(values: pd.Series[float]) -> Figure:
     """A mean over categories of a value in [0, 1] of each prompt, which the index names."""
     table = pd.DataFrame({"value": values, "square": values**2}).sort_index()
     units = table.groupby(level=UNIT, observed=True)

@@ -10,6 +10,7 @@ from gapbench.comparison.words import COLUMNS, overall
 from gapbench.metrics.calibration import error, reliability
 from gapbench.metrics.metric import METRICS
 from gapbench.metrics.questions import Questions
+from gapbench.metrics.reflection import Reflection
 from gapbench.metrics.verification import verification
 from gapbench.report import tables
 from gapbench.report.bins import FEWEST, binned
@@ -17,6 +18,7 @@ from gapbench.report.export import Figure
 from gapbench.report.latex import Cell
 from gapbench.report.plots import Point, intervals, point
 from gapbench.report.questions import figures as skills
+from gapbench.report.reflection import figures as reflections
 from gapbench.report.thresholds import threshold_figures
 from gapbench.report.verification import figures as worth
 from gapbench.runs.run import Run
@@ -32,10 +34,11 @@ def figures(
     frames: Sequence[pd.DataFrame],
     rates: Sequence[list[Rates]],
     asked: Sequence[Questions | None],
+    tried: Sequence[Reflection | None],
     change: Comparison | None,
 ) -> list[Figure]:
-    """The figures of the page in its order. `frames`, `rates` and `asked` are of one outside judge;
-    `change` is from the first to the second of two runs that are comparable."""
+    """The figures of the page in its order. `frames`, `rates`, `asked` and `tried` are of one
+    outside judge; `change` is from the first to the second of two runs that are comparable."""
     made = [_changes(change)] if change else []
     if any(run.plan.own for run in runs):
         made.append(
@@ -57,6 +60,7 @@ def figures(
     if any(frame["p_yes"].notna().any() for frame in frames):
         made.append(_calibration(names, frames))
     made += worth(names, [verification(frame) for frame in frames])
+    made += reflections(names, tried)
     made += skills(names, asked)
     return made + threshold_figures(runs, names, frames)
 

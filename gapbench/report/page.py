@@ -54,7 +54,8 @@ def write_report(
     rates = [run.rates(judge) for run in runs]
     change, incomparable = _change(runs, judge)
     asked = [of_run(run, judge) for run in runs]
-    made = all_figures(runs, names, frames, rates, asked, change)
+    tried = [run.reflection(judge) for run in runs]
+    made = all_figures(runs, names, frames, rates, asked, tried, change)
     others = _tables(runs, names, rates, judge)
     if len(runs) == 1:  # its name in every row says nothing
         made = [replace(figure, table=without(figure.table, "run")) for figure in made]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from gapbench.judges.own import NAMES
-from gapbench.report import questions, tables
+from gapbench.report import questions, reflection, tables
 from gapbench.report import verification as worth
 from gapbench.runs.frame import ByJudge, undecided_in_words
 from gapbench.runs.questions import of_run
@@ -53,6 +53,7 @@ def show_run(run: Run, named: Sequence[str], screen: Console, verbose: bool = Fa
         people = next(iter(run.people_judges()), "")
         tables.show_corrected(corrected[name], run.called(name), people, screen)
         questions.show(of_run(run, name), run.called(name), screen)
+        reflection.show(run.reflection(name), run.called(name), screen)
     if any(corrected.values()):
         screen.print(tables.ABOUT_CORRECTED)
     _warn(run, [*run.notes(), *_notes(run, judges)], screen)

@@ -15,7 +15,8 @@ from gapbench.judges.parts import PartsJudge
 from gapbench.models.base import Drawing
 from gapbench.runs.folder import SPEEDS, RunFolder, recorded_speeds, worked_off
 from gapbench.runs.missing import missing_items, refusals
-from gapbench.runs.plan import Item, Prepared
+from gapbench.runs.plan import Item, Plan, Prepared
+from gapbench.runs.reflect import chains, tried
 from gapbench.types import Prompt, counted
 
 CALIBRATION: Final = 8
@@ -48,10 +49,12 @@ class Estimate:
     unknown: tuple[str, ...] = ()
     costs: tuple[str, ...] = ()
     """What judges that are paid by the answer would take; they are not asked to find out."""
+    reflections: int = 0
+    """Prompts that the model may still be made to draw again."""
 
     def left(self) -> str:
         """What is left to do, and the time that it takes where that is known."""
-        if not self.images + self.own_verdicts + self.outside_verdicts:
+        if not self.images + self.own_verdicts + self.outside_verdicts + self.reflections:
             return "Nothing is left to do"
         left = (
             f"Left to do: {counted(self.images, 'image')}, "
@@ -66,13 +69,16 @@ class Estimate:
 
     def words(self) -> str:
         """What is left to do, in words, and why the time is not known."""
-        if not self.images + self.own_verdicts + self.outside_verdicts:
+        if not self.images + self.own_verdicts + self.outside_verdicts + self.reflections:
             return f"{self.left()}: the same command prints the table."
         unknown = (
             f"Time not known: {', '.join(self.unknown)}. No earlier run in the same --out tells; "
             "--calibrate draws and judges a few images to measure it."
         )
         costs = [f"Not counted in the time: {cost}." for cost in self.costs]
+        if self.reflections:
+            prompts = counted(self.reflections, "prompt")
+            costs.append(f"Not counted: what --reflect draws and judges again, of up to {prompts}.")
         return "\n".join(
             [f"{self.left()}. Nothing was written.", *[unknown] * bool(self.unknown), *costs]
         )
@@ -144,7 +150,15 @@ def estimate(prepared: Prepared, calibrate: bool = False) -> Estimate:
         source=source,
         unknown=tuple(stage.name for stage in timed if stage.name not in speeds),
         costs=tuple(f"{name}: {cost}" for name, cost in costs.items()),
+        reflections=_reflections(prepared.plan, folder),
     )
+
+
+def _reflections(plan: Plan, folder: RunFolder | None) -> int:
+    """The prompts whose attempts have not ended."""
+    if folder is None:
+        return len(chains(plan))
+    return sum(not chain.ended for chain in tried(plan, folder))
 
 
 def _recorded(

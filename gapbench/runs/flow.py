@@ -24,6 +24,7 @@ from gapbench.runs.folder import RunFolder
 from gapbench.runs.listing import RESULTS
 from gapbench.runs.missing import missing_items, refusals
 from gapbench.runs.plan import Item, Plan, Prepared, prepare
+from gapbench.runs.reflect import attempts, kept_images
 from gapbench.runs.results import results
 from gapbench.runs.run import FAILURES, Run
 from gapbench.runs.settings import Part, RunSettings
@@ -40,11 +41,12 @@ def measure(settings: RunSettings) -> Run:
     `recipe` changes keys of the model's sampling recipe, which makes it another run. `tasks` are
     `all`, tiers, tasks, task/category or folders; `samples` images a prompt (each
     task's own number by default); `limit` prompts a task, spread over its categories; `judges`
-    outside judges (each task's own by default; none where the list is empty); `workers` processes
-    with a copy of the model each, and then of each judge, by Ray; `pack_images` puts them into tar
-    files; `only` the texts of the prompts to keep. The same call again goes on where it stopped. An
-    image or a verdict that fails costs no other: what is missing at the end, `Run.failures` and
-    `Run.refused` say.
+    outside judges (each task's own by default; none where the list is empty); `reflect` draws
+    again what the model rejects, so many times at most; `workers` processes with a copy of the
+    model each, and then of each judge, by Ray; `pack_images` puts them into tar files; `only` the
+    texts of the prompts to keep. The same call again goes on where it stopped. An image or a
+    verdict that fails costs no other: what is missing at the end, `Run.failures` and `Run.refused`
+    say.
     Raises GapbenchError for input that cannot be run, before anything is written, and where all
     fails.
     """
@@ -130,11 +132,15 @@ def _work(
     missing = [i for i in missing if (i.prompt.text, i.seed) not in refused]
 
     def judged(
-        stage: str, judge: Judge, source: Source, pairs: Iterable[tuple[Prompt, str]]
+        stage: str,
+        judge: Judge,
+        source: Source,
+        pairs: Iterable[tuple[Prompt, str]],
+        begun: bool = False,
     ) -> None:
         where = made.engine, source
         failures[stage] = judge_images(
-            stage, judge, folder, pairs, batch_size, progress, retry, where
+            stage, judge, folder, pairs, batch_size, progress, retry, where, begun=begun
         )
 
     with ahead(made, folder, items if missing else ()) as note:
@@ -147,10 +153,17 @@ def _work(
             asked = [(item.prompt, image) for item, image in there]
             crossed = [(item.partner, image) for item, image in there if item.partner]
             judged("own verdicts", made.own, made.source, asked + crossed)
+            for attempt in attempts(made.plan, folder, retry):
+                if attempt.missing:
+                    stage = f"images, {attempt}"
+                    failures[stage] = draw_images(made, folder, attempt.missing, note, stage)
+                stage = f"own verdicts, {attempt}"
+                judged(stage, made.own, made.source, attempt.there(), begun=True)
             note_served(folder, f"model {made.model.name}", made.model)
     made.engine.release(made.source)
     for judge in made.judges:
         mine = [(prompt, image) for item, image in there for prompt in item.asked(judge.name)]
+        mine += kept_images(made.plan, folder, judge.name)
         source = made.sources[judge.name]
         judged(f"verdicts of {judge.name}", judge, source, mine)
         if parted := [(i.prompt, image) for i, image in there if judge.name in i.answers]:

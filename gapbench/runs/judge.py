@@ -21,6 +21,7 @@ from gapbench.runs.listing import RESULTS, find_run
 from gapbench.runs.merge import add, add_labels
 from gapbench.runs.needs import bring_judge
 from gapbench.runs.plan import Plan
+from gapbench.runs.reflect import kept_images
 from gapbench.runs.results import results
 from gapbench.runs.run import FAILURES, Run
 from gapbench.runs.settings import Part, Progress, Shard, silent
@@ -111,6 +112,7 @@ def _work(
     failures: dict[str, Mapping[str, int]] = {}
     for judge, of in judges:
         asked = [(prompt, image) for item, image in there for prompt in item.asked(judge.name)]
+        asked += kept_images(run.plan, folder, judge.name)
         parted = [(item.prompt, image) for item, image in there if judge.name in item.answers]
         stages: list[tuple[str, Judge, list[tuple[Prompt, str]]]]
         stages = [(f"verdicts of {judge.name}", judge, asked)]

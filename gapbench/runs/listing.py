@@ -111,14 +111,16 @@ def _model(path: Path) -> str | None:
 def _listed(path: Path) -> Listed:
     folder, file = RunFolder.open(path), path / RESULTS
     plan = whole(stored_plan(folder), Part())
-    judge, asked = next(iter(plan.judges), "none"), len(plan.items())
+    judge, items = next(iter(plan.judges), "none"), plan.items()
+    asked = len(items)
     raw = read_object(file) if file.exists() else None
     try:
         known = None if raw is None else _Results.model_validate(raw)
         if known:
             images = sum(each.effective for each in known.drawn.values())
         else:
-            images = len(folder.generations())
+            drawn = folder.generations()
+            images = sum((item.prompt.text, item.seed) in drawn for item in items)
         overall = known.groups.get("overall", {}) if known else {}
         return Listed(
             run=path.name,

@@ -57,8 +57,9 @@ class Plan:
     `by_parts` are the judges that answer the questions of own verdicts by questions, each by its
     part of the requirement; a list of its own a judge answers anyway.
     `overalls` are the tasks' (`gapbench.metrics.rates.overalls`). `shard` is which part of the
-    prompts is worked off; the rest of the plan is that of the whole run. `earlier`, in a run
-    folder, are the plans of earlier commands.
+    prompts is worked off; the rest of the plan is that of the whole run. `reflect` is how often a
+    prompt is drawn again at most (`gapbench.runs.reflect`); `items` has none of these images.
+    `earlier`, in a run folder, are the plans of earlier commands.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
@@ -81,6 +82,7 @@ class Plan:
     mismatched: Difficulty | None = None
     by_parts: Sequence[str] = field(default_factory=list)
     shard: Shard | None = None
+    reflect: int | None = None
     earlier: Sequence[Plan] = field(default_factory=list)
 
     @classmethod
@@ -99,6 +101,8 @@ class Plan:
             raise ValueError("prompts and partner_asks are not as many")
         if self.shard and not 1 <= self.shard.number <= self.shard.of:
             raise ValueError(f"there is no shard {self.shard}")
+        if self.reflect is not None and not (self.own and 0 < self.reflect <= MOST_SAMPLES):
+            raise ValueError(f"nothing is drawn {self.reflect} times again by these own verdicts")
         if any(p.task not in self.tasks for p in self.prompts):
             raise ValueError("a prompt's task has no version")
         if any(p is not None and not 0 <= p < places for p in self.partner):
@@ -255,8 +259,11 @@ def prepare(settings: RunSettings) -> Prepared:
     require(adapter, ["generate"], "it cannot draw")
     own = None
     verdict = settings.verdict or usual_mode(adapter)
+    if settings.reflect and verdict == "none":
+        raise GapbenchError("--reflect draws again by own verdicts; leave out --verdict none")
     if verdict != "none":
         why = f"--verdict {verdict} needs it; with --verdict none only outside judges are asked"
+        why = "--reflect draws again by own verdicts" if settings.reflect else why
         require(adapter, [needed(adapter, verdict)], why)
         own = OwnJudge(adapter, verdict)
     selected, skipped = selected_prompts(settings, adapter)
@@ -310,6 +317,7 @@ def prepare(settings: RunSettings) -> Prepared:
         mismatched=settings.mismatched,
         by_parts=[j.name for j in loaded.values() if j.by_parts and verdict == "questions"],
         shard=settings.shard,
+        reflect=settings.reflect,
     )
     if isinstance(adapter, ImagesModel):
         adapter.bind({(item.prompt.text, item.seed): item.sample for item in plan.items()})

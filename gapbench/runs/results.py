@@ -25,15 +25,18 @@ def results(run: Run) -> dict[str, Any]:
             place = places["groups" if group else "results"].setdefault(rate.name, {})
             place |= _keys(rate, judge)
     from gapbench.metrics.questions import record as record_of
+    from gapbench.metrics.reflection import record as record_of_trials
     from gapbench.metrics.verification import record
     from gapbench.runs.questions import of_run
 
     asked = {judge: found for judge in run.judges() if (found := of_run(run, judge))}
+    tried = {judge: run.reflection(judge) for judge in run.judges()} or {"none": run.reflection()}
     worth = {judge: made for judge in run.judges() if (made := run.verification(judge))}
     return {
         **places,
         "verification": {judge: record(made) for judge, made in worth.items()},
         "questions": {judge: record_of(found) for judge, found in asked.items()},
+        "reflection": {judge: record_of_trials(made) for judge, made in tried.items() if made},
         "versions": plan.tasks,
         "n-samples": {
             task: {

@@ -18,6 +18,7 @@ from gapbench.runs.folder import RunFolder
 from gapbench.runs.frame import ByJudge, majority, majority_of, row
 from gapbench.runs.listing import find_run
 from gapbench.runs.plan import Item, Plan
+from gapbench.runs.reflect import figures, tried
 from gapbench.runs.settings import Part
 from gapbench.runs.whole import stored_plan, whole
 from gapbench.tasks.content import cluster
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from gapbench.judges.human import HumanJudge
     from gapbench.metrics.agreement import Agreement
     from gapbench.metrics.corrected import Corrected
+    from gapbench.metrics.reflection import Reflection
     from gapbench.metrics.verification import Verification
 
 HUMAN: Final = "human"
@@ -77,9 +79,12 @@ class Run:
         return "text" if mode == "logits" and 2 * self.in_words() > len(made) else mode
 
     def own_verdicts(self) -> list[Verdict]:
-        """The model's own verdicts that are there."""
-        fingerprint = self.plan.own_fingerprint
-        return [v for v in self.folder.verdicts().values() if v.fingerprint == fingerprint]
+        """The model's own verdicts on planned images that are there."""
+        fingerprint, drawn = self.plan.own_fingerprint, self.folder.generations()
+        found = (drawn.get((item.prompt.text, item.seed)) for item in self.items)
+        images = {generation.image for generation in found if generation}
+        verdicts = self.folder.verdicts().values()
+        return [v for v in verdicts if v.fingerprint == fingerprint and v.image in images]
 
     def in_words(self) -> int:
         """How many of the own verdicts were read from the words of a reply."""
@@ -129,7 +134,8 @@ class Run:
     def stages(self) -> dict[str, tuple[int, int]]:
         """Stage ("images", "own verdicts", ...) -> how many of its images or verdicts are there,
         and how many are planned. Images that the model refused are not planned, and verdicts are
-        those on images that are there."""
+        those on images that are there; "reflections" are the prompts that are drawn again until
+        that ends."""
         plan, drawn, verdicts = self.plan, self.folder.generations(), self.folder.verdicts()
         refused, items = self.folder.refusals(), self.items
         keys = [(item.prompt.text, item.seed) for item in items]
@@ -150,6 +156,12 @@ class Run:
             for judge in item.answers:
                 answers = wanted.setdefault(f"answers of {judge}", set())
                 answers.add((image, asked(questions(item.prompt)), plan.judges[judge]))
+        if chains := tried(plan, self.folder):
+            stages["reflections"] = (sum(chain.ended for chain in chains), len(chains))
+        for chain in chains:
+            for judge, question in chain.chain.asks.items() if chain.ended else ():
+                theirs = wanted.setdefault(f"verdicts of {judge}", set())
+                theirs.add((chain.kept.image, question, plan.judges[judge]))
         return stages | {
             stage: (sum(key in verdicts for key in keys), len(keys))
             for stage, keys in wanted.items()
@@ -245,6 +257,11 @@ class Run:
 
         frame = self.frame(judge)
         return verification(frame) if len(frame) else None
+
+    def reflection(self, judge: ByJudge = None) -> Reflection | None:
+        """What drawing again (`--reflect`) brings; None where nobody asked for it, or not of this
+        judge. People's labels on the run's page are of its samples, and say nothing of it."""
+        return figures(self.plan, self.folder, judge)
 
     def frame(self, judge: ByJudge = None) -> pd.DataFrame:
         """One row for each planned image that was drawn.

@@ -185,6 +185,7 @@ class RunSettings:
     limit: Limit = None
     judges: Judges = None
     verdict: Annotated[Literal["logits", "text", "questions", "none"] | None, Option("--verdict", "--own", show_default="logits; text for a model that only writes", help="How the model judges its own images: logits (probabilities of the two answers), text (the text that it writes), questions (its answer to each question of the prompt's list, or of what the prompt requires), or none.")] = None
+    reflect: Annotated[int | None, Option(min=1, max=10_000, metavar="K", show_default="never", help="While the model rejects its own image, draw again, up to K times, and keep the best by its own verdict. Reported apart from the other figures.")] = None
     mismatched: Annotated[Difficulty, Option(help="The other prompt of a mismatched pair: far (shares as few content words as possible) or near (differs in as few).")] = "far"
     batch_size: Annotated[int | Literal["auto"], Option(min=1, help="Images per batch; auto increases it while a batch fits into memory and takes under ten seconds. Does not change results.")] = "auto"
     workers: Workers = 1

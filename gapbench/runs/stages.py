@@ -31,12 +31,15 @@ KEPT: Final = "the rest is kept, run the same command again to try what is left"
 
 
 class Stage:
-    """Counts what fails while a stage goes on, and ends it where nothing else comes any more."""
+    """Counts what fails while a stage goes on, and ends it where nothing else comes any more.
 
-    def __init__(self, name: str) -> None:
+    One that goes on with what another `begun` has few rows, of which each may well fail.
+    """
+
+    def __init__(self, name: str, begun: bool = False) -> None:
         self.name = name
         self.reasons: Counter[str] = Counter()
-        self._in_a_row, self._some = 0, False
+        self._in_a_row, self._some = 0, begun
         self._rows, self._seconds = 0, 0.0
 
     def note_speed(self, folder: RunFolder, fingerprint: str) -> None:
@@ -75,16 +78,19 @@ def draw_images(
     folder: RunFolder,
     missing: Sequence[Item],
     note: Callable[[Sequence[Generation]], None],
+    again: str = "",
 ) -> Counter[str]:
-    """Draw what is missing, keep it, and tell `note` of what is kept. Gives how often what made an
-    image fail. A judge that can read no image of the first batch is told then."""
+    """Draw what is missing, keep it, and tell `note` of what is kept. `again` names a stage that
+    goes on with what another began. Gives how often what made an image fail. A judge that can read
+    no image of the first batch is told then."""
     model, settings = made.model, made.settings
     who = f"model {model.name}"
-    if missing:
+    if missing and not again:
         first = (missing[0].prompt.text, missing[0].seed)
         check: Job[tuple[str, int], str | None] = Job(who, _check_seeds)
         note_check(folder, SEEDS, single(made.engine, made.source, check, first))
-    total, stage = made.plan.n_images(), Stage("images")
+    stage = Stage(again or "images", begun=bool(again))
+    total = len(missing) if again else made.plan.n_images()
     advance = settings.progress(stage.name, total - len(missing), total)
     looked = set[str]()  # the judges that had an image
 
@@ -192,12 +198,13 @@ def judge_images(
     retry: bool = False,
     where: tuple[Engine, Source] | None = None,
     stop: list[object] | None = None,
+    begun: bool = False,
 ) -> Counter[str]:
     """Let a judge judge images (by sha256) of a run folder that is locked, each against its prompt,
     and keep the verdicts there; those that it has are not made again, but for abstentions where
     `retry` is set. `where` is the engine, and the judge for it or the model that is one; this
     process by default. In another thread than the main one, what is in hand is ended once `stop`
-    is not empty. Gives how often what made a verdict fail."""
+    is not empty; `begun` is as in `Stage`. Gives how often what made a verdict fail."""
     mode: Mode | Literal["parts"] | None = None
     worker: Model | Judge = judge
     if isinstance(judge, OwnJudge):
@@ -222,7 +229,7 @@ def judge_images(
             check: Job[None, str | None] = Job(who, _check_picture)
             note_check(folder, who, single(engine, source, check, None))
     advance = progress(stage, len(wanted) - len(missing), len(wanted))
-    counts = Stage(stage)
+    counts = Stage(stage, begun)
 
     def keep(batch: Sequence[tuple[Prompt, Stored]], made: Done[Answer]) -> None:
         rows = made.rows

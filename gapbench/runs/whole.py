@@ -138,6 +138,7 @@ def whole(plan: Plan, wanted: Part) -> Plan:
         "own": name,
         "own_fingerprint": modes[name].own_fingerprint if name else "",
         "mismatched": modes[name].mismatched if name else plan.mismatched,
+        "reflect": max((p.reflect for p in parts if p.own == name and p.reflect), default=None),
         "by_parts": list(
             dict.fromkeys(
                 judge for part in parts for judge in part.by_parts if judge in asked_judges
@@ -194,6 +195,9 @@ def _asked(plan: Plan) -> Counter[tuple[object, ...]]:
             own = (*image, plan.own_question(prompt), plan.own_fingerprint)
             asked[*own, "the first", pair] = 1
             asked[*own, "others"] = count - 1
+        if plan.reflect:
+            for print_ in ("", *(plan.judges[judge] for judge in asks)):
+                asked[*image, "again", plan.own_fingerprint, print_] = plan.reflect
         for judge in plan.answering(prompt, asks):
             asked[*image, "questions", judge, plan.judges[judge]] = count
     return asked
