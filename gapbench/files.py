@@ -275,6 +275,14 @@ def on_all_cores(call: Callable[[T], U], items: Sequence[T]) -> list[U]:
         return list(pool.map(call, items))
 
 
+def git_blob_of(file: Path) -> str:
+    """The hex id that git gives a file's bytes: SHA-1 over "blob", their number, NUL and them."""
+    with file.open("rb") as opened:
+        head = f"blob {os.fstat(opened.fileno()).st_size}\0".encode()
+        made = hashlib.file_digest(opened, lambda: hashlib.sha1(head, usedforsecurity=False))
+    return made.hexdigest()
+
+
 def first_line(error: BaseException) -> str:
     """What an exception says, in one line; its kind where it says nothing or cannot."""
     try:

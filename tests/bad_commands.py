@@ -36,7 +36,10 @@ BAD: Final = (
     ("run --tasks ./no", "no task './no'"),
     ("run --tasks easy/colors", "no task 'easy/colors'"),
     ("run --tasks geneval2 --offline", "task geneval2: offline: geneval2_data.jsonl"),
-    ("run --tasks all --strict --offline", "task geneval: judge detector (2.0 GB): not here"),
+    (
+        "run --tasks all --strict --offline",
+        "task dpg: judge vlm (18 GB): Qwen/Qwen3-VL-8B-Instruct",
+    ),
     ("run --tasks ./twice", "category 'a' is listed twice"),
     ("run --tasks ./bare", "task.yaml: "),
     ("run --tasks ./hollow", "holds no prompts"),

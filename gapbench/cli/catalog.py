@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -44,6 +45,7 @@ def tasks(
     """List the tasks, or describe one."""
     from rich.table import Table
 
+    from gapbench.judges.lists import items_of
     from gapbench.tasks.task import load_task, task_folders
 
     if name is None:
@@ -57,17 +59,26 @@ def tasks(
         _print(listed, form, table)
         return
     task = load_task(name)
-    table = Table("category", "tier", "judge", "prompts", "for example", box=None)
     prompts = task.prompts() if task.ready() else []
+    lists = {
+        prompt.id: items_of(prompt.requirement, f"task {task.name}, prompt {prompt.id}")
+        for prompt in prompts
+    }
+    asked = Counter(item.skill or "question" for items in lists.values() for item in items)
+    head = ("category", "tier", "judge", "prompts", *["questions"] * bool(asked), "for example")
+    table = Table(*head, box=None)
     categories = []
     for category, tier in task.tier_of.items():
-        mine = [prompt.text for prompt in prompts if prompt.category == category]
+        mine = [prompt for prompt in prompts if prompt.category == category]
         row = {"category": category, "tier": tier, "judge": task.judge(category)}
-        categories.append(row | {"prompts": len(mine) if task.ready() else None})
-        example = next(iter(mine), "") if task.ready() else "(gapbench prepare)"
-        table.add_row(*map(_text, categories[-1].values()), example)
+        row |= {"prompts": len(mine) if task.ready() else None}
+        if asked:
+            row["questions"] = sum(len(lists[prompt.id]) for prompt in mine)
+        categories.append(row)
+        example = next((p.text for p in mine), "") if task.ready() else "(gapbench prepare)"
+        table.add_row(*map(_text, row.values()), example)
     for category, why in task.spec.without.items():
-        table.add_row(category, "", "", "0", f"({why})")
+        table.add_row(category, "", "", "0", *[""] * bool(asked), f"({why})")
     parts = ", ".join(f"{k} ({counted(v.prompts, 'prompt')})" for k, v in task.spec.splits.items())
     variants = [k + ":SEED" * bool(v.get("seeded")) for k, v in task.spec.variants.items()]
     if form == "text":
@@ -75,8 +86,11 @@ def tasks(
             title=task.spec.title, version=task.version, license=task.spec.license,
             splits=parts or "seed " * task.spec.seeded + ", ".join(task.splits()), samples=f"{counted(task.samples, 'image')} per prompt",
             variants=", ".join(variants) or None, question=task.spec.question,
+            asked=", ".join(f"{skill} ({count:,})" for skill, count in asked.most_common()) or None,
         )  # fmt: skip
     told = _task(task) | {"categories": categories, "without": task.spec.without}
+    if asked:
+        told["asked"] = dict(asked.most_common())
     _print(told, form, table)
 
 

@@ -1,7 +1,8 @@
-"""Downloads of single files: pinned by sha256, resumable, into a cache."""
+"""Downloads of single files: pinned by digest, resumable, into a cache."""
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +15,7 @@ from filelock import FileLock
 from tenacity import Retrying, retry_if_result, stop_after_attempt, wait_exponential
 
 from gapbench.fetch.libraries import is_offline
-from gapbench.files import sha256_of, write_atomic
+from gapbench.files import git_blob_of, sha256_of, write_atomic
 from gapbench.types import GapbenchError
 
 ATTEMPTS: Final = 5
@@ -30,10 +31,15 @@ PATIENCE: Final = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A file at an address that pins it, its digest and its size."""
+    """A file at an address that pins it, its digest and its size.
+
+    The digest is a `sha256` or, of a file that only its repository names, git's id of it. `bytes`
+    is 0 where nobody has said how large it is; a download that breaks then begins anew.
+    """
 
     url: str
-    sha256: str
+    sha256: str = ""
+    git_blob: str = ""
     bytes: int
     license: str
 
@@ -41,6 +47,19 @@ class Source:
     def name(self) -> str:
         """The file's name, the last part of its address."""
         return self.url.rsplit("/", 1)[-1]
+
+    @property
+    def pin(self) -> str:
+        """The digest behind its kind, as messages name it."""
+        return f"sha256 {self.sha256}" if self.sha256 else f"git blob {self.git_blob}"
+
+    def pin_of(self, file: Path) -> str:
+        """What `pin` would be of a file that is here."""
+        return f"sha256 {sha256_of(file)}" if self.sha256 else f"git blob {git_blob_of(file)}"
+
+    def is_file(self, file: Path) -> bool:
+        """Whether a file that is here is this one."""
+        return self.bytes in (0, file.stat().st_size) and self.pin_of(file) == self.pin
 
 
 def cache_folder() -> Path:
@@ -52,33 +71,31 @@ def cache_folder() -> Path:
 
 def place(source: Source) -> Path:
     """Where a file is kept, whether it is there or not."""
-    return cache_folder() / "files" / source.sha256[:16] / source.name
+    return cache_folder() / "files" / (source.sha256 or source.git_blob)[:16] / source.name
 
 
 def have(source: Source) -> bool:
     """Whether the file is in the cache, whole and unaltered."""
     file = place(source)
-    return (
-        file.is_file() and file.stat().st_size == source.bytes and sha256_of(file) == source.sha256
-    )
+    return file.is_file() and source.is_file(file)
 
 
 def cached(sources: Iterable[Source], what: str) -> list[Path]:
     """The paths of files that must be in the cache, in order.
 
-    Raises GapbenchError naming the file that is missing or altered and its sha256, or where a list
+    Raises GapbenchError naming the file that is missing or altered and its digest, or where a list
     of them is, and what to do.
     """
     sources = list(sources)
     missing = [source for source in sources if not have(source)]
     if missing:
-        lines = [f"{source.name} (sha256 {source.sha256})" for source in missing]
+        lines = [f"{source.name} ({source.pin})" for source in missing]
         listed = lines[0]
         if len(lines) > 1:
             file = cache_folder() / "missing.txt"
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(file, "\n".join([*lines, ""]).encode())
-            listed = f"{len(lines)} files (names and sha256: {file})"
+            listed = f"{len(lines)} files (names and digests: {file})"
         raise GapbenchError(
             f"{what} needs {listed}; run `gapbench prepare`, or with copies of your own "
             f"`gapbench prepare --data FOLDER`, which puts them under {cache_folder()}"
@@ -93,16 +110,12 @@ def adopt(sources: Iterable[Source], folder: Path) -> list[Source]:
     """
     if not folder.is_dir():
         raise GapbenchError(f"--data {folder} is no folder")
-    by_size: dict[int, list[Path]] = {}
-    for file in sorted(folder.rglob("*")):
-        if file.is_file():
-            by_size.setdefault(file.stat().st_size, []).append(file)
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
     missing = []
     for source in sources:
         if have(source):
             continue
-        copies = (f for f in by_size.get(source.bytes, ()) if sha256_of(f) == source.sha256)
-        copy = next(copies, None)
+        copy = next(filter(source.is_file, files), None)
         if copy is None:
             missing.append(source)
             continue
@@ -120,7 +133,7 @@ def download(source: Source, advance: Callable[[int], None] = lambda _count: Non
     """
     if is_offline() and not have(source):
         raise GapbenchError(
-            f"offline: {source.name} (sha256 {source.sha256}) is not in the cache; with a copy of "
+            f"offline: {source.name} ({source.pin}) is not in the cache; with a copy of "
             f"your own run `gapbench prepare --data FOLDER`, which puts it at {place(source)}"
         )
     with _locked(source) as part:
@@ -130,12 +143,12 @@ def download(source: Source, advance: Callable[[int], None] = lambda _count: Non
             trouble = _transfer(source, part, advance)
             if trouble:
                 break
-            digest = sha256_of(part)
-            if digest == source.sha256:
+            if source.is_file(part):
                 part.replace(place(source))
                 return place(source)
+            kind, _, found = source.pin_of(part).rpartition(" ")
             part.unlink()
-            trouble = f"its sha256 is {digest}, expected {source.sha256}"
+            trouble = f"its {kind} is {found}, expected {source.pin.removeprefix(kind).strip()}"
     raise GapbenchError(
         f"{source.url} cannot be downloaded: {trouble}; try again later, or put a copy in a folder "
         "and run `gapbench prepare --data FOLDER`"
@@ -149,13 +162,15 @@ def _transfer(source: Source, part: Path, advance: Callable[[int], None]) -> str
 
     from gapbench.fetch.http import open_client
 
-    start = part.stat().st_size if part.exists() else 0
-    if start > source.bytes:
+    most = source.bytes or math.inf
+    start = part.stat().st_size if part.exists() and source.bytes else 0
+    if start > most:
         part.unlink()
         start = 0
-    if start == source.bytes:
+    if start == most:
         return ""
-    headers = {"Range": f"bytes={start}-"} if start else {}
+    # Of a compressed answer neither the range nor the size would be the file's.
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     try:
         with (
             open_client(httpx.URL(source.url), timeout=PATIENCE, follow_redirects=True) as client,
@@ -169,17 +184,17 @@ def _transfer(source: Source, part: Path, advance: Callable[[int], None]) -> str
                 for chunk in answer.iter_raw():
                     file.write(chunk)
                     advance(len(chunk))
-                    if file.tell() > source.bytes:
+                    if file.tell() > most:
                         break
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return str(error) or type(error).__name__
     except OSError as error:
         raise GapbenchError(f"{part}: {error.strerror}; mend it and run it again") from error
     size = part.stat().st_size
-    if size > source.bytes:
+    if size > most:
         part.unlink()
         return f"it is longer than the {source.bytes:,} bytes expected"
-    return "" if size == source.bytes else f"only {size:,} of {source.bytes:,} bytes came"
+    return "" if source.bytes in (0, size) else f"only {size:,} of {source.bytes:,} bytes came"
 
 
 @contextmanager

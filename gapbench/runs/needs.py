@@ -47,7 +47,8 @@ class Need:
             return f"commit {self.item.revision[:12]}" if self.item.pinned else None
         if isinstance(self.item, Copy):
             return f"sha256 {digest[:12]}" if (digest := self.item.digest()) else None
-        return f"sha256 {self.item.sha256[:12]}"
+        kind, _, digest = self.item.pin.rpartition(" ")
+        return f"{kind} {digest[:12]}"
 
     def ready(self) -> bool:
         """Whether it is here, whole and unaltered."""
@@ -130,6 +131,8 @@ def obtain(
 
 
 def _size(count: int) -> str:
+    if not count:
+        return "unknown size"
     return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
 
 

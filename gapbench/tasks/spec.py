@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gapbench.files import read_yaml
 from gapbench.types import GapbenchError, Tier
@@ -22,22 +22,35 @@ Overalls = dict[Literal["official_gm", "official", "paper"], list[str] | dict[st
 
 
 class Split(BaseModel):
-    """What a split must be: `sha256` is of its records as JSON lines."""
+    """What a split must be: `sha256` is of its records as JSON lines; without one, only their
+    number is checked."""
 
     model_config = ConfigDict(extra="forbid")
     prompts: int = Field(gt=0)
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
 
 
 class Download(BaseModel):
-    """A file of prompts that is fetched, not shipped; `category` where all of it is of one."""
+    """A file of prompts that is fetched, not shipped; `category` where all of it is of one.
+
+    It is checked by its `sha256`, or by the id of its blob in git (`git_blob`, as `git ls-tree`
+    prints it), which is known of a file in a repository that nobody here has read. `bytes` may be
+    left out where nobody knows them.
+    """
 
     model_config = ConfigDict(extra="forbid")
     path: str
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    bytes: int = Field(gt=0)
+    sha256: str = Field(default="", pattern="^[0-9a-f]{64}$")
+    git_blob: str = Field(default="", pattern="^[0-9a-f]{40}$")
+    bytes: int = Field(default=0, gt=0)
     category: str | None = None
     split: str = "test"
+
+    @model_validator(mode="after")
+    def _pinned_once(self) -> Self:
+        if bool(self.sha256) == bool(self.git_blob):
+            raise ValueError("a download takes one digest, sha256 or git_blob")
+        return self
 
 
 class Dataset(BaseModel):

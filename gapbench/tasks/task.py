@@ -67,6 +67,7 @@ class Task:
             Source(
                 url=download.path if "://" in download.path else self.spec.base + download.path,
                 sha256=download.sha256,
+                git_blob=download.git_blob,
                 bytes=download.bytes,
                 license=self.spec.license,
             )
@@ -219,11 +220,11 @@ class Task:
 
     def _check_digest(self, split: str, records: list[Any]) -> None:
         digest, wanted = _digest(records), self.spec.splits[split]
-        if (len(records), digest) != (wanted.prompts, wanted.sha256):
+        if (len(records), wanted.sha256 or digest) != (wanted.prompts, digest):
+            named = f"{wanted.prompts} with {wanted.sha256}" if wanted.sha256 else wanted.prompts
             raise GapbenchError(
                 f"task {self.name}: the {split} split has {len(records)} prompts with sha256 "
-                f"{digest}, task.yaml names {wanted.prompts} with {wanted.sha256}; changed prompts "
-                "need a new version"
+                f"{digest}, task.yaml names {named}; changed prompts need a new version"
             )
 
     def _prompts(self, placed: Placed) -> list[Prompt]:

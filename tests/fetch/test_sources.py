@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import re
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -151,6 +153,46 @@ def test_a_broken_download_goes_on_in_the_next_call(server: Server) -> None:
     assert server.ranges[-1] == "bytes=100000-"
 
 
+def test_a_file_of_which_only_gits_id_is_known(server: Server, tmp_path: Path) -> None:
+    """Its size is not known either, so a download that broke begins anew."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "copy").write_bytes(BODY)
+    made = subprocess.run(
+        ["git", "hash-object", "--no-filters", "own/copy"],
+        cwd=tmp_path, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    source = replace(server.source(), sha256="", git_blob=made.stdout.strip(), bytes=0)
+    server.behaviours = [broken_off, altered]
+    with pytest.raises(GapbenchError, match=rf"{source.name} \(git blob {source.git_blob}\)"):
+        cached([source], "task t")
+    assert download(source).read_bytes() == BODY
+    assert server.ranges == [None] * 3
+    place(source).write_bytes(BODY[:-1])
+    assert not have(source)
+    assert adopt([source], tmp_path / "own") == []
+    assert have(source)
+    other = replace(source, git_blob="0" * 40)
+    with pytest.raises(
+        GapbenchError, match=f"its git blob is {source.git_blob}, expected 0{{40}};"
+    ):
+        download(other)
+
+
+def test_a_server_that_compresses_is_asked_not_to(server: Server) -> None:
+    def packed(to: BaseHTTPRequestHandler, start: int) -> None:
+        if "gzip" in to.headers.get("Accept-Encoding", ""):
+            to.send_response(200)
+            to.send_header("Content-Encoding", "gzip")
+            to.end_headers()
+            to.wfile.write(gzip.compress(BODY))
+        else:
+            whole(to, start)
+
+    server.behaviours = [packed]
+    assert download(server.source()).read_bytes() == BODY
+    assert server.ranges == [None]
+
+
 @pytest.mark.parametrize("damage", [BODY[:-1], b"x" + BODY[1:], b""])
 def test_a_damaged_file_is_found_and_fetched_again(server: Server, damage: bytes) -> None:
     source = server.source()
@@ -160,10 +202,10 @@ def test_a_damaged_file_is_found_and_fetched_again(server: Server, damage: bytes
     with pytest.raises(GapbenchError, match="gapbench prepare"):
         cached([source], "task t")
     with pytest.raises(
-        GapbenchError, match=r"task t needs 2 files \(names and sha256: .*txt\)"
+        GapbenchError, match=r"task t needs 2 files \(names and digests: .*txt\)"
     ) as two:
         cached([source] * 2, "task t")
-    [listed] = re.findall(r"sha256: (.*\.txt)", str(two.value))
+    [listed] = re.findall(r"digests: (.*\.txt)", str(two.value))
     assert Path(listed).read_text() == f"{source.name} (sha256 {source.sha256})\n" * 2
     assert download(source).read_bytes() == BODY
     assert cached([source], "task t") == [place(source)]

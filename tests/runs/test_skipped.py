@@ -92,7 +92,7 @@ def test_all_ends_with_a_table_with_a_network_and_without(
     assert "judge pixel reads only images of 24 x 24 pixels, and none of the first 8" in caplog.text
     code, shown, told = end(capfd, *command, "--offline", "--strict")
     assert (code, shown) == (2, "")
-    assert told.startswith("gapbench: task geneval: judge detector (2.0 GB)")
+    assert told.startswith("gapbench: task dpg: judge vlm (18 GB)")
     assert told.count("\n") == 1
     assert not Path("runs").exists()
 
@@ -121,7 +121,7 @@ def test_all_ends_with_a_table_with_a_network_and_without(
 
 
 def test_strict_stops_where_a_task_would_be_skipped(hub: Hub) -> None:
-    with pytest.raises(GapbenchError, match=r"^task geneval: judge detector \(2\.0 GB\): not here"):
+    with pytest.raises(GapbenchError, match=r"^task dpg: judge vlm \(18 GB\): Qwen"):
         planned(tasks="all", strict=True)
     assert "shapes" in planned(tasks="all").plan.tasks
     assert hub.fetched == set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from servers import Server
 import gapbench
 from gapbench import GapbenchError
 from gapbench.fetch.sources import adopt
+from gapbench.files import git_blob_of
 from gapbench.judges.lists import chances_in, geometric, listed
 from gapbench.report.tables import overall_lines
 from gapbench.tasks.task import load_task
@@ -34,20 +36,18 @@ ROWS = [
     (*CAT, "4", "1, 2", "relation", "spatial", "on - (cat)", "Is it on it?"),
     ("b2", 'a "blue"\nbowl', "", "1", "0", "entity", "whole", "(bowl)", "Is there a bowl?"),
 ]
-PAGE = (Path(__file__).parents[2] / "docs" / "own-task.md").read_text(encoding="utf-8")
-SPEC = next(
-    yaml.safe_load(block)
-    for block in re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.S)
-    if "group:" in block
-)
-"""The task.yaml that the docs give for DPG-Bench."""
+ROOT = Path(__file__).parents[2]
+SHIPPED = yaml.safe_load((ROOT / "tasks" / "dpg" / "task.yaml").read_text(encoding="utf-8"))
+SPEC = {key: value for key, value in SHIPPED.items() if key not in {"base", "downloads", "splits"}}
+"""The task.yaml of DPG-Bench, for a file beside it."""
 MadeTask = Callable[..., Path]
+Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
 def dpg(user_task: Callable[..., Path]) -> MadeTask:
     def make(rows: Any = ROWS, heads: Any = HEADS, **more: Any) -> Path:
-        folder = user_task([], name="dpg", **{**SPEC, **more})
+        folder = user_task([], name="dpg", **{**SPEC, "file": "dpg_bench.csv", **more})
         with (folder / "dpg_bench.csv").open("w", newline="") as opened:
             csv.writer(opened).writerows([heads, *rows])
         return folder
@@ -86,6 +86,56 @@ def test_rows_about_one_prompt_are_one(dpg: MadeTask) -> None:
     assert [item.question for item in listed(cat)] == [row[-1] for row in ROWS[:4]]
     assert [item.parents for item in listed(cat)] == [(), (), (0,), (0, 1)]
     assert bowl.text == 'a "blue"\nbowl'
+
+
+def test_dpg_comes_by_gits_id_and_its_questions_are_counted(
+    dpg: MadeTask,
+    user_task: Callable[..., Path],
+    tmp_path: Path,
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The file of the shipped task is not here: a small one stands for it, by its own id."""
+    monkeypatch.setenv("GAPBENCH_CACHE", str(tmp_path / "cache"))
+    (source,) = load_task("dpg").sources()
+    url = (
+        "https://raw.githubusercontent.com/TencentQQGYLab/ELLA/[0-9a-f]{40}/dpg_bench/dpg_bench.csv"
+    )
+    assert re.fullmatch(url, source.url)
+    assert source.git_blob == "98457fc9901943f51ff9a30367250fc292533bed"
+    file = dpg() / "dpg_bench.csv"
+
+    def named(count: int) -> str:
+        download = {"path": "dpg_bench.csv", "git_blob": git_blob_of(file)}
+        changed = {"downloads": [download], "splits": {"test": {"prompts": count}}, "file": None}
+        return str(user_task([], name="named", **{**SPEC, "base": "https://x.org/", **changed}))
+
+    asked = ("prepare", "--tasks", named(2), "--judge", "pixel", "--offline")
+    done = cli(*asked, "--dry-run")
+    assert re.search(rf"unknown +Apache-2.0 +git blob {git_blob_of(file)[:12]} +no", done.stdout)
+    done = cli(*asked, "--data", str(file.parent))
+    assert done.returncode == 0, done.stderr
+    done = cli("tasks", named(2))
+    assert "entity (3), attribute (1), relation (1)" in done.stdout
+    assert re.search(r"dpg +medium +vlm-list +2 +5 +a red cat, on a mat", done.stdout)
+    told = json.loads(cli("tasks", named(2), "--json").stdout)
+    assert told["asked"] == {"entity": 3, "attribute": 1, "relation": 1}
+    assert [row["questions"] for row in told["categories"]] == [5]
+    assert "has 2 prompts with sha256" in refused(Path(named(3)))
+    broken = dpg([*ROWS[:2], (*ROWS[2][:4], "9", *ROWS[2][5:])])
+    done = cli("tasks", str(broken))
+    assert done.returncode != 0
+    assert "dpg, prompt a1: its list of questions is broken: question 3 depends on" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_docs_show_how_such_a_file_is_read() -> None:
+    page = (ROOT / "docs" / "own-task.md").read_text(encoding="utf-8")
+    (block,) = (b for b in re.findall(r"```yaml\n(.*?)```", page, flags=re.S) if "group:" in b)
+    shown = yaml.safe_load(block)
+    assert {key: shown[key] for key in SPEC if key not in {"title", "license"}} == {
+        key: value for key, value in SPEC.items() if key not in {"title", "license"}
+    }
 
 
 def test_csv_files_that_are_broken(dpg: MadeTask) -> None:

@@ -175,6 +175,8 @@ def test_unknown_split() -> None:
         ({"file": "../outside.txt"}, "is outside the task"),
         ({"file": "/etc/hostname"}, "is outside the task"),
         ({"splits": {"test": {"prompts": 1, "sha256": "short"}}}, "splits.test.sha256"),
+        ({"downloads": [{"path": "a"}]}, "downloads.0: a download takes one digest"),
+        ({"downloads": [{"path": "a", "git_blob": "0" * 64}]}, "downloads.0.git_blob"),
     ],
 )
 def test_broken_specs(user_task: UserTask, spec: dict[str, Any], culprit: str) -> None:
