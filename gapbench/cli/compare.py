@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from gapbench.cli.options import Form, Judge, ReportTo, RunPath, SeveralJudges
+from gapbench.cli.options import Form, ReportTo, RunPath, SeveralJudges
 from gapbench.cli.terminal import QUIET, console
 from gapbench.fetch.libraries import go_offline, quiet
 from gapbench.runs.settings import (
@@ -100,19 +100,31 @@ def power(
     path: RunPath,
     detect: Annotated[float, typer.Option(help="The change to detect, in points, or in the unit of the judge's scores.")] = 5.0,
     metric: Annotated[str, typer.Option(help="The figure, as CSV and JSON name it; a wrong name lists them.")] = "generation",
-    judge: Judge = None,
+    judge: SeveralJudges = (),
     *,
     settings: Part,
 ) -> None:  # fmt: skip
     """Print how many prompts `compare` needs to detect a change."""
     if not 0 < detect <= 100:
         raise GapbenchError(f"--detect {detect}: give points, above 0 and up to 100")
-    from gapbench.comparison import words as changes
-    from gapbench.metrics.power import spread
+    from gapbench.comparison.power_words import plan, plans
+    from gapbench.metrics.power import Spread, spread
     from gapbench.runs.run import open_run
 
-    frame = open_run(path, **vars(settings)).frame(judge)
-    typer.echo(changes.plan(spread(frame, metric), metric, detect))
+    run = open_run(path, **vars(settings))
+    if len(judge) < 2:
+        typer.echo(plan(spread(run.frame(next(iter(judge), None)), metric), metric, detect))
+        return
+    under: dict[str, Spread | str] = {}
+    frames = {name: run.frame(name) for name in judge} | {"majority": run.frame(tuple(judge))}
+    for name, frame in frames.items():
+        try:
+            under[name] = spread(frame, metric)
+        except GapbenchError as error:
+            under[name] = str(error).removeprefix("power: ")
+    if not any(isinstance(each, Spread) for each in under.values()):
+        raise GapbenchError("power: " + "; ".join(dict.fromkeys(map(str, under.values()))))
+    typer.echo(plans(under, metric, detect))
 
 
 def parity(

@@ -25,12 +25,6 @@ RunPath = Annotated[
         metavar="RUN",
     ),
 ]
-Judge = Annotated[
-    str | None,
-    typer.Option(
-        help="Compute the figures against this outside judge.", show_default="set by each task"
-    ),
-]
 SeveralJudges = Annotated[
     Sequence[str],
     typer.Option(

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from gapbench.cli.options import Judge, RunPath
+from gapbench.cli.options import RunPath, SeveralJudges
 from gapbench.runs.settings import Part
 from gapbench.types import GapbenchError, counted, printable
 
@@ -22,7 +22,7 @@ Port = Annotated[
 def report(
     runs: Annotated[list[Path], typer.Argument(help="One or more run folders. Of two, the first is before and the second after.", metavar="RUN")],
     out: Annotated[Path | None, typer.Option(help="The file to write.", show_default="report.html in the run's folder; for several runs, in this folder")] = None,
-    judge: Judge = None,
+    judge: SeveralJudges = (),
     figures: Annotated[Path | None, typer.Option(help="Folder for every figure as SVG, PDF, CSV and LaTeX table.")] = None,
     *,
     settings: Part,

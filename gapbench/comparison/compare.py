@@ -183,7 +183,7 @@ def _fixed(one: Run, two: Run) -> Path | None:
     return folder if base and base.get("fingerprint") == before.get("fingerprint") else None
 
 
-def stored(before: Run, after: Run, judge: str | None = None) -> Comparison:
+def stored(before: Run, after: Run, judge: ByJudge = None) -> Comparison:
     """What the two folders say of the change, without a model: there is no figure of understanding
     unless `compare` has asked for AFTER's verdicts on BEFORE's images.
 

@@ -73,7 +73,7 @@ def order(judged: Sequence[Judged]) -> Conclusion | None:
         return None
     names = list(judged[0].judges)
     each = {name: _order([one.judges[name] for one in judged]) for name in names}
-    return _conclusion(ORDER, _order([one.majority for one in judged]), each)
+    return conclusion(ORDER, _order([one.majority for one in judged]), each)
 
 
 def concluded(c: Comparison, metric: str) -> str:
@@ -92,11 +92,8 @@ def _judged(majority: Comparison, judges: dict[str, Comparison]) -> Judged:
         majority=majority,
         judges=judges,
         conclusions=[
-            _conclusion(VERDICT, majority.verdict, verdicts),
-            *(
-                _conclusion(name, concluded(majority, name), _each(judges, name))
-                for name in figures
-            ),
+            conclusion(VERDICT, majority.verdict, verdicts),
+            *(conclusion(name, concluded(majority, name), _each(judges, name)) for name in figures),
         ],
     )
 
@@ -105,7 +102,8 @@ def _each(judges: Mapping[str, Comparison], metric: str) -> dict[str, str]:
     return {name: concluded(c, metric) for name, c in judges.items()}
 
 
-def _conclusion(about: str, majority: str, judges: dict[str, str]) -> Conclusion:
+def conclusion(about: str, majority: str, judges: dict[str, str]) -> Conclusion:
+    """What several judges and their majority conclude, and who does not as the majority does."""
     against = [name for name, said in judges.items() if said != majority]
     return Conclusion(about=about, majority=majority, judges=judges, against=against)
 
@@ -118,9 +116,14 @@ def _order(comparisons: Sequence[Comparison]) -> str:
     units = {change.unit for made in changes for change in made}
     if len(known) < len(comparisons) or len(units) > 1:
         return "n/a"
-    places = sorted(range(len(known)), key=lambda place: (-known[place], place))
-    told = str(places[0] + 1)
+    return in_order({str(place): value for place, value in enumerate(known, 1)})
+
+
+def in_order(values: Mapping[str, float]) -> str:
+    """Names by their values, the highest first, as in "b, a = c"; equal ones in their own order."""
+    places = sorted(values, key=lambda name: -values[name])
+    told = places[0]
     for last, place in pairwise(places):
-        equal = known[last] - known[place] < ROUNDING
-        told += f"{' =' if equal else ','} {place + 1}"
+        equal = values[last] - values[place] < ROUNDING
+        told += f"{' =' if equal else ','} {place}"
     return told

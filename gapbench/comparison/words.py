@@ -13,8 +13,7 @@ from tabulate import tabulate
 from gapbench.comparison.compare import RULE, Comparison
 from gapbench.comparison.judges import VERDICT, Judged, concluded, order
 from gapbench.metrics.metric import METRICS, UNDERSTANDING, printed
-from gapbench.metrics.paired import Change, detectable
-from gapbench.metrics.power import SAMPLES, Spread, family
+from gapbench.metrics.paired import Change
 from gapbench.metrics.questions import BY_SKILL
 from gapbench.metrics.verification import CHOICES, auroc, points, record
 from gapbench.types import PERCENT, GapbenchError, counted
@@ -112,33 +111,6 @@ def finding(c: Comparison) -> str:
     who = f"From {c.before_model} to {c.after_model}, over {counted(c.images, 'image')}"
     left = "".join(f" Left out: {reason}." for reason in c.left_out)
     return f"{who} of {counted(c.prompts, 'prompt')}: {'; '.join(told) or 'no figure'}.{left}"
-
-
-def plan(spread: Spread, metric: str, change: float) -> str:
-    """Prompts that a comparison takes to detect a change, in the unit that the figure is printed
-    in, for numbers of samples."""
-    unit, points = spread.unit, "points" if spread.unit == PERCENT else spread.unit
-    share = change / 100 if unit == PERCENT else change
-    rows = [
-        [samples, *(spread.needed(share, samples, alike) for alike in (True, False))]
-        for samples in SAMPLES
-    ]
-    heads = ["images a prompt", "prompts, at best", "prompts, at worst"]
-    here = [
-        printed(detectable(spread.error(spread.prompts, spread.samples, alike), family()), unit)
-        for alike in (True, False)
-    ]
-    return (
-        f"{METRICS[metric].heading} {printed(spread.value, unit)} {unit}: variance "
-        f"{spread.between:.4f} between the prompts of a category, {spread.within:.4f} within a "
-        "prompt.\n"
-        f"To detect a change of {change:g} {points} with a probability of 80 %:\n\n"
-        f"{tabulate(rows, heads)}\n\n"
-        "At best, every prompt changes by the same amount. At worst, a prompt's rate after has "
-        f"nothing to do with its rate before.\nThis run, with {spread.prompts} clusters of "
-        f"prompts and {spread.samples:.3g} images each, detects a change of {here[0]} {points} at "
-        f"best and {here[1]} at worst."
-    )
 
 
 def card_of(c: Comparison) -> str:

@@ -1,21 +1,27 @@
-"""A run's figures under each of several judges and under their majority, for other programs."""
+"""Figures under each of several judges and under their majority: for other programs, and for the
+report."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from tabulate import tabulate
 
+from gapbench.comparison.judges import Conclusion, Judged, conclusion, in_order
+from gapbench.metrics.metric import METRICS, shown_in
 from gapbench.report import tables
+from gapbench.report.export import Table
+from gapbench.report.latex import Cell
 from gapbench.runs.frame import ByJudge, undecided, undecided_in_words
 
 if TYPE_CHECKING:
     from gapbench.metrics.corrected import Corrected
     from gapbench.runs.run import Run
+    from gapbench.types import Rates
 
 MAJORITY = "majority"
 
@@ -28,8 +34,7 @@ def render(run: Run, judges: Sequence[str], form: str) -> str:
     record for each two) and `no_majority` (why there is none -> images). `markdown`
     holds the same as tables; `csv` and `latex` hold the rates alone, `csv` with a column `judge`.
     """
-    panel = tuple(judges)
-    of: dict[str, ByJudge] = {**{name: name for name in judges}, MAJORITY: panel}
+    panel, of = tuple(judges), by_name(judges)
     rates = {name: run.rates(each) for name, each in of.items()}
     if form == "csv":
         marks = {"footnote": run.footnote, "unfinished": run.unfinished}
@@ -72,6 +77,79 @@ def render(run: Run, judges: Sequence[str], form: str) -> str:
         parts.append(f"No majority on {silent}")
     parts.append("\n".join(f"- {a} and {b} {tables.agreement(two)}" for a, b, two in agreements))
     return "\n\n".join(filter(None, parts))
+
+
+def by_name(judges: Sequence[str]) -> dict[str, ByJudge]:
+    """What figures are of: each of the judges, and the majority of several; the tasks' own where
+    none is named."""
+    if not judges:
+        return {"": None}
+    majority: dict[str, ByJudge] = {MAJORITY: tuple(judges)} if len(judges) > 1 else {}
+    return {**dict(zip(judges, judges, strict=True)), **majority}
+
+
+def judge_tables(
+    runs: Sequence[Run], names: Sequence[str], judges: Sequence[str], judged: Judged | None
+) -> dict[str, Table]:
+    """The report's tables of several judges: `judges`, the overall figures under each, and
+    `conclusions`, what holds under each: what changed between two runs that are comparable
+    (`judged`), the order of each run's tasks, and that of other runs of the same tasks."""
+    metrics = shown_in("tables")
+    rates = {
+        called: {name: run.rates(judge) for name, run in zip(names, runs, strict=True)}
+        for called, judge in by_name(judges).items()
+    }
+    rows: list[list[Cell]] = []
+    for name in names:
+        for called, of in rates.items():
+            row = tables.by_place(of[name]).get(("overall", "overall"), {})
+            cells = [tables.cell(row[m.name]) if m.name in row else "n/a" for m in metrics]
+            rows.append([name, called, *cells])
+    held = list(judged.conclusions) if judged else []
+    for name in names:
+        orders = {called: _order(_level(of[name], "task")) for called, of in rates.items()}
+        if any(orders.values()):
+            held.append(_conclusion(f"tasks of {name}" * (len(names) > 1) or "tasks", orders))
+    if len({tuple(run.plan.tasks) for run in runs}) == 1 < len(runs) and not judged:
+        overall = {
+            called: {name: rate for name in names for rate in _level(of[name], "overall").values()}
+            for called, of in rates.items()
+        }
+        held.append(_conclusion("runs", {name: _order(of) for name, of in overall.items()}))
+    return {
+        "judges": (["run", "judge", *(metric.title for metric in metrics)], rows),
+        "conclusions": (
+            ["conclusion", *judges, MAJORITY, "holds under"],
+            [
+                [
+                    METRICS[each.about].heading if each.about in METRICS else each.about,
+                    *(each.judges[name] for name in judges), each.majority, each.holds,
+                ]
+                for each in held
+            ],
+        ),
+    }  # fmt: skip
+
+
+def _level(rates: Sequence[Rates], level: str) -> dict[str, Rates]:
+    """Generation by task, or overall."""
+    return {r.name: r for r in rates if r.level == level and r.metric == "generation"}
+
+
+def _order(rates: Mapping[str, Rates]) -> str:
+    """Names by generation; empty for fewer than two, n/a where one is not measured or in another
+    unit."""
+    if len(rates) < 2:
+        return ""
+    values = {name: rate.value for name, rate in rates.items() if rate.value is not None}
+    if len(values) < len(rates) or len({rate.unit for rate in rates.values()}) > 1:
+        return "n/a"
+    return in_order(values)
+
+
+def _conclusion(what: str, orders: Mapping[str, str]) -> Conclusion:
+    told = {name: order or "n/a" for name, order in orders.items()}
+    return conclusion(f"{what}, by generation", told.pop(MAJORITY), told)
 
 
 def _record(rate: Corrected) -> dict[str, Any]:

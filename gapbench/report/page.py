@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from gapbench.comparison import words
 from gapbench.comparison.compare import Comparison, stored
+from gapbench.comparison.judges import Judged, under_judges
 from gapbench.files import sweep, write_atomic
 from gapbench.metrics.metric import shown_in
 from gapbench.pages.assets import asset, policy, template
@@ -22,7 +23,9 @@ from gapbench.report.export import Table, without, write_figures
 from gapbench.report.figures import figures as all_figures
 from gapbench.report.finding import finding
 from gapbench.report.gallery import MOST, as_json, gallery, thumbnails
+from gapbench.report.judges import by_name, judge_tables
 from gapbench.report.latex import Cell
+from gapbench.runs.frame import ByJudge
 from gapbench.runs.questions import of_run
 from gapbench.runs.run import Run
 from gapbench.types import GapbenchError, Rates
@@ -31,11 +34,12 @@ MOST_RUNS: Final = 12
 
 
 def write_report(
-    runs: Sequence[Run], out: Path, judge: str | None = None, figures: Path | None = None
+    runs: Sequence[Run], out: Path, judges: Sequence[str] = (), figures: Path | None = None
 ) -> None:
     """Write a report of one run or several as one file; pictures in full are linked from there.
 
-    `judge` picks the outside judge that figures are computed against, each task's first by default.
+    `judges` are the outside judges that figures are computed against, each task's first by default;
+    of several, the page's figures are by their majority, and it says what holds under each.
     With two runs, the first is before and the second after. `figures` is a folder that gets every
     figure as files for a paper. Raises GapbenchError where a run has no image or no such judge, or
     a file cannot be written; then there is no report, or the old one.
@@ -46,23 +50,27 @@ def write_report(
         raise GapbenchError("a run is given twice; give each once")
     if not out.parent.is_dir() or out.is_dir():
         raise GapbenchError(f"--out {out}: give a file in a folder that exists")
+    judge: ByJudge = tuple(judges) if len(judges) > 1 else next(iter(judges), None)
     frames = [run.frame(judge) for run in runs]
     for run, frame in zip(runs, frames, strict=True):
         if not len(frame):
             raise GapbenchError(f"{run.path} holds no image of its plan; run it again to finish it")
     names = _names(runs)
     rates = [run.rates(judge) for run in runs]
-    change, incomparable = _change(runs, judge)
+    change, judged, incomparable = _change(runs, judges)
     asked = [of_run(run, judge) for run in runs]
     tried = [run.reflection(judge) for run in runs]
     made = all_figures(runs, names, frames, rates, asked, tried, change)
-    others = _tables(runs, names, rates, judge)
+    others = _tables(runs, names, rates, judges)
+    if len(judges) > 1:
+        others |= judge_tables(runs, names, judges, judged)
     if len(runs) == 1:  # its name in every row says nothing
         made = [replace(figure, table=without(figure.table, "run")) for figure in made]
         others = {name: without(table, "run") for name, table in others.items()}
     if figures is not None:
         write_figures(made, others, dict(zip(names, rates, strict=True)), figures)
-    shown = gallery(runs, names, out.parent, judge)
+    shown = gallery(runs, names, out.parent, next(iter(judges), None))
+    by = runs[0].called(judge) if judge else None
     script, style = asset("report/page.js"), asset("pages/page.css", "report/gallery.css")
     with closing(thumbnails(runs, shown)) as small:
         page = template("report/page.html").generate(
@@ -71,11 +79,12 @@ def write_report(
             style=style,
             policy=policy(script, style, "img-src data: 'self' file:"),
             runs=[_about(run, name) for run, name in zip(runs, names, strict=True)],
-            judge=judge,
+            judge=by,
+            judges=judges,
             verdict=change.verdict if change else None,
             findings=[words.finding(change)]
             if change
-            else [finding(run, mine, judge) for run, mine in zip(runs, rates, strict=True)],
+            else [finding(run, mine, by) for run, mine in zip(runs, rates, strict=True)],
             incomparable=incomparable,
             figures=made,
             tables=others,
@@ -101,14 +110,24 @@ def write_report(
             raise GapbenchError(f"{out} cannot be written: {problem}") from problem
 
 
-def _change(runs: Sequence[Run], judge: str | None) -> tuple[Comparison | None, str]:
-    """What changed between two runs, or why that cannot be said."""
+def _change(
+    runs: Sequence[Run], judges: Sequence[str]
+) -> tuple[Comparison | None, Judged | None, str]:
+    """What changed between two runs, also under each of several judges, or why that cannot be
+    said."""
     if len(runs) != 2:
-        return None, ""
+        return None, None, ""
+
+    def measure(*, judge: ByJudge) -> list[Comparison]:
+        return [stored(runs[0], runs[1], judge)]
+
     try:
-        return stored(runs[0], runs[1], judge), ""
+        if len(judges) < 2:
+            return measure(judge=next(iter(judges), None))[0], None, ""
+        [judged] = under_judges(measure, judges)
     except GapbenchError as problem:
-        return None, str(problem)
+        return None, None, str(problem)
+    return judged.majority, judged, ""
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
@@ -153,9 +172,11 @@ def _about(run: Run, name: str) -> dict[str, Any]:
 
 
 def _tables(
-    runs: Sequence[Run], names: Sequence[str], rates: Sequence[list[Rates]], judge: str | None
+    runs: Sequence[Run], names: Sequence[str], rates: Sequence[list[Rates]], judges: Sequence[str]
 ) -> dict[str, Table]:
     """The tables without a plot, by the names of their files."""
+    of, panel = by_name(judges), tuple(judges)
+    named = ["judge"] * (len(of) > 1)
     several = len({task for run in runs for task in run.plan.tasks}) > 1  # one is the whole
     return {
         "headline": _headline(names, rates, ("overall", "tier", *(["task"] if several else []))),
@@ -165,14 +186,15 @@ def _tables(
             [
                 [name, f"{first} and {second}", tables.agreement(two)]
                 for run, name in zip(runs, names, strict=True)
-                for first, second, two in run.agreements()
+                for first, second, two in run.agreements(panel)
             ],
         ),
         "corrected": (
-            ["run", "%", *tables.CORRECTED],
+            ["run", *named, "%", *tables.CORRECTED],
             [
-                [name, *tables.corrected(rate)]
+                [name, *[called] * len(named), *tables.corrected(rate)]
                 for run, name in zip(runs, names, strict=True)
+                for called, judge in of.items()
                 for rate in run.corrected(judge)
             ],
         ),

@@ -139,6 +139,25 @@ def test_an_order_may_hang_on_the_judge(tmp_path: Path) -> None:
     assert (apart.majority, apart.holds) == ("n/a", "n/a")
 
 
+def test_power_has_a_line_for_each_judge(cli: Cli, tmp_path: Path) -> None:
+    half, most = [i % 4 < 2 for i in range(PROMPTS)], [i % 4 < 3 for i in range(PROMPTS)]
+    all_of_them = [1] * PROMPTS
+    said = {"a": [*map(int, half)], "b": [*map(int, most)], "c": all_of_them}
+    run = made(tmp_path, "m", TRUE, said, samples=2)
+    done = cli("power", str(run.path), "--judge", "a,b,c", "--detect", "10")
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
+    alone = cli("power", str(run.path), "--judge", "b", "--detect", "10").stdout
+    [two] = [line.split() for line in alone.splitlines() if line.split()[:1] == ["2"]]
+    assert f"{two[1]} to {two[2]}" in rows["b"]
+    assert rows["a"].split()[1:3] == ["50.0", "%"]
+    assert rows["majority"].split()[1:3] == ["75.0", "%"]
+    assert "c: generation does not vary in this run" in done.stdout
+    refused = cli("power", str(run.path), "--judge", "a,b", "--metric", "speed")
+    assert refused.stderr.count("no metric 'speed'") == 1
+    assert refused.returncode == 2
+
+
 def test_the_command_line_says_it_in_all_forms(cli: Cli, three: list[Run]) -> None:
     folders = [str(run.path) for run in three]
     done = cli("compare", *folders[:2], "--judge", "a,b,c", "--gate")

@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,54 @@ def test_each_judge_and_the_majority_are_shown(run: Run, cli: Cli) -> None:
     other = json.loads(judges.render(run, ("b", "a"), "json"))
     assert (other["judges"], other["corrected"]) == (told["judges"], told["corrected"])
     assert other["no_majority"] == told["no_majority"]
+
+
+def test_the_report_says_what_holds_under_each_judge(tmp_path: Path, cli: Cli) -> None:
+    low, high = [int(i % 4 == 0) for i in range(PROMPTS)], [1] * PROMPTS
+    folders = [
+        str(made(tmp_path, name, TRUE, {"a": a, "b": b, "c": c}).path)
+        for name, a, b, c in (
+            ("one", low, low, low),
+            ("two", high, high, low),
+            ("3", low, low, low),
+        )
+    ]
+    file, figures = tmp_path / "r.html", tmp_path / "figures"
+    asked = ("--out", str(file), "--figures", str(figures), "--judge", "a,b,c")
+    done = cli("report", *folders[:2], *asked)
+    assert done.returncode == 0, done.stderr
+    page = file.read_text()
+    assert "Verdict: generation better" in page
+    assert "by the majority of a, b, c; the frames of the images are by a until" in page
+    told = (figures / "conclusions.tex").read_text()
+    rows = {line.split(" & ")[0]: line.split(" & ")[1:] for line in told.splitlines()}
+    assert rows["verdict"][2] == "no detectable change"
+    assert rows["generation"][:4] == ["better", "better", "unchanged", "better"]
+    assert rows["generation"][4].startswith("2 of 3: not under c")
+    told = (figures / "judges.tex").read_text()
+    assert [line.split(" & ")[1] for line in told.splitlines() if line.startswith("two")] == [
+        "a", "b", "c", "majority",
+    ]  # fmt: skip
+
+    assert cli("report", *folders, *asked).returncode == 0  # of three, their order
+    told = (figures / "conclusions.tex").read_text().replace(" (verdict=text)", "")
+    (row,) = [line.split(" & ") for line in told.splitlines() if line.startswith("runs")]
+    assert row[1:5] == ["two, one = 3"] * 2 + ["one = two = 3", "two, one = 3"]
+    assert row[5].startswith("2 of 3: not under c")
+    assert cli("report", folders[0], "--judge", "a,z", "--out", str(file)).returncode == 2
+
+
+def test_tasks_have_an_order_under_each_judge(tmp_path: Path) -> None:
+    run = made(tmp_path, "m", TRUE, {"a": TRUE, "b": [int(i >= 20) for i in range(PROMPTS)]})
+    prompts = [replace(p, task="old" if i < 20 else "new") for i, p in enumerate(run.plan.prompts)]
+    tasks = {"tasks": {"old": "1", "new": "1"}, "samples": {"old": 1, "new": 1}}
+    plan = replace(run.plan, prompts=prompts, partner=[None] * PROMPTS, **tasks)
+    run = Run(run.folder, plan)
+    heads, rows = judges.judge_tables([run], ["m"], ("a", "b"), None)["conclusions"]
+    assert list(heads) == ["conclusion", "a", "b", "majority", "holds under"]
+    assert [*map(list, rows)] == [
+        ["tasks, by generation", "old = new", "new, old", "new, old", "1 of 2: not under a"]
+    ]
 
 
 def test_other_forms_name_the_judge(run: Run) -> None:
