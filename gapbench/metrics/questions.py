@@ -87,6 +87,32 @@ class Questions:
     mass: float | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """The mean of a judge's probabilities of the right answers to a task's questions about a skill,
+    over `questions` about all images (GenEval 2's Soft-TIFA AM by skill; facebookresearch/GenEval2
+    at a6e82d2, soft_tifa_analysis.py)."""
+
+    task: str
+    skill: str
+    questions: int
+    prompts: int
+    score: Estimate
+
+
+def scored(rows: pd.DataFrame) -> list[Scored]:
+    """By task and skill, of a task the commonest skill first. `rows` has a row a question about an
+    image: task, category, cluster, prompt, skill and chance."""
+    made = [
+        Scored(
+            task=str(mine["task"].iloc[0]), skill=str(mine["skill"].iloc[0]), questions=len(mine),
+            prompts=mine["prompt"].nunique(), score=_estimate(_share(mine, mine["chance"])),
+        )
+        for _, mine in (rows.groupby(["task", "skill"], sort=False) if len(rows) else ())
+    ]  # fmt: skip
+    return sorted(made, key=lambda each: (each.task, -each.questions, each.skill))
+
+
 def figures(
     answers: pd.DataFrame,
     by_questions: pd.DataFrame,
@@ -158,10 +184,13 @@ def _share(rows: pd.DataFrame, terms: Any) -> Figure:
     """A share of the rows, which weigh equally, with clusters of prompts as units."""
     value = np.asarray(terms, dtype=np.float64)
     table = pd.DataFrame({"sum": value, "square": value**2, "count": 1.0}, index=rows.index)
+    table["beyond"] = ((value < 0) | (value > 1)).astype(float)  # Soft-TIFA may count a token twice
     units = table.groupby([rows[key].astype(str) for key in UNIT], sort=True).sum()
     count, zero = units["count"].to_numpy(), np.zeros(len(units))
     stratum: Floats = np.stack(
-        [units["sum"], count, count, units["square"], zero, zero], axis=1, dtype=np.float64
+        [units["sum"], count, count, units["square"], units["beyond"], zero],
+        axis=1,
+        dtype=np.float64,
     )
     return figure([stratum], float(value.mean()))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from gapbench.comparison.words import difference
 from gapbench.metrics.metric import METRICS
-from gapbench.metrics.questions import Questions, Skill
+from gapbench.metrics.questions import Questions, Scored, Skill
 from gapbench.metrics.verification import points
 from gapbench.report.export import Figure
 from gapbench.report.latex import Cell
@@ -55,6 +55,24 @@ def show(asked: Questions | None, judge: str, screen: Console) -> None:
     if asked.single is not None:
         screen.print(f"Verdicts of one question and by questions {agreement(asked.single.agrees)}.")
         screen.print(f"By questions in place of one, in points: {_changes(asked)}.")
+    screen.print()
+
+
+def show_scores(scores: Sequence[Scored], judge: str, screen: Console) -> None:
+    """Print a list judge's mean probability of the right answer by skill; nothing without one."""
+    from rich.table import Table
+    from rich.text import Text
+
+    if not scores:
+        return
+    screen.print(f"The mean probability of the right answer by skill, by {judge} (percent):\n")
+    table = Table("task", "skill", box=None, pad_edge=False, header_style="bold")
+    for head in ("score", "questions"):
+        table.add_column(head, justify="right")
+    for each in scores:
+        cells = (each.task, each.skill, estimate(each.score), f"{each.questions:,}")
+        table.add_row(*map(Text, cells))
+    screen.print(table)
     screen.print()
 
 

@@ -10,7 +10,7 @@ from gapbench.judges.own import NAMES
 from gapbench.report import questions, reflection, tables
 from gapbench.report import verification as worth
 from gapbench.runs.frame import ByJudge, undecided_in_words
-from gapbench.runs.questions import of_run
+from gapbench.runs.questions import of_run, scores
 from gapbench.types import counted
 from gapbench.verdict import mass_note
 
@@ -52,6 +52,7 @@ def show_run(run: Run, named: Sequence[str], screen: Console, verbose: bool = Fa
         worth.show(run.verification(name), run.called(name), screen)
         people = next(iter(run.people_judges()), "")
         tables.show_corrected(corrected[name], run.called(name), people, screen)
+        questions.show_scores(scores(run, name), run.called(name), screen)
         questions.show(of_run(run, name), run.called(name), screen)
         reflection.show(run.reflection(name), run.called(name), screen)
     if any(corrected.values()):

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gapbench.judges.lists import ENOUGH, Item, answers_in, asked
+from gapbench.judges.lists import ENOUGH, Item, answers_in, asked, chances_in, items_of
 from gapbench.judges.own import NAMES, SINGLE, Mode
 from gapbench.judges.parts import questions
-from gapbench.metrics.questions import Questions, figures
+from gapbench.metrics.questions import Questions, Scored, figures, scored
 from gapbench.runs.frame import ByJudge, majority, majority_of
 from gapbench.runs.run import Run
 from gapbench.runs.whole import Whole
@@ -45,6 +45,36 @@ def of_run(run: Run, judge: ByJudge = None) -> Questions | None:
     single = next((other.frame(judge) for other in modes if other is not None), None)
     masses = [verdict.mass for verdict in mine.own_verdicts() if verdict.mass is not None]
     return figures(by_question(mine, judge), mine.frame(judge), single, masses)
+
+
+def scores(run: Run, judge: ByJudge = None) -> list[Scored]:
+    """The judge's probabilities of the right answers by skill, of tasks whose lists name skills;
+    empty where the judge answers no lists. `judge` is as in `Run.frame`; a majority and people give
+    no probabilities. Images without an answer to each question are left out, as in the score."""
+    import pandas as pd
+
+    drawn, verdicts, plan = run.folder.generations(), run.folder.verdicts(), run.plan
+    rows = []
+    for item in plan.items():
+        prompt = item.prompt
+        name = judge if judge is not None else next(iter(item.asks), None)
+        generation = drawn.get((prompt.text, item.seed))
+        if generation is None or not isinstance(name, str) or name not in item.asks:
+            continue
+        said = verdicts.get((generation.image, item.asks[name], plan.judges[name]))
+        chances = chances_in(said.text) if said else None
+        if chances is None:
+            continue
+        listed = items_of(prompt.requirement, f"task {prompt.task}, prompt {prompt.id}")
+        if len(listed) != len(chances) or not all(each.skill for each in listed):
+            continue
+        about = {"task": prompt.task, "category": prompt.category, "prompt": prompt.id}
+        about["cluster"] = cluster(prompt)
+        rows += [
+            {**about, "skill": each.skill, "chance": chance}
+            for each, chance in zip(listed, chances, strict=True)
+        ]
+    return scored(pd.DataFrame(rows))
 
 
 def by_question(run: Run, judge: ByJudge = None) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from gapbench.types import Rates
 
 if TYPE_CHECKING:
+    from gapbench.metrics.questions import Scored
     from gapbench.runs.run import Run
 
 _PLACE: Final = ("level", "name", "metric", "value")
@@ -27,16 +28,18 @@ def results(run: Run) -> dict[str, Any]:
     from gapbench.metrics.questions import record as record_of
     from gapbench.metrics.reflection import record as record_of_trials
     from gapbench.metrics.verification import record
-    from gapbench.runs.questions import of_run
+    from gapbench.runs.questions import of_run, scores
 
-    asked = {judge: found for judge in run.judges() if (found := of_run(run, judge))}
-    tried = {judge: run.reflection(judge) for judge in run.judges()} or {"none": run.reflection()}
-    worth = {judge: made for judge in run.judges() if (made := run.verification(judge))}
+    judges = run.judges()
+    asked = {judge: found for judge in judges if (found := of_run(run, judge))}
+    tried = {judge: run.reflection(judge) for judge in judges} or {"none": run.reflection()}
+    worth = {judge: made for judge in judges if (made := run.verification(judge))}
     return {
         **places,
         "verification": {judge: record(made) for judge, made in worth.items()},
         "questions": {judge: record_of(found) for judge, found in asked.items()},
         "reflection": {judge: record_of_trials(made) for judge, made in tried.items() if made},
+        "skills": {judge: _skills(told) for judge in judges if (told := scores(run, judge))},
         "versions": plan.tasks,
         "n-samples": {
             task: {
@@ -68,6 +71,15 @@ def results(run: Run) -> dict[str, Any]:
         "date": meta.get("started"),
         **{f"{package}_version": version for package, version in versions.items()},
     }
+
+
+def _skills(found: list[Scored]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Task -> skill -> its mean probability of the right answer."""
+    tasks: dict[str, dict[str, dict[str, Any]]] = {}
+    for each in found:
+        counts = {"questions": each.questions, "prompts": each.prompts}
+        tasks.setdefault(each.task, {})[each.skill] = each.score._asdict() | counts
+    return tasks
 
 
 def _keys(rate: Rates, judge: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gapbench.metrics.questions import Questions, Skill, by_skill, figures, record
+from gapbench.metrics.questions import Questions, Skill, by_skill, figures, record, scored
 
 
 def answers(own: Any, outside: Any, skill: Any = "color", images: int = 4) -> pd.DataFrame:
@@ -122,3 +122,25 @@ def test_changes_by_skill_are_over_the_questions_that_both_were_asked() -> None:
 def test_a_skill_is_none_of_its_numbers_without_answers() -> None:
     skill: Skill = of(answers([np.nan] * 4, [1] * 4)).overall
     assert (skill.draws, skill.both, skill.more, skill.questions) == (None, None, None, 0)
+
+
+def test_a_judges_probabilities_by_skill_are_its_authors_means() -> None:
+    """Pooled over questions, whatever prompt they are of: as GenEval 2's script adds them up."""
+    rng = np.random.default_rng(3)
+    rows = [
+        {"task": "t", "category": str(len(skills)), "cluster": f"{prompt}", "prompt": f"{prompt}",
+         "skill": skill, "chance": float(rng.random() * (2 if skill == "count" else 1))}
+        for prompt in range(40)
+        for skills in [["object", "count", "verb"][: 1 + prompt % 3]]
+        for skill in skills
+    ]  # fmt: skip
+    made = scored(pd.DataFrame(rows))
+    assert [each.skill for each in made] == ["object", "count", "verb"]  # the commonest first
+    for each in made:
+        chances = [row["chance"] for row in rows if row["skill"] == each.skill]
+        assert each.score.value == pytest.approx(sum(chances) / len(chances))
+        assert (each.questions, each.prompts) == (len(chances), len(chances))
+        # Soft-TIFA may exceed 1, where the interval is no share's.
+        assert each.score.low < each.score.value < each.score.high
+    assert made[1].score.high > 1
+    assert scored(pd.DataFrame()) == []

@@ -207,11 +207,17 @@ def test_grids_of_dpg_bench_from_the_folder_to_its_overall(
     assert len(server.asked) == 4 * len(ROWS)
 
 
-def test_the_whole_path(user_task: Callable[..., Path], tmp_path: Path, tiny_janus: Path) -> None:
-    """Images are judged by lists; both official means are printed, and each question is kept."""
+def test_the_whole_path(
+    user_task: Callable[..., Path], tmp_path: Path, tiny_janus: Path, cli: Cli
+) -> None:
+    """Images are judged by lists; both official means are printed, the mean by skill as their
+    authors form it, and each question is kept."""
     pairs = [["How many circles are in the image?", "two"], ["Are they red?", "Yes"]]
     records = [
-        {"text": text, "requirement": {"vqa_list": pairs[:count]}}
+        {
+            "text": text,
+            "requirement": {"vqa_list": pairs[:count], "skills": ["count", "attribute"][:count]},
+        }
         for text, count in (("two red circles", 2), ("two circles", 1))
     ]
     folder = user_task(
@@ -230,6 +236,20 @@ def test_the_whole_path(user_task: Callable[..., Path], tmp_path: Path, tiny_jan
     for row in frame.to_dict("records"):
         assert row["geometric"] == geometric(by_image[row["image"]].text)
         assert row["geometric"] <= row["score"] + 1e-12
+    kinds: dict[str, list[float]] = {"count": [], "attribute": []}
+    for image in frame["image"]:
+        for skill, chance in zip(kinds, chances_in(by_image[image].text) or (), strict=False):
+            kinds[skill].append(chance)
+    assert {skill: len(values) for skill, values in kinds.items()} == {"count": 4, "attribute": 2}
+    told = json.loads((run.path / "results.json").read_text())["skills"]["soft-tifa-tiny-janus"]
+    for skill, values in kinds.items():
+        mine = told["mine"][skill]
+        assert mine["value"] == pytest.approx(sum(values) / len(values))
+        assert mine["low"] <= mine["value"] <= mine["high"]
+        assert mine["questions"] == len(values)
+    shown = cli("show", str(run.path)).stdout
+    assert "probability of the right answer by skill, by soft-tifa-tiny-janus" in shown
+    assert re.search(rf"mine +count +{100 * told['mine']['count']['value']:.1f} \[.*4\n", shown)
     (line,) = overall_lines(run.rates())
     assert line.startswith("mine, official (its authors' overall): geometric mean ")
     assert "; generation " in line
