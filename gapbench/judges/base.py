@@ -31,6 +31,8 @@ class Judge:
     file of its class, and its argument (`gapbench.fingerprint`)."""
     needs: Sequence[Source | Checkpoint] = ()
     """What it cannot work without and does not ship."""
+    unpinned: str = ""
+    """What of it has no revision on record, at the commit that was taken; empty if nothing."""
     scale: Scale = SHARE
     """What its scores are measured in, if it gives any. Their mean is taken only with scores of the
     same scale."""

@@ -72,6 +72,7 @@ class ChecklistJudge(Judge):
         self.fingerprint = f"{self.arithmetic}-{self._asked.fingerprint}"
         self.needs, self.batches = self._asked.needs, self._asked.batches
         self.gpus, self.remote = self._asked.gpus, self._asked.remote
+        self.unpinned = self._asked.unpinned
 
     def question(self, prompt: Prompt) -> str:
         items = listed(prompt)

@@ -4,6 +4,8 @@
 |---|---|---|
 | none, `72b` | Qwen/Qwen2.5-VL-72B-Instruct | the judge of arXiv 2507.16663; 147 GB in bfloat16 |
 | `8b` | Qwen/Qwen3-VL-8B-Instruct | the judge of GenEval 2, NOT the paper's |
+| `4b`, `32b` | Qwen/Qwen3-VL-4B-Instruct, -32B-Instruct | smaller and larger, NOT the paper's |
+| `unison` | FudanCVL/Unison-Judge, a tuned Qwen3-VL-8B | of the benchmark Unison, NOT the paper's |
 | `7b` | Qwen/Qwen2.5-VL-7B-Instruct | smaller, NOT the paper's: its rates are not comparable |
 | `3b` | Qwen/Qwen2.5-VL-3B-Instruct | smallest, NOT the paper's; for research only by its licence |
 | `OWNER/NAME` or `OWNER/NAME@REVISION` | any on the hub | NOT the paper's |
@@ -70,6 +72,15 @@ MODELS: Final = {
         "Qwen/Qwen3-VL-8B-Instruct", "0c351dd01ed87e9c1b53cbc748cba10e6187ff3b", "Apache-2.0",
         "18 GB",
     ),
+    "4b": Named(
+        "Qwen/Qwen3-VL-4B-Instruct", "ebb281ec70b05090aa6165b016eac8ec08e71b17", "Apache-2.0",
+        "8.9 GB",
+    ),
+    "32b": Named(
+        "Qwen/Qwen3-VL-32B-Instruct", "0cfaf48183f594c314753d30a4c4974bc75f3ccb", "Apache-2.0",
+        "67 GB",
+    ),
+    "unison": Named("FudanCVL/Unison-Judge", None, "unknown", "18 GB"),
     "7b": Named(
         "Qwen/Qwen2.5-VL-7B-Instruct", "cc594898137f460bfe9f0759e9844b3ce807cfb5", "Apache-2.0",
         "17 GB",
@@ -114,6 +125,8 @@ class VlmJudge(Judge):
             # The hub's cache names a snapshot's folder by its commit: from here on it is pinned.
             self._hub = whole(wanted.repo, wanted.license, self.folder, SETTINGS)
             origin, short = f"{wanted.repo}@{self.folder.name}", wanted.repo.split("/")[1]
+            if wanted.revision is None:
+                self.unpinned = f"{wanted.repo} at commit {self.folder.name}"
         self.needs = (self._hub,) if self._hub else ()
         self.name = f"vlm-{short}"
         self.fingerprint = hashlib.sha256(f"{ADAPTER} {origin}".encode()).hexdigest()

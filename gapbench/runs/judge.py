@@ -168,6 +168,7 @@ def _asking(part: Plan, judges: Sequence[Judge]) -> Plan:
         asks=asks,
         partner_asks=partner_asks,
         by_parts=list(dict.fromkeys([*part.by_parts, *by_parts])),
+        unpinned=list(dict.fromkeys([*part.unpinned, *(j.unpinned for j in judges if j.unpinned)])),
         judges={**part.judges, **{judge.name: judge.fingerprint for judge in judges}},
         scales={**part.scales, **{judge.name: judge.scale for judge in judges}},
         thresholds={**part.thresholds, **thresholds},

@@ -308,7 +308,10 @@ def prepare(settings: RunSettings) -> Prepared:
         own_fingerprint=own.fingerprint if own else "",
         seed=settings.seed,
         left_out=skipped,
-        unpinned=[each for task, _ in selected for each in task.unpinned()],
+        unpinned=[
+            *(each for task, _ in selected for each in task.unpinned()),
+            *(judge.unpinned for judge in loaded.values() if judge.unpinned),
+        ],
         scales={judge.name: judge.scale for judge in loaded.values()},
         thresholds={j.name: j.threshold for j in loaded.values() if j.threshold is not None},
         overalls={task.name: task.overalls for task, _ in selected if task.overalls},

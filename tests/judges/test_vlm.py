@@ -343,10 +343,17 @@ def test_hub_checkpoints_come_from_the_cache_at_their_commit(
     done = offline(
         tmp_path,
         [
+            "from gapbench.runs.plan import prepare",
+            "from gapbench.runs.settings import RunSettings",
+            "from pathlib import Path",
             "judge = VlmJudge('some/tiny-vl', 'cpu')",
             "print(judge.name, judge.fingerprint == "
             f"VlmJudge('some/tiny-vl@{commit}', 'cpu').fingerprint)",
             "print(sorted(judge.needs[0].files), judge.needs[0].license)",
+            "given = {'limit': 1, 'out': Path('nowhere'), 'judges': ['vlm:some/tiny-vl']}",
+            "plan = prepare(RunSettings('janus-mini', ['shapes'], **given)).plan",
+            f"pinned = VlmJudge('some/tiny-vl@{commit}', 'cpu').unpinned",
+            "print(plan.unpinned, repr(pinned))",
             "judge.load()",
             "for missing in (None, '7b', 'some/other'):",
             "    try: VlmJudge(missing)",
@@ -357,7 +364,8 @@ def test_hub_checkpoints_come_from_the_cache_at_their_commit(
     assert lines[0] == "vlm-tiny-vl True", done.stderr
     names = sorted(file.name for file in tiny_qwen.iterdir())
     assert lines[1] == f"{names} unknown"
-    assert f"{MODELS['72b'].repo} at {MODELS['72b'].revision} cannot be downloaded" in lines[2]
-    assert f"{MODELS['7b'].repo} at" in lines[3]
-    assert lines[4].startswith("judge vlm: some/other cannot be downloaded")
-    assert len(lines) == 5
+    assert lines[2] == f"['some/tiny-vl at commit {commit}'] ''"
+    assert f"{MODELS['72b'].repo} at {MODELS['72b'].revision} cannot be downloaded" in lines[3]
+    assert f"{MODELS['7b'].repo} at" in lines[4]
+    assert lines[5].startswith("judge vlm: some/other cannot be downloaded")
+    assert len(lines) == 6
