@@ -69,6 +69,7 @@ BAD: Final = (
     ("run --batch-size 0", "--batch-size must be at least 1, not 0"),
     ("run --batch-size x", "--batch-size must be a whole number or 'auto', not 'x'"),
     ("run --workers 0", "--workers must be at least 1, not 0"),
+    ("run --judge none,pixel", "no judge 'none'"),
     ("run --workers x", "--workers must be a whole number or 'all', not 'x'"),
     (
         "run --workers 2 --model server:http://localhost:1#m",

@@ -125,6 +125,9 @@ def show(
     if len(judge) > 1:
         table = judges.render(opened, judge, form)
     else:
+        if not judge and any(len(asks) > 1 for asks in opened.plan.asks):
+            every = ",".join(opened.plan.judges)
+            typer.echo(f"These are against each task's first judge; all: --judge {every}", err=True)
         rates = opened.rates(next(iter(judge), None))
         table = tables.render(rates, form, opened.footnote, opened.unfinished)
     typer.echo(printable(table).rstrip("\n"))

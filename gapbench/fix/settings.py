@@ -19,6 +19,7 @@ from gapbench.runs.settings import (
     Recipe,
     SettingError,
     checked,
+    judge_names,
     names,
 )
 
@@ -49,7 +50,7 @@ class FixSettings:
     draw_seed: Annotated[int, Option(min=0, help="Seed for generating the candidates.")] = 0
     accept: Annotated[str, Option(help="Which candidates are accepted: all (verdict 1), mixed (only of prompts that have both verdicts), best:K (K per prompt), above:P (by probability).")] = "all"
     margin: Annotated[float, Option(min=0, help="DPO: minimum difference in probability between the two images of a pair.")] = 0.1
-    judge: Annotated[Sequence[str] | None, Option(parser=names, show_default="set by each task, if available", help="Outside judges for the data check, separated by commas, or none.")] = None
+    judge: Annotated[Sequence[str] | None, Option(parser=judge_names, show_default="set by each task, if available", help="Outside judges for the data check, separated by commas, or none.")] = None
     check: Annotated[int, Option(min=1, help="Number of prompts in the data check.")] = 200
     despite_check: Annotated[bool, Option("--despite-check", help="Train even if the data check fails.")] = False
     despite_leak: Annotated[bool, Option("--despite-leak", help="Train even on a test split, and on copies of test prompts.")] = False

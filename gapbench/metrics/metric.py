@@ -113,7 +113,8 @@ _METRICS: Final = (
     ),
     Metric(
         name="generation", heading="generation",
-        about="mean of the outside judge's own score (section 2: Gen.)",
+        about="mean score of the outside judge, or of one without scores the share that it accepts "
+        "(section 2: Gen.)",
         reads=("score",), numerator=lambda v: v.score,
         better="higher", places=("tables", "compare", "board", "labels", "training"),
     ),

@@ -20,8 +20,8 @@ HEADS: Final = (
     "right at first", "right as kept", "difference", "accepted", "images a prompt", "prompts",
 )  # fmt: skip
 ABOUT: Final = (
-    "Of images by lot, however many are drawn, each is right as often as the first: the difference "
-    "is what the own verdict brings, at the cost of these images. No other figure counts them."
+    "To draw more images and take one at random would not help: the difference is what the own "
+    "verdict brings, at the cost of these images. No other figure counts them."
 )
 
 

@@ -87,7 +87,8 @@ def note_edit(made: Prepared, path: Path) -> None:
         with suppress(GapbenchError):
             meta = RunFolder.open(file.parent).meta
             same = {**meta["identity"], "model": made.identity["model"]} == made.identity
-            if same and meta.get("model_about", {}).get("given") == place:
+            edited = same and meta["identity"] != made.identity  # else it is a shard of it
+            if edited and meta.get("model_about", {}).get("given") == place:
                 LOG.warning(
                     "%s is not what it was in %s (its fingerprint is another), so this is a new "
                     "run, in %s", made.settings.model, file.parent, path,

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from threading import Condition
+from threading import Condition, Thread
 from typing import Final
 
 from gapbench.engines.base import Engine
@@ -16,7 +15,7 @@ from gapbench.runs.folder import RunFolder
 from gapbench.runs.plan import Item, Prepared
 from gapbench.runs.settings import silent
 from gapbench.runs.stages import judge_images
-from gapbench.types import GapbenchError, Generation, Interrupted
+from gapbench.types import Generation
 
 LOG: Final = logging.getLogger("gapbench")
 FIRST: Final = 16
@@ -40,19 +39,21 @@ def ahead(
     if beside:
         feed.add(folder.generations().values())
     stops: list[list[object]] = [[] for _ in beside]
-    with ThreadPoolExecutor(max(1, len(beside))) as threads:
-        working = [
-            threads.submit(_judge, made, folder, feed, *each, stop)
-            for each, stop in zip(beside, stops, strict=True)
-        ]
-        try:
-            yield feed.add
-        finally:
-            for stop in stops:
-                stop.append("the end")
-            feed.end()
-            for each in working:
-                each.result()
+    # As daemons: a second Ctrl-C does not wait for a judge that hangs.
+    working = [
+        Thread(target=_judge, args=(made, folder, feed, *each, stop), daemon=True)
+        for each, stop in zip(beside, stops, strict=True)
+    ]
+    for thread in working:
+        thread.start()
+    try:
+        yield feed.add
+    finally:
+        for stop in stops:
+            stop.append("the end")
+        feed.end()
+        for thread in working:
+            thread.join()
 
 
 class _Feed:
@@ -101,7 +102,7 @@ def _judge(
             pairs = [(p, image) for item, image in there for p in item.asked(judge.name)]
             size, where = made.settings.batch_size, (engine, source)
             judge_images(stage, judge, folder, pairs, size, silent, where=where, stop=stop)
-    except (GapbenchError, Interrupted) as error:
+    except BaseException as error:  # its stage meets it again
         LOG.debug("%s, while images were drawn: %s", stage, error)
     finally:
         engine.release(source)

@@ -30,6 +30,9 @@ BLOCK: Final = 512
 """Bytes of which a tar file is made."""
 MOST: Final = 50_000
 """Entries that are in memory one by one until the index is read again."""
+MOST_TARS: Final = 100_000
+"""A number of five digits names a tar file; what an index says beyond is no number of one."""
+_TAR: Final = re.compile(r"\d{5}\.tar")
 _SHA: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -53,12 +56,12 @@ class Blobs:
         (self.folder / INDEX).touch()
 
     def settle(self) -> None:
-        """Begin to write, where nobody else does: of the index, drop what a crash tore, and what is
-        in no tar file."""
+        """Begin to write, where nobody else does: of the index, drop the entry that a crash tore.
+        One of a tar file that is not there stays: the file may come back."""
         if self.packed:
-            kept = self._entries()
-            if self._seen != kept.nbytes:
-                write_atomic(self.folder / INDEX, kept.tobytes())
+            index = self.folder / INDEX
+            if torn := _size(index) % ENTRY.itemsize:
+                os.truncate(index, _size(index) - torn)
             self._end = None
 
     def path(self, sha256: str) -> Path:
@@ -108,10 +111,14 @@ class Blobs:
                 f"{place} is missing; run the same command again to make it anew"
             ) from error
         if hashlib.sha256(data).hexdigest() != sha256:
-            what = "" if entry is None else f"{sha256} in "
+            if entry is None:
+                raise GapbenchError(
+                    f"{place} was altered (its sha256 is not its name); delete it and run the same "
+                    "command again"
+                )
             raise GapbenchError(
-                f"{what}{place} was altered (its sha256 is not its name); delete it and run the "
-                "same command again"
+                f"{sha256} in {place} was altered, there or in {INDEX} beside it; put back both "
+                "from a copy, or make the run anew in another --out"
             )
         return data
 
@@ -159,8 +166,11 @@ class Blobs:
         size = _size(index)
         if size != self._seen:
             table = np.fromfile(index, ENTRY) if size else np.empty(0, ENTRY)
-            tars = np.array([_size(self._tar(n)) for n in range(table["tar"].max(initial=0) + 1)])
-            table = table[table["start"] + table["size"] <= tars[table["tar"]]]
+            numbers, places = np.unique(table["tar"], return_inverse=True)
+            sizes = self._tars()
+            ends = np.array([sizes.get(n, 0) for n in numbers.tolist()], np.uint64)[places]
+            whole = (table["start"] <= ends) & (table["start"] + table["size"] <= ends)
+            table = table[whole]
             self._table = table[np.argsort(table["digest"], kind="stable")]
             self._seen, self._new = size, {}
         return self._table
@@ -176,8 +186,8 @@ class Blobs:
         """Add to the last tar file, then to the index: what is in the index is on disk."""
         if not files:
             return
-        entries, table = np.zeros(len(files), ENTRY), self._entries()
-        tar, end = self._end or _last(table)
+        entries = np.zeros(len(files), ENTRY)
+        tar, end = self._end or self._last()
         if end >= TAR:
             tar, end = tar + 1, 0
         place = self._tar(tar)
@@ -203,21 +213,30 @@ class Blobs:
         self._end = tar, end
         self._seen = self._seen + entries.nbytes if len(self._new) < MOST else -1
 
+    def _last(self) -> tuple[int, int]:
+        """The tar file to go on with, and where: behind what the index knows of it. One that it
+        knows nothing of is somebody's, and none that is not there is begun again."""
+        table, tars = self._entries(), self._tars()
+        missing = np.fromfile(self.folder / INDEX, ENTRY)["tar"]
+        tar = max([*tars, *missing[missing < MOST_TARS].tolist()], default=-1)
+        known = table[table["tar"] == tar]
+        if not len(known):
+            return tar + 1, 0
+        last = known[np.argmax(known["start"])]
+        end = int(last["start"]) + int(last["size"])
+        return tar, end + -end % BLOCK
+
+    def _tars(self) -> dict[int, int]:
+        """Number of a tar file that is there -> its bytes."""
+        found = [file for file in self.folder.glob("*.tar") if _TAR.fullmatch(file.name)]
+        return {int(file.stem): _size(file) for file in found}
+
     def _tar(self, number: int) -> Path:
         return self.folder / f"{number:05}.tar"
 
 
 def _size(file: Path) -> int:
     return file.stat().st_size if file.exists() else 0
-
-
-def _last(table: NDArray[Any]) -> tuple[int, int]:
-    """The last tar file, and where its last member ends."""
-    if not len(table):
-        return 0, 0
-    last = table[np.lexsort((table["start"], table["tar"]))[-1]]
-    end = int(last["start"]) + int(last["size"])
-    return int(last["tar"]), end + -end % BLOCK
 
 
 def _bytes(sha256: str) -> bytes:

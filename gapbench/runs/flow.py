@@ -161,9 +161,10 @@ def _work(
                 judged(stage, made.own, made.source, attempt.there(), begun=True)
             note_served(folder, f"model {made.model.name}", made.model)
     made.engine.release(made.source)
+    every = whole(kept, Part())  # what earlier commands drew again, this judge has to see too
     for judge in made.judges:
         mine = [(prompt, image) for item, image in there for prompt in item.asked(judge.name)]
-        mine += kept_images(made.plan, folder, judge.name)
+        mine += kept_images(every, folder, judge.name)
         source = made.sources[judge.name]
         judged(f"verdicts of {judge.name}", judge, source, mine)
         if parted := [(i.prompt, image) for i, image in there if judge.name in i.answers]:
@@ -174,7 +175,7 @@ def _work(
     if failures or (folder.path / FAILURES).exists():
         folder.write(FAILURES, failures)
     finished = Run(folder, made.plan)
-    folder.write(RESULTS, results(Run(folder, whole(kept, Part()))))
+    folder.write(RESULTS, results(Run(folder, every)))
     return finished
 
 

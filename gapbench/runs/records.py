@@ -171,7 +171,7 @@ class Lines(Generic[R]):
             self._places = []
             deque(self._parts(), 0)
         for place in self._index.glob(f"{self.file.stem}-*.parquet"):
-            if place not in self._places:
+            if place not in self._places and (place.is_file() or place.is_symlink()):
                 place.unlink()
         records = read_lines(self.file, self._record, self._end, self._count)
         with self.file.open("rb") as opened:
@@ -180,6 +180,8 @@ class Lines(Generic[R]):
                 data, columns = b"".join(lines), _columns(self._kind, list(islice(records, PART)))
                 if (part := _packed(self._kind, columns)) is None:
                     self._more = -sys.maxsize  # these lines are parsed again each time
+                    return
+                if self._index.is_file():
                     return
                 self._index.mkdir(exist_ok=True)
                 self._places.append(self._place(self._end, data, part))
@@ -193,11 +195,16 @@ class Lines(Generic[R]):
         if not self._index.exists():
             return
         parts = [(_span(place), place) for place in self._index.glob(f"{self.file.stem}-*.parquet")]
-        with self.file.open("rb") if self.file.exists() else io.BytesIO() as opened:
+        most = self.file.stat().st_size if self.file.exists() else 0
+        with self.file.open("rb") if most else io.BytesIO() as opened:
             for (start, end), place in sorted(parts):
-                if start != self._end or start >= end:
+                if start != self._end or not start < end <= most:
                     continue
-                data, part = opened.read(end - start), place.read_bytes()
+                try:
+                    part = place.read_bytes()
+                except OSError:  # a folder of that name, or it went meanwhile
+                    continue
+                data = opened.read(end - start)
                 if len(data) < end - start or place != self._place(start, data, part):
                     opened.seek(start)
                     continue

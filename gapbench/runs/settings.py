@@ -49,6 +49,12 @@ def names(given: str | Sequence[Any]) -> list[Any]:
     return listed
 
 
+def judge_names(given: str | Sequence[Any]) -> list[Any]:
+    """As `names`; `none`, alone, stands for no judge."""
+    listed = names(given)
+    return [] if listed == ["none"] else listed
+
+
 def pairs(given: Mapping[str, object] | Sequence[str]) -> dict[str, object]:
     """Keys and values, which may be given as texts KEY=VALUE."""
     if isinstance(given, Mapping):
@@ -148,7 +154,7 @@ def _kind(error: str, context: Mapping[str, Any]) -> str:
 # fmt: off
 # Options of several commands.
 Recipe = Annotated[Mapping[str, object] | None, Option("--set", parser=pairs, metavar="KEY=VALUE", help="Change one sampling parameter of the model, such as guidance=4. Can be repeated.")]
-Judges = Annotated[Sequence[str] | None, Option("--judge", parser=names, show_default="set by each task", help="Outside judges, separated by commas: names (vqa, human:labels.csv, ...), or ./my.py:Class. NAME@0.7 sets the score from which a verdict is 1.")]
+Judges = Annotated[Sequence[str] | None, Option("--judge", parser=judge_names, show_default="set by each task", help="Outside judges, separated by commas: names (vqa, human:labels.csv, ...), or ./my.py:Class; or none. NAME@0.7 sets the score from which a verdict is 1.")]
 Device = Annotated[str, Option(parser=device_name, help="Where the model runs: auto, cpu, cuda, cuda:1 or mps.")]
 Dtype = Annotated[Literal["auto", "float64", "float32", "bfloat16", "float16"], Option(help="Data type of the model's weights and computation.")]
 Limit = Annotated[int | None, Option(min=1, max=1_000_000, show_default="all", help="Use at most this many prompts of each task, spread evenly over its categories.")]

@@ -466,9 +466,8 @@ def test_ctrl_c_keeps_what_is_in_flight_and_one_process_completes_the_run(
 def test_ray_is_started_for_one_command_and_says_nothing(
     toy: Callable[..., str], cli: Callable[..., Any], tmp_path: Path
 ) -> None:
-    (tmp_path / "alone.yaml").write_text("judge: []")
     model = f"{toy(draw=BOTH)}:Toy"
-    done = cli("run", "--model", model, "--config", "alone.yaml", "--limit", "4", "--samples", "1",
+    done = cli("run", "--model", model, "--judge", "none", "--limit", "4", "--samples", "1",
                "--workers", "2", "--json")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "ray" not in done.stderr.lower()

@@ -45,6 +45,7 @@ def test_each_judge_and_the_majority_are_shown(run: Run, cli: Cli) -> None:
     assert "a and b agree on" in shown
     assert "majority of a, b and human-labels agree on" in shown
     assert "No majority on" in shown
+    assert "--judge a,b" in cli("show", str(run.path), "--format", "csv").stderr
 
     told = json.loads(cli("show", str(run.path), "--judge", "a,b", "--json").stdout)
     assert list(told["judges"]) == ["a", "b", "majority"]

@@ -212,3 +212,35 @@ def test_packed_shards_merge_and_are_judged(runs: tuple[Run, Run], tmp_path: Pat
     more = run(tmp_path, samples=3)
     few(more)
     assert len(more.folder.generations()) == 18
+
+
+def test_a_tar_file_that_comes_back_is_there_again(tmp_path: Path) -> None:
+    packed(tmp_path / "images", b"one")
+    tar = tmp_path / "images/00000.tar"
+    tar.rename(tmp_path / "away")
+    Blobs(tmp_path / "images", ".png").settle()
+    later = packed(tmp_path / "images", b"two")
+    assert digest_of(b"one") not in later
+    (tmp_path / "away").rename(tar)
+    for each in (b"one", b"two"):
+        assert Blobs(tmp_path / "images", ".png").get(digest_of(each)) == each
+
+
+def test_a_tar_file_that_the_index_does_not_know_is_not_written_over(tmp_path: Path) -> None:
+    packed(tmp_path / "images", b"one")
+    before = (tmp_path / "images/00000.tar").read_bytes()
+    (tmp_path / "images" / INDEX).unlink()
+    packed(tmp_path / "images", b"two")
+    assert (tmp_path / "images/00000.tar").read_bytes() == before
+
+
+@pytest.mark.parametrize("value", [2**32 - 1, 52_000_000])
+def test_a_number_of_no_tar_file_costs_nothing(tmp_path: Path, value: int) -> None:
+    packed(tmp_path / "images", b"one", b"two")
+    index = tmp_path / "images" / INDEX
+    table = np.fromfile(index, ENTRY)
+    table["tar"][0], table["start"][1] = value, 2**64 - 100
+    table.tofile(index)
+    again = packed(tmp_path / "images", b"one", b"two")
+    assert [again.get(digest_of(each)) for each in (b"one", b"two")] == [b"one", b"two"]
+    assert len(list(index.parent.iterdir())) == 3

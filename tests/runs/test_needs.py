@@ -189,3 +189,8 @@ def test_two_processes_at_once_fetch_it_once(
 
 def test_a_model_that_is_no_name_of_the_registry_is_no_worker() -> None:
     assert needs.workers(["diffusers:OWNER/NAME", "./my.py:Class"], None) == {}
+
+
+def test_a_tasks_own_file_is_asked_for_without_its_judge(cli: Cli) -> None:
+    said = refusal(cli("prepare", "--tasks", "dpg", "--judge", "none", "--offline"))
+    assert "dpg_bench.csv" in said

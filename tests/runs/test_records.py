@@ -168,3 +168,19 @@ def test_what_a_part_cannot_hold_is_read_from_the_lines(tmp_path: Path) -> None:
     assert repr(found["p", 2**70].seconds) == "nan"
     assert repr(found["p", 1].seconds) == "2.0"
     assert found["p", 3].seconds == 0.5
+
+
+def test_what_is_no_part_counts_for_nothing(tmp_path: Path) -> None:
+    file = write(tmp_path, some(3))
+    index = tmp_path / "index"
+    (index / f"verdicts-0-{file.stat().st_size}-folder.parquet").mkdir(parents=True)
+    for span in ("0-99999999999999999999", "0-9000000000000000", "0-100", "5-1"):
+        (index / f"verdicts-{span}-abcd.parquet").write_bytes(b"x")
+    (index / "verdicts-0-101-abcd.parquet").symlink_to("nowhere")
+    assert [*Lines(tmp_path, Verdict).read().values()] == some(3)
+    Lines(tmp_path, Verdict).save()
+    shutil.rmtree(index)
+    index.write_text("no folder")
+    write(tmp_path, some())
+    Lines(tmp_path, Verdict).save()
+    assert [*Lines(tmp_path, Verdict).read().values()] == some()

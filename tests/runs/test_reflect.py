@@ -260,6 +260,12 @@ def test_plans_of_several_commands(odd: str, tmp_path: Path) -> None:
     ]
 
 
+def test_a_judge_that_comes_later_sees_what_was_kept_before(odd: str, tmp_path: Path) -> None:
+    draw(tmp_path / "runs", odd)
+    again = draw(tmp_path / "runs", odd.replace("Odd", "Dim"), reflect=1)
+    assert open_run(again.path).unfinished == ""
+
+
 def test_text_verdicts_keep_the_accepted_one_or_the_first(odd: str, tmp_path: Path) -> None:
     class Worded(Sure):
         capabilities = ("generate", "judge_text")
