@@ -32,7 +32,7 @@ def serve_judge(
 
         made = reward(judge, task, device)
     token = os.environ.get(TOKEN, "")
-    with serving(made, port, host, token, accept_pickle) as (address, forever):
+    with serving(made, port, host, token, accept_pickle) as (address, server):
         typer.echo(f"{made.judge.name} judges images of {made.task.name} until Ctrl-C at {address}")
         with suppress(KeyboardInterrupt):
-            forever()
+            server.serve_forever()

@@ -12,7 +12,7 @@ import hmac
 import json
 import pickle
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -43,7 +43,7 @@ class Batcher:
 
     def __init__(self, reward: Reward) -> None:
         self.reward = reward
-        self._rows: SimpleQueue[Row] = SimpleQueue()
+        self._rows: SimpleQueue[Row | None] = SimpleQueue()
         threading.Thread(target=self._work, daemon=True).start()
 
     def answers(
@@ -55,11 +55,18 @@ class Batcher:
             self._rows.put(row)
         return [future.result() for _, _, future in rows]
 
+    def close(self) -> None:
+        """End, once what was asked is answered."""
+        self._rows.put(None)
+
     def _work(self) -> None:
-        while True:
-            batch = [self._rows.get()]
+        row = self._rows.get()
+        while row is not None:
+            batch = [row]
             while len(batch) < self.reward.judge.batches.most and not self._rows.empty():
-                batch.append(self._rows.get())
+                if (row := self._rows.get()) is None:
+                    break
+                batch.append(row)
             try:
                 said = self.reward.answers([i for i, _, _ in batch], [p for _, p, _ in batch])
             except Exception as error:  # a judge may raise anything
@@ -68,13 +75,14 @@ class Batcher:
             else:
                 for (_, _, future), each in zip(batch, said, strict=True):
                     future.set_result(each)
+            row = row and self._rows.get()
 
 
 @contextmanager
 def serving(
     reward: Reward, port: int, host: str = "127.0.0.1", token: str = "", accept_pickle: bool = False
-) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Gives the server's address and what serves it until a signal. `port` 0 takes a free one.
+) -> Iterator[tuple[str, ThreadingHTTPServer]]:
+    """Gives the server and its address. `port` 0 takes a free one.
 
     Raises GapbenchError where the port cannot be opened, and for a host that others reach without a
     token.
@@ -84,7 +92,8 @@ def serving(
             f"--host {host}: other machines could ask too; set {TOKEN} to a long random text, "
             "which clients send as `Authorization: Bearer ...` or as the address's path"
         )
-    kept = {"batcher": Batcher(reward), "token": token, "pickles": accept_pickle}
+    batcher = Batcher(reward)
+    kept = {"batcher": batcher, "token": token, "pickles": accept_pickle}
     try:
         server = _Server((host, port), type("Handler", (_Handler,), kept))
     except (OSError, OverflowError) as error:
@@ -92,7 +101,8 @@ def serving(
             f"--host {host} --port {port} cannot be opened ({error}); try another"
         ) from error
     with server:
-        yield f"http://{host}:{server.server_port}/", server.serve_forever
+        yield f"http://{host}:{server.server_port}/", server
+    batcher.close()
 
 
 class _Server(ThreadingHTTPServer):

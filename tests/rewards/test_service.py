@@ -94,9 +94,14 @@ class Client:
 
 @contextmanager
 def open_server(judge: Judge, task: str = "shapes:train", **more: Any) -> Iterator[Client]:
-    with serving(Reward(judge, task), 0, **more) as (address, forever):
-        threading.Thread(target=forever, daemon=True).start()
-        yield Client(address.replace("0.0.0.0", "127.0.0.1"))
+    with serving(Reward(judge, task), 0, **more) as (address, server):
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield Client(address.replace("0.0.0.0", "127.0.0.1"))
+        finally:  # a closed socket would be polled for good, and slow every later test down
+            server.shutdown()
+            thread.join()
 
 
 @pytest.fixture
