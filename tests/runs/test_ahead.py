@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from processes import Start, finish
 from stubs import records
 
 import gapbench
@@ -54,6 +58,8 @@ class Far:
 
     def judge(self, images, prompts):
         (HERE / "asked").touch()
+        if (HERE / "hangs").exists():
+            time.sleep(600)
         if (HERE / "away").exists():
             (HERE / "away").unlink()
             raise GapbenchError("the server is away")
@@ -106,3 +112,30 @@ def test_an_error_of_the_model_ends_the_judge(run: Callable[..., Run], tmp_path:
     with pytest.raises(GapbenchError, match="no more"):
         run("beside", limit=42)
     assert found.folder.generations()
+
+
+def test_a_second_ctrl_c_does_not_wait_for_a_judge_that_hangs(
+    start: Start, wait_until: Any, run: Callable[..., Run], tmp_path: Path
+) -> None:
+    (tmp_path / "hangs").touch()
+    process = start(
+        tmp_path, "run", "--model", "adapter.py:Toy", "--judge", "adapter.py:Far", "--tasks",
+        "shapes", "--limit", "28", "--samples", "1", "--out", "beside",
+    )  # fmt: skip
+
+    def own() -> int:
+        files = tmp_path.glob("beside/*/verdicts.jsonl")
+        return sum(file.read_bytes().count(b"\n") for file in files)
+
+    wait_until(lambda: own() == 56, process)  # of each image, and of each mismatched pair
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    process.join(3)  # where a batch was in hand, it ends that, and waits for the judge's too
+    if process.is_alive():
+        os.kill(process.pid, signal.SIGINT)
+    assert finish(process) in {1, 2, 130}
+    assert "Traceback" not in (tmp_path / "err").read_text()
+    (tmp_path / "hangs").unlink()
+    done = run("beside")
+    assert not done.unfinished
+    assert done.failures() == {}
