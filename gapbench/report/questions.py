@@ -12,7 +12,7 @@ from gapbench.metrics.verification import points
 from gapbench.report.export import Figure
 from gapbench.report.latex import Cell
 from gapbench.report.plots import Point, intervals
-from gapbench.report.tables import agreement, bounds, estimate
+from gapbench.report.tables import agreement, bounds, estimate, print_halves
 from gapbench.verdict import LEAST_MASS, mass_note
 
 if TYPE_CHECKING:
@@ -30,23 +30,11 @@ ABOUT: Final = (
 def show(asked: Questions | None, judge: str, screen: Console) -> None:
     """Print what a model draws and sees by skill against an outside judge; nothing without
     answers."""
-    from rich.table import Table
-    from rich.text import Text
-
     if asked is None:
         return
     screen.print(f"Question by question, if {judge} is right (percent, points, kappa):\n")
     rows = [(skill.name, _cells(skill)) for skill in (asked.overall, *asked.skills)]
-    half = len(HEADS) // 2
-    for some in (slice(0, half), slice(half, None)):  # each fits into 80 columns
-        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-        table.add_column("skill", overflow="fold")
-        for head in HEADS[some]:
-            table.add_column(head, justify="right")
-        for name, cells in rows:
-            table.add_row(Text(name), *map(Text, cells[some]))
-        screen.print(table)
-        screen.print()
+    print_halves("skill", HEADS, rows, screen)
     if warning := _warning(asked):
         screen.print(warning, style="bold red")
     for finding in dict.fromkeys(skill.finding for skill in asked.skills):

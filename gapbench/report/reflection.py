@@ -10,7 +10,7 @@ from gapbench.metrics.verification import points
 from gapbench.report.export import Figure
 from gapbench.report.latex import Cell
 from gapbench.report.plots import Point, intervals
-from gapbench.report.tables import bounds, estimate
+from gapbench.report.tables import bounds, estimate, print_halves
 from gapbench.types import counted
 
 if TYPE_CHECKING:
@@ -27,23 +27,11 @@ ABOUT: Final = (
 
 def show(tried: Reflection | None, judge: str, screen: Console) -> None:
     """Print what reflection brings against an outside judge; nothing where nobody asked for it."""
-    from rich.table import Table
-    from rich.text import Text
-
     if tried is None:
         return
     again = f"again, up to {counted(tried.most, 'time')}, while it rejects its own image"
     screen.print(f"Reflection: drawn {again}, if {judge} is right (percent, points):\n")
-    half = len(HEADS) // 2
-    for some in (slice(0, half), slice(half, None)):  # each fits into 80 columns
-        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-        table.add_column("", overflow="fold")
-        for head in HEADS[some]:
-            table.add_column(head, justify="right")
-        for trial in _trials(tried):
-            table.add_row(Text(trial.name), *map(Text, _cells(trial)[some]))
-        screen.print(table)
-        screen.print()
+    print_halves("", HEADS, [(trial.name, _cells(trial)) for trial in _trials(tried)], screen)
     screen.print(f"{ABOUT}{_left_out(tried)}\n")
 
 

@@ -248,6 +248,26 @@ def bounds(low: float | None, high: float | None, scale: float, digits: int) -> 
     return f" [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
 
 
+def print_halves(
+    first: str, heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], console: Console
+) -> None:
+    """Print rows, a name and a cell for each of the heads, as two tables, each of which fits into
+    80 columns; `first` heads the names."""
+    from rich.table import Table
+    from rich.text import Text
+
+    half = len(heads) // 2
+    for some in (slice(0, half), slice(half, None)):
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+        table.add_column(first, overflow="fold")
+        for head in heads[some]:
+            table.add_column(head, justify="right")
+        for name, cells in rows:
+            table.add_row(Text(name), *map(Text, cells[some]))
+        console.print(table)
+        console.print()
+
+
 def by_place(rates: Sequence[Rates]) -> dict[tuple[str, str], dict[str, Rates]]:
     """(level, name) -> metric -> figure."""
     rows: dict[tuple[str, str], dict[str, Rates]] = {}
