@@ -27,8 +27,8 @@ def kept(
     Both run in a second thread while the next batch is computed. `results` gets a list and begins
     no further batch once that is not empty: where `keep` raised, or where Ctrl-C, SIGTERM or SIGHUP
     came; in another thread than the main one, which gets no signals, the list is `asked`. What is
-    in hand then is kept before that error, or Interrupted, is raised. A second
-    Ctrl-C strikes at once.
+    in hand then is kept before that error, or Interrupted, is raised. A second Ctrl-C strikes at
+    once.
     """
     trouble: list[Exception] = []
 

@@ -97,12 +97,15 @@ def serving(
     try:
         server = _Server((host, port), type("Handler", (_Handler,), kept))
     except (OSError, OverflowError) as error:
+        batcher.close()
         raise GapbenchError(
             f"--host {host} --port {port} cannot be opened ({error}); try another"
         ) from error
-    with server:
-        yield f"http://{host}:{server.server_port}/", server
-    batcher.close()
+    try:
+        with server:
+            yield f"http://{host}:{server.server_port}/", server
+    finally:
+        batcher.close()
 
 
 class _Server(ThreadingHTTPServer):
