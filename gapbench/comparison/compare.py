@@ -23,12 +23,14 @@ from gapbench.metrics.paired import (
     win_rate,
 )
 from gapbench.metrics.questions import by_skill
+from gapbench.metrics.reflection import Way, ways
 from gapbench.metrics.verification import Verification, verification
 from gapbench.models.checkpoint import FIX_RECORD
 from gapbench.runs.about import model_of
 from gapbench.runs.frame import ByJudge, undecided_in_words
 from gapbench.runs.plan import Plan
 from gapbench.runs.questions import by_question, in_mode
+from gapbench.runs.reflect import frame as attempts
 from gapbench.runs.run import Run, open_run
 from gapbench.runs.settings import Progress, silent
 from gapbench.runs.stages import judge_images
@@ -63,6 +65,7 @@ class Comparison:
     `before` and `after` are the runs' folders. `changes` are the overall figures, one family under
     Holm, `by_level` those of the level that was asked for, another, and `by_skill` those by
     question (`gapbench.metrics.questions`), a third, where both models were asked questions.
+    `again` tells what training and what drawing again bring, where both runs have `--reflect`.
     `win_rate` and `groups` are None where no model's own verdicts could be held against an outside
     judge; `own` is their mode: logits, text, questions or none. `worth_before` and `worth_after`
     say what each model's verdicts on its own images are worth, and `is_fix` whether gapbench fix
@@ -83,6 +86,7 @@ class Comparison:
     changes: list[Change]
     by_level: list[Change]
     by_skill: list[Change]
+    again: list[Way]
     win_rate: WinRate | None
     groups: dict[str, int] | None
     gap_gain: Correlation | None
@@ -322,6 +326,16 @@ def _by_skill(pair: Pair, judge: ByJudge) -> list[Change]:
     return adjusted(by_skill(old, new))
 
 
+def _again(pair: Pair, judge: ByJudge) -> list[Way]:
+    """What drawing again brings beside training, over the prompts that are compared; none where not
+    both runs did."""
+    frames = [attempts(run.plan, run.folder, judge) for run in (pair.before, pair.after)]
+    if not all(map(len, frames)):
+        return []
+    shared = pair.old[["task", "prompt"]].drop_duplicates()
+    return ways(*(frame.merge(shared) for frame in frames))
+
+
 def _comparison(
     pair: Pair,
     crossed: list[float] | None,
@@ -351,6 +365,9 @@ def _comparison(
     before, after = pair.before, pair.after
     notes = [f"WARNING: {run.path}: {what} failed the check: {why}"
              for run in (before, after) for what, why in run.checks().items()]  # fmt: skip
+    tried = {"BEFORE": before.plan.reflect, "AFTER": after.plan.reflect}
+    if sum(map(bool, tried.values())) == 1:
+        notes.append(f"Only {max(tried, key=lambda side: tried[side] or 0)} drew again (--reflect)")
     return Comparison(
         before=str(before.path),
         after=str(after.path),
@@ -370,6 +387,7 @@ def _comparison(
         changes=family,
         by_level=adjusted(changes(pair.old, pair.new, by)) if by else [],
         by_skill=_by_skill(pair, judge),
+        again=_again(pair, judge),
         win_rate=None if crossed is None else win_rate(pair.old, crossed),
         groups=None if crossed is None else groups(pair.old, crossed),
         gap_gain=gap_gain(pair.old, pair.new),

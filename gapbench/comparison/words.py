@@ -15,6 +15,7 @@ from gapbench.comparison.judges import VERDICT, Judged, concluded, order
 from gapbench.metrics.metric import METRICS, UNDERSTANDING, printed
 from gapbench.metrics.paired import Change
 from gapbench.metrics.questions import BY_SKILL
+from gapbench.metrics.reflection import plain
 from gapbench.metrics.verification import CHOICES, auroc, points, record
 from gapbench.types import PERCENT, GapbenchError, counted
 
@@ -145,6 +146,7 @@ def _record(c: Comparison) -> dict[str, Any]:
         asdict(c)
         | {"gap_gain": c.gap_gain._asdict() if c.gap_gain else None}
         | {name: record(worth) if worth else None for name, worth in worths.items()}
+        | {"again": [plain(way) for way in c.again]}
     )
 
 
@@ -205,7 +207,7 @@ def _block(c: Comparison, judged: Judged | None, table: Table, verbose: bool) ->
             f"Correlation of non-unification before and gain in generation over {g.categories} "
             f"categories: {g.rho:.2f} [{g.low:.2f}, {g.high:.2f}]"
         )
-    parts += _worth(c, table)
+    parts += [*_worth(c, table), *_again(c, table)]
     return "\n\n".join(parts)
 
 
@@ -254,6 +256,22 @@ def _worth(c: Comparison, table: Table) -> list[str]:
             f"verdict adds: {points(one.gain)}; measured: {difference(gained[0])}"
         )
     return parts
+
+
+def _again(c: Comparison, table: Table) -> list[str]:
+    """What training and what drawing again bring, each against BEFORE's first image."""
+    rows = [
+        [
+            f"{way.side.upper()}, {'drawn again' if way.again else 'first image'}",
+            _share(*way.right),
+            "" if way.change is None else points(way.change),
+            f"{way.images.value:.2f}",
+        ]
+        for way in c.again
+    ]
+    about = "What training brings, and what drawing again (--reflect) brings, in points:"
+    heads = ["image of a prompt", "% right", "change", "images a prompt"]
+    return [about, table(heads, rows)] if rows else []
 
 
 def _summary(comparisons: Sequence[Comparison], judged: Sequence[Judged], table: Table) -> str:

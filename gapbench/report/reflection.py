@@ -55,7 +55,9 @@ def figures(names: Sequence[str], several: Sequence[Reflection | None]) -> list[
         if share is not None
     ]
     rows: list[list[Cell]] = [
-        [trial.name, name, *_cells(trial)] for name, tried in there for trial in _trials(tried)
+        [trial.name, name, *_cells(trial)]
+        for name, tried in there
+        for trial in (*_trials(tried), *tried.categories)
     ]
     most = " or ".join(dict.fromkeys(counted(tried.most, "time") for _, tried in there))
     left_out = "".join(

@@ -21,6 +21,8 @@ from gapbench.tasks.content import cluster
 from gapbench.types import Answer, Prompt, Verdict
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from gapbench.metrics.reflection import Reflection
 
 
@@ -159,9 +161,16 @@ def kept_images(plan: Plan, folder: RunFolder, judge: str) -> list[tuple[Prompt,
 
 def figures(plan: Plan, folder: RunFolder, judge: ByJudge) -> Reflection | None:
     """What a plan's chains come to, as `Run.reflection` gives it."""
-    import pandas as pd
-
     from gapbench.metrics.reflection import reflection
+
+    rows = frame(plan, folder, judge)
+    return reflection(rows) if len(rows) else None
+
+
+def frame(plan: Plan, folder: RunFolder, judge: ByJudge) -> pd.DataFrame:
+    """A row for each chain that was not left off midway, with the columns of
+    `gapbench.metrics.reflection.reflection`."""
+    import pandas as pd
 
     verdicts = folder.verdicts()
     named = (judge,) if isinstance(judge, str) else judge
@@ -191,7 +200,7 @@ def figures(plan: Plan, folder: RunFolder, judge: ByJudge) -> Reflection | None:
                 "kept": _right(kept),
             }
         )
-    return reflection(pd.DataFrame(rows)) if rows else None
+    return pd.DataFrame(rows)
 
 
 def _held(verdict: Verdict) -> float:

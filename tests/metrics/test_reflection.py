@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from gapbench.metrics.reflection import record, reflection
+from gapbench.metrics.reflection import record, reflection, ways
 
 NAN = float("nan")
 
@@ -39,6 +39,10 @@ def test_figures_are_means_over_categories() -> None:
         assert 0 <= each.low <= each.value <= each.high <= 1
     assert whole.gain.low < 0.5 < whole.gain.high
     assert record(made)["tasks"][0]["gain"] == {**whole.gain._asdict()}
+    assert [(each.name, each.prompts) for each in made.categories] == [("t/a", 4), ("t/b", 2)]
+    gains = [each.gain.value for each in made.categories if each.gain]
+    assert gains == [pytest.approx(0), pytest.approx(1)]
+    assert record(made)["categories"][1]["kept"]["value"] == 1
 
 
 def test_the_difference_is_paired_by_prompt() -> None:
@@ -63,3 +67,31 @@ def test_prompts_without_a_verdict_on_either_image_count_for_the_model_alone() -
     nobody = reflection(frame([(*row[:3], NAN, NAN) for row in rows]))
     assert (nobody.overall.judged, nobody.overall.first, nobody.overall.gain) == (0, None, None)
     assert record(nobody)["overall"]["kept"] is None
+
+
+def test_training_and_drawing_again_are_told_apart_over_the_same_prompts() -> None:
+    before = [
+        ("a", 3, 1, 0.0, 1.0),
+        ("a", 1, 1, 1.0, 1.0),
+        ("b", 2, 1, 0.0, 0.0),
+        ("b", 4, 0, 0, 0),
+    ]
+    after = [
+        ("a", 1, 1, 1.0, 1.0),
+        ("a", 1, 1, 1.0, 1.0),
+        ("b", 1, 1, 1.0, 1.0),
+        ("b", 4, 0, NAN, 0),
+    ]
+    made = ways(frame(before), frame(after)[::-1])
+    assert [(way.side, way.again) for way in made] == [
+        ("before", False), ("before", True), ("after", False), ("after", True),
+    ]  # fmt: skip
+    # The last prompt has no verdict on AFTER's first image and counts on neither side.
+    assert [way.right.value for way in made] == pytest.approx([0.25, 0.5, 1, 1])
+    assert [way.images.value for way in made] == pytest.approx([1, 2, 1, 1])
+    assert made[0].change is None
+    assert [way.change.value for way in made if way.change] == pytest.approx([0.25, 0.75, 0.75])
+    assert all(
+        way.change.low < way.change.value < way.change.high for way in made[1:] if way.change
+    )
+    assert ways(frame(before[3:]), frame(after[3:])) == []

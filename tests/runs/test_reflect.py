@@ -17,6 +17,8 @@ from stubs import files, records
 
 import gapbench
 from gapbench import GapbenchError, Generation, Verdict, load_task, open_run
+from gapbench.comparison.compare import stored
+from gapbench.comparison.words import render
 from gapbench.metrics.verification import verification
 from gapbench.models.base import Drawing, Model
 from gapbench.runs.judge import judge_run
@@ -326,3 +328,32 @@ def test_a_broken_plan_is_said(reflected: Run, tmp_path: Path) -> None:
         (tmp_path / "plan.json").write_text(json.dumps(raw | wrong))
         with pytest.raises(GapbenchError, match="times again by these own verdicts"):
             open_run(tmp_path)
+
+
+def test_a_comparison_tells_training_and_drawing_again_apart(
+    reflected: Run, odd: str, tmp_path: Path
+) -> None:
+    class Trained(Sure):
+        fingerprint = "sure-2"
+
+    after = draw(tmp_path / "after", odd, Trained())
+    made = stored(reflected, after)
+    once = reflected.reflection()
+    assert once is not None
+    assert [(way.side, way.again) for way in made.again] == [
+        (side, again) for side in ("before", "after") for again in (False, True)
+    ]
+    assert [made.again[0].right, made.again[1].right] == [once.overall.first, once.overall.kept]
+    assert made.again[1].change == once.overall.gain
+    assert made.again[1].images == once.overall.images
+    assert [way.right for way in made.again[:2]] == [way.right for way in made.again[2:]]
+    told = json.loads(render([made], "json"))["comparisons"][0]["again"]
+    assert told[1]["change"]["value"] == once.overall.gain.value  # type: ignore[union-attr]
+    shown = render([made], "text", 80)
+    assert "AFTER, drawn again" in shown
+    assert max(len(line) for line in shown.splitlines() if "first image" in line) <= 80
+
+    plain = draw(tmp_path / "plain", odd, Trained(), reflect=None)
+    alone = stored(reflected, plain)
+    assert alone.again == []
+    assert "Only BEFORE drew again (--reflect)" in alone.notes
