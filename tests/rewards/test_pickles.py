@@ -67,7 +67,7 @@ def test_a_pickled_object_is_refused_and_not_run(tmp_path: Path, protocol: int) 
 @pytest.mark.parametrize(
     "value",
     [None, (1, 2), {1, 2}, bytearray(b"x"), np.float32(1), np.array([1]), datetime.date.min, 1j,
-     print, {1: "key"}, {b"k": 1}],
+     len, {1: "key"}, {b"k": 1}],
     ids=repr,
 )  # fmt: skip
 def test_other_values_are_refused(value: Any) -> None:
