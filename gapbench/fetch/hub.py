@@ -57,7 +57,12 @@ def cached(checkpoint: Checkpoint) -> Path | None:
 
     try:
         folder = Path(
-            snapshot_download(checkpoint.repo, revision=checkpoint.revision, local_files_only=True)
+            snapshot_download(
+                checkpoint.repo,
+                revision=checkpoint.revision,
+                allow_patterns=list(checkpoint.files),  # the repository may have more
+                local_files_only=True,
+            )
         )
         verify(folder, checkpoint.files, checkpoint.repo)
     except Exception:  # not there, or not whole: the hub client raises many kinds
@@ -136,32 +141,46 @@ def verify(folder: Path, files: Mapping[str, str | None], name: str) -> None:
             )
 
 
-def fetch_settings(who: str, repo: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    """The snapshot folder of a hub checkpoint with its small files, cached or fetched.
+def fetch_settings(
+    who: str, repo: str, revision: str | None, patterns: Sequence[str], inside: str = ""
+) -> Path:
+    """The snapshot folder of a hub checkpoint with its small files, cached or fetched; those in the
+    repository's folder `inside`, where it keeps several checkpoints.
 
     Raises GapbenchError, for `who`, where they cannot be downloaded.
     """
     from huggingface_hub import snapshot_download
 
+    under = f"{inside}/" * bool(inside)
     try:
-        return Path(
-            snapshot_download(
-                repo, revision=revision, allow_patterns=list(patterns), ignore_patterns=["*/*"]
-            )
+        folder = snapshot_download(
+            repo,
+            revision=revision,
+            allow_patterns=[under + pattern for pattern in patterns],
+            ignore_patterns=[f"{under}*/*"],
         )
+        if not Path(folder, inside).is_dir():  # offline, the cache may hold only its neighbour
+            raise FileNotFoundError(f"it has no folder {inside}")
     except Exception as error:  # the hub client raises many kinds
         at = f" at {revision}" if revision else ""
+        name = f"{repo}/{inside}" if inside else repo
         raise GapbenchError(
-            f"{who}: {repo}{at} cannot be downloaded ({trouble(error)}); with a network, run "
+            f"{who}: {name}{at} cannot be downloaded ({trouble(error)}); with a network, run "
             "`gapbench prepare`, or give a folder"
         ) from error
+    return Path(folder)
 
 
-def whole(repo: str, license: str, folder: Path, patterns: Sequence[str]) -> Checkpoint:
-    """What a hub checkpoint has: its settings, and the weights that these name."""
-    settings = {file.name for pattern in patterns for file in folder.glob(pattern)}
-    shards, size = _index(folder / "model.safetensors.index.json")
-    files = dict.fromkeys(sorted({*settings, *(shards or ["model.safetensors"])}))
+def whole(
+    repo: str, license: str, folder: Path, patterns: Sequence[str], inside: str = ""
+) -> Checkpoint:
+    """What a hub checkpoint in a snapshot's folder, or in the folder `inside` of it, has: its
+    settings, and the weights that these name."""
+    place = folder / inside
+    settings = {file.name for pattern in patterns for file in place.glob(pattern)}
+    shards, size = _index(place / "model.safetensors.index.json")
+    names = sorted({*settings, *(shards or ["model.safetensors"])})
+    files = dict.fromkeys((Path(inside) / name).as_posix() for name in names)
     return Checkpoint(repo=repo, revision=folder.name, license=license, files=files, bytes=size)
 
 

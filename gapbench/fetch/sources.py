@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,13 +35,16 @@ PATIENCE: Final = 30.0
 class Source:
     """A file at an address that pins it, its digest and its size.
 
-    The digest is a `sha256` or, of a file that only its repository names, git's id of it. `bytes`
-    is 0 where nobody has said how large it is; a download that breaks then begins anew.
+    The digest is a `sha256` or, of a file that only its repository names, git's id of it. Of a
+    Python file of which only some constants are used, `texts` names these, and the sha256 is of
+    them (`texts_of`), each followed by a NUL. `bytes` is 0 where nobody has said how large it is; a
+    download that breaks then begins anew.
     """
 
     url: str
     sha256: str = ""
     git_blob: str = ""
+    texts: tuple[str, ...] = ()
     bytes: int
     license: str
 
@@ -55,11 +60,31 @@ class Source:
 
     def pin_of(self, file: Path) -> str:
         """What `pin` would be of a file that is here."""
+        if self.texts:
+            told = "".join(f"{text}\0" for text in texts_of(file, self.texts))
+            return f"sha256 {hashlib.sha256(told.encode()).hexdigest()}"
         return f"sha256 {sha256_of(file)}" if self.sha256 else f"git blob {git_blob_of(file)}"
 
     def is_file(self, file: Path) -> bool:
         """Whether a file that is here is this one."""
         return self.bytes in (0, file.stat().st_size) and self.pin_of(file) == self.pin
+
+
+def texts_of(file: Path, names: Sequence[str]) -> list[str]:
+    """Constant texts that a Python file assigns to names at its top, in the names' order; none of
+    it is run. Empty where one is not there or the file is no Python."""
+    try:
+        body = ast.parse(file.read_bytes()).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+    found = {
+        target.id: line.value.value
+        for line in body
+        if isinstance(line, ast.Assign) and isinstance(line.value, ast.Constant)
+        for target in line.targets
+        if isinstance(target, ast.Name) and isinstance(line.value.value, str)
+    }
+    return [found[name] for name in names] if {*names} <= {*found} else []
 
 
 def cache_folder() -> Path:

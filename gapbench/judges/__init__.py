@@ -20,6 +20,7 @@ BUILT_IN: Final = {
     "spatial-native": "gapbench.judges.spatial:SpatialJudge",
     "complex-native": "gapbench.judges.complex:ComplexJudge",
     "vlm": "gapbench.judges.vlm:VlmJudge",
+    "dyneval": "gapbench.judges.dyneval:DynEvalJudge",
     "vlm-list": "gapbench.judges.checklist:ChecklistJudge",
     "soft-tifa": "gapbench.judges.checklist:SoftTifaJudge",
     "server": "gapbench.judges.server:ServerJudge",

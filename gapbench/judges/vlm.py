@@ -19,10 +19,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 import torch
 from PIL import Image, ImageDraw
@@ -51,17 +51,20 @@ SETTINGS: Final = ("*.json", "*.jinja", "*.txt", "*.model")
 WEIGHTS: Final = "*.safetensors"
 READ: Final = (WEIGHTS, "*.index.json", "*.model", "vocab.txt", "video_preprocessor_config.json")
 """What a judge may read of a folder beside `settings_files`; other JSON there are logs."""
+S = TypeVar("S")
 T = TypeVar("T")
 _HUB: Final = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w.-]+))?")
 
 
 class Named(NamedTuple):
-    """A hub checkpoint at a revision (None: the branch `main` as it stands)."""
+    """A hub checkpoint at a revision (None: the branch `main` as it stands), in the repository's
+    folder `inside`."""
 
     repo: str
     revision: str | None
     license: str = "unknown"
     size: str = ""
+    inside: str = ""
 
 
 MODELS: Final = {
@@ -101,35 +104,43 @@ class VlmJudge(Judge):
     """
 
     scores = False
+    base: ClassVar[str] = "vlm"
+    adapter: ClassVar[str] = ADAPTER
+    """Name of how a model is asked; changes with it."""
+    models: ClassVar[Mapping[str, Named]] = MODELS
+    default: ClassVar[str] = DEFAULT
 
     def __init__(self, argument: str | None = None, device: str = "auto") -> None:
         torchvision_shim.ensure()
-        given = DEFAULT if argument is None else argument
+        given = self.default if argument is None else argument
         self._hub: Checkpoint | None = None
         if (Path(given) / "config.json").is_file():
             self.folder = Path(given)
-            require_weights("judge vlm", self.folder)
+            require_weights(f"judge {self.base}", self.folder)
             more = {f for kind in READ for f in self.folder.glob(kind)}
             files = sorted({*settings_files(self.folder), *more})
             origin, short = digest("", files), self.folder.resolve().name
         else:
             matched = _HUB.fullmatch(given)
-            if given not in MODELS and not matched:
+            if given not in self.models and not matched:
                 raise GapbenchError(
-                    f"judge vlm: {given!r} is no checkpoint's folder, no hub id (OWNER/NAME or "
-                    f"OWNER/NAME@REVISION) and none of {', '.join(MODELS)}"
+                    f"judge {self.base}: {given!r} is no checkpoint's folder, no hub id "
+                    f"(OWNER/NAME or OWNER/NAME@REVISION) and none of {', '.join(self.models)}"
                 )
-            wanted = MODELS[given] if matched is None else Named(matched[1], matched[2])
-            who = f"judge vlm{f' ({wanted.size})' * bool(wanted.size)}"
-            self.folder = fetch_settings(who, wanted.repo, wanted.revision, SETTINGS)
+            wanted = self.models[given] if matched is None else Named(matched[1], matched[2])
+            repo, revision, inside = wanted.repo, wanted.revision, wanted.inside
+            who = f"judge {self.base}{f' ({wanted.size})' * bool(wanted.size)}"
+            snapshot = fetch_settings(who, repo, revision, SETTINGS, inside)
             # The hub's cache names a snapshot's folder by its commit: from here on it is pinned.
-            self._hub = whole(wanted.repo, wanted.license, self.folder, SETTINGS)
-            origin, short = f"{wanted.repo}@{self.folder.name}", wanted.repo.split("/")[1]
-            if wanted.revision is None:
-                self.unpinned = f"{wanted.repo} at commit {self.folder.name}"
+            self._hub = whole(repo, wanted.license, snapshot, SETTINGS, inside)
+            self.folder = snapshot / inside
+            origin = f"{repo}@{snapshot.name}{f'/{inside}' * bool(inside)}"
+            short = given if inside else repo.split("/")[1]
+            if revision is None:
+                self.unpinned = f"{repo} at commit {snapshot.name}"
         self.needs = (self._hub,) if self._hub else ()
-        self.name = f"vlm-{short}"
-        self.fingerprint = hashlib.sha256(f"{ADAPTER} {origin}".encode()).hexdigest()
+        self.name = f"{self.base}-{short}"
+        self.fingerprint = hashlib.sha256(f"{self.adapter} {origin}".encode()).hexdigest()
         self.room = _check(self.folder, self.name)
         self.device = device_here(f"judge {self.name}", device)
         self.batches = Batches.on(self.device, small=False)
@@ -211,8 +222,8 @@ class VlmJudge(Judge):
 
     def each(
         self,
-        call: Callable[[Sequence[Image.Image], Sequence[str]], list[T]],
-        images: Sequence[Image.Image],
+        call: Callable[[Sequence[S], Sequence[str]], Sequence[T]],
+        images: Sequence[S],
         questions: Sequence[str],
     ) -> list[T | str]:
         """What `call` gives for each image with its question, or why it refuses that one.
@@ -227,7 +238,7 @@ class VlmJudge(Judge):
         except torch.OutOfMemoryError as error:
             if len(images) == 1:
                 raise GapbenchError(
-                    f"judge {self.name}: one image does not fit beside the weights on "
+                    f"judge {self.name}: one question does not fit beside the weights on "
                     f"{self.device}; use a smaller model, more GPUs, or a server (--judge "
                     "server:URL#MODEL)"
                 ) from error
@@ -260,6 +271,10 @@ class VlmJudge(Judge):
 
     # -- a known picture -------------------------------------------------------------------
 
+    def put(self, text: str) -> str:
+        """What is asked of an image of a text that belongs to no task."""
+        return QUESTION.replace("{prompt}", text)
+
     def check_picture(self) -> str | None:
         """A warning where the model misjudges a red disc, else None. Loads the weights.
 
@@ -270,14 +285,15 @@ class VlmJudge(Judge):
         disc = blank.copy()
         ImageDraw.Draw(disc).ellipse((48, 48, 176, 176), fill=(220, 20, 20))
         texts = ("a red circle", "a blue square", "a red circle")
-        questions = [QUESTION.replace("{prompt}", text) for text in texts]
-        right, other, nothing = (a.p_yes for a in self._ask([disc, disc, blank], questions))
+        said = self._ask([disc, disc, blank], [self.put(text) for text in texts])
+        right, other, nothing = (a.score if self.scores else a.p_yes for a in said)
+        what = "score" if self.scores else "probability"
         if right is None or other is None or nothing is None:
-            return f"judge {self.name} gives no probability for a picture of a red circle"
+            return f"judge {self.name} gives no {what} for a picture of a red circle"
         if right > max(other, nothing):
             return None
         return (
-            f"judge {self.name} cannot tell a red circle: it accepts it with probability "
+            f"judge {self.name} cannot tell a red circle: it accepts it with {what} "
             f"{right:.3f}, the same picture as a blue square with {other:.3f}, and a blank picture "
             f"as a red circle with {nothing:.3f}; do not trust its verdicts"
         )

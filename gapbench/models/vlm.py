@@ -30,22 +30,25 @@ class Chat:
             processor.tokenizer.pad_token = processor.tokenizer.eos_token
         self.who, self.processor, self.room = who, processor, room
 
-    def text(self, question: str) -> str:
-        """The text of a chat with one image, up to the answer."""
-        content = [{"type": "image"}, {"type": "text", "text": question}]
+    def text(self, question: str, system: str = "", pictured: bool = True) -> str:
+        """The text of a chat with one image or none, up to the answer; behind a system message
+        where there is one."""
+        content = [*[{"type": "image"}] * pictured, {"type": "text", "text": question}]
+        turns = [{"role": "system", "content": [{"type": "text", "text": system}]}] * bool(system)
         text: str = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
+            [*turns, {"role": "user", "content": content}], add_generation_prompt=True
         )
         return text
 
     def batch(
         self, model: Any, texts: Sequence[str], images: Sequence[Image.Image]
     ) -> dict[str, Tensor]:
-        """What the model takes for texts with one image each, left-padded, on its device."""
+        """What the model takes for texts with one image each, or with none where there are no
+        images, left-padded, on its device."""
         start = self.processor.tokenizer.bos_token
         batch = self.processor(
             text=list(texts),
-            images=[[image] for image in images],
+            images=[[image] for image in images] or None,
             padding=True,
             padding_side="left",  # every row ends with its question
             return_tensors="pt",
@@ -84,10 +87,16 @@ class Chat:
         return following(model, batch, [()] * len(images), pad)[:, 0]
 
     def replies(
-        self, model: Any, images: Sequence[Image.Image], questions: Sequence[str], tokens: int
+        self,
+        model: Any,
+        images: Sequence[Image.Image],
+        questions: Sequence[str],
+        tokens: int,
+        system: str = "",
     ) -> list[str]:
-        """What the model says in up to so many tokens, greedily decoded. Raises as `logprobs`."""
-        texts = [self.text(question) for question in questions]
+        """What the model says in up to so many tokens, greedily decoded, about one image each, or
+        about none where there are no images. Raises as `logprobs`."""
+        texts = [self.text(question, system, bool(images)) for question in questions]
         batch = self._fitting(model, texts, images, tokens)
         said = greedy(model, self.processor.tokenizer, batch, tokens)
         return [words.strip() for words in said]
@@ -99,8 +108,8 @@ class Chat:
         length = batch["input_ids"].shape[1]
         if length + more > self.room:
             raise ValueError(
-                f"with its image the question takes {length} tokens, {self.who.split()[-1]} has "
-                f"room for {self.room}"
+                f"{'with its image ' * bool(images)}the question takes {length} tokens, "
+                f"{self.who.split()[-1]} has room for {self.room}"
             )
         return batch
 

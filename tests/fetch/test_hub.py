@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from gapbench.fetch.hub import fetch, present
+from gapbench.fetch.hub import fetch, fetch_settings, present, whole
 from gapbench.judges.sciscore import CHECKPOINT
+from gapbench.types import GapbenchError
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 REPO = "/Jialuo21/SciScore"
@@ -33,6 +34,10 @@ class Hub(ThreadingHTTPServer):
         self.asked: list[str] = []
         super().__init__(("127.0.0.1", 0), Handler)
 
+    def names(self) -> list[str]:
+        files = [file for file in self.folder.rglob("*") if file.is_file()]
+        return [file.relative_to(self.folder).as_posix() for file in files]
+
 
 class Handler(BaseHTTPRequestHandler):
     server: Hub
@@ -47,13 +52,14 @@ class Handler(BaseHTTPRequestHandler):
             return
         if path == f"/api/models{REPO}/tree/{hub.commit}":
             files = [
-                {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0" * 40}
-                for f in hub.folder.iterdir()
-            ]
+                {"type": "file", "path": name, "size": (hub.folder / name).stat().st_size,
+                 "oid": "0" * 40}
+                for name in hub.names()
+            ]  # fmt: skip
             self.answer(json.dumps(files).encode())
             return
-        name = path.rpartition("/")[2]
-        if not path.startswith(f"{REPO}/resolve/{hub.commit}/") or not (hub.folder / name).exists():
+        name = path.removeprefix(f"{REPO}/resolve/{hub.commit}/")
+        if name not in hub.names():
             self.send_error(404)
             return
         body = (hub.folder / name).read_bytes()
@@ -94,6 +100,19 @@ def hub(tiny_sciscore: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     made.server_close()
 
 
+@pytest.fixture
+def hub_here(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """The same in this process, which has read the environment already."""
+    for name, value in {
+        "HF_HUB_CACHE": str(tmp_path / "hf" / "hub"),
+        "ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+        "HUGGINGFACE_CO_URL_TEMPLATE": f"http://127.0.0.1:{hub.server_port}"
+        "/{repo_id}/resolve/{revision}/{filename}",
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    return hub
+
+
 def test_a_judges_checkpoint_comes_through_a_bad_line_and_scores(
     hub: Hub, fresh_cli: Cli, user_task: Callable[..., Path]
 ) -> None:
@@ -111,19 +130,12 @@ def test_a_judges_checkpoint_comes_through_a_bad_line_and_scores(
 
 
 def test_a_branch_is_followed_once_and_names_its_commit(
-    hub: Hub,
+    hub_here: Hub,
     fresh_cli: Cli,
     user_task: Callable[..., Path],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name, value in {
-        "HF_HUB_CACHE": str(tmp_path / "hf" / "hub"),
-        "ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
-        "HUGGINGFACE_CO_URL_TEMPLATE": f"http://127.0.0.1:{hub.server_port}"
-        "/{repo_id}/resolve/{revision}/{filename}",
-    }.items():
-        monkeypatch.setattr(constants, name, value)
+    hub = hub_here
     folder = str(user_task([{"text": "ice in the sun"}], judge="sciscore"))
     offline = fresh_cli("prepare", "--tasks", folder, "--offline")
     assert offline.returncode == 2
@@ -142,6 +154,27 @@ def test_a_branch_is_followed_once_and_names_its_commit(
     shutil.rmtree(tmp_path / "hf")
     assert fetch(CHECKPOINT).name == "b" * 40
     assert CHECKPOINT.fingerprint != before
+
+
+def test_of_a_repository_of_several_checkpoints_one_is_fetched(
+    hub_here: Hub, tmp_path: Path
+) -> None:
+    hub_here.folder = tmp_path / "repository"
+    for name in ("config.json", "2B/config.json", "4B/config.json", "4B/log/a.json"):
+        (hub_here.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (hub_here.folder / name).write_text("{}")
+        (hub_here.folder / name).with_name(WEIGHTS).write_text("x")
+    snapshot = fetch_settings("judge x", REPO[1:], None, ["*.json"], "4B")
+    assert snapshot.name == hub_here.commit
+    assert hub_here.asked == ["4B/config.json whole"]
+    wanted = whole(REPO[1:], "MIT", snapshot, ["*.json"], "4B")
+    assert list(wanted.files) == ["4B/config.json", f"4B/{WEIGHTS}"]
+    assert not present(wanted)
+    assert (fetch(wanted) / f"4B/{WEIGHTS}").is_file()
+    assert present(wanted)
+    assert hub_here.asked[1:] == [f"4B/{WEIGHTS} whole"]
+    with pytest.raises(GapbenchError, match=r"SciScore/8B cannot be downloaded \(it has no folder"):
+        fetch_settings("judge x", REPO[1:], None, ["*.json"], "8B")
 
 
 def test_the_hubs_client_does_not_tell_of_each_new_attempt() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from collections.abc import Iterator
@@ -12,16 +11,15 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from qwen3 import build, load_benchmark
 from servers import Server
 
 from gapbench import GapbenchError, Prompt
 from gapbench.judges import load_judge
 from gapbench.judges.checklist import ChecklistJudge, SoftTifaJudge
 from gapbench.judges.lists import chances_in, geometric
-from gapbench.models import torchvision_shim
 from gapbench.types import Answer, Unfinished
 
-ROOT = Path(__file__).parents[2]
 IMAGES = [Image.new("RGB", (64, 64), color) for color in ("red", "blue", "white")]
 
 
@@ -53,47 +51,9 @@ def judge(tiny_janus: Path) -> ChecklistJudge:
 @pytest.fixture(scope="module")
 def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Qwen3-VL, the default judge's class; its tokenizer knows few words whole."""
-    torchvision_shim.ensure()
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
-    spec = importlib.util.spec_from_file_location("bench_vlm", ROOT / "benchmarks/bench_vlm.py")
-    assert spec
-    assert spec.loader
-    bench = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bench)
-    folder = tmp_path_factory.mktemp("checkpoints") / "tiny-qwen3"
-    words = bench.tokenizer()
-    ids = dict(zip(bench.SPECIAL, words.convert_tokens_to_ids(list(bench.SPECIAL)), strict=True))
-    config = Qwen3VLConfig(
-        text_config={
-            "vocab_size": len(words), "hidden_size": 64, "intermediate_size": 128,
-            "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
-            "head_dim": 32, "max_position_embeddings": 4096, "pad_token_id": ids["<|endoftext|>"],
-            "eos_token_id": ids["<|im_end|>"],
-            "rope_parameters": {
-                "rope_type": "default", "rope_theta": 1e6, "mrope_section": [6, 5, 5],
-            },
-        },
-        vision_config={
-            "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2,
-            "out_hidden_size": 64, "num_position_embeddings": 64, "deepstack_visual_indexes": [0],
-        },
-        image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
-        tie_word_embeddings=False,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = Qwen3VLForConditionalGeneration(config)
-    with torch.no_grad():
-        model.lm_head.weight.mul_(8)
-        model.model.language_model.embed_tokens.weight.mul_(8)
-    model.save_pretrained(folder)
-    words.save_pretrained(folder)
-    Qwen2VLImageProcessorPil(
-        patch_size=16, min_pixels=64 * 64, max_pixels=128 * 128
-    ).save_pretrained(folder)
-    return folder
+    return build(
+        tmp_path_factory.mktemp("checkpoints") / "tiny-qwen3", load_benchmark().tokenizer()
+    )
 
 
 def chance(judge: ChecklistJudge, image: Image.Image, question: str, answer: str) -> float:
