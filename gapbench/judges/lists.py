@@ -204,7 +204,7 @@ def answers_in(text: str | None) -> list[float | None] | None:
     try:
         kept = json.loads(text)[RIGHT]
         return [None if chance is None else float(chance) for chance in kept] or None
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
 
 

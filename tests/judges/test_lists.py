@@ -172,7 +172,7 @@ def test_what_went_wrong_with_one_question_is_an_abstention() -> None:
 
 @pytest.mark.parametrize(
     "text", [None, "", "1", "[1]", '{"right": []}', '{"right": ["x"]}', '{"right": [-1]}',
-             '{"right": [NaN]}', '{"right": [1', '{"score": 1}'],
+             '{"right": [NaN]}', '{"right": [1', '{"right": [' + "[" * 100_000, '{"score": 1}'],
 )  # fmt: skip
 def test_other_texts_hold_no_geometric_mean(text: str | None) -> None:
     assert geometric(text) is None
