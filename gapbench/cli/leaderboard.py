@@ -30,8 +30,10 @@ def submit(
         from gapbench.leaderboard.submit import submit as make
         from gapbench.runs.run import open_run
 
-        run = open_run(path, **vars(settings))
-        made = make(run, results, contact, checkpoint, allow_test_model, name)
+        run, notes = open_run(path, **vars(settings)), list[str]()
+        made = make(run, results, contact, checkpoint, allow_test_model, name, notes.append)
+    for note in notes:
+        typer.echo(printable(note))
     typer.echo(
         f"{made} is written and verified. `gapbench leaderboard` puts it on the board; commit both."
     )
@@ -48,6 +50,7 @@ def verify(
     """Recompute the figures of submissions and check their rows."""
     from gapbench.leaderboard.again import check_again
     from gapbench.leaderboard.expected import Installed
+    from gapbench.leaderboard.submission import QUESTIONS
     from gapbench.leaderboard.verify import check
 
     if rejudge and run is None:
@@ -68,7 +71,9 @@ def verify(
         for fault in faults:
             typer.echo(printable(f"FAIL  {fault}"))
         if not faults:
-            said = ["complete", "every figure recomputed", *(["all as in its run"] if run else [])]
+            said = ["complete", "every figure recomputed"]
+            said += ["with answers to questions"] if (folder / QUESTIONS).exists() else []
+            said += ["all as in its run"] if run else []
             said += [f"{counted(rejudge, 'image')} judged again"] if rejudge else []
             said += [f"{counted(redraw, 'image')} drawn again"] if redraw else []
             typer.echo(f"ok    {folder}: {', '.join(said)}")

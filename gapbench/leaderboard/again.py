@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,9 +12,20 @@ from PIL import Image
 
 from gapbench.engines.local import work
 from gapbench.judges.base import Judge
+from gapbench.judges.lists import answers_in
 from gapbench.judges.own import MODES, OwnJudge
+from gapbench.judges.parts import PartsJudge
+from gapbench.leaderboard.answers import Asked, answers_of, asked_of
 from gapbench.leaderboard.expected import Installed, Wanted, rows_of, told_by
-from gapbench.leaderboard.submission import REFUSED, Card, read, records, sha256
+from gapbench.leaderboard.submission import (
+    QUESTIONS,
+    REFUSED,
+    Card,
+    Submission,
+    read,
+    records,
+    sha256,
+)
 from gapbench.leaderboard.verify import named
 from gapbench.models import load_model, model_names
 from gapbench.models.base import Drawing, Model
@@ -52,7 +63,7 @@ def check_again(
     rows = {key: by_key[key] for key in wanted}
     opened = None if run is None else open_run(run, tasks=[*card.tasks], own=MODES[card.own])
     pictures = None if opened is None else opened.folder
-    faults = [] if opened is None else _against(opened, card, rows, installed)
+    faults = [] if opened is None else _against(opened, submission, rows, installed)
     if not faults and (rejudge or redraw):
         made = _model(folder, card, model)
         made.load()
@@ -63,6 +74,7 @@ def check_again(
             chosen = set(chance.sample(drawn, min(rejudge, len(drawn))))
             asked = {key: row for key, row in rows.items() if key[:3] in chosen}
             faults += _judged_again(made, pictures, card, asked, wanted)
+            faults += _asked_again(made, pictures, submission, chosen, installed)
         chosen = set(chance.sample(images, min(redraw, len(images))))
         asked = {key: row for key, row in rows.items() if key[:3] in chosen and key[3] == "own"}
         faults += _drawn_again(made, pictures, asked, wanted)
@@ -73,21 +85,33 @@ def _key(row: _Row) -> tuple[Any, ...]:
     return (row["task"], row["prompt"], row["sample"], row["role"], row["judge"])
 
 
-def _against(run: Run, card: Card, rows: _Rows, installed: Installed) -> list[str]:
+def _against(run: Run, submission: Submission, rows: _Rows, installed: Installed) -> list[str]:
     """The card and each row against what the run says."""
+    card, answers = submission.card, submission.answers
     for field, value in told_by(run, card.tasks).items():
         if getattr(card, field) != value:
             return [f"{field} is {getattr(card, field)!r}, {run.path} has {value!r}"]
     try:
         for said in rows_of(run, card, installed):
-            row = rows[_key(said)]
-            for column, value in said.items():
-                if _plain(row[column]) != _plain(value):
-                    said_here = f"{column} is {row[column]!r}, {run.path} has {value!r}"
-                    return [f"{named(_key(said))}: {said_here}"]
+            if other := _other(rows[_key(said)], said, run.path):
+                return [f"{named(_key(said))}: {other}"]
+        if answers is not None:
+            given = {_key(row): row for row in records(answers)}
+            for task in dict.fromkeys(answers["task"]):
+                for said in answers_of(run, card, installed, task):
+                    if other := _other(given[_key(said)], said, run.path):
+                        return [f"{QUESTIONS}: {named(_key(said))}: {other}"]
     except GapbenchError as error:
         return [str(error)]
     return []
+
+
+def _other(row: _Row, said: _Row, run: Path) -> str | None:
+    """The first column in which a row is not what the run says."""
+    for column, value in said.items():
+        if _plain(row[column]) != _plain(value):
+            return f"{column} is {row[column]!r}, {run} has {value!r}"
+    return None
 
 
 def _plain(value: Any) -> Any:
@@ -139,6 +163,44 @@ def _judged_again(
                 f"{_told(answer.verdict, answer.p_yes)}"
             )
     return faults
+
+
+def _asked_again(
+    model: Model,
+    folder: RunFolder,
+    submission: Submission,
+    images: Collection[tuple[Any, ...]],
+    installed: Installed,
+) -> list[str]:
+    """As `_judged_again`, of the answers to questions about some images."""
+    if submission.answers is None:
+        return []
+    wanted = dict[tuple[Any, ...], Asked]()
+    for task in dict.fromkeys(submission.answers["task"]):
+        wanted |= asked_of(submission.card, installed, task, "")
+    faults = []
+    for row in records(submission.answers):
+        key = _key(row)
+        asks = wanted[key[:4]]
+        whole = asks.judge
+        if key[:3] not in images or (whole is not None and (whole.needs or not asks.parts)):
+            continue
+        judge = OwnJudge(model, "questions") if whole is None else PartsJudge(whole)
+        [answer] = judge.judge([folder.image(row["image"])], [asks.prompt])
+        if not _alike(answers_in(answer.text), answers_in(row["text"])):
+            said = f"says {row['text']}, asked again {answer.text}"
+            faults.append(f"{QUESTIONS}: {named(key)}: {said}")
+    return faults
+
+
+def _alike(one: Sequence[float | None] | None, other: Sequence[float | None] | None) -> bool:
+    """Whether the answers have the same probabilities."""
+    if one is None or other is None or len(one) != len(other):
+        return one == other
+    return all(
+        a == b or (a is not None and b is not None and abs(a - b) <= TOLERANCE)
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 def _drawn_again(

@@ -1,6 +1,6 @@
 "use strict";
 const at = (id) => document.getElementById(id);
-const rows = [...document.querySelectorAll("tbody tr")];
+const rows = [...document.querySelectorAll("section tbody tr")];
 
 function filter() {
   const wanted = at("text").value.trim().toLowerCase();
@@ -33,7 +33,7 @@ function sort(head) {
   head.setAttribute("aria-sort", up === 1 ? "ascending" : "descending");
 }
 
-for (const head of document.querySelectorAll("thead th"))
+for (const head of document.querySelectorAll("section thead th"))
   head.firstElementChild.addEventListener("click", () => sort(head));
 at("filters").addEventListener("input", filter);
 at("filters").addEventListener("submit", (event) => event.preventDefault());

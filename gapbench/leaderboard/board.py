@@ -15,11 +15,13 @@ import pandas as pd
 
 from gapbench.files import write_atomic
 from gapbench.judges.own import MODES
+from gapbench.leaderboard.skills import by_skill
 from gapbench.leaderboard.submission import Submission, frame, rates_of
 from gapbench.metrics.metric import METRICS, shown_in
 from gapbench.metrics.ranking import standings
 from gapbench.models.base import PAIR
 from gapbench.pages.assets import asset, policy, template
+from gapbench.report import questions
 from gapbench.report.tables import cell
 from gapbench.types import TIERS, GapbenchError, Rates, printable
 
@@ -58,6 +60,36 @@ class Board:
     title: str
     test: bool
     rows: list[Row]
+
+
+@dataclass(frozen=True, slots=True)
+class Skills:
+    """What a submission's model draws and sees of a task, by skill: a row under `heads` each, and
+    what warns of them."""
+
+    title: str
+    heads: Sequence[str]
+    rows: list[list[str]]
+    warning: str
+
+
+def skills(entry: Submission) -> list[Skills]:
+    """Of each task about whose images the submission has answers to questions."""
+    if entry.answers is None:
+        return []
+    return [
+        Skills(
+            title=f"Question by question: {task}, if {' and '.join(sorted(judges))} is right",
+            heads=("skill", *questions.HEADS, "in words"),
+            rows=[
+                [skill.name, *questions.cells(skill), skill.finding]
+                for skill in (made.overall, *made.skills)
+            ],
+            warning=questions.warning(made),
+        )
+        for task, made in by_skill(entry.rows, entry.answers).items()
+        for judges in [set(entry.card.tasks[task].judges.values())]
+    ]
 
 
 def titles() -> list[str]:
@@ -264,5 +296,6 @@ def page(entries: Sequence[Submission]) -> str:
     return template("leaderboard/board.html").render(
         about=ABOUT.replace("`", ""), boards=boards(entries), titles=titles(), submissions=entries,
         reported=REPORTED, published_titles=heads, published=rows, script=script, style=style,
-        policy=policy(script, style, "img-src data:"), pair=pair,
+        policy=policy(script, style, "img-src data:"), pair=pair, skills=skills,
+        about_skills=questions.ABOUT,
     )  # fmt: skip

@@ -1,4 +1,5 @@
-"""A submission's files: results/<name>/ with card.json, verdicts.parquet and rates.json.
+"""A submission's files: results/<name>/ with card.json, verdicts.parquet and rates.json; and, where
+its run has answers to questions, questions.parquet and questions.json.
 
 Prompts are named by their ids and questions by their sha256: the texts are the task's, under its
 license, and whoever verifies has the task.
@@ -8,18 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gapbench.files import as_json, first_line, read_object
+from gapbench.files import as_json, read_object
 from gapbench.fix.leaks import Leaks
 from gapbench.judges.lists import geometric
+from gapbench.leaderboard.parquet import MOST_ROWS, read_rows
+from gapbench.leaderboard.skills import by_skill, record
 from gapbench.tasks.spec import explain
 from gapbench.types import SHARE, GapbenchError, Rates, Scale
 
@@ -30,20 +33,19 @@ if TYPE_CHECKING:
 CARD: Final = "card.json"
 VERDICTS: Final = "verdicts.parquet"
 RATES: Final = "rates.json"
+QUESTIONS: Final = "questions.parquet"
+SKILLS: Final = "questions.json"
+ASKED: Final = (QUESTIONS, SKILLS)
+"""Answers to questions about the images, and the figures by skill; both or neither."""
 RANKED: Final = "ranked"
 """In rates.json: the figures by the tasks' own judges, which the leaderboard ranks by."""
 KEY: Final = ["task", "prompt", "sample"]
 NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}"
-LARGEST: Final = {CARD: 1_000_000, VERDICTS: 50_000_000, RATES: 10_000_000}
+LARGEST: Final = {
+    CARD: 1_000_000, VERDICTS: 50_000_000, RATES: 10_000_000, QUESTIONS: 50_000_000,
+    SKILLS: 1_000_000,
+}  # fmt: skip
 """Bytes that the files of a submission may have."""
-MOST_ROWS: Final = 250_000
-MOST_TEXT: Final = 100_000_000
-"""Bytes that the columns of verdicts.parquet may take uncompressed, and all of its texts written
-out: a small file may hold the same megabyte in every row."""
-MOST_MEMORY: Final = 500_000_000
-"""Bytes that reading verdicts.parquet may take: its footer may lie about the size of its pages."""
-BATCH: Final = 4096
-"""Rows that are read at once."""
 SEED: Final = 0
 """The run's seed that every submission has, so that nobody picks a lucky one."""
 SHA256: Final = "^[0-9a-f]{64}$"
@@ -118,7 +120,7 @@ class Card(_Strict):
     tasks: dict[Text, TaskCard] = Field(min_length=1, max_length=100)
     versions: dict[Text, Text] = Field(max_length=100)
     contact: str = Field(max_length=200, pattern=ONE_LINE)
-    files: dict[Text, Text] = Field(max_length=2)
+    files: dict[Text, Text] = Field(max_length=4)
     scales: dict[Text, Scale] = Field(default={}, max_length=100)
     refused: dict[Text, Annotated[int, Field(ge=1, le=MOST_ROWS)]] = Field({}, max_length=10_000)
     training: Training | None = None
@@ -126,19 +128,40 @@ class Card(_Strict):
 
 @dataclass(frozen=True)
 class Submission:
-    """A submission as read: `rows` has one row a verdict, with the columns of `schema`."""
+    """A submission as read: `rows` has one row a verdict, with the columns of `schema`; `answers`
+    one row for all answers of the model or a judge about an image, and `skills` their figures, None
+    where the submission has none."""
 
     folder: Path
     card: Card
     rows: pd.DataFrame
     rates: dict[str, Any]
+    answers: pd.DataFrame | None = None
+    skills: dict[str, Any] | None = None
 
 
-def schema() -> pa.Schema:
-    """The columns of verdicts.parquet; seeds have up to 63 bits."""
+def schema(file: str = VERDICTS) -> pa.Schema:
+    """The columns of verdicts.parquet, or of questions.parquet; seeds have up to 63 bits.
+
+    In questions.parquet `question` is the sha256 of the list as it is asked, `skills` says as a
+    JSON list what each question asks about, and `text` holds the probability of each right answer
+    (`gapbench.judges.lists.RIGHT`).
+    """
     import pyarrow as pa
 
     text, real = pa.string(), pa.float64()
+    if file == QUESTIONS:
+        return pa.schema(
+            [
+                *((name, text) for name in ("task", "prompt")),
+                ("sample", pa.int32()),
+                *((name, text) for name in ("image", "role", "judge", "fingerprint", "question")),
+                ("skills", text),
+                ("verdict", pa.int8()),
+                ("mass", real),
+                *((name, text) for name in ("text", "reason")),
+            ]
+        )
     return pa.schema(
         [
             *((name, text) for name in ("task", "category", "tier", "prompt", "cluster")),
@@ -165,19 +188,31 @@ def sha256(text: str | bytes) -> str:
     return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()
 
 
-def contents(card: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
-    """The three files of a submission, from a card that lacks `files` and the rows."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def contents(
+    card: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    answers: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, bytes]:
+    """The files of a submission, from a card that lacks `files`, the rows, and the answers to
+    questions where there are any."""
+    data: dict[str, bytes] = {}
 
-    columns = schema()
-    table = pa.Table.from_pylist([dict(row) for row in rows], schema=columns)
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    data = {
-        VERDICTS: buffer.getvalue(),
-        RATES: as_json(figures(table.to_pandas(ignore_metadata=True), card.get("scales", {}))),
-    }
+    def write(file: str, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema(file))
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        data[file] = buffer.getvalue()
+        made: pd.DataFrame = table.to_pandas(ignore_metadata=True)
+        return made
+
+    verdicts = write(VERDICTS, rows)
+    data[RATES] = as_json(figures(verdicts, card.get("scales", {})))
+    if answers:
+        asked = by_skill(verdicts, write(QUESTIONS, answers))
+        data[SKILLS] = as_json(record(asked))
     card = {**card, "files": {name: sha256(content) for name, content in data.items()}}
     return {CARD: as_json(card), **data}
 
@@ -245,24 +280,32 @@ def read(folder: Path) -> Submission:
     a link, not the one that the card names by sha256, or of another form."""
     if not folder.is_dir():
         raise GapbenchError(f"{folder}: no such folder; a submission is results/<name>")
-    data: dict[str, bytes] = {}
-    for name in (CARD, VERDICTS, RATES):
-        file = folder / name
-        if file.is_symlink() or not file.is_file():
-            raise GapbenchError(f"{file}: missing, or no plain file")
-        if file.stat().st_size > LARGEST[name]:
-            raise GapbenchError(f"{file}: larger than {LARGEST[name]:,} bytes")
-        data[name] = file.read_bytes()
+    _bytes(folder / CARD)
     try:
         card = Card.model_validate(read_object(folder / CARD))
     except ValidationError as error:
         raise GapbenchError(f"{folder / CARD}: {explain(error)}") from error
-    wanted = {name: sha256(data[name]) for name in (VERDICTS, RATES)}
+    asked = any(name in card.files or os.path.lexists(folder / name) for name in ASKED)
+    data = {n: _bytes(folder / n) for n in (VERDICTS, RATES, *(ASKED if asked else ()))}
+    wanted = {name: sha256(content) for name, content in data.items()}
     if card.files != wanted:
         wrong = next((n for n in wanted if card.files.get(n) != wanted[n]), CARD)
         raise GapbenchError(f"{folder / wrong}: its sha256 is not the one in {CARD}")
-    return Submission(folder, card, _rows(folder / VERDICTS, data[VERDICTS]),
-                      read_object(folder / RATES))  # fmt: skip
+    rows = read_rows(folder / VERDICTS, data.pop(VERDICTS), schema())
+    rates = read_object(folder / RATES)
+    if not asked:
+        return Submission(folder, card, rows, rates)
+    answers = read_rows(folder / QUESTIONS, data.pop(QUESTIONS), schema(QUESTIONS))
+    return Submission(folder, card, rows, rates, answers, read_object(folder / SKILLS))
+
+
+def _bytes(file: Path) -> bytes:
+    """A file of a submission. Raises GapbenchError where it is missing, a link or too large."""
+    if file.is_symlink() or not file.is_file():
+        raise GapbenchError(f"{file}: missing, or no plain file")
+    if file.stat().st_size > LARGEST[file.name]:
+        raise GapbenchError(f"{file}: larger than {LARGEST[file.name]:,} bytes")
+    return file.read_bytes()
 
 
 def records(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -277,77 +320,3 @@ def submissions(results: Path) -> list[Submission]:
         return []
     folders = (f for f in results.iterdir() if f.is_dir() and not f.name.startswith("."))
     return [read(folder) for folder in sorted(folders)]
-
-
-def _rows(file: Path, data: bytes) -> pd.DataFrame:
-    import pyarrow as pa
-
-    try:
-        with _bounded(MOST_MEMORY):
-            table = _table(file, data)
-    except (OSError, MemoryError, pa.ArrowException) as error:
-        said = first_line(error)
-        raise GapbenchError(f"{file}: cannot be read as Parquet ({said})") from error
-    rows: pd.DataFrame = table.to_pandas(ignore_metadata=True)
-    nullable = {"verdict", "p_yes", "mass", "score", "reply", "reason"}
-    for column in set(rows.columns) - nullable:
-        if rows[column].isna().any():
-            raise GapbenchError(f"{file}: {column} is empty in a row")
-    bad = rows["verdict"].notna() & ~rows["verdict"].isin([0, 1])
-    if bad.any():
-        raise GapbenchError(f"{file}: a verdict is {rows.loc[bad, 'verdict'].iloc[0]}, not 1 or 0")
-    return rows.fillna({"reply": "", "reason": ""})
-
-
-@contextmanager
-def _bounded(more: int) -> Iterator[None]:
-    """Let the process take so many bytes on top of those it has, and no more; only Linux does."""
-    import resource
-
-    statm = Path("/proc/self/statm")
-    if not statm.exists():
-        yield
-        return
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    most = int(statm.read_text().split()[5]) * resource.getpagesize() + more
-    least = most if before[0] == resource.RLIM_INFINITY else min(most, before[0])
-    resource.setrlimit(resource.RLIMIT_DATA, (least, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
-
-
-def _table(file: Path, data: bytes) -> pa.Table:
-    """The rows of a Parquet file whose author may want to fill the memory."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    columns = schema()
-    texts = [name for name in columns.names if columns.field(name).type == pa.string()]
-    limits = {"thrift_string_size_limit": 1_000_000, "thrift_container_size_limit": 100_000}
-    source = pa.BufferReader(data)
-    meta = pq.ParquetFile(source, **limits).metadata
-    if not meta.schema.to_arrow_schema().equals(columns):
-        raise GapbenchError(f"{file}: its columns are not {', '.join(columns.names)}")
-    if meta.num_rows > MOST_ROWS:
-        raise GapbenchError(f"{file}: more than {MOST_ROWS:,} rows")
-    size = sum(meta.row_group(group).total_byte_size for group in range(meta.num_row_groups))
-    batches: list[pa.Table] = []
-    if size <= MOST_TEXT:
-        size = 0
-        # Texts stay numbers and a list of the different ones until their length is known.
-        opened = pq.ParquetFile(source, read_dictionary=texts, **limits)
-        for batch in opened.iter_batches(BATCH, use_threads=False):
-            for name in texts:
-                lengths = pc.binary_length(batch[name].dictionary)
-                size += pc.sum(lengths.take(batch[name].indices)).as_py() or 0
-            if size > MOST_TEXT:
-                break
-            batches.append(pa.Table.from_batches([batch]).cast(columns))
-    if size > MOST_TEXT:
-        raise GapbenchError(f"{file}: its columns take more than {MOST_TEXT:,} bytes uncompressed")
-    table = pa.concat_tables(batches) if batches else columns.empty_table()
-    table.validate(full=True)  # texts that are no UTF-8
-    return table

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pydantic import ValidationError
 
 from gapbench.files import part_of, read_object, sweep, write_atomic
 from gapbench.judges.own import NAMES
+from gapbench.leaderboard.answers import answers_of
 from gapbench.leaderboard.expected import Installed, rows_of, said_in, told_by
 from gapbench.leaderboard.submission import (
     MISMATCHED,
@@ -39,15 +41,17 @@ def submit(
     checkpoint: str | None = None,
     test_model: bool = False,
     name: str | None = None,
+    say: Callable[[str], None] = lambda _line: None,
 ) -> Path:
     """Write results/<name>/ for a run, whole or not at all. Returns the folder. The name is the
     model's unless one is given.
 
     `checkpoint`, REPO@COMMIT, is where others find weights that were given as a folder;
     `test_model` puts the submission into the leaderboard's section for test models, which asks for
-    no checkpoint. Raises GapbenchError for a run that is not complete, was not drawn with seed 0,
-    holds other task versions than are installed, or whose checkpoint nothing pins; and where the
-    folder is there already.
+    no checkpoint; `say` is told in a line whether answers to questions are in it, or why not.
+    Raises GapbenchError for a run that is not complete, was not drawn with seed 0, holds other task
+    versions than are installed, or whose checkpoint nothing pins; and where the folder is there
+    already.
     """
     meta, plan = run.folder.meta, run.plan
     name = name_of(name or str(meta["model"]))
@@ -100,7 +104,9 @@ def submit(
         )
     except ValidationError as error:
         raise GapbenchError(f"{run.path} makes no card: {explain(error)}") from error
-    files = contents(card.model_dump(exclude={"files"}), list(rows_of(run, card, installed)))
+    rows = list(rows_of(run, card, installed))
+    asked = _answers(run, card, installed, say)
+    files = contents(card.model_dump(exclude={"files"}), rows, asked)
     part = part_of(results / f".{name}")
     try:
         sweep(results.glob(".*.part"))
@@ -117,6 +123,25 @@ def submit(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return place
+
+
+def _answers(
+    run: Run, card: Card, installed: Installed, say: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """The answers to questions of those tasks whose images all have them; says why others are left
+    out."""
+    rows, lacking = list[dict[str, Any]](), dict[str, list[str]]()
+    for task in card.tasks:
+        try:
+            rows += answers_of(run, card, installed, task)
+        except GapbenchError as why:
+            lacking.setdefault(str(why), []).append(task)
+    if tasks := [*dict.fromkeys(row["task"] for row in rows)]:
+        count = counted(len(rows) // 2, "image")
+        say(f"Answers to questions about {count} of {', '.join(tasks)} are in it.")
+    for reason, tasks in lacking.items():
+        say(f"No answers to questions about images of {', '.join(tasks)} are in it: {reason}.")
+    return rows
 
 
 def _check_tasks(run: Run, installed: Installed) -> None:

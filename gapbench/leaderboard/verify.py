@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -12,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from gapbench.judges.own import NAMES
+from gapbench.leaderboard import answers
+from gapbench.leaderboard.answers import same
 from gapbench.leaderboard.expected import Installed, Key, Wanted
+from gapbench.leaderboard.parquet import MOST_ROWS
 from gapbench.leaderboard.submission import (
     KEY,
-    MOST_ROWS,
     REFUSED,
     SEED,
     SHA256,
@@ -65,7 +66,7 @@ def check(folder: Path, name: str | None = None, installed: Installed | None = N
     if not faults:  # rows are held against the card
         faults = [*_rows(rows, installed.rows(card), card)]
     if not faults:
-        faults = [*_rates(submission)]
+        faults = [*_rates(submission), *answers.faults(submission, installed)]
     return [f"{folder}: {fault[:500]}" for fault in faults]
 
 
@@ -244,16 +245,11 @@ def _rates(submission: Submission) -> Iterator[str]:
                 yield f"rates.json, {judge}: a figure has other fields"
                 return
             for field, value in new.items():
-                if not _same(value, old[field]):
+                if not same(value, old[field]):
                     yield (
                         f"rates.json, {new['metric']} of {new['name']} by {judge}: {field} is "
                         f"{old[field]}, the rows give {value}"
                     )
-
-
-def _same(new: Any, old: Any) -> bool:
-    numbers = isinstance(new, int | float) and isinstance(old, int | float)
-    return math.isclose(new, old, rel_tol=1e-6, abs_tol=1e-9) if numbers else new == old
 
 
 def named(key: tuple[Any, ...]) -> str:

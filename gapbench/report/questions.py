@@ -33,10 +33,10 @@ def show(asked: Questions | None, judge: str, screen: Console) -> None:
     if asked is None:
         return
     screen.print(f"Question by question, if {judge} is right (percent, points, kappa):\n")
-    rows = [(skill.name, _cells(skill)) for skill in (asked.overall, *asked.skills)]
+    rows = [(skill.name, cells(skill)) for skill in (asked.overall, *asked.skills)]
     print_halves("skill", HEADS, rows, screen)
-    if warning := _warning(asked):
-        screen.print(warning, style="bold red")
+    if warned := warning(asked):
+        screen.print(warned, style="bold red")
     for finding in dict.fromkeys(skill.finding for skill in asked.skills):
         skills = ", ".join(skill.name for skill in asked.skills if skill.finding == finding)
         screen.print(f"{finding.capitalize()}: {skills}.")
@@ -79,11 +79,11 @@ def figures(names: Sequence[str], several: Sequence[Questions | None]) -> list[F
         for each in _points(skill, f"{name}: " * (len(there) > 1))
     ]
     rows: list[list[Cell]] = [
-        [skill.name, name, *_cells(skill), skill.finding]
+        [skill.name, name, *cells(skill), skill.finding]
         for name, asked in there
         for skill in (asked.overall, *asked.skills)
     ]
-    warned = [f" {name}: {told}" for name, asked in there if (told := _warning(asked))]
+    warned = [f" {name}: {told}" for name, asked in there if (told := warning(asked))]
     single = [
         f" Of {name}, verdicts of one question and by questions {agreement(asked.single.agrees)}; "
         f"by questions in place of one, in points: {_changes(asked)}."
@@ -104,7 +104,7 @@ def figures(names: Sequence[str], several: Sequence[Questions | None]) -> list[F
     ]
 
 
-def _warning(asked: Questions) -> str:
+def warning(asked: Questions) -> str:
     """What to say of a model that would mostly have said something else."""
     rare = asked.mass is not None and asked.mass < LEAST_MASS
     return (mass_note([asked.mass]) or "") if rare else ""
@@ -121,7 +121,7 @@ def _points(skill: Skill, run: str) -> list[Point]:
     return made
 
 
-def _cells(skill: Skill) -> list[str]:
+def cells(skill: Skill) -> list[str]:
     """Under HEADS."""
     seen = skill.agrees
     raw = "n/a" if seen.raw is None else f"{100 * seen.raw:.1f}"

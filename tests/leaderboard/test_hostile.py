@@ -18,7 +18,16 @@ import pyarrow.parquet as pq
 from corrupt import broken
 
 from gapbench import GapbenchError
-from gapbench.leaderboard.submission import CARD, MOST_ROWS, RATES, VERDICTS, schema, sha256
+from gapbench.leaderboard.parquet import MOST_ROWS
+from gapbench.leaderboard.submission import (
+    CARD,
+    QUESTIONS,
+    RATES,
+    SKILLS,
+    VERDICTS,
+    schema,
+    sha256,
+)
 from gapbench.leaderboard.verify import check
 
 TEXT = 200_000_000
@@ -32,10 +41,10 @@ main()
 """
 
 
-def filled(rows: int, **values: Any) -> pa.Table:
+def filled(rows: int, file: str = VERDICTS, **values: Any) -> pa.Table:
     """So many rows of one text and zeros, with other values in some columns."""
     made = {}
-    for field in schema():
+    for field in schema(file):
         value = values.get(field.name, "" if field.type == pa.string() else 0)
         if field.type == pa.string() and isinstance(value, str):  # the text is there once
             value = pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), [value])
@@ -70,13 +79,18 @@ def parquet(table: pa.Table, file: Path) -> bytes:
     return file.read_bytes()
 
 
+def asked(rows: int = 1, **values: Any) -> dict[str, Any]:
+    """Answers to questions beside the rows of a submission."""
+    return {QUESTIONS: filled(rows, QUESTIONS, **values), SKILLS: b"{}"}
+
+
 def hostile(good: Path, place: Path) -> dict[str, Path]:
     """Copies of a submission, each with one thing that is wrong, signed anew."""
     card = json.loads((good / CARD).read_text())
     files = {name: (good / name).read_bytes() for name in (VERDICTS, RATES)}
     deep = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     big, bomb = "x" * 1_000_000, pa.array(["x" * TEXT])
-    task = card["tasks"]["few-shapes"]
+    task, numbers = card["tasks"]["few-shapes"], pa.array(map(str, range(MOST_ROWS)))
     cases: dict[str, dict[str, Any]] = {
         "samples": {CARD: {"tasks": {"few-shapes": {**task, "samples": 2_000_000_000}}}},
         "many-samples": {CARD: {"tasks": {"few-shapes": {**task, "samples": MOST_ROWS}}}},
@@ -95,10 +109,18 @@ def hostile(good: Path, place: Path) -> dict[str, Path]:
         "one-text-in-each-row": {VERDICTS: filled(4000, reply=big)},
         "one-text": {VERDICTS: filled(1, reply=bomb)},
         "rows": {VERDICTS: filled(5_000_000)},
-        "most-rows": {VERDICTS: filled(MOST_ROWS, prompt=pa.array(map(str, range(MOST_ROWS))))},
+        "most-rows": {VERDICTS: filled(MOST_ROWS, prompt=numbers)},
         "bytes": {VERDICTS: filled(1, reply=pa.array([b"\xff"]).view(pa.string()))},
         "garbage": {VERDICTS: b"PAR1" + bytes(np.arange(5000) % 251) + b"PAR1"},
         "columns": {VERDICTS: pa.table({f"c{n}": [0] for n in range(3000)})},
+        "answers-bomb": asked(text=bomb),
+        "answers-rows": asked(5_000_000),
+        "answers-most": asked(
+            MOST_ROWS, prompt=numbers, text='{"right": [1.0]}', skills='["x"]'
+        ) | {VERDICTS: filled(MOST_ROWS, prompt=numbers)},
+        "answers-none": asked(0),
+        "answers-columns": {QUESTIONS: filled(1), SKILLS: b"{}"},
+        "answers-deep": {**asked(1), SKILLS: deep},
     }  # fmt: skip
     made = {}
     for name, changes in cases.items():
@@ -107,7 +129,7 @@ def hostile(good: Path, place: Path) -> dict[str, Path]:
         now, own = dict(files), card
         for file, change in changes.items():
             if isinstance(change, pa.Table):
-                change = parquet(change, folder / VERDICTS)
+                change = parquet(change, folder / file)
             if file == CARD:
                 own = change if isinstance(change, bytes) else {**card, **change}
             else:
@@ -155,7 +177,7 @@ def test_broken_submissions(made: Any, copy: Path, cases: int) -> None:
         # A digest that is wrong hides what else is: most are signed anew.
         with suppress(ValueError, TypeError, KeyError, OSError, RecursionError):
             card = json.loads((copy / CARD).read_text())
-            for name in (VERDICTS, RATES):
+            for name in [*card["files"]]:
                 card["files"][name] = sha256((copy / name).read_bytes())
             (copy / CARD).write_text(json.dumps(card))
         try:
