@@ -95,14 +95,18 @@ def _against(run: Run, submission: Submission, rows: _Rows, installed: Installed
         for said in rows_of(run, card, installed):
             if other := _other(rows[_key(said)], said, run.path):
                 return [f"{named(_key(said))}: {other}"]
-        if answers is not None:
-            given = {_key(row): row for row in records(answers)}
-            for task in dict.fromkeys(answers["task"]):
-                for said in answers_of(run, card, installed, task):
-                    if other := _other(given[_key(said)], said, run.path):
-                        return [f"{QUESTIONS}: {named(_key(said))}: {other}"]
     except GapbenchError as error:
         return [str(error)]
+    if answers is None:
+        return []
+    given = {_key(row): row for row in records(answers)}
+    try:
+        for task in dict.fromkeys(answers["task"]):
+            for said in answers_of(run, card, installed, task):
+                if other := _other(given[_key(said)], said, run.path):
+                    return [f"{QUESTIONS}: {named(_key(said))}: {other}"]
+    except GapbenchError as error:
+        return [f"{QUESTIONS}: {run.path} does not have all these answers: {error}"]
     return []
 
 

@@ -68,11 +68,11 @@ def asked_of(card: Card, installed: Installed, task: str, own: str) -> dict[Key,
         try:
             items = questions(prompt)
         except GapbenchError as error:
-            raise GapbenchError(f"the prompts of task {task} give none") from error
+            raise GapbenchError(f"the prompts of task {task} give no questions") from error
         judge = installed.judge(spec, prompt.category)
         parts = judge.by_parts and has_parts(prompt)
         if not parts and judge.question(prompt) != asked(items):
-            raise GapbenchError(f"judge {judge.name} of task {task} answers none")
+            raise GapbenchError(f"judge {judge.name} of task {task} answers no questions")
         fingerprint = card.judges.get(judge.name, "")
         for sample in range(card.tasks[task].samples):
             key = (task, prompt.id, sample)
@@ -120,10 +120,11 @@ def answers_of(run: Run, card: Card, installed: Installed, task: str) -> list[di
             }
         )
     if missing:
-        lacking = ", ".join(f"{count:,} of {name}" for name, count in missing.items())
+        lacking = ", ".join(
+            f"{count:,} of {len(wanted) // 2:,} by {name}" for name, count in missing.items()
+        )
         raise GapbenchError(
-            f"{lacking} are missing for {len(wanted) // 2:,} images; the same command with "
-            "--own questions makes them"
+            f"missing are {lacking}; the same command with --own questions makes them"
         )
     return rows
 

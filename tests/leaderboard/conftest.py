@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import gapbench
-from gapbench import Prompt, load_model
+from gapbench import Prompt, load_model, open_run
 from gapbench.leaderboard.submit import submit
 from gapbench.models.base import Model
 from gapbench.runs.run import Run
@@ -82,6 +82,20 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
         yield Made(folder / "site", run, other, folder / "results", model)
     finally:
         sys.path.remove(str(folder / "site"))
+
+
+@pytest.fixture(scope="session")
+def asked(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The run of `made`, whose model was also asked questions."""
+    out = tmp_path_factory.mktemp("asked") / "runs"
+    shutil.copytree(made.run.path.parent, out)
+    return open_run(gapbench.run(made.model, TASK, verdict="questions", out=out).path)
+
+
+@pytest.fixture(scope="session")
+def submitted(asked: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The submission of `asked`."""
+    return submit(asked, tmp_path_factory.mktemp("submitted"), test_model=True)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from stubs import Stub
 
 import gapbench
 from gapbench import Verdict, open_run
@@ -41,20 +42,6 @@ from gapbench.runs.run import Run
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 Rows = list[dict[str, Any]]
 HOSTILE = '<img src=x onerror="alert(1)">'
-
-
-@pytest.fixture(scope="module")
-def asked(made: Any, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The run of `made`, whose model was also asked questions."""
-    out = tmp_path_factory.mktemp("asked") / "runs"
-    shutil.copytree(made.run.path.parent, out)
-    path = gapbench.run(made.model, "few-shapes", verdict="questions", out=out).path
-    return open_run(path)
-
-
-@pytest.fixture(scope="module")
-def submitted(asked: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return submit(asked, tmp_path_factory.mktemp("submitted"), test_model=True)
 
 
 @pytest.fixture
@@ -147,8 +134,8 @@ def test_what_is_incomplete_is_left_out_and_said(made: Any, asked: Run, tmp_path
     assert said == [
         "No answers to questions about images of few-shapes are in it: nobody asked for them; "
         "`gapbench run --own questions` does.",
-        "No answers to questions about images of few-shapes are in it: 1 of self-questions are "
-        "missing for 24 images; the same command with --own questions makes them.",
+        "No answers to questions about images of few-shapes are in it: missing are 1 of 24 by "
+        "self-questions; the same command with --own questions makes them.",
     ]
     assert not (place / QUESTIONS).exists()
     assert check(place) == []
@@ -252,7 +239,7 @@ def copy_of(made: Any, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made.folder, tmp_path / "old" / "janus-mini"))
 
 
-def test_swapped_probabilities(asked: Run, mine: Path, tmp_path: Path) -> None:
+def test_swapped_probabilities(made: Any, asked: Run, mine: Path, tmp_path: Path) -> None:
     """The rows alone cannot tell that they are another image's; the run can, and where it is forged
     too, the model."""
     rows = answers_of(mine)
@@ -267,6 +254,8 @@ def test_swapped_probabilities(asked: Run, mine: Path, tmp_path: Path) -> None:
     other.update(old)
     sign(mine, rows)
     assert check(mine) == []
+    [fault] = check_again(mine, made.run.path)
+    assert "does not have all these answers: nobody asked for them" in fault
     [fault] = check_again(mine, asked.path)
     assert "own verdict of self-questions" in fault
     assert f"{asked.path} has" in fault
@@ -317,3 +306,77 @@ def test_skills_of_a_submission_stay_text(mine: Path) -> None:
     text = page([read(mine)])
     assert "<img" not in text
     assert [row[0] for row in table(text)] == ["all questions", HOSTILE]
+
+
+JUDGE = '''
+from pathlib import Path
+from gapbench import Answer, Judge
+from gapbench.judges.lists import answer_of, asked, listed
+
+LISTS, PLAIN = (Path(__file__).parent / name for name in ("lists", "plain"))
+
+
+class Lister(Judge):
+    """Answers a prompt's list; of a prompt without one it says yes."""
+
+    name, fingerprint = "lister", "lister-1"
+
+    def question(self, prompt):
+        return asked(listed(prompt)) if "vqa_list" in prompt.requirement else prompt.text
+
+    def judge(self, images, prompts):
+        return [
+            answer_of(listed(p), [0.9, i.getpixel((0, 0))[0] % 2, 0.4])
+            if "vqa_list" in p.requirement
+            else Answer(verdict=1)
+            for i, p in zip(images, prompts)
+        ]
+'''
+
+
+def test_a_judge_of_lists_and_a_task_without_questions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one submission; what the judge says of a list is the same in both files."""
+    site, words = tmp_path / "site", ["Is it red?", "Is it blue?", "How many are there?"]
+    info = site / "lister-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lister\nVersion: 1.0\n")
+    names = "".join(f"{name} = lister_tasks:{name.upper()}\n" for name in ("lists", "plain"))
+    (info / "entry_points.txt").write_text(f"[gapbench.tasks]\n{names}")
+    (site / "lister_tasks.py").write_text(JUDGE)
+    pairs = [[word, "two" if "many" in word else "Yes"] for word in words]
+    asks = {"vqa_list": pairs, "skills": ["color", "color", "count"]}
+    for name, requirement in (("lists", asks), ("plain", {})):
+        (site / name).mkdir()
+        spec = {
+            "title": name, "version": "1.0", "file": "prompts.jsonl", "samples": 2,
+            "judge": "lister_tasks:Lister", "tiers": {"easy": ["all"]},
+        }  # fmt: skip
+        (site / name / "task.yaml").write_text(json.dumps(spec))
+        lines = [
+            {"id": str(n), "category": "all", "text": f"{name} {n}", "requirement": requirement}
+            for n in range(3)
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (site / name / "prompts.jsonl").write_text(text)
+    monkeypatch.syspath_prepend(str(site))
+    out, said = tmp_path / "runs", list[str]()
+    gapbench.run(Stub(), ["lists", "plain"], out=out)
+    run = gapbench.run(Stub(), "lists", verdict="questions", out=out)
+    place = submit(open_run(run.path), tmp_path / "results", test_model=True, say=said.append)
+    assert said == [
+        "Answers to questions about 6 images of lists are in it.",
+        "No answers to questions about images of plain are in it: the prompts of task plain give "
+        "no questions.",
+    ]
+    assert check(place) == []
+    assert check_again(place, run.path) == []
+    figures = json.loads((place / SKILLS).read_text())["lists"]
+    assert (figures["mass"], figures["skills"]["count"]["draws"]["value"]) == (None, 0.0)
+    assert [*figures["skills"]] == ["color", "count"]
+    rows = answers_of(place)
+    row = next(row for row in rows if row["role"] == "outside")
+    row.update(text='{"right": [1.0, 1.0, 1.0]}', verdict=1)
+    sign(place, rows)
+    assert "other answers about the same image" in check(place)[0]

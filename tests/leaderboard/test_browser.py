@@ -18,10 +18,11 @@ pytestmark = pytest.mark.skipif(shutil.which("chromium") is None, reason="no chr
 
 
 @pytest.fixture
-def page(made: Any, tmp_path: Path) -> Iterator[Any]:
-    """The page of the submission, opened from disk; at the end nothing was asked for or said."""
+def page(submitted: Path, tmp_path: Path) -> Iterator[Any]:
+    """The page of a submission with answers to questions, opened from disk; at the end nothing was
+    asked for or said."""
     file = tmp_path / "leaderboard.html"
-    file.write_text(written(submissions(made.results)), encoding="utf-8")
+    file.write_text(written(submissions(submitted.parent)), encoding="utf-8")
     said: list[str] = []
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(
@@ -72,6 +73,8 @@ def test_it_sorts_both_ways_and_keeps_what_has_no_figure_last(page: Any) -> None
 
 
 def test_it_fits_a_phone_and_is_accessible(page: Any) -> None:
+    page.locator("summary").click()
+    assert page.locator("details tbody th").first.inner_text() == "all questions"
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     scrolling = page.locator(".scroll").first
     assert scrolling.evaluate("part => part.scrollWidth > part.clientWidth")
