@@ -5,7 +5,6 @@ The judge `server:` and the model `server:` both ask through it.
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import os
@@ -17,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
-from io import BytesIO
 from typing import Any, Final, Literal, TypeVar
 from urllib.parse import parse_qsl
 
@@ -26,6 +24,7 @@ import tenacity
 from PIL import Image
 
 from gapbench.client.addresses import KEYS, Addresses
+from gapbench.client.messages import content
 from gapbench.client.replies import Reply, Said, read, verdict
 from gapbench.fetch.http import open_client
 from gapbench.types import Answer, Failure, GapbenchError, Unfinished
@@ -98,12 +97,15 @@ class Client:
         self._http: dict[str, httpx.Client] = {}
 
     @property
+    def limit(self) -> str:
+        """The field that limits an answer's tokens."""
+        names = (name for pair in RENAMED.items() for name in pair)
+        return next((name for name in names if name in self.fields), "max_tokens")
+
+    @property
     def max_tokens(self) -> int:
         """The limit of an answer's tokens."""
-        said = [
-            self.fields[name] for pair in RENAMED.items() for name in pair if name in self.fields
-        ]
-        return int(said[0]) if said else MAX_TOKENS
+        return int(self.fields.get(self.limit, MAX_TOKENS))
 
     def reach(self) -> None:
         """Raises GapbenchError where there is no server at an address."""
@@ -184,16 +186,8 @@ class Client:
         stop: threading.Event,
     ) -> Said | Answer | Failure:
         """What the model says of an image, or an abstention where it says nothing."""
-        buffer = BytesIO()
-        image.save(buffer, "PNG")
-        picture = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-        content = [
-            {"type": "image_url", "image_url": {"url": picture}},
-            {"type": "text", "text": question},
-        ]
-        payload = {"messages": [{"role": "user", "content": content}], **self.fields}
-        if not any(name in payload for pair in RENAMED.items() for name in pair):
-            payload["max_tokens"] = MAX_TOKENS
+        messages = [{"role": "user", "content": content([image, question])}]
+        payload = {"messages": messages, self.limit: MAX_TOKENS, **self.fields}
         reply = self.send("/chat/completions", payload, optional, stop)
         return reply if isinstance(reply, Failure) else read(reply)
 
@@ -208,11 +202,11 @@ class Client:
 
         Some servers refuse some of the `optional` fields: one that the refusal names is left out;
         where it names none and nothing was taken yet, one group after the other. So are later
-        requests then sent.
+        requests then sent. The limit of an answer's tokens is renamed, and never left out.
         """
         mine = {name: value for group in optional for name, value in group.items()} | {**payload}
         groups = [set(group) - set(payload) for group in optional]
-        may_go = set().union(*groups, RENAMED, RENAMED.values())
+        may_go = set().union(*groups, RENAMED)
         refused, first = set(self._refused or ()), None
         while True:
             fields = {name: value for name, value in mine.items() if name not in refused}

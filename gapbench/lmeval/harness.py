@@ -35,6 +35,8 @@ from tqdm import tqdm
 TASKS: Final = Path(__file__).parent / "tasks"
 """Our own tasks, as lm-eval's --include_path takes them."""
 BATCH: Final = 8
+SCORED: Final = {"loglikelihood", "multiple_choice"}
+"""Output types of tasks that ask for the log-probability of a given answer."""
 
 
 @register_model("gapbench")
@@ -61,8 +63,7 @@ class GapbenchLM(LM):  # type: ignore[misc]
         self.batch_size = int(batch_size)
         device = "auto" if device == "cuda:0" else device  # lm-eval's own default, GPU or not
         self.model = as_model(model, device, dtype, recipe)
-        why = "lm-eval cannot ask it (it asks servers itself: local-chat-completions)"
-        require(self.model, ["text"], why)
+        require(self.model, ["text"], "lm-eval cannot ask it")
 
     @property
     def tokenizer_name(self) -> str:
@@ -170,7 +171,9 @@ def evaluate(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise GapbenchError(f"{out} cannot be written: {error.strerror}") from error
-    manager, loaded = _load(tasks, include)
+    manager, loaded, kinds = _load(tasks, include)
+    if kinds & SCORED:  # which not every server tells: it fails before the first question
+        model.score([()], [model.chat([{"role": "user", "content": "yes?"}])], [" yes"])
     tracker = EvaluationTracker(output_path=str(out))
     results: dict[str, Any] = simple_evaluate(
         model=lm, model_args={"model": given}, tasks=loaded, limit=limit, batch_size=batch_size,
@@ -203,8 +206,8 @@ def quiet() -> None:
     logging.getLogger("lm_eval").setLevel(os.environ.get("LMEVAL_LOG_LEVEL", "ERROR").upper())
 
 
-def _load(names: Sequence[str], include: Path | None) -> tuple[Any, list[Any]]:
-    """lm-eval's index of tasks, and the tasks and groups by these names."""
+def _load(names: Sequence[str], include: Path | None) -> tuple[Any, list[Any], set[str]]:
+    """lm-eval's index of tasks, the tasks and groups by these names, and their output types."""
     from lm_eval.tasks import TaskManager
 
     if include is not None and not include.is_dir():
@@ -215,6 +218,7 @@ def _load(names: Sequence[str], include: Path | None) -> tuple[Any, list[Any]]:
     if any(name not in manager.task_index for name in names):
         manager = TaskManager(include_path=folders)
     tasks: list[Any] = []
+    kinds: set[str] = set()
     for name in names:
         if name not in manager.task_index:
             raise GapbenchError(
@@ -234,5 +238,6 @@ def _load(names: Sequence[str], include: Path | None) -> tuple[Any, list[Any]]:
                     f"lm-eval task {leaf} runs code that a model writes, which gapbench does not; "
                     "lm-eval's own command line does"
                 )
+            kinds.add(task.OUTPUT_TYPE)
         tasks += [groups[name]] if name in groups else leaves.values()
-    return manager, tasks
+    return manager, tasks, kinds

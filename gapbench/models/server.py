@@ -25,6 +25,8 @@ from gapbench.client.client import LOGPROBS, Client, value
 from gapbench.client.replies import Reply
 from gapbench.models.base import Batches, Drawing, Model
 from gapbench.models.image_folder import FORMATS, MAX_PIXELS
+from gapbench.models.server_texts import Texts
+from gapbench.models.turns import Talk, talk, written
 from gapbench.types import Answer, Failure, GapbenchError, Unfinished
 
 ADAPTER: Final = "server-model-1"
@@ -70,7 +72,7 @@ class ServerModel(Model):
 
     reads_words = True
     gpus = None
-    capabilities = frozenset({"generate", "judge_logits", "judge_text"})
+    capabilities = frozenset({"generate", "judge_logits", "judge_text", "text"})
 
     def __init__(
         self,
@@ -84,6 +86,7 @@ class ServerModel(Model):
     ) -> None:
         client = partial(Client, "model", argument, timeout=timeout, **options)
         self._client, self._chat = client(largest=LARGEST), client()
+        self._texts = Texts(self._chat, (VLLM, GREEDY))
         self.name = self._client.name
         self.batches = Batches(self._client.concurrency, 64)
         self.recipe: dict[str, Any] = dict(RECIPES.get(self._client.model, RECIPE))
@@ -181,6 +184,40 @@ class ServerModel(Model):
         except Unfinished as stop:
             done = {place: said.text or "" for place, said in stop.done.items()}
             raise Unfinished(str(stop), done, stop.failed) from stop
+
+    # -- texts -----------------------------------------------------------------------------
+    # The chat format is the server's own: a text is of turns, and complete and score send these.
+
+    def chat(self, turns: Sequence[Mapping[str, str]]) -> str:
+        return written(turns)
+
+    def complete(
+        self,
+        images: Sequence[Sequence[Image.Image]],
+        texts: Sequence[str],
+        tokens: int,
+        until: Sequence[str] = (),
+    ) -> list[str]:
+        """Raises Unfinished where some were not answered, refused or cut before `tokens`."""
+        return self._texts.complete(self._talks(images, texts), tokens, until)
+
+    def score(
+        self,
+        images: Sequence[Sequence[Image.Image]],
+        texts: Sequence[str],
+        endings: Sequence[str],
+    ) -> list[tuple[float, bool]]:
+        """Raises GapbenchError where the server tells no log-probabilities of a given answer."""
+        return self._texts.score(self._talks(images, texts), endings)
+
+    def _talks(self, images: Sequence[Sequence[Image.Image]], texts: Sequence[str]) -> list[Talk]:
+        """The chats; equal ones with the same images are one object."""
+        talks: dict[object, Talk] = {}
+        keys = [(t, *map(id, own)) for t, own in zip(texts, images, strict=True)]
+        for key, text, own in zip(keys, texts, images, strict=True):
+            if key not in talks:
+                talks[key] = talk(f"model {self.name}", text, own)
+        return [talks[key] for key in keys]
 
 
 def _picture(reply: Reply, prompt: str) -> Drawing | Failure:

@@ -22,7 +22,7 @@ from unittest.mock import MagicMock
 import pytest
 from here import end
 from PIL import Image, ImageStat
-from servers import Asked, Handler, Server
+from servers import Asked, Painter, Server
 
 from gapbench.explain.groups import choose
 from gapbench.fetch import sources
@@ -71,11 +71,15 @@ def commands(page: str) -> Iterator[list[str]]:
 class Hosted(Server):
     """A server that draws every prompt in red and answers every question."""
 
-    def play(self, handler: Handler, asked: Asked) -> None:
+    handler = Painter
+
+    def play(self, handler: Painter, asked: Asked) -> None:
         if handler.path.endswith("/images/generations"):
             picture = io.BytesIO()
             Image.new("RGB", (24, 24), (200, 9, 9)).save(picture, "PNG")
             handler.send({"data": [{"b64_json": base64.b64encode(picture.getvalue()).decode()}]})
+        elif "return_token_ids" in asked:
+            handler.talk(asked)
         else:
             handler.say("The score is 1")
 

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
 from here import end
+from servers import Painter, Painting
+from stubs import Stub
 
 import gapbench
 from gapbench import GapbenchError
@@ -206,4 +208,19 @@ def test_a_model_without_text_is_refused() -> None:
     from gapbench.lmeval.lmms import GapbenchLmms
 
     with pytest.raises(GapbenchError, match="lacks text: lmms-eval cannot ask it"):
-        GapbenchLmms("server:http://localhost:9/v1#m")
+        GapbenchLmms(Stub())
+
+
+def test_a_server_is_asked(
+    include: Path, asked: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gapbench.lmeval import lmms
+
+    server = Painting()
+    server.says = Painter.talk
+    with server.serving(monkeypatch):
+        model = load_model(f"server:{server.argument}")
+        lmms.evaluate(model, ["colours"], tmp_path, include=include)
+    told = json.loads((tmp_path / "lmms-eval" / "results_0.json").read_text())["results"]
+    assert told["colours"]["right,none"] == np.mean([q["answer"] == "red" for q in asked]) > 0
+    assert len(server.chats) == len(asked)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import json
 import time
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 from here import end
 from PIL import Image
-from servers import Asked, Handler, Play, Server
+from servers import Asked, Painter, Painting, Play
 
 from gapbench.judges.own import OwnJudge
 from gapbench.models import load_model
@@ -25,59 +24,6 @@ from gapbench.types import GapbenchError, Unfinished
 
 PROMPTS = ["a red circle", "a green square", "a blue cross"]
 SEEDS = [2**62 + 1, 2**62 + 2, 2**62 + 3]
-
-
-class Painter(Handler):
-    """Draws colours by prompt and seed, and answers; `draws` and `says` do otherwise."""
-
-    def give(self, data: bytes, **more: object) -> None:
-        self.send({"created": 1, "data": [{"b64_json": base64.b64encode(data).decode(), **more}]})
-
-    def draw(self, asked: Asked, salt: str = "", kind: str = "PNG") -> None:
-        digest = hashlib.sha256(f"{asked['prompt']} {asked.get('seed')} {salt}".encode()).digest()
-        buffer = io.BytesIO()
-        Image.new("RGB", (24, 24), tuple(digest[:3])).save(buffer, kind)
-        self.give(buffer.getvalue())
-
-    def answer(self, asked: Asked, logprobs: bool = True) -> None:
-        told: Asked | None = None
-        if logprobs and asked.get("logprobs"):
-            top = [{"token": "1", "logprob": -0.1}, {"token": "0", "logprob": -2.5}]
-            places = [
-                {"token": token, "logprob": -0.1, "top_logprobs": top if token == "1" else []}
-                for token in ("The", " score", " is", " ", "1")
-            ]
-            told = {"content": places}
-        self.say("The score is 1", told)
-
-
-class Painting(Server):
-    handler = Painter
-    draws: Play
-    says: Play
-
-    def play(self, handler: Painter, asked: Asked) -> None:
-        draws = handler.path.endswith("/images/generations")
-        (self.draws if draws else self.says)(handler, asked)
-
-    def of(self, path: str) -> list[Asked]:
-        pairs = zip(self.paths, self.asked, strict=True)
-        return [asked for at, asked in pairs if at.endswith(path)]
-
-    @property
-    def drawn(self) -> list[Asked]:
-        return self.of("/images/generations")
-
-    @property
-    def chats(self) -> list[Asked]:
-        return self.of("/chat/completions")
-
-    @property
-    def argument(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1#org/painter"
-
-    def model(self, **more: Any) -> ServerModel:
-        return ServerModel(self.argument, **{"pause": 0.01, "timeout": 5.0, "attempts": 3, **more})
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gapbench.models.base import IMAGE
 from gapbench.models.checkpoint import unwarned
+from gapbench.models.turns import cut
 from gapbench.types import GapbenchError
 
 
@@ -37,10 +38,7 @@ def greedy(
             pad_token_id=tokenizer.pad_token_id,
             stopping_criteria=StoppingCriteriaList([stop] if words else []),
         )
-    return [
-        min((text.partition(word)[0] for word in words), key=len, default=text)
-        for text in said(out)
-    ]
+    return [cut(text, words) for text in said(out)]
 
 
 def require_room(who: str, batch: Mapping[str, Tensor], more: int, room: int) -> None:
@@ -53,7 +51,7 @@ def require_room(who: str, batch: Mapping[str, Tensor], more: int, room: int) ->
 
 
 def shared(
-    cut: Callable[[list[str]], list[list[int]]],
+    tokenized: Callable[[list[str]], list[list[int]]],
     images: Sequence[Sequence[object]],
     texts: Sequence[str],
     endings: Sequence[str],
@@ -70,7 +68,7 @@ def shared(
     places: list[int] = []
     tails: list[tuple[int, tuple[int, ...]]] = []
     for place, (text, ending) in enumerate(zip(texts, endings, strict=True)):
-        begin, whole = cut([text, text + ending])
+        begin, whole = tokenized([text, text + ending])
         tail = tuple(whole[len(begin) :])
         if not tail:
             raise GapbenchError(
@@ -86,5 +84,5 @@ def shared(
 
 def parts(text: str) -> list[dict[str, str]]:
     """A turn's text as a chat template wants it: texts, and an image for each IMAGE."""
-    cut = re.split(f"({IMAGE})", text)
-    return [{"type": "image"} if p == IMAGE else {"type": "text", "text": p} for p in cut if p]
+    said = re.split(f"({IMAGE})", text)
+    return [{"type": "image"} if p == IMAGE else {"type": "text", "text": p} for p in said if p]

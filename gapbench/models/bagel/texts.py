@@ -16,6 +16,7 @@ from PIL import Image
 from gapbench.models.bagel.checkpoint import MARKS
 from gapbench.models.bagel.reader import Reader
 from gapbench.models.base import IMAGE
+from gapbench.models.turns import cut
 from gapbench.types import GapbenchError
 
 BEGIN, END = MARKS[:2]
@@ -43,7 +44,7 @@ class Texts:
         _, context = self.reader.follow([*before, last[:-1]])
         rows = self.reader.say(context, tokens + 1, last[-1])
         words = str(self.tokenizer.decode(rows[0], skip_special_tokens=True))
-        return min((words.partition(stop)[0] for stop in until if stop), key=len, default=words)
+        return cut(words, until)
 
     def score(self, images: Sequence[Image.Image], text: str, ending: str) -> tuple[float, bool]:
         """How likely an ending is, as `Model.score`."""
