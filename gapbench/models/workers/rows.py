@@ -20,7 +20,7 @@ def _worker(
     code = SCRIPTS / script
     return Entry(
         family="worker",
-        capabilities=frozenset({"generate", "judge_logits", "judge_text"}),
+        capabilities=frozenset({"generate", "judge_logits", "judge_text", "text"}),
         upstream=Upstream(
             url=url, commit=commit, script=code.with_suffix(".py"), lock=code.with_suffix(".lock"),
             pythons=pythons, dtype=dtype, replaces=replaces,

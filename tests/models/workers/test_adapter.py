@@ -18,6 +18,7 @@ import gapbench
 from gapbench.models.base import Drawing
 from gapbench.models.workers.adapter import WorkerModel
 from gapbench.runs.flow import run
+from gapbench.tasks.prompts.questions import questions
 from gapbench.types import GapbenchError, Unfinished
 
 SERVE = Path(gapbench.__file__).parent / "models/workers/scripts/serve.py"
@@ -59,7 +60,9 @@ def sound() -> list[Drawing]:
 
 def test_greeting_and_answers(sound: list[Drawing]) -> None:
     model = standin()
-    assert model.capabilities == {"generate", "judge_logits", "judge_text", "image_tokens"}
+    assert model.capabilities == {
+        "generate", "judge_logits", "judge_text", "image_tokens", "text",
+    }  # fmt: skip
     assert model.versions["no-such-package"] == "missing"
     assert set(model.versions) == {"python", "pillow", "no-such-package"}
     assert model.refuses("a circle") is None
@@ -196,7 +199,7 @@ def test_nonsense_is_told_in_one_line(kind: str, words: str) -> None:
 )
 def test_greetings_that_are_none(kind: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if kind == "silent":
-        monkeypatch.setattr("gapbench.models.workers.adapter.GREETING", 0.5)
+        monkeypatch.setattr("gapbench.models.workers.process.GREETING", 0.5)
     with pytest.raises(GapbenchError) as refused:
         raw(kind)
     assert words in str(refused.value)
@@ -220,6 +223,54 @@ def test_a_worker_leaves_with_its_model(tmp_path: Path) -> None:
             return
         time.sleep(0.05)
     pytest.fail("the worker lives on")
+
+
+# -- texts ---------------------------------------------------------------------------------
+
+
+def test_chats_reach_the_worker_as_turns_with_their_images_in_their_places() -> None:
+    model = standin()
+    red, black = (Image.new("RGB", (4, 4), (level, 0, 0)) for level in (255, 0))
+    turns = [
+        {"role": "user", "content": "a<image>or<image>?"},
+        {"role": "assistant", "content": "a"},
+        {"role": "user", "content": "why?"},
+    ]
+    asked, alone = model.chat(turns), model.chat(turns[2:])
+    said = model.complete([[red, black], []], [f"{asked} It", alone], 7)
+    assert said == ["user:a[255]or[0]? assistant:a user:why? It|7", "user:why?|7"]
+    assert model.complete([[]], [alone], 7, ["?|", "y"]) == ["user:wh"]
+    found = model.score([[], []], [alone, f"{alone} It"], [" yes", " is"])
+    assert found == [(-4.125, True), (-6.125, False)]
+    model.release()
+
+
+def test_a_chat_that_fails_leaves_the_others_done() -> None:
+    model = standin(**{"break": "one", "word": "blue"})
+    texts = [model.chat([{"role": "user", "content": f"is it {c}?"}]) for c in ("blue", "red")]
+    with pytest.raises(Unfinished, match=r"at 1 of 2 items, first .*is it blue.*: cannot say") as e:
+        model.complete([[], []], texts, 7)
+    assert e.value.done == {1: "user:is it red?|7"}
+    with pytest.raises(GapbenchError, match="stand-in: it answers chats alone"):
+        model.complete([[]], ["is it red?"], 7)
+    model.release()
+
+
+def test_a_score_that_is_no_number_is_told() -> None:
+    model = raw("")
+    with pytest.raises(Unfinished, match="gave '-1' for a log-probability"):
+        model.score([[]], [model.chat([{"role": "user", "content": "?"}])], [" yes"])
+    model.release()
+
+
+def test_lm_eval_asks_a_worker(tmp_path: Path) -> None:
+    from gapbench.lmeval.harness import evaluate
+
+    found, _ = evaluate(standin(), "stand-in", ["gapbench_shapes"], tmp_path, 4)
+    assert found["results"]["gapbench_shapes_color"]["acc,none"] == 0
+    # It scores the shorter answer higher.
+    right = [not asked["answer"] for asked in questions("presence", 4)]
+    assert found["results"]["gapbench_shapes_presence"]["acc,none"] == sum(right) / 4
 
 
 # -- through the whole flow ----------------------------------------------------------------

@@ -19,7 +19,7 @@ SPECIAL = (
 
 
 class Worker:
-    capabilities = ("generate", "judge_logits", "judge_text")
+    capabilities = ("generate", "judge_logits", "judge_text", "text")
     packages = ("torch", "torchvision", "transformers", "diffusers", "numpy", "pillow")
 
     def __init__(self, settings):
@@ -81,41 +81,85 @@ class Worker:
             drawn = self.pipe([effective], guidance_scale=self.recipe["guidance"])
             yield drawn.image, None, effective, None
 
-    def asked(self, image, question, answer=""):
-        """The processor's tensors for a question about an image, and the start of an answer."""
-        from qwen_vl_utils import process_vision_info
-
-        content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
-        talk = [{"role": "user", "content": content}]
-        text = self.processor.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
-        images, videos = process_vision_info(talk)
-        return self.processor(
-            text=[text + answer], images=images, videos=videos, padding=True, return_tensors="pt"
-        ).to("cuda:0")
-
     def reply(self, images, questions):
         for image, question in zip(images, questions):
-            inputs = self.asked(image, question)
-            ids = self.model.generate(**inputs, max_new_tokens=REPLY_TOKENS, do_sample=False)
-            said = ids[:, inputs.input_ids.shape[1] :]
-            yield self.processor.batch_decode(
-                said, skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )[0]
+            yield self.say(self.asked([("user", [image, question])]), REPLY_TOKENS)
 
     def judge(self, images, questions, answers):
-        import torch
-
         for image, question in zip(images, questions):
-            asked = self.asked(image, question).input_ids[0].tolist()
             found = []
             for answer in answers:
-                # The turn starts on a new line: with a word, not with a space.
-                inputs = self.asked(image, question, answer.strip())
-                full = inputs.input_ids[0].tolist()
-                if full[: len(asked)] != asked or len(full) == len(asked):
-                    raise ValueError(f"the answer {answer!r} merges with what comes before it")
-                with torch.no_grad():
-                    logits = self.model(**inputs).logits[0, len(asked) - 1 : -1]
-                logits, tail = logits.float().log_softmax(-1), full[len(asked) :]
-                found.append(sum(float(logits[i, token]) for i, token in enumerate(tail)))
+                tokens, odds = self.tail([("user", [image, question])], "", answer)
+                found.append(sum(float(odds[i, token]) for i, token in enumerate(tokens)))
             yield found
+
+    def complete(self, talks, tokens, until):
+        for turns, begun in talks:
+            # The checkpoint's settings may have a penalty, with which it is not greedy.
+            inputs = self.asked(turns, begun, tokens)
+            yield self.say(inputs, tokens, until, repetition_penalty=1.0)
+
+    def score(self, talks, endings):
+        for (turns, begun), ending in zip(talks, endings):
+            tokens, odds = self.tail(turns, begun, ending)
+            total = sum(float(odds[i, token]) for i, token in enumerate(tokens))
+            yield total, odds.argmax(-1).tolist() == tokens
+
+    def asked(self, turns, answer="", more=0):
+        """The processor's tensors for a chat, and the start of an answer."""
+        from qwen_vl_utils import process_vision_info
+
+        talk = [{"role": role, "content": [named(part) for part in said]} for role, said in turns]
+        text = self.processor.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
+        images, videos = process_vision_info(talk)
+        # The turn starts on a new line: with a word, not with a space.
+        inputs = self.processor(
+            text=[text + answer.lstrip()],
+            images=images,
+            videos=videos,
+            padding=True,
+            return_tensors="pt",
+        )
+        room = self.model.config.get_text_config().max_position_embeddings
+        if inputs.input_ids.shape[1] + more > room:
+            taken = inputs.input_ids.shape[1]
+            raise ValueError(f"it takes {taken} tokens and up to {more} more, of {room}")
+        return inputs.to(self.model.device)
+
+    def say(self, inputs, tokens, until=(), **more):
+        """How a chat goes on, at least up to the first of the words in `until`."""
+        import torch
+        from transformers import StoppingCriteriaList
+
+        def said(ids):
+            return self.processor.batch_decode(
+                ids[:, inputs.input_ids.shape[1] :],
+                skip_special_tokens=True,
+                clean_up_tokenization_spaces=False,
+            )[0]
+
+        def stop(ids, _scores, **_more):
+            ended = any(word in said(ids) for word in until if word)
+            return torch.tensor([ended], device=ids.device)
+
+        criteria = StoppingCriteriaList([stop] if until else [])
+        more.update(max_new_tokens=tokens, do_sample=False, stopping_criteria=criteria)
+        return said(self.model.generate(**inputs, **more))
+
+    def tail(self, turns, begun, ending):
+        """The tokens of an answer's ending, and the log-probabilities of all in their places."""
+        import torch
+
+        asked = self.asked(turns, begun).input_ids[0].tolist()
+        inputs = self.asked(turns, begun + ending)
+        full = inputs.input_ids[0].tolist()
+        if full[: len(asked)] != asked or len(full) == len(asked):
+            raise ValueError(f"the answer {ending!r} merges with what comes before it")
+        with torch.no_grad():
+            logits = self.model(**inputs).logits[0, len(asked) - 1 : -1]
+        return full[len(asked) :], logits.float().log_softmax(-1)
+
+
+def named(part):
+    kind = "text" if isinstance(part, str) else "image"
+    return {"type": kind, kind: part}

@@ -13,10 +13,17 @@ a line: requests on stdin, messages on what was stdout; upstream's own prints go
 |          | {"id": 3, "op": "draw", "folder", "items": [{"prompt", "seed"}]} |
 |          | {"id": 4, "op": "judge", "answers", "items": [{"image", "sha256", "question"}]} |
 |          | {"id": 5, "op": "reply", "items": [{"image", "sha256", "question"}]} |
-| worker, per item | {"id", "item": 0, "reason"} (refuse), "logprobs" (judge), "text" (reply), |
+|          | {"id": 6, "op": "complete", "tokens", "until", "items": [{"turns", "begun"}]} |
+|          | {"id": 7, "op": "score", "items": [{"turns", "begun", "ending"}]} |
+| worker, per item | {"id", "item": 0, "reason"} (refuse), "logprobs" (judge), |
+|          | "text" (reply, complete), "logprob", "likeliest" (score), |
 |          | "image", "sha256", "tokens", "prompt", "logprob" (draw; a PNG file in `folder`), |
 |          | or {"id", "item", "error"} where that item alone failed |
 | worker, last | {"id", "done": true}, or {"id", "error", "memory": bool} for all the rest |
+
+`turns` are [{"role", "parts": [{"text"} or {"image", "sha256"}]}], the last one the user's; the
+answer that is asked for goes on with `begun`, which is empty or has a blank before its first word,
+as `ending` has. Text behind the first of the words in `until` is cut off by gapbench.
 
 Items may be answered in any order. The worker leaves when stdin ends.
 """
@@ -138,7 +145,35 @@ def reply(worker, _request, items):
         yield {"text": text}
 
 
-OPERATIONS = {"draw": draw, "refuse": refuse, "judge": judge, "reply": reply}
+def complete(worker, request, items):
+    talks = [talk(item) for item in items]
+    for text in worker.complete(talks, request["tokens"], request["until"]):
+        yield {"text": text}
+
+
+def score(worker, _request, items):
+    endings = [item["ending"] for item in items]
+    for logprob, likeliest in worker.score([talk(item) for item in items], endings):
+        yield {"logprob": float(logprob), "likeliest": bool(likeliest)}
+
+
+OPERATIONS = {
+    "draw": draw,
+    "refuse": refuse,
+    "judge": judge,
+    "reply": reply,
+    "complete": complete,
+    "score": score,
+}
+
+
+def talk(item):
+    """A chat's turns, (role, texts and pictures), and how its answer begins."""
+    turns = [
+        (turn["role"], [opened(p) if "image" in p else p["text"] for p in turn["parts"]])
+        for turn in item["turns"]
+    ]
+    return turns, item["begun"]
 
 
 def opened(item):

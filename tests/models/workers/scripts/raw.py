@@ -46,6 +46,8 @@ for line in sys.stdin:
     number, items = request["id"], request.get("items", [])
     if request["op"] == "refuse":
         say(id=number, item=0, reason=None)
+    if request["op"] == "score":
+        say(id=number, item=0, logprob="-1", likeliest=True)
     if request["op"] == "draw":
         if KIND == "rubbish":
             print("100%|#####| 50/50")

@@ -12,7 +12,7 @@ import time
 
 
 class Worker:
-    capabilities = ("generate", "judge_logits", "judge_text", "image_tokens")
+    capabilities = ("generate", "judge_logits", "judge_text", "image_tokens", "text")
     packages = ("pillow", "no-such-package")
 
     def __init__(self, settings):
@@ -65,3 +65,18 @@ class Worker:
     def reply(self, images, questions):
         for image, _ in zip(images, questions):
             yield f"The score is {int(image.getpixel((0, 0))[0] > 100)}"
+
+    def complete(self, talks, tokens, until):
+        for turns, begun in talks:
+            said = " ".join(f"{role}:{''.join(map(shown, parts))}" for role, parts in turns)
+            if self.broken == "one" and self.recipe["word"] in said:
+                raise ValueError("cannot say it")
+            yield f"{said}{begun}|{tokens}"
+
+    def score(self, talks, endings):
+        for (turns, begun), ending in zip(talks, endings):
+            yield -len(begun + ending) - len(turns[-1][1]) / 8, ending == " yes"
+
+
+def shown(part):
+    return part if isinstance(part, str) else f"[{part.getpixel((0, 0))[0]}]"
