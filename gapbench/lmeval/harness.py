@@ -15,6 +15,7 @@ from typing import Any, Final
 from PIL import Image
 
 from gapbench.files import first_line
+from gapbench.lmeval.answers import Answers
 from gapbench.lmeval.greedy import decoding
 from gapbench.models import as_model
 from gapbench.models.base import Model, require
@@ -64,6 +65,7 @@ class GapbenchLM(LM):  # type: ignore[misc]
         device = "auto" if device == "cuda:0" else device  # lm-eval's own default, GPU or not
         self.model = as_model(model, device, dtype, recipe)
         require(self.model, ["text"], "lm-eval cannot ask it")
+        self.answers = Answers(self.model)
 
     @property
     def tokenizer_name(self) -> str:
@@ -103,7 +105,7 @@ class GapbenchLM(LM):  # type: ignore[misc]
                 images.append(_images(requests[place]))
                 texts.append(bare)
                 endings.append(context[len(bare) :] + ending)
-            answers |= dict(zip(places, self.model.score(images, texts, endings), strict=True))
+            answers |= dict(zip(places, self.answers.score(images, texts, endings), strict=True))
         return [answers[place] for place in range(len(requests))]
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
@@ -117,7 +119,7 @@ class GapbenchLM(LM):  # type: ignore[misc]
             for places in self._batches(requests, "completed", [w == how for w in wanted]):
                 texts = [requests[place].args[0].removesuffix(" ") for place in places]
                 images = [_images(requests[place]) for place in places]
-                said = self.model.complete(images, texts, tokens, until)
+                said = self.answers.complete(images, texts, tokens, until)
                 replies |= {
                     place: text.removeprefix(" ") for place, text in zip(places, said, strict=True)
                 }
@@ -160,19 +162,21 @@ def evaluate(
     Writes lm-eval's usual files, results_*.json and samples_*.jsonl, into a folder of `out` named
     after `given`; returns the results and that folder. `limit` is questions a task; `include` is a
     folder of further tasks. Raises GapbenchError where a task is not there or cannot be loaded,
-    where the model cannot do it, or where `out` cannot be written.
+    where the model cannot do it, or where `out` cannot be written. The answers that were given by
+    then are kept in `out`, and not asked for again.
     """
     from lm_eval import simple_evaluate
     from lm_eval.loggers import EvaluationTracker
 
     quiet()
     lm = GapbenchLM(model, batch_size)
+    lm.answers = Answers(model, out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise GapbenchError(f"{out} cannot be written: {error.strerror}") from error
     manager, loaded, kinds = _load(tasks, include)
-    if kinds & SCORED:  # which not every server tells: it fails before the first question
+    if kinds & SCORED:  # not every server can: it is told of before the first question
         model.score([()], [model.chat([{"role": "user", "content": "yes?"}])], [" yes"])
     tracker = EvaluationTracker(output_path=str(out))
     results: dict[str, Any] = simple_evaluate(
@@ -190,6 +194,7 @@ def evaluate(
     wanted += [f"samples_{task}_{tracker.date_id}.jsonl" for task in results["configs"]]
     if missing := [name for name in wanted if not (folder / name).is_file()]:
         raise GapbenchError(f"{folder / missing[0]} could not be written")
+    lm.answers.drop()
     return results, folder
 
 

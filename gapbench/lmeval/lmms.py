@@ -16,6 +16,7 @@ from PIL import Image
 from tenacity import RetryError
 
 from gapbench.files import first_line
+from gapbench.lmeval.answers import Answers
 from gapbench.lmeval.greedy import decoding
 from gapbench.models import as_model, torchvision_shim
 from gapbench.models.base import Model, require
@@ -67,6 +68,7 @@ class GapbenchLmms(lmms):  # type: ignore[misc]
         self.batch_size = size
         self.model = as_model(model, device or "auto", dtype, recipe)
         require(self.model, ["text"], "lmms-eval cannot ask it")
+        self.answers = Answers(self.model)
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         replies: dict[int, str] = {}
@@ -77,7 +79,7 @@ class GapbenchLmms(lmms):  # type: ignore[misc]
             for places in self._batches([n for n, w in enumerate(wanted) if w == how]):
                 asked = [self._asked(requests[place]) for place in places]
                 images, texts = [a[0] for a in asked], [a[1] for a in asked]
-                said = self.model.complete(images, texts, *how)
+                said = self.answers.complete(images, texts, *how)
                 replies |= {p: text.strip() for p, text in zip(places, said, strict=True)}
         return [replies[place] for place in range(len(requests))]
 
@@ -93,7 +95,7 @@ class GapbenchLmms(lmms):  # type: ignore[misc]
                 images.append(own)
                 texts.append(text)
                 endings.append(ending if ending[:1].isspace() else f" {ending}")
-            scored = self.model.score(images, texts, endings)
+            scored = self.answers.score(images, texts, endings)
             answers |= {p: (-total, best) for p, (total, best) in zip(places, scored, strict=True)}
         return [answers[place] for place in range(len(requests))]
 
@@ -132,7 +134,8 @@ def evaluate(
     """lmms-eval's own evaluation of a model, in files of lm-eval's form in a folder of `out`.
 
     `limit` is questions a task; `include` is a folder of further tasks. Raises GapbenchError where
-    a task is not there or cannot be loaded, or where the model cannot do it.
+    a task is not there or cannot be loaded, or where the model cannot do it. The answers that were
+    given by then are kept in `out`, and not asked for again.
     """
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.tasks import TaskManager
@@ -140,6 +143,7 @@ def evaluate(
 
     logger.disable("lmms_eval")
     lm = GapbenchLmms(model)
+    lm.answers = Answers(model, out)
     if include is not None and not include.is_dir():
         raise GapbenchError(f"--include-path {include}: no such folder")
     manager = TaskManager("ERROR", include_path=str(include) if include else None)
@@ -172,6 +176,7 @@ def evaluate(
         lines = [json.dumps(_sample(sample, kept["results"][task])) for sample in samples]
         (folder / f"samples_{task}_0.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "results_0.json").write_text(json.dumps(kept, default=str), encoding="utf-8")
+    lm.answers.drop()
 
 
 def _figures(told: Mapping[str, Any]) -> dict[str, float]:

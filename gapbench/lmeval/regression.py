@@ -92,7 +92,8 @@ def _sheets(run: Run, elsewhere: Elsewhere, models: Sequence[str]) -> list[Sheet
             model = model or model_of(run, models, f"answer {elsewhere.harness}'s questions")
             with run.folder.lock():
                 part = folder.with_name(f".{name}")
-                shutil.rmtree(part, ignore_errors=True)
+                for results in part.glob("*/"):  # but not what is kept of the answers
+                    shutil.rmtree(results)
                 given = str(about.get("given") or model.name)
                 _evaluate(elsewhere, model, given, task, part)
                 part.rename(folder)

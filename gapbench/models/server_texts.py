@@ -62,7 +62,7 @@ class Texts:
         try:
             heads = self.client.rows([partial(self._head, talk) for talk in alone.values()])
         except Unfinished as stop:
-            raise GapbenchError(str(stop)) from stop  # its places are not those of the endings
+            raise Unfinished(str(stop), {}) from stop  # its places are not those of the endings
         head = dict(zip(alone, heads, strict=True))
         rows = zip(talks, endings, strict=True)
         return self.client.rows([partial(self._scored, t, end, head[id(t)]) for t, end in rows])

@@ -71,6 +71,39 @@ def test_a_server_that_scores_nothing_is_told_of_before_the_first_question(
     assert found["results"]["gapbench_shapes_color"]["acc,none"] == sum(right) / 5
 
 
+def fails_once(server: Painting, after: int) -> None:
+    """A question goes wrong, once so many were asked."""
+    sound, lost = server.says, []
+
+    def says(handler: Painter, asked: Asked) -> None:
+        if len(server.chats) >= after and not lost:
+            lost.append(asked)
+            handler.send({"error": "not this one"}, 403)
+        else:
+            sound(handler, asked)
+
+    server.says = says
+
+
+def test_answers_are_kept_and_the_same_command_asks_the_rest(
+    server: Painting, tmp_path: Path
+) -> None:
+    model, tasks = load_model(f"server:{server.argument}?attempts=1"), ["gapbench_shapes"]
+    whole, _ = evaluate(model, "m", tasks, tmp_path / "whole", 10)
+    every = len(server.chats)
+    server.asked.clear()
+    server.paths.clear()
+    fails_once(server, 6)
+    with pytest.raises(GapbenchError, match=r"\d of \d .*status 403.* has kept \d+ answers"):
+        evaluate(model, "m", tasks, tmp_path / "twice", 10)
+    [file] = (tmp_path / "twice").iterdir()
+    assert 0 < len(file.read_text().splitlines()) < 8  # the others of the first batch
+    found, _ = evaluate(model, "m", tasks, tmp_path / "twice", 10)
+    assert found["results"] == whole["results"]
+    assert not file.exists()
+    assert every + 2 < len(server.chats) < every + 2 + 8  # the probe again, and what had failed
+
+
 def test_compare_adds_rows(
     server: Painting, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -80,11 +113,16 @@ def test_compare_adds_rows(
         ).path
         for word in ("red", "blue")
     ]
-    code, said, told = end(
-        capfd, "compare", *map(str, paths), "--lm-eval", "gapbench_shapes_color",
-        "--lm-eval-limit", "40", "--json",
-    )  # fmt: skip
+    command = ("compare", *map(str, paths), "--lm-eval", "gapbench_shapes_color",
+               "--lm-eval-limit", "40", "--json")  # fmt: skip
+    before = len(server.chats)
+    fails_once(server, before + 30)
+    code, said, told = end(capfd, *command)
+    assert (code, said) == (2, ""), told
+    assert "has kept " in told
+    code, said, told = end(capfd, *command)
     assert code is None, told
+    assert before + 80 < len(server.chats) < before + 80 + 8
     [found] = json.loads(said)["comparisons"]
     [row] = [c for c in found["changes"] if c["metric"] == "gapbench_shapes_color: acc"]
     answers = [asked["answer"] for asked in questions("color")[:40]]
