@@ -84,7 +84,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
         sys.path.remove(str(folder / "site"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def asked(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The run of `made`, whose model was also asked questions."""
     out = tmp_path_factory.mktemp("asked") / "runs"
@@ -92,7 +92,7 @@ def asked(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return open_run(gapbench.run(made.model, TASK, verdict="questions", out=out).path)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def submitted(asked: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The submission of `asked`."""
     return submit(asked, tmp_path_factory.mktemp("submitted"), test_model=True)
