@@ -294,7 +294,8 @@ def prepare(
         Column("needed", overflow="fold"), "for", "MB", "license", "pinned by", "here", box=None
     )
     for need in wanted:
-        size = f"{need.item.bytes / 1e6:,.2f}" if need.item.bytes else "unknown"
+        size = f"{need.item.bytes / 1e6:,.{0 if need.item.bytes >= 1e8 else 2}f}"
+        size = size if need.item.bytes else "unknown"
         here = "yes" if need.ready() else "no"
         table.add_row(
             need.name, need.wanted_by, size, need.item.license, need.pin or "NOTHING", here

@@ -46,6 +46,15 @@ class Checkpoint:
         return hashlib.sha256(f"{self.repo}@{revision} {named}".encode()).hexdigest()
 
 
+class Unreachable(GapbenchError):  # noqa: N818
+    """The settings of a checkpoint are not here and cannot be fetched, so that all that is known of
+    it is `checkpoint`."""
+
+    def __init__(self, text: str, checkpoint: Checkpoint) -> None:
+        super().__init__(text)
+        self.checkpoint = checkpoint
+
+
 def present(checkpoint: Checkpoint) -> bool:
     """Whether all of a checkpoint's files are in the hub's cache, and the ones named."""
     return cached(checkpoint) is not None

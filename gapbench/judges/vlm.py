@@ -28,7 +28,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from gapbench.fetch.hub import Checkpoint, fetch, fetch_settings, whole
+from gapbench.fetch.hub import Checkpoint, Unreachable, fetch, fetch_settings, whole
 from gapbench.files import digest, first_line
 from gapbench.judges.base import Judge, with_meaning
 from gapbench.judges.weights import free_memory
@@ -65,6 +65,17 @@ class Named(NamedTuple):
     license: str = "unknown"
     size: str = ""
     inside: str = ""
+
+    def checkpoint(self) -> Checkpoint:
+        """What is known of it before its settings are here: about how large it is."""
+        patterns = [f"{self.inside}/" * bool(self.inside) + kind for kind in ("*.json", WEIGHTS)]
+        return Checkpoint(
+            repo=self.repo,
+            revision=self.revision or "main",
+            license=self.license,
+            files=dict.fromkeys(patterns),
+            bytes=int(float(self.size.removesuffix(" GB") or 0) * 1e9),
+        )
 
 
 MODELS: Final = {
@@ -130,7 +141,10 @@ class VlmJudge(Judge):
             wanted = self.models[given] if matched is None else Named(matched[1], matched[2])
             repo, revision, inside = wanted.repo, wanted.revision, wanted.inside
             who = f"judge {self.base}{f' ({wanted.size})' * bool(wanted.size)}"
-            snapshot = fetch_settings(who, repo, revision, SETTINGS, inside)
+            try:
+                snapshot = fetch_settings(who, repo, revision, SETTINGS, inside)
+            except GapbenchError as error:
+                raise Unreachable(str(error), wanted.checkpoint()) from error
             # The hub's cache names a snapshot's folder by its commit: from here on it is pinned.
             self._hub = whole(repo, wanted.license, snapshot, SETTINGS, inside)
             self.folder = snapshot / inside

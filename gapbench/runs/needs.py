@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from gapbench.fetch.hub import Checkpoint, fetch, present
+from gapbench.fetch.hub import Checkpoint, Unreachable, fetch, present
 from gapbench.fetch.libraries import is_offline
 from gapbench.fetch.sources import Source, adopt, download, have
 from gapbench.judges import load_judge
@@ -92,7 +92,11 @@ def needs(
         if judges is None:
             specs |= dict.fromkeys(j for c in categories if (j := task.judge(c)))
     for spec in specs:
-        for item in load_judge(spec).needs:
+        try:
+            items = load_judge(spec).needs
+        except Unreachable as error:
+            items = (error.checkpoint,)
+        for item in items:
             wanted.setdefault(item, f"judge {spec}")
     return [Need(who, item) for item, who in wanted.items()]
 

@@ -24,7 +24,15 @@ from qwen3 import build, load_benchmark
 from gapbench.fetch.sources import adopt, place
 from gapbench.judges import dyneval, load_judge
 from gapbench.judges.check import check
-from gapbench.judges.dyneval import DynEvalJudge, Item, Systems, answer_of, elements_in, question_in
+from gapbench.judges.dyneval import (
+    REPO,
+    DynEvalJudge,
+    Item,
+    Systems,
+    answer_of,
+    elements_in,
+    question_in,
+)
 from gapbench.models.vlm import Chat
 from gapbench.types import Answer, GapbenchError, Prompt
 
@@ -334,8 +342,11 @@ def test_prepare_lists_a_folder_of_the_repository(
     assert rows[0][:3] == ["vcl-iisc/DynEval-Evaluator", "judge", "dyneval"]
     assert rows[0][-1] == "yes"
     code, out, err = end(capsys, *command, "dyneval:2b")
-    assert code == 2
-    assert "vcl-iisc/DynEval-Evaluator/DynEval-2B cannot be downloaded (offline)" in err
+    assert not code, err
+    rows = [line.split() for line in out.splitlines() if "DynEval-Evaluator" in line]
+    assert rows[0] == [REPO, "judge", "dyneval:2b", "4,300", "unknown", "NOTHING", "no"]
+    with pytest.raises(GapbenchError, match=r"DynEval-2B cannot be downloaded \(offline\)"):
+        DynEvalJudge("2b", "cpu")
     made = DynEvalJudge(None, "cpu")
     assert made.name == "dyneval-4b"
     assert made.unpinned == f"vcl-iisc/DynEval-Evaluator at commit {commit}"
