@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -10,28 +9,17 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from qwen3 import load_benchmark
 
 from gapbench.judges.vlm import MODELS, VlmJudge
 from gapbench.models import torchvision_shim
 from gapbench.types import GapbenchError, Prompt
 from gapbench.verdict import ANSWERS, QUESTION, weigh
-
-ROOT = Path(__file__).parents[2]
-
-
-def load_benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_vlm", ROOT / "benchmarks/bench_vlm.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
