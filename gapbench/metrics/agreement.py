@@ -24,8 +24,8 @@ class Agreement:
     (raw - e) / (1 - e), where e is the share that two independent judges with these acceptance
     rates would reach: 1 is full agreement, 0 chance, and it is None where both judges give one and
     the same verdict throughout. `low` and `high` bound the 95 % intervals over prompts, None where
-    the prompts say nothing about the spread (one prompt, or all alike). `abstained` are the images
-    on which at least one judge gave none.
+    the prompts say nothing about the spread (one prompt, or all alike); a kappa of 1 has the bounds
+    that those of `raw` make. `abstained` are the images on which at least one judge gave none.
     """
 
     n: int
@@ -69,6 +69,11 @@ def agreement(frame: pd.DataFrame, first: str, second: str) -> Agreement:
         variance = float(moves @ moves) * len(prompts) / (len(prompts) - 1) / 4
         if kappa is not None:
             kappa_low, kappa_high = _ends(kappa, variance, len(prompts))
+        if kappa == 1:  # kappa does not vary, and is as uncertain as the share
+            _, _, chance, _, _ = _parts(total)
+            chance /= total.sum() ** 2
+            kappa_low = max(-1.0, float((raw_low - chance) / (1 - chance)))
+            kappa_high = 1.0
     return Agreement(
         n=int(both.sum()),
         n_prompts=len(prompts),

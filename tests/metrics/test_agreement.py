@@ -107,6 +107,19 @@ def test_a_known_table() -> None:
     assert 0.1 < got.kappa_low < 0.25 < 0.55 < got.kappa_high < 0.7
 
 
+def test_full_agreement_is_as_certain_as_its_share() -> None:
+    few, many = (
+        agreement(frame_of([(1.0, 1.0), (0.0, 0.0)] * times), "a", "b") for times in (3, 100)
+    )
+    assert (few.kappa, few.kappa_high, many.kappa, many.kappa_high) == (1, 1, 1, 1)
+    for got in (few, many):
+        assert got.raw_low is not None
+        assert got.kappa_low == pytest.approx(2 * got.raw_low - 1)  # chance is a half
+    assert few.kappa_low is not None
+    assert many.kappa_low is not None
+    assert few.kappa_low < 0.6 < 0.9 < many.kappa_low
+
+
 def test_undefined_figures_are_none() -> None:
     same = agreement(frame_of([(1.0, 1.0)] * 4), "a", "b")
     assert (same.raw, same.kappa, same.kappa_low) == (1.0, None, None)
