@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final, TypeVar
 
 from gapbench.types import Crash, GapbenchError
@@ -267,6 +267,27 @@ def sha256_of(file: Path) -> str:
     """The hex sha256 of a file's bytes."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def inside(root: Path, path: str, place: str) -> Path:
+    """The file at a relative path, which neither `..` nor a link may lead elsewhere. In the hub's
+    cache, links may lead to its own blobs."""
+    pure, base = PurePosixPath(path), root.resolve()
+    fits = path and not pure.is_absolute() and ".." not in pure.parts and "\0" not in path
+    target = (base / pure).resolve() if fits else None
+    if target is None or not (target == base / pure or target.parent in _hub_blobs(base)):
+        raise GapbenchError(
+            f"{place}: {path!r} must be a path inside {root}, with no '..' and through no link"
+        )
+    if not target.is_file():
+        raise GapbenchError(f"{place}: {root / pure} is missing or is not a file")
+    return root / pure
+
+
+def _hub_blobs(base: Path) -> list[Path]:
+    """The folders that a snapshot in the hub's cache links into: <repo>/blobs of
+    <repo>/snapshots/<commit>."""
+    return [p.parent / "blobs" for p in base.parents if p.name == "snapshots"]
 
 
 def on_all_cores(call: Callable[[T], U], items: Sequence[T]) -> list[U]:

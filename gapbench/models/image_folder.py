@@ -27,12 +27,13 @@ import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from gapbench.files import inside
 from gapbench.tasks.prompts.geneval import make
 from gapbench.tasks.records import parsed, read
 from gapbench.types import GapbenchError
@@ -262,27 +263,6 @@ def _object(data: bytes, place: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise GapbenchError(f"{place}: not a JSON object")
     return row
-
-
-def inside(root: Path, path: str, place: str) -> Path:
-    """The file at a relative path, which neither `..` nor a link may lead elsewhere. In the hub's
-    cache, links may lead to its own blobs."""
-    pure, base = PurePosixPath(path), root.resolve()
-    fits = path and not pure.is_absolute() and ".." not in pure.parts and "\0" not in path
-    target = (base / pure).resolve() if fits else None
-    if target is None or not (target == base / pure or target.parent in _blobs(base)):
-        raise GapbenchError(
-            f"{place}: {path!r} must be a path inside {root}, with no '..' and through no link"
-        )
-    if not target.is_file():
-        raise GapbenchError(f"{place}: {root / pure} is missing or is not a file")
-    return root / pure
-
-
-def _blobs(base: Path) -> list[Path]:
-    """The folders that a snapshot in the hub's cache links into: <repo>/blobs of
-    <repo>/snapshots/<commit>."""
-    return [p.parent / "blobs" for p in base.parents if p.name == "snapshots"]
 
 
 def _read(file: Path) -> bytes:

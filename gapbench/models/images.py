@@ -8,8 +8,9 @@ from typing import Any
 
 from PIL import Image
 
+from gapbench.files import inside
 from gapbench.models.base import Batches, Drawing, Model
-from gapbench.models.image_folder import inside, read_folder
+from gapbench.models.image_folder import read_folder
 from gapbench.types import GapbenchError
 
 
