@@ -22,14 +22,14 @@ from gapbench.metrics.paired import (
     understanding,
     win_rate,
 )
-from gapbench.metrics.questions import by_skill
+from gapbench.metrics.questions import by_skill, references_by_skill
 from gapbench.metrics.reflection import Way, ways
 from gapbench.metrics.verification import Verification, verification
 from gapbench.models.checkpoint import FIX_RECORD
 from gapbench.runs.about import model_of
 from gapbench.runs.frame import ByJudge, undecided_in_words
 from gapbench.runs.plan import Plan
-from gapbench.runs.questions import by_question, in_mode
+from gapbench.runs.questions import about_references, by_question, in_mode
 from gapbench.runs.reflect import frame as attempts
 from gapbench.runs.run import Run, open_run
 from gapbench.runs.settings import Progress, silent
@@ -322,8 +322,9 @@ def _by_skill(pair: Pair, judge: ByJudge) -> list[Change]:
     frames = [by_question(run, judge) for run in sides if run is not None]
     if len(frames) < 2 or not all(map(len, frames)):
         return []
-    old, new = (frame.merge(pair.old[IMAGE]) for frame in frames)
-    return adjusted(by_skill(old, new))
+    made = by_skill(*(frame.merge(pair.old[IMAGE]) for frame in frames))
+    shown = [about_references(run, judge) for run in sides if run is not None]
+    return adjusted(made + references_by_skill(*shown))
 
 
 def _again(pair: Pair, judge: ByJudge) -> list[Way]:

@@ -47,7 +47,8 @@ How to read this (percent and percentage points, unless a unit is given):
 - detectable: the smallest change that this many prompts show with a
   probability of 80 %. >100: more than any change could be.
 - skills: of the questions about an image, how many the drawing answers as the
-  prompt wants (draws), and the model as the outside judge (sees).
+  prompt wants (draws), and the model as the outside judge (sees); those about
+  reference images (sees references).
 - understanding: how often an own verdict is right. Both models judge the
   images of BEFORE. Understanding win rate: of a category's images on which the
   two disagree, the share on which AFTER is right; the mean over categories.

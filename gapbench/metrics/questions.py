@@ -2,13 +2,14 @@
 
 A question about an image has a right answer, the one that an image of the prompt gives. The model
 *draws* what it asks for where the outside judge gives the right answer, and *sees* it where the
-model and the judge answer alike.
+model and the judge answer alike: about its own images and, where the task has some, about reference
+images, which do not depend on what it draws.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any, Final
 
@@ -26,7 +27,10 @@ OVERALL: Final = "all questions"
 COMPARED: Final = ("self_accuracy", "false_positive", "non_unification")
 """The figures that verdicts by questions are held against single verdicts by."""
 IMAGE: Final = ["task", "prompt", "sample"]
-BY_SKILL: Final = {"generation": "draws", "self_accuracy": "sees"}
+REFERENCES: Final = "sees_references"
+BY_SKILL: Final = {
+    "generation": "draws", "self_accuracy": "sees", REFERENCES: "sees references",
+}  # fmt: skip
 """The figures that are compared by skill -> what they are called there."""
 
 
@@ -38,8 +42,10 @@ class Skill:
       often the model sees; kappa, beyond what both would reach by chance at their own rates).
     both: both give the right answer. It is what is left of the agreement if answers that both have
       wrong, as the prompt has it, count for nothing.
-    more: agrees less draws; above 0 the model sees more than it draws. None where nothing carries
-      it.
+    more: agrees less draws; above 0 the model sees more than it draws.
+    references: as agrees, of the questions about reference images, the prompts' own and those of
+      their mismatched partners.
+    None where nothing carries it.
     """
 
     name: str
@@ -50,10 +56,14 @@ class Skill:
     agrees: Agreement
     both: Estimate | None
     more: Estimate | None
+    references: Agreement | None
 
     @property
     def finding(self) -> str:
-        """What the intervals show, in words."""
+        """What the intervals show, in words: by what it sees of reference images, if it was asked
+        about any, else of its own."""
+        if self.references is not None:
+            return self._by_references(self.references)
         if self.more is None or self.agrees.kappa is None:
             return "not known, since all answers are alike" if self.questions else "not known"
         if self.agrees.kappa_low is None:
@@ -64,6 +74,19 @@ class Skill:
         if self.more.low > 0:
             return "sees more than it draws"
         return "draws more than it sees" if self.more.high < 0 else "draws and sees alike"
+
+    def _by_references(self, sight: Agreement) -> str:
+        if self.draws is None or sight.kappa is None:
+            return "not known, since all answers are alike" if self.draws else "not known"
+        # Of a model whose answers are all alike, kappa is 0 whatever it is shown.
+        if sight.kappa_low is None and (sight.kappa != 0 or sight.n_prompts == 1):
+            return "not known from so few prompts"
+        good, bad = self.draws.low > 0.5, self.draws.high < 0.5
+        if sight.kappa_low is None or sight.kappa_low <= 0:
+            return "draws, does not see" if good else "does not see"
+        if good:
+            return "sees and draws"
+        return "sees, does not draw" if bad else "sees, draws about half"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,17 +141,23 @@ def figures(
     by_questions: pd.DataFrame,
     single: pd.DataFrame | None,
     masses: Sequence[float],
+    references: pd.DataFrame | None = None,
 ) -> Questions | None:
     """What answers (`gapbench.runs.questions.by_question`) come to; None where no question has an
     answer of the outside judge. `by_questions` and `single` are frames of `rates` with own verdicts
-    of each kind, `masses` those of the verdicts by questions that have one."""
+    of each kind, `masses` those of the verdicts by questions that have one, and `references` the
+    answers about reference images, if there are any."""
     if not len(answers) or answers["outside"].isna().all():
         return None
     counts = answers["skill"].value_counts()
     names = sorted(counts.index, key=lambda name: (-counts[name], name))
+    seen = answers[:0] if references is None or not len(references) else references
     return Questions(
-        overall=_skill(OVERALL, answers),
-        skills=[_skill(name, answers[answers["skill"] == name]) for name in names],
+        overall=_skill(OVERALL, answers, seen),
+        skills=[
+            _skill(name, *(frame[frame["skill"] == name] for frame in (answers, seen)))
+            for name in names
+        ],
         single=None if single is None else _single(single, by_questions),
         mass=median(masses) if masses else None,
     )
@@ -138,12 +167,27 @@ def by_skill(before: pd.DataFrame, after: pd.DataFrame) -> list[Change]:
     """What changed by skill from one run's answers to another's about the same prompts and seeds:
     how often it draws (`generation`) and sees (`self_accuracy`), over all skills, which weigh
     equally, and of each. `p_holm` is left empty. Raises GapbenchError as `changes` does."""
-    keys = [*IMAGE, "seed", "question"]
+    return _changes(before, after, ["seed"], ("generation", "self_accuracy"))
+
+
+def references_by_skill(before: pd.DataFrame, after: pd.DataFrame) -> list[Change]:
+    """The same of the answers about reference images that both were asked about: how often it sees
+    them (REFERENCES)."""
+    made = _changes(before, after, ["image"], ("self_accuracy",))
+    return [replace(change, metric=REFERENCES) for change in made]
+
+
+def _changes(
+    before: pd.DataFrame, after: pd.DataFrame, alike: Sequence[str], figures: Sequence[str]
+) -> list[Change]:
+    if not (len(before) and len(after)):
+        return []
+    keys = [*IMAGE, *alike, "question"]
     both = before[keys].merge(after[keys])
     if not len(both):
         return []
     old, new = (_as_images(both.merge(frame, on=keys)) for frame in (before, after))
-    chosen = [METRICS[name] for name in BY_SKILL]
+    chosen = [METRICS[name] for name in figures]
     made = [*changes(old, new, "overall", chosen), *changes(old, new, "category", chosen)]
     return [change for change in made if change.images]
 
@@ -163,7 +207,7 @@ def record(made: Questions) -> dict[str, Any]:
     }
 
 
-def _skill(name: str, rows: pd.DataFrame) -> Skill:
+def _skill(name: str, rows: pd.DataFrame, references: pd.DataFrame) -> Skill:
     known = rows[rows["own"].notna() & rows["outside"].notna()]
     draws = both = more = None
     if len(known):
@@ -176,8 +220,17 @@ def _skill(name: str, rows: pd.DataFrame) -> Skill:
     return Skill(
         name=name, questions=len(known), prompts=agrees.n_prompts,
         abstained=int((rows["own_asked"] & rows["outside_asked"]).sum()) - len(known),
-        draws=draws, agrees=agrees, both=both, more=more,
+        draws=draws, agrees=agrees, both=both, more=more, references=_sight(references),
     )  # fmt: skip
+
+
+def _sight(rows: pd.DataFrame) -> Agreement | None:
+    """How far both agree about reference images; None without answers. Where the judge's are all
+    alike nothing is to be told apart, and kappa, which would be 0, is None."""
+    made = agreement(rows, "own", "outside")
+    if made.n and rows.loc[rows["own"].notna(), "outside"].nunique() == 1:
+        made = replace(made, kappa=None, kappa_low=None, kappa_high=None)
+    return made if made.n else None
 
 
 def _share(rows: pd.DataFrame, terms: Any) -> Figure:

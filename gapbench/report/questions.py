@@ -6,24 +6,30 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from gapbench.comparison.words import difference
+from gapbench.metrics.agreement import Agreement
 from gapbench.metrics.metric import METRICS
 from gapbench.metrics.questions import Questions, Scored, Skill
 from gapbench.metrics.verification import points
 from gapbench.report.export import Figure
 from gapbench.report.latex import Cell
 from gapbench.report.plots import Point, intervals
-from gapbench.report.tables import agreement, bounds, estimate, print_halves
+from gapbench.report.tables import agreement, bounds, estimate, print_by_threes
 from gapbench.verdict import LEAST_MASS, mass_note
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 HEADS: Final = ("draws", "sees", "sees less draws", "kappa", "both right", "questions")
+REFERENCES: Final = ("sees references", "kappa on references", "questions on references")
 ABOUT: Final = (
     "draws: the judge's answer about the image is the right one. sees: the model's answer is the "
     "judge's. kappa: the same beyond chance, which is what both would reach at their own rates of "
     "right answers. both right: what is left of the agreement if answers that both have wrong "
     "count for nothing."
+)
+ABOUT_REFERENCES: Final = (
+    " On references: as sees and kappa, of the same questions about reference images, a prompt's "
+    "own and that of another prompt of its category."
 )
 
 
@@ -33,8 +39,9 @@ def show(asked: Questions | None, judge: str, screen: Console) -> None:
     if asked is None:
         return
     screen.print(f"Question by question, if {judge} is right (percent, points, kappa):\n")
-    rows = [(skill.name, cells(skill)) for skill in (asked.overall, *asked.skills)]
-    print_halves("skill", HEADS, rows, screen)
+    heads = _heads([asked])
+    rows = [(skill.name, _row(skill, heads)) for skill in (asked.overall, *asked.skills)]
+    print_by_threes("skill", heads, rows, screen)
     if warned := warning(asked):
         screen.print(warned, style="bold red")
     for finding in dict.fromkeys(skill.finding for skill in asked.skills):
@@ -78,11 +85,13 @@ def figures(names: Sequence[str], several: Sequence[Questions | None]) -> list[F
         if skill.name == place
         for each in _points(skill, f"{name}: " * (len(there) > 1))
     ]
+    heads = _heads([asked for _, asked in there])
     rows: list[list[Cell]] = [
-        [skill.name, name, *cells(skill), skill.finding]
+        [skill.name, name, *_row(skill, heads), skill.finding]
         for name, asked in there
         for skill in (asked.overall, *asked.skills)
     ]
+    about = ABOUT_REFERENCES * (len(heads) > len(HEADS))
     warned = [f" {name}: {told}" for name, asked in there if (told := warning(asked))]
     single = [
         f" Of {name}, verdicts of one question and by questions {agreement(asked.single.agrees)}; "
@@ -95,8 +104,8 @@ def figures(names: Sequence[str], several: Sequence[Questions | None]) -> list[F
             name="skills",
             title="Which skills does the model draw, and which does it see?",
             about="Answers to questions about each image, in percent, with 95 % intervals over "
-            f"prompts. {ABOUT}{''.join(warned + single)}",
-            table=(["skill", "run", *HEADS, "in words"], rows),
+            f"prompts. {ABOUT}{about}{''.join(warned + single)}",
+            table=(["skill", "run", *heads, "in words"], rows),
             columns=("skill", "series", "questions (%)"),
             points=shown,
             plot=intervals(shown, "questions (%)") if shown else None,
@@ -110,31 +119,61 @@ def warning(asked: Questions) -> str:
     return (mass_note([asked.mass]) or "") if rare else ""
 
 
+def _heads(several: Sequence[Questions]) -> tuple[str, ...]:
+    """What tables of these have: of reference images, where one of them was asked about some."""
+    return (*HEADS, *(REFERENCES if any(each.overall.references for each in several) else ()))
+
+
 def _points(skill: Skill, run: str) -> list[Point]:
-    seen, made = skill.agrees, []
-    ends = {"draws": skill.draws, "sees": (seen.raw, seen.raw_low, seen.raw_high)}
-    for name, values in ends.items():
+    seen, there, made = skill.agrees, skill.references, []
+    ends = [
+        ("draws", skill.questions, skill.draws),
+        ("sees", skill.questions, (seen.raw, seen.raw_low, seen.raw_high)),
+    ]
+    if there is not None:
+        ends.append(("sees references", there.n, (there.raw, there.raw_low, there.raw_high)))
+    for name, count, values in ends:
         match values:
             case (float(value), float(low), float(high)):
                 shares = 100 * value, 100 * low, 100 * high
-                made.append(Point(skill.name, run + name, *shares, skill.questions))
+                made.append(Point(skill.name, run + name, *shares, count))
     return made
 
 
 def cells(skill: Skill) -> list[str]:
     """Under HEADS."""
-    seen = skill.agrees
-    raw = "n/a" if seen.raw is None else f"{100 * seen.raw:.1f}"
-    kappa = "n/a" if seen.kappa is None else f"{seen.kappa:.2f}"
-    left_out = f" ({skill.abstained:,} abstained)" * bool(skill.abstained)
+    raw, kappa = _agreed(skill.agrees)
     return [
         estimate(skill.draws),
-        raw + bounds(seen.raw_low, seen.raw_high, 100, 1),
+        raw,
         "n/a" if skill.more is None else points(skill.more),
-        kappa + bounds(seen.kappa_low, seen.kappa_high, 1, 2),
+        kappa,
         estimate(skill.both),
-        f"{skill.questions:,}{left_out}",
+        _counted(skill.questions, skill.abstained),
     ]
+
+
+def _row(skill: Skill, heads: Sequence[str]) -> list[str]:
+    """Under these heads: HEADS and, where they are more, REFERENCES."""
+    there = skill.references
+    more = ["n/a", "n/a", "0"]
+    if there is not None:
+        more = [*_agreed(there), _counted(there.n, there.abstained)]
+    return [*cells(skill), *more][: len(heads)]
+
+
+def _agreed(seen: Agreement) -> tuple[str, str]:
+    """The raw share and kappa."""
+    raw = "n/a" if seen.raw is None else f"{100 * seen.raw:.1f}"
+    kappa = "n/a" if seen.kappa is None else f"{seen.kappa:.2f}"
+    return (
+        raw + bounds(seen.raw_low, seen.raw_high, 100, 1),
+        kappa + bounds(seen.kappa_low, seen.kappa_high, 1, 2),
+    )
+
+
+def _counted(questions: int, abstained: int) -> str:
+    return f"{questions:,}" + f" ({abstained:,} abstained)" * bool(abstained)
 
 
 def _changes(asked: Questions) -> str:

@@ -10,7 +10,7 @@ from gapbench.metrics.verification import points
 from gapbench.report.export import Figure
 from gapbench.report.latex import Cell
 from gapbench.report.plots import Point, intervals
-from gapbench.report.tables import bounds, estimate, print_halves
+from gapbench.report.tables import bounds, estimate, print_by_threes
 from gapbench.types import counted
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def show(tried: Reflection | None, judge: str, screen: Console) -> None:
         return
     again = f"again, up to {counted(tried.most, 'time')}, while it rejects its own image"
     screen.print(f"Reflection: drawn {again}, if {judge} is right (percent, points):\n")
-    print_halves("", HEADS, [(trial.name, _cells(trial)) for trial in _trials(tried)], screen)
+    print_by_threes("", HEADS, [(trial.name, _cells(trial)) for trial in _trials(tried)], screen)
     screen.print(f"{ABOUT}{_left_out(tried)}\n")
 
 

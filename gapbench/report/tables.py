@@ -248,16 +248,15 @@ def bounds(low: float | None, high: float | None, scale: float, digits: int) -> 
     return f" [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
 
 
-def print_halves(
+def print_by_threes(
     first: str, heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], console: Console
 ) -> None:
-    """Print rows, a name and a cell for each of the heads, as two tables, each of which fits into
-    80 columns; `first` heads the names."""
+    """Print rows, a name and a cell for each of the heads, as tables of three of these, which fit
+    into 80 columns; `first` heads the names."""
     from rich.table import Table
     from rich.text import Text
 
-    half = len(heads) // 2
-    for some in (slice(0, half), slice(half, None)):
+    for some in (slice(start, start + 3) for start in range(0, len(heads), 3)):
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
         table.add_column(first, overflow="fold")
         for head in heads[some]:

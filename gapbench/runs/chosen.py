@@ -1,15 +1,24 @@
-"""The tasks that a command names, and their prompts."""
+"""The tasks that a command names, their prompts, and reference images of these."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
+from itertools import chain, islice, zip_longest
+from pathlib import Path
 from typing import Final
 
+from PIL import Image
+
+from gapbench.files import on_all_cores
 from gapbench.judges import load_judge
 from gapbench.judges.parts import questions
 from gapbench.models.base import Model
+from gapbench.models.image_folder import decode
+from gapbench.runs.drawn import as_png
 from gapbench.runs.needs import obtain
 from gapbench.runs.settings import RunSettings
+from gapbench.tasks.references import Reference
 from gapbench.tasks.task import Task, load_task, select
 from gapbench.types import GapbenchError, Prompt
 
@@ -74,3 +83,44 @@ def selected_prompts(
             lacks = task.spec.without.items()
             skipped |= {f"{task.name}/{category}": why for category, why in lacks}
     return selected, [f"{name}: {why}" for name, why in skipped.items()]
+
+
+def limited(of_task: Sequence[Prompt], limit: int | None) -> list[Prompt]:
+    """A task's first prompts up to a limit, taken from each category in turn."""
+    turns = chain.from_iterable(zip_longest(*by_category(of_task).values()))
+    kept = {prompt.id for prompt in islice(filter(None, turns), limit)}
+    return [prompt for prompt in of_task if prompt.id in kept]
+
+
+def by_category(prompts: Iterable[Prompt]) -> dict[tuple[str, str], list[Prompt]]:
+    """The prompts of each category of each task."""
+    groups: dict[tuple[str, str], list[Prompt]] = {}
+    for prompt in prompts:
+        groups.setdefault((prompt.task, prompt.category), []).append(prompt)
+    return groups
+
+
+def references_of(
+    tasks: Sequence[Task], prompts: Sequence[Prompt]
+) -> tuple[list[str], dict[str, Reference]]:
+    """The sha256 of the reference image of each prompt, as a run folder stores it, empty for one of
+    a task without, and no list where all are; and the images by it. Raises GapbenchError for what
+    is no image."""
+    named = {
+        task.name: task.references([prompt for prompt in prompts if prompt.task == task.name])
+        for task in tasks
+    }
+    found = [named[prompt.task].get(prompt.id) for prompt in prompts]
+    digests = on_all_cores(lambda each: "" if each is None else _digest(each), found)
+    pairs = zip(digests, found, strict=True)
+    images = {sha256: reference for sha256, reference in pairs if reference is not None}
+    return digests if images else [], images
+
+
+def opened(reference: Reference) -> Image.Image:
+    """RGB. Raises GapbenchError for what is no image."""
+    return decode(reference) if isinstance(reference, Path) else Image.fromarray(reference)
+
+
+def _digest(reference: Reference) -> str:
+    return hashlib.sha256(as_png(opened(reference))).hexdigest()

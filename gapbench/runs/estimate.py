@@ -16,6 +16,7 @@ from gapbench.models.base import Drawing
 from gapbench.runs.folder import SPEEDS, RunFolder, recorded_speeds, worked_off
 from gapbench.runs.missing import missing_items, refusals
 from gapbench.runs.plan import Item, Plan, Prepared
+from gapbench.runs.references import wanted_of
 from gapbench.runs.reflect import chains, tried
 from gapbench.types import Prompt, counted
 
@@ -109,10 +110,14 @@ def estimate(prepared: Prepared, calibrate: bool = False) -> Estimate:
                 wanted.add((item.prompt.text, item.seed, question))
         return len(wanted)
 
+    references = {
+        stage: len(keys - there.keys()) for stage, keys in wanted_of(prepared.plan, items).items()
+    }
     stages = [Stage("images", len(missing), prepared.model.fingerprint)]
     if own := prepared.own:
         pairs = [(p, i) for i in items for p in (i.prompt, i.partner) if p is not None]
-        stages.append(Stage("own verdicts", unjudged(own, pairs), own.fingerprint, own))
+        count = unjudged(own, pairs) + references.get("own verdicts", 0)
+        stages.append(Stage("own verdicts", count, own.fingerprint, own))
     for judge in prepared.judges:
         pairs = [(prompt, i) for i in items for prompt in i.asked(judge.name)]
         kinds: list[tuple[str, Judge]] = [("verdicts", judge)]
@@ -120,8 +125,9 @@ def estimate(prepared: Prepared, calibrate: bool = False) -> Estimate:
         for kind, asks in kinds:
             if kind == "answers":
                 pairs = [(i.prompt, i) for i in items if judge.name in i.answers]
-            count = unjudged(asks, pairs)
-            stages.append(Stage(f"{kind} of {judge.name}", count, judge.fingerprint, asks))
+            name = f"{kind} of {judge.name}"
+            count = unjudged(asks, pairs) + references.get(name, 0)
+            stages.append(Stage(name, count, judge.fingerprint, asks))
     left = [stage for stage in stages if stage.count]
     costs = {s.name: c for s in left if s.judge and (c := s.judge.estimate_cost(s.count))}
     timed = [stage for stage in left if stage.name not in costs]

@@ -24,6 +24,7 @@ from gapbench.runs.folder import RunFolder
 from gapbench.runs.listing import RESULTS
 from gapbench.runs.missing import missing_items, refusals
 from gapbench.runs.plan import Item, Plan, Prepared, prepare
+from gapbench.runs.references import for_judge, for_model, keep
 from gapbench.runs.reflect import attempts, kept_images
 from gapbench.runs.results import results
 from gapbench.runs.run import FAILURES, Run
@@ -152,7 +153,8 @@ def _work(
         if made.own:
             asked = [(item.prompt, image) for item, image in there]
             crossed = [(item.partner, image) for item, image in there if item.partner]
-            judged("own verdicts", made.own, made.source, asked + crossed)
+            keep(folder, items, made.references)
+            judged("own verdicts", made.own, made.source, asked + crossed + for_model(items))
             for attempt in attempts(made.plan, folder, retry):
                 if attempt.missing:
                     stage = f"images, {attempt}"
@@ -165,9 +167,11 @@ def _work(
     for judge in made.judges:
         mine = [(prompt, image) for item, image in there for prompt in item.asked(judge.name)]
         mine += kept_images(every, folder, judge.name)
+        listed, parted = for_judge(items, judge.name)
         source = made.sources[judge.name]
-        judged(f"verdicts of {judge.name}", judge, source, mine)
-        if parted := [(i.prompt, image) for i, image in there if judge.name in i.answers]:
+        judged(f"verdicts of {judge.name}", judge, source, mine + listed)
+        parted += [(i.prompt, image) for i, image in there if judge.name in i.answers]
+        if parted:
             judged(f"answers of {judge.name}", PartsJudge(judge), source, parted)
         note_served(folder, f"judge {judge.name}", judge)
         made.engine.release(source)

@@ -255,6 +255,10 @@ class RunFolder:
         with saying_how_to_resume(self.path):
             self._blobs["images"].take(source._blobs["images"], digests)
 
+    def lacking(self, images: Iterable[str]) -> list[str]:
+        """Those of some images that are not there, each once."""
+        return [each for each in dict.fromkeys(images) if each not in self._blobs["images"]]
+
     def bytes_of_an_image(self) -> float:
         """Bytes of an image's files, on average."""
         sizes = {kind: blobs.sizes() for kind, blobs in self._blobs.items()}

@@ -20,7 +20,8 @@ from gapbench.runs.folder import RunFolder, folder_for
 from gapbench.runs.listing import RESULTS, find_run
 from gapbench.runs.merge import add, add_labels
 from gapbench.runs.needs import bring_judge
-from gapbench.runs.plan import Plan
+from gapbench.runs.plan import Item, Plan
+from gapbench.runs.references import for_judge, held, of_item
 from gapbench.runs.reflect import kept_images
 from gapbench.runs.results import results
 from gapbench.runs.run import FAILURES, Run
@@ -105,7 +106,7 @@ def _work(
     folder.write("plan.json", with_checksum(asdict(plan)))
     run = Run(folder, whole(plan, Part()))
     if source is not folder:
-        _take(source, folder, {item.prompt.text for item in run.items})
+        _take(source, folder, run.items)
     drawn = folder.generations()
     found = ((item, drawn.get((item.prompt.text, item.seed))) for item in run.items)
     there = [(item, generation.image) for item, generation in found if generation]
@@ -113,7 +114,9 @@ def _work(
     for judge, of in judges:
         asked = [(prompt, image) for item, image in there for prompt in item.asked(judge.name)]
         asked += kept_images(run.plan, folder, judge.name)
-        parted = [(item.prompt, image) for item, image in there if judge.name in item.answers]
+        listed, parted = for_judge(held(folder, run.items), judge.name)
+        asked += listed
+        parted += [(item.prompt, image) for item, image in there if judge.name in item.answers]
         stages: list[tuple[str, Judge, list[tuple[Prompt, str]]]]
         stages = [(f"verdicts of {judge.name}", judge, asked)]
         if parted:
@@ -175,14 +178,17 @@ def _asking(part: Plan, judges: Sequence[Judge]) -> Plan:
     )
 
 
-def _take(source: RunFolder, folder: RunFolder, texts: set[str]) -> None:
-    """Let a folder have what another has of some prompts: images by links, their verdicts, labels
-    of people."""
+def _take(source: RunFolder, folder: RunFolder, items: Sequence[Item]) -> None:
+    """Let a folder have what another has of the prompts of some items: images by links, their
+    verdicts, labels of people."""
+    texts = {item.prompt.text for item in items}
     if source.packed:
         folder.pack()
     add(folder, [source], Generation, lambda generation: generation.prompt in texts)
     add(folder, [source], Refusal, lambda refusal: refusal.prompt in texts)
-    images = {generation.image for generation in folder.each(Generation)}
+    references = {sha256 for item in items for _, sha256 in of_item(item)}
+    folder.take_images(source, references)
+    images = references | {generation.image for generation in folder.each(Generation)}
     add(folder, [source], Verdict, lambda verdict: verdict.image in images)
     add_labels(folder, [source])
     for name in ("checks.json", "served.json"):

@@ -56,6 +56,9 @@ def merge(runs: Sequence[str | Path], out: str | Path = "runs") -> Run:
             plan = joined(plan, each)
         folder.write("plan.json", with_checksum(asdict(plan)))
         add(folder, sources, Generation)
+        references = {sha256 for part in plans for sha256 in part.references if sha256}
+        for source in sources:
+            folder.take_images(source, references)
         add(folder, sources, Refusal)
         add(folder, sources, Verdict)
         add_labels(folder, sources)

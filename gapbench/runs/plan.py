@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, islice, zip_longest
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple
 
@@ -22,11 +22,12 @@ from gapbench.judges.parts import has_parts, questions
 from gapbench.models import as_model, load_model
 from gapbench.models.base import Model, misdescribed, require
 from gapbench.models.images import ImagesModel
-from gapbench.runs.chosen import selected_prompts
+from gapbench.runs.chosen import by_category, limited, references_of, selected_prompts
 from gapbench.runs.folder import folder_for
 from gapbench.runs.seeds import seeds_of
 from gapbench.runs.settings import RunSettings, Shard
 from gapbench.tasks.content import Difficulty, partners
+from gapbench.tasks.references import Reference
 from gapbench.tasks.spec import Overalls
 from gapbench.types import GapbenchError, Prompt, Scale, counted
 
@@ -59,6 +60,8 @@ class Plan:
     `overalls` are the tasks' (`gapbench.metrics.rates.overalls`). `shard` is which part of the
     prompts is worked off; the rest of the plan is that of the whole run. `reflect` is how often a
     prompt is drawn again at most (`gapbench.runs.reflect`); `items` has none of these images.
+    `references` has, where questions are asked, the sha256 of the reference image of each prompt
+    and then of each of `others`, empty for a prompt of a task without.
     `earlier`, in a run folder, are the plans of earlier commands.
     """
 
@@ -83,6 +86,7 @@ class Plan:
     by_parts: Sequence[str] = field(default_factory=list)
     shard: Shard | None = None
     reflect: int | None = None
+    references: Sequence[str] = field(default_factory=list)
     earlier: Sequence[Plan] = field(default_factory=list)
 
     @classmethod
@@ -99,6 +103,10 @@ class Plan:
             raise ValueError("prompts, asks and partner are not as many")
         if self.partner_asks and len(self.partner_asks) != count:
             raise ValueError("prompts and partner_asks are not as many")
+        if self.references and len(self.references) != places:
+            raise ValueError("prompts and references are not as many")
+        if self.references and self.own != NAMES["questions"]:
+            raise ValueError("there are references, and nothing is asked about them")
         if self.shard and not 1 <= self.shard.number <= self.shard.of:
             raise ValueError(f"there is no shard {self.shard}")
         if self.reflect is not None and not (self.own and 0 < self.reflect <= MOST_SAMPLES):
@@ -140,6 +148,7 @@ class Plan:
     def items(self) -> list[Item]:
         """Every planned image, prompt by prompt; of a shard, those of its prompts."""
         items = list[Item]()
+        references = self.referenced()
         for prompt, asks, partner, of_pair in self.asked():
             seeds = seeds_of(self.seed, prompt.text, range(self.samples[prompt.task]))
             own = bool(self.own)
@@ -150,8 +159,18 @@ class Plan:
             ]
             if partner:
                 images[0] = images[0]._replace(partner=partner, partner_asks=of_pair)
+            if reference := references.get((prompt.task, prompt.id)):
+                other = references.get((partner.task, partner.id), "") if partner else ""
+                other *= other != reference
+                images[0] = images[0]._replace(reference=reference, other_reference=other)
             items += images
         return items
+
+    def referenced(self) -> dict[tuple[str, str], str]:
+        """(task, id) of a prompt -> the sha256 of its reference image, of those that have one."""
+        every = [*self.prompts, *self.others][: len(self.references)]
+        pairs = zip(every, self.references, strict=True)
+        return {(prompt.task, prompt.id): sha256 for prompt, sha256 in pairs if sha256}
 
     def asked(self) -> Iterator[tuple[Prompt, dict[str, str], Prompt | None, dict[str, str]]]:
         """The prompts, of a shard its own; what judges are asked of each; and its partner and what
@@ -189,7 +208,7 @@ class Plan:
         """The texts of the shard's prompts, every n-th of them in the categories' order, so that
         shards are equal in size, and in each category. Prompts of one text share their images."""
         number, count = self.shard or (1, 1)
-        groups = _by_category(self.prompts).values()
+        groups = by_category(self.prompts).values()
         texts = dict.fromkeys(prompt.text for group in groups for prompt in group)
         return set(islice(texts, number - 1, None, count))
 
@@ -198,7 +217,9 @@ class Item(NamedTuple):
     """One planned image; `partner` is the prompt it is also held against, as a mismatched pair
     (first samples only: one pair a prompt carries the rate), and `partner_asks` what each of
     its judges is asked about that pair. `own` is whether the model judges it, and `answers` names
-    the judges that answer its questions by parts of the requirement."""
+    the judges that answer its questions by parts of the requirement. `reference` is the sha256 of
+    the prompt's reference image, and `other_reference` that of its partner's (of first samples,
+    and empty where there is none); the prompt's questions are asked about both."""
 
     prompt: Prompt
     sample: int
@@ -208,6 +229,8 @@ class Item(NamedTuple):
     partner_asks: Mapping[str, str]
     own: bool
     answers: tuple[str, ...] = ()
+    reference: str = ""
+    other_reference: str = ""
 
     def asked(self, judge: str) -> list[Prompt]:
         """The prompts that an outside judge holds the image against."""
@@ -231,6 +254,8 @@ class Prepared:
     identity: dict[str, Any]
     changed: dict[str, object]
     """What the command changed of the model: keys of its recipe, its dtype."""
+    references: Mapping[str, Reference]
+    """The reference images by the sha256 of the file that a run folder has of them."""
 
     @property
     def path(self) -> Path:
@@ -297,6 +322,9 @@ def prepare(settings: RunSettings) -> Prepared:
     names = [judge.name for judge in loaded.values()]
     if len(set(names)) < len(names):
         raise GapbenchError(f"--judge {','.join(loaded)}: two of these are the same judge")
+    references, stored = list[str](), dict[str, Reference]()
+    if verdict == "questions":
+        references, stored = references_of([task for task, _ in selected], every)
     plan = Plan(
         tasks={task.name: task.version for task, _ in selected},
         prompts=prompts,
@@ -321,6 +349,7 @@ def prepare(settings: RunSettings) -> Prepared:
         by_parts=[j.name for j in loaded.values() if j.by_parts and verdict == "questions"],
         shard=settings.shard,
         reflect=settings.reflect,
+        references=references,
     )
     if isinstance(adapter, ImagesModel):
         adapter.bind({(item.prompt.text, item.seed): item.sample for item in plan.items()})
@@ -329,7 +358,7 @@ def prepare(settings: RunSettings) -> Prepared:
     sources = {j.name: Source(j, partial(load_judge, s), device) for s, j in loaded.items()}
     return Prepared(
         settings, engine, source, adapter, own, list(loaded.values()), sources, plan, identity,
-        changed,
+        changed, stored,
     )  # fmt: skip
 
 
@@ -346,13 +375,6 @@ def _changed(settings: RunSettings, model: Model) -> dict[str, object]:
     return changed | ({} if model.dtype == usual.dtype else {"dtype": model.dtype})
 
 
-def limited(of_task: Sequence[Prompt], limit: int | None) -> list[Prompt]:
-    """A task's first prompts up to a limit, taken from each category in turn."""
-    turns = chain.from_iterable(zip_longest(*_by_category(of_task).values()))
-    kept = {prompt.id for prompt in islice(filter(None, turns), limit)}
-    return [prompt for prompt in of_task if prompt.id in kept]
-
-
 def paired(
     prompts: Sequence[Prompt], whole: Iterable[Prompt], difficulty: Difficulty, seed: int
 ) -> tuple[list[int | None], list[Prompt]]:
@@ -361,8 +383,8 @@ def paired(
     place = {(p.task, p.id): number for number, p in enumerate(prompts)}
     indices: list[int | None] = [None] * len(prompts)
     others: list[Prompt] = []
-    categories = _by_category(whole)
-    for key, some in _by_category(prompts).items():
+    categories = by_category(whole)
+    for key, some in by_category(prompts).items():
         chosen = partners(some, categories[key], difficulty, seed)
         for prompt, other in zip(some, chosen, strict=True):
             if other is None:
@@ -372,10 +394,3 @@ def paired(
                 others.append(other)
             indices[place[prompt.task, prompt.id]] = place[other.task, other.id]
     return indices, others
-
-
-def _by_category(prompts: Iterable[Prompt]) -> dict[tuple[str, str], list[Prompt]]:
-    groups: dict[tuple[str, str], list[Prompt]] = {}
-    for prompt in prompts:
-        groups.setdefault((prompt.task, prompt.category), []).append(prompt)
-    return groups

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from gapbench.judges.own import NAMES, SINGLE, Mode
 from gapbench.judges.parts import questions
 from gapbench.metrics.questions import Questions, Scored, figures, scored
 from gapbench.runs.frame import ByJudge, majority, majority_of
+from gapbench.runs.plan import Item as PlannedImage
 from gapbench.runs.run import Run
 from gapbench.runs.whole import Whole
 from gapbench.tasks.content import cluster
@@ -44,7 +45,8 @@ def of_run(run: Run, judge: ByJudge = None) -> Questions | None:
     modes = (in_mode(run, mode) for mode in SINGLE)
     single = next((other.frame(judge) for other in modes if other is not None), None)
     masses = [verdict.mass for verdict in mine.own_verdicts() if verdict.mass is not None]
-    return figures(by_question(mine, judge), mine.frame(judge), single, masses)
+    answers, references = by_question(mine, judge), about_references(mine, judge)
+    return figures(answers, mine.frame(judge), single, masses, references)
 
 
 def scores(run: Run, judge: ByJudge = None) -> list[Scored]:
@@ -87,21 +89,42 @@ def by_question(run: Run, judge: ByJudge = None) -> pd.DataFrame:
     probability of the right answer), judge. `judge` is as in `Run.frame`; people answer no
     questions.
     """
+    drawn = run.folder.generations()
+    found = ((item, drawn.get((item.prompt.text, item.seed))) for item in run.items)
+    images = [(item, item.sample, generation.image) for item, generation in found if generation]
+    return _answers(run, judge, images)
+
+
+def about_references(run: Run, judge: ByJudge = None) -> pd.DataFrame:
+    """The same of the questions about reference images: `sample` is 0 for a prompt's own, and 1 for
+    that of its mismatched partner."""
+    images = [
+        (item, number, image)
+        for item in run.items
+        for number, image in enumerate((item.reference, item.other_reference))
+        if image
+    ]
+    return _answers(run, judge, images)
+
+
+def _answers(
+    run: Run, judge: ByJudge, images: Iterable[tuple[PlannedImage, int, str]]
+) -> pd.DataFrame:
+    """The frame of questions about images: each an item, the sample, and the image (sha256)."""
     import pandas as pd
 
-    drawn, verdicts, plan = run.folder.generations(), run.folder.verdicts(), run.plan
+    verdicts, plan = run.folder.verdicts(), run.plan
     named = (judge,) if isinstance(judge, str) else judge
     rows = []
     lists = dict[tuple[str, str], list[Item]]()
-    for item in plan.items():
+    for item, sample, image in images:
         prompt = item.prompt
-        generation = drawn.get((prompt.text, item.seed))
         names = [name for name in named or [*item.asks][:1] if name in item.asks]
-        if generation is None or not item.own or not names:
+        if not item.own or not names:
             continue
         if (prompt.task, prompt.id) not in lists:
             lists[prompt.task, prompt.id] = questions(prompt)
-        mine, image = lists[prompt.task, prompt.id], generation.image
+        mine = lists[prompt.task, prompt.id]
         question = asked(mine)
         own = verdicts.get((image, question, plan.own_fingerprint))
         theirs = {name: verdicts.get((image, question, plan.judges[name])) for name in names}
@@ -116,7 +139,7 @@ def by_question(run: Run, judge: ByJudge = None) -> pd.DataFrame:
                     "tier": prompt.tier,
                     "prompt": prompt.id,
                     "cluster": cluster(prompt),
-                    "sample": item.sample,
+                    "sample": sample,
                     "seed": item.seed,
                     "image": image,
                     "place": place,

@@ -18,6 +18,7 @@ from gapbench.runs.folder import RunFolder
 from gapbench.runs.frame import ByJudge, majority, majority_of, row
 from gapbench.runs.listing import find_run
 from gapbench.runs.plan import Item, Plan
+from gapbench.runs.references import wanted_of
 from gapbench.runs.reflect import figures, tried
 from gapbench.runs.settings import Part
 from gapbench.runs.whole import stored_plan, whole
@@ -156,6 +157,8 @@ class Run:
             for judge in item.answers:
                 answers = wanted.setdefault(f"answers of {judge}", set())
                 answers.add((image, asked(questions(item.prompt)), plan.judges[judge]))
+        for stage, about in wanted_of(plan, items).items():
+            wanted.setdefault(stage, set()).update(about)
         if chains := tried(plan, self.folder):
             stages["reflections"] = (sum(chain.ended for chain in chains), len(chains))
         for chain in chains:

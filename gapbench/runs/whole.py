@@ -43,8 +43,10 @@ class Whole(Plan):
                 if self.most is not None and sample >= self.most:
                     continue
                 item = item._replace(own=own)
+                if not own:
+                    item = item._replace(reference="")
                 if not pairs:
-                    item = item._replace(partner=None, partner_asks={})
+                    item = item._replace(partner=None, partner_asks={}, other_reference="")
                 if old := merged.get(key):
                     item = item._replace(
                         asks={**old.asks, **item.asks},
@@ -52,6 +54,8 @@ class Whole(Plan):
                         partner_asks={**old.partner_asks, **item.partner_asks},
                         own=item.own or old.own,
                         answers=tuple(dict.fromkeys([*old.answers, *item.answers])),
+                        reference=item.reference or old.reference,
+                        other_reference=item.other_reference or old.other_reference,
                     )
                 merged[key] = item
         places = {key: place for place, key in enumerate(kept)}
@@ -145,6 +149,7 @@ def whole(plan: Plan, wanted: Part) -> Plan:
             )
         ),
         "earlier": [],
+        "references": [],
         "others": (),
         "partner_asks": (),
     }
@@ -181,7 +186,7 @@ def _selected(prompts: Sequence[Prompt], tasks: Sequence[str] | None) -> list[Pr
 
 def _asked(plan: Plan) -> Counter[tuple[object, ...]]:
     """All that a plan asks for: images of a prompt and verdicts on them, and of how many images."""
-    asked = Counter[tuple[object, ...]]()
+    asked, references = Counter[tuple[object, ...]](), plan.referenced()
     for prompt, asks, partner, of_pair in plan.asked():
         image = (prompt.task, plan.tasks[prompt.task], prompt.id, prompt.text, plan.seed)
         asked[image] = count = plan.samples[prompt.task]
@@ -200,4 +205,7 @@ def _asked(plan: Plan) -> Counter[tuple[object, ...]]:
                 asked[*image, "again", plan.own_fingerprint, print_] = plan.reflect
         for judge in plan.answering(prompt, asks):
             asked[*image, "questions", judge, plan.judges[judge]] = count
+        if reference := references.get((prompt.task, prompt.id)):
+            other = references.get((partner.task, partner.id)) if partner else None
+            asked[*image, "reference", reference, other, plan.own_fingerprint] = 1
     return asked

@@ -22,8 +22,8 @@ Overalls = dict[Literal["official_gm", "official", "paper"], list[str] | dict[st
 
 
 class Split(BaseModel):
-    """What a split must be: `sha256` is of its records as JSON lines; without one, only their
-    number is checked."""
+    """What a split must be: `sha256` is of its records as JSON lines, which have the sha256 of a
+    reference image's file as `reference`; without one, only their number is checked."""
 
     model_config = ConfigDict(extra="forbid")
     prompts: int = Field(gt=0)

@@ -16,6 +16,7 @@ from typing import Any, Final
 from gapbench.fetch.sources import Source, cached, have
 from gapbench.tasks.copies import Copy
 from gapbench.tasks.records import Placed, joined, read
+from gapbench.tasks.references import KEY, WORLD, Reference, made, named, pinned
 from gapbench.tasks.spec import ANY, read_spec
 from gapbench.types import TIERS, GapbenchError, Prompt, Tier
 
@@ -121,8 +122,14 @@ class Task:
             )
         placed = self._records(split)
         if self.spec.splits:
-            self._check_digest(split, [record for record, _ in placed])
+            self._check_digest(split, pinned(placed, self.folder))
         return self._prompts(placed)
+
+    def references(self, prompts: Sequence[Prompt]) -> Mapping[str, Reference]:
+        """The reference image of each of its prompts, by id; none of a task that has none."""
+        if self.spec.generator in WORLD:
+            return {prompt.id: made(prompt) for prompt in prompts}
+        return named(self._records(self.split), self.folder)
 
     def _records(self, split: str) -> Placed:
         if self.spec.generator:
@@ -251,10 +258,11 @@ class Task:
                     requirement=record.get("requirement", {}),
                 )
             )
+        named(placed, self.folder)  # what is wrong with references is told here
         return prompts
 
     def _check(self, record: Mapping[str, Any], place: str) -> None:
-        unknown = set(record) - {"id", "category", "text", "requirement"}
+        unknown = set(record) - {"id", "category", "text", "requirement", KEY}
         if unknown:
             raise GapbenchError(f"{place}: unknown key {sorted(unknown)[0]!r}")
         text = record.get("text")

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 GRID: Final = 3
+CELLS: Final = GRID * GRID
 CELL: Final = 8
 SPRITE: Final = 7
 SIZE: Final = GRID * CELL

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gapbench.metrics.questions import Questions, Skill, by_skill, figures, record, scored
 
@@ -144,3 +147,64 @@ def test_a_judges_probabilities_by_skill_are_its_authors_means() -> None:
         assert each.score.low < each.score.value < each.score.high
     assert made[1].score.high > 1
     assert scored(pd.DataFrame()) == []
+
+
+def of_references(own: Any, outside: Any, drawn: Any, prompts: int = 100) -> Skill:
+    """Answers about reference images, of a model that draws so often what is asked for."""
+    frame = answers(drawn, drawn, images=len(drawn))
+    images = frame.assign(score=1.0, mismatched=np.nan, mismatched_asked=False)
+    made = figures(frame, images, None, [], answers(own, outside, images=prompts))
+    assert made is not None
+    return made.overall
+
+
+@given(st.lists(st.tuples(*[st.sampled_from([0.0, 1.0, np.nan])] * 2), min_size=2, max_size=60))
+def test_sight_is_counted_as_written(pairs: list[tuple[float, float]]) -> None:
+    """Against plain counting of the answers about reference images."""
+    own, outside = map(list, zip(*pairs, strict=True))
+    made = of_references(own, outside, [1.0, 0.0] * 20, len(pairs)).references
+    known = [(m, j) for m, j in pairs if m == m and j == j]
+    if not known:
+        assert made is None
+        return
+    assert made is not None
+    n = len(known)
+    alike = Fraction(sum(m == j for m, j in known), n)
+    yes, right = (Fraction(int(sum(side)), n) for side in zip(*known, strict=True))
+    chance = yes * right + (1 - yes) * (1 - right)
+    assert (made.n, made.abstained) == (n, len(pairs) - n)
+    assert made.raw == pytest.approx(float(alike))
+    if right in (0, 1):
+        assert made.kappa is None
+    else:
+        assert made.kappa == pytest.approx(float((alike - chance) / (1 - chance)))
+    if made.kappa_low is not None and made.kappa_high is not None:
+        assert made.kappa is not None
+        assert made.kappa_low <= made.kappa <= made.kappa_high
+
+
+@pytest.mark.parametrize(
+    ("sight", "drawn", "finding"),
+    [
+        (0.95, 0.2, "sees, does not draw"),
+        (0.95, 0.5, "sees, draws about half"),
+        (0.95, 0.9, "sees and draws"),
+        (1.0, 0.9, "sees and draws"),
+        (0.5, 0.9, "draws, does not see"),
+        (0.5, 0.2, "does not see"),
+    ],
+)
+def test_reference_images_decide_whether_it_sees(sight: float, drawn: float, finding: str) -> None:
+    outside = np.arange(400) % 2 == 0
+    own = np.where(np.arange(400) // 2 % 100 < 100 * sight, outside, ~outside)
+    made = np.arange(200) % 10 < 10 * drawn
+    assert of_references(own, outside, made).finding == finding
+
+
+def test_who_says_yes_to_everything_sees_nothing() -> None:
+    outside, drawn = [1.0, 0.0] * 50, [1.0] * 200
+    assert of_references([1.0] * 100, outside, drawn).finding == "draws, does not see"
+    # Where nothing is to be told apart nothing is known, and of one prompt neither.
+    alike = of_references(outside, [1.0] * 100, drawn)
+    assert alike.finding == "not known, since all answers are alike"
+    assert of_references(outside, outside, drawn, 1).finding == "not known from so few prompts"
