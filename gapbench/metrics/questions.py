@@ -62,7 +62,7 @@ class Skill:
     def finding(self) -> str:
         """What the intervals show, in words: by what it sees of reference images, if it was asked
         about any, else of its own."""
-        if self.references is not None:
+        if self.references is not None and self.references.n:
             return self._by_references(self.references)
         if self.more is None or self.agrees.kappa is None:
             return "not known, since all answers are alike" if self.questions else "not known"
@@ -225,12 +225,14 @@ def _skill(name: str, rows: pd.DataFrame, references: pd.DataFrame) -> Skill:
 
 
 def _sight(rows: pd.DataFrame) -> Agreement | None:
-    """How far both agree about reference images; None without answers. Where the judge's are all
-    alike nothing is to be told apart, and kappa, which would be 0, is None."""
+    """How far both agree about reference images; None where nothing was asked. Where the judge's
+    answers are all alike nothing is to be told apart, and kappa, which would be 0, is None."""
+    if not len(rows):
+        return None
     made = agreement(rows, "own", "outside")
     if made.n and rows.loc[rows["own"].notna(), "outside"].nunique() == 1:
         made = replace(made, kappa=None, kappa_low=None, kappa_high=None)
-    return made if made.n else None
+    return made
 
 
 def _share(rows: pd.DataFrame, terms: Any) -> Figure:

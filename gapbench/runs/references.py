@@ -38,13 +38,12 @@ def keep(folder: RunFolder, items: Iterable[Item], references: Mapping[str, Refe
 def held(folder: RunFolder, items: Sequence[Item]) -> list[Item]:
     """Items with those of their reference images that a run folder has."""
     lacking = set(folder.lacking(sha256 for item in items for _, sha256 in of_item(item)))
+
+    def there(sha256: str) -> str:
+        return "" if sha256 in lacking else sha256
+
     return [
-        item._replace(
-            reference="" if item.reference in lacking else item.reference,
-            other_reference="" if item.other_reference in lacking else item.other_reference,
-        )
-        if lacking
-        else item
+        item._replace(reference=there(item.reference), other_reference=there(item.other_reference))
         for item in items
     ]
 

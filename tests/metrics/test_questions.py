@@ -164,11 +164,11 @@ def test_sight_is_counted_as_written(pairs: list[tuple[float, float]]) -> None:
     own, outside = map(list, zip(*pairs, strict=True))
     made = of_references(own, outside, [1.0, 0.0] * 20, len(pairs)).references
     known = [(m, j) for m, j in pairs if m == m and j == j]
-    if not known:
-        assert made is None
-        return
     assert made is not None
     n = len(known)
+    if not known:
+        assert (made.n, made.raw, made.abstained) == (0, None, len(pairs))
+        return
     alike = Fraction(sum(m == j for m, j in known), n)
     yes, right = (Fraction(int(sum(side)), n) for side in zip(*known, strict=True))
     chance = yes * right + (1 - yes) * (1 - right)

@@ -242,6 +242,13 @@ def test_judges_that_come_later_see_them_too(seen: Run, tmp_path: Path) -> None:
     judged = judge_run(run.path, ["pixel"])
     assert of_run(judged) == of_run(seen)
     assert judged.unfinished == ""
+    # A reference image that is gone is asked about no more, and costs no other verdict.
+    gone = measured(Seer(), tmp_path / "gone", judges=[], limit=2)
+    for sha256 in {item.reference for item in gone.items}:
+        gone.folder.image_path(sha256).unlink()
+    left = judge_run(gone.path, ["pixel"])
+    assert left.failures() == {}
+    assert "2 of 6 answers of pixel missing" in left.unfinished
 
 
 LIST_JUDGE = """
@@ -289,3 +296,21 @@ def test_a_folder_names_files_and_a_judge_of_lists_answers(
     later = about_references(open_run(run("runs").path)).set_index(["prompt", "sample"])["outside"]
     assert later.to_dict() == dict.fromkeys(asked, 0)
     assert len([*first.folder.each(Generation)]) == 2
+
+
+def test_what_the_judge_cannot_read_is_counted(
+    tmp_path: Path, user_task: Callable[..., Path]
+) -> None:
+    requirement = {"include": [{"shape": "circle", "count": 1}]}
+    record = {"text": "a circle", "reference": "large.png", "requirement": requirement}
+    folder = user_task([record])
+    Image.new("RGB", (99, 99)).save(folder / "large.png")
+    run = measured(Seer(), tmp_path, tasks=str(folder))
+    made = of_run(run)
+    assert made is not None
+    assert made.overall.references is not None
+    assert (made.overall.references.n, made.overall.references.abstained) == (0, 1)
+    assert made.overall.finding != "not known"  # its own images tell
+    screen = Console(width=80, record=True, file=io.StringIO())
+    show_run(run, (), screen)
+    assert "0 (1 abstained)" in screen.export_text()
