@@ -95,17 +95,17 @@ class Client:
         self.served: str | None = None
         self._refused: frozenset[str] | None = None
         self._http: dict[str, httpx.Client] = {}
+        self.max_tokens: int = self.fields.get(self.limit, MAX_TOKENS)
+        """The limit of an answer's tokens."""
+        if type(self.max_tokens) is not int or self.max_tokens < 1:
+            given = f"{self._who}: {self.limit}={self.max_tokens}"
+            raise GapbenchError(f"{given}: give a whole number, 1 or more")
 
     @property
     def limit(self) -> str:
         """The field that limits an answer's tokens."""
         names = (name for pair in RENAMED.items() for name in pair)
         return next((name for name in names if name in self.fields), "max_tokens")
-
-    @property
-    def max_tokens(self) -> int:
-        """The limit of an answer's tokens."""
-        return int(self.fields.get(self.limit, MAX_TOKENS))
 
     def reach(self) -> None:
         """Raises GapbenchError where there is no server at an address."""

@@ -20,15 +20,24 @@ Images = Sequence[Sequence[Image.Image]]
 
 class Answers:
     """Asks `model`. With a folder, answers are kept in a file there as they come, and what the file
-    has is not asked again: a command that failed at a question goes on from it."""
+    has is not asked again: a command of the same tasks that failed at a question goes on from
+    it."""
 
-    def __init__(self, model: Model, folder: Path | None = None) -> None:
+    def __init__(self, model: Model, folder: Path | None = None, tasks: Sequence[str] = ()) -> None:
         self._model = model
-        self._file = folder and folder / f"answers-{model.fingerprint[:12]}.jsonl"
+        of = hashlib.sha256(json.dumps([model.fingerprint, *tasks]).encode()).hexdigest()
+        self._file = folder and folder / f"answers-{of[:12]}.jsonl"
 
     @cached_property
     def _journal(self) -> Journal | None:
-        return None if self._file is None else Journal(self._file)
+        if self._file is None:
+            return None
+        journal = Journal(self._file)
+        for answer in journal.there.values():
+            scored = isinstance(answer, list) and [*map(type, answer)] == [float, bool]
+            if not (isinstance(answer, str) or scored):
+                raise GapbenchError(f"{self._file}: {str(answer)[:40]!r} is no answer; remove it")
+        return journal
 
     def complete(
         self, images: Images, texts: Sequence[str], tokens: int, until: Sequence[str]

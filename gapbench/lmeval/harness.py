@@ -170,7 +170,7 @@ def evaluate(
 
     quiet()
     lm = GapbenchLM(model, batch_size)
-    lm.answers = Answers(model, out)
+    lm.answers = Answers(model, out, tasks)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

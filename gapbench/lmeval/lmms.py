@@ -143,7 +143,7 @@ def evaluate(
 
     logger.disable("lmms_eval")
     lm = GapbenchLmms(model)
-    lm.answers = Answers(model, out)
+    lm.answers = Answers(model, out, tasks)
     if include is not None and not include.is_dir():
         raise GapbenchError(f"--include-path {include}: no such folder")
     manager = TaskManager("ERROR", include_path=str(include) if include else None)

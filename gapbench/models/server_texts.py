@@ -113,9 +113,9 @@ class Texts:
             values = [float(token["logprob"]) for token in tokens]
             most = [max(float(one["logprob"]) for one in place.values()) for _, place in told]
             said = "".join(str(token.get("decoded_token") or PART) for token in tokens)
-            if not all(value <= 1e-6 for value in values):
+            if not all(-math.inf < value <= 1e-6 for value in values):
                 raise ValueError
-        except (LookupError, TypeError, ValueError, AttributeError):
+        except (LookupError, TypeError, ValueError, OverflowError, AttributeError):
             why = "its reply has no prompt_logprobs, or none of some tokens"
             raise self._cannot(SCORES, why) from None
         if PART not in said and _bare(said) != _bare(ending):

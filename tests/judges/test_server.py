@@ -373,6 +373,8 @@ def test_fields_are_options(server: Judging) -> None:
         ("timeout=nan", "timeout must be a number"),
         ("concurrency=2.5", "concurrency must be a number up to 256"),
         ("stream=true", "gapbench sets stream"),
+        ("max_tokens=foo", "max_tokens=foo: give a whole number, 1 or more"),
+        ("max_completion_tokens=2.5", "max_completion_tokens=2.5: give a whole number"),
     ],
 )
 def test_options_that_are_refused(query: str, why: str) -> None:

@@ -226,6 +226,17 @@ def changed(change: Any) -> Play:
             changed(lambda body: body["prompt_logprobs"][-1][str(ord("d"))].update(logprob=0.5)),
             "or none of some tokens",
         ),
+        *(
+            (
+                changed(
+                    lambda body, odd=odd: body["prompt_logprobs"][-1][str(ord("d"))].update(
+                        logprob=odd
+                    )
+                ),
+                "or none of some tokens",
+            )
+            for odd in (-(10**400), -float("inf"))
+        ),
     ],
 )
 def test_a_server_that_scores_no_answers_is_told_of(
