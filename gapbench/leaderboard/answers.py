@@ -206,6 +206,10 @@ def _row(row: dict[str, Any], asks: Asked, image: str) -> Iterator[str]:
         yield "no verdict, and no reason" if abstained else "a verdict, and a reason for none"
     if mass == mass and not (asks.judge is None and 0 <= mass <= MASS):
         yield f"mass is {mass}"
+    known = [chance for chance in answers_in(text) or () if chance is not None]
+    # Of words alone, which are right or wrong, there is none.
+    if mass != mass and asks.judge is None and any(chance not in (0, 1) for chance in known):
+        yield "probabilities without their mass"
     if text or not abstained:
         yield from _text(verdict, text, asks)
 

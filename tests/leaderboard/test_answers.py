@@ -170,6 +170,7 @@ CASES: dict[str, tuple[Callable[[Rows], object], str]] = {
     "question": (lambda rows: first(rows, "own", question="0" * 64), "question is '000"),
     "skills": (lambda rows: renamed(rows, "charm"), "skills is '[\"charm\""),
     "mass": (lambda rows: first(rows, "own", mass=1.5), "mass is 1.5"),
+    "massless": (lambda rows: first(rows, "own", mass=None), "probabilities without their mass"),
     "outside-mass": (lambda rows: first(rows, "outside", mass=0.5), "mass is 0.5"),
     "reason": (lambda rows: first(rows, "own", reason="x" * 9), "a reason for none"),
     "abstained": (lambda rows: first(rows, "own", verdict=None), "no verdict, and no reason"),
