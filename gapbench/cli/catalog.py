@@ -274,7 +274,7 @@ def _tell(who: str, found: Iterable[Finding]) -> None:
 
 
 def prepare(
-    tasks: Annotated[Sequence[str] | None, typer.Option(parser=names, show_default="all; none if a model is named", help=TASKS)] = None,
+    tasks: Annotated[Sequence[str] | None, typer.Option(parser=names, show_default="all; none if a model or a judge is named", help=TASKS)] = None,
     model: Annotated[Sequence[str], typer.Option(parser=names, help="Models, by name or as diffusers:OWNER/NAME; separate several with commas.")] = (),
     judges: Judges = None,
     worker_python: Annotated[Path | None, typer.Option(help="Python interpreter of your own environment, for a model that runs as a worker.")] = None,
@@ -289,13 +289,12 @@ def prepare(
     from gapbench.runs import needs as preparing
 
     go_offline(offline)
-    wanted = preparing.needs(tasks or ([] if model else ["all"]), judges, model)
+    wanted = preparing.needs(tasks or ([] if model or judges else ["all"]), judges, model)
     table = Table(
         Column("needed", overflow="fold"), "for", "MB", "license", "pinned by", "here", box=None
     )
     for need in wanted:
-        size = f"{need.item.bytes / 1e6:,.{0 if need.item.bytes >= 1e8 else 2}f}"
-        size = size if need.item.bytes else "unknown"
+        size = f"{need.item.bytes / 1e6:,.2f}" if need.item.bytes else "unknown"
         here = "yes" if need.ready() else "no"
         table.add_row(
             need.name, need.wanted_by, size, need.item.license, need.pin or "NOTHING", here

@@ -13,7 +13,7 @@ from pathlib import Path
 from tenacity import Retrying, retry_if_exception
 
 from gapbench.fetch.libraries import is_offline
-from gapbench.fetch.sources import RETRIES
+from gapbench.fetch.sources import RETRIES, Source
 from gapbench.files import first_line, sha256_of
 from gapbench.types import GapbenchError
 
@@ -48,11 +48,11 @@ class Checkpoint:
 
 class Unreachable(GapbenchError):  # noqa: N818
     """The settings of a checkpoint are not here and cannot be fetched, so that all that is known of
-    it is `checkpoint`."""
+    it stands in `needs`, with what else is needed beside it."""
 
     def __init__(self, text: str, checkpoint: Checkpoint) -> None:
         super().__init__(text)
-        self.checkpoint = checkpoint
+        self.needs: tuple[Checkpoint | Source, ...] = (checkpoint,)
 
 
 def present(checkpoint: Checkpoint) -> bool:

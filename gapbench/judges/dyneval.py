@@ -29,6 +29,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 import torch
 from PIL import Image
 
+from gapbench.fetch.hub import Unreachable
 from gapbench.fetch.sources import Source, cached, texts_of
 from gapbench.judges.vlm import Named, VlmJudge
 from gapbench.judges.weights import batches
@@ -103,7 +104,11 @@ class DynEvalJudge(VlmJudge):
     default = "4b"
 
     def __init__(self, argument: str | None = None, device: str = "auto") -> None:
-        super().__init__(argument, device)
+        try:
+            super().__init__(argument, device)
+        except Unreachable as error:
+            error.needs += (SCRIPT,)
+            raise
         self.needs = (*self.needs, SCRIPT)
         self._lists: dict[str, list[Item] | Answer] = {}
 

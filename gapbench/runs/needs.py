@@ -95,7 +95,7 @@ def needs(
         try:
             items = load_judge(spec).needs
         except Unreachable as error:
-            items = (error.checkpoint,)
+            items = error.needs
         for item in items:
             wanted.setdefault(item, f"judge {spec}")
     return [Need(who, item) for item, who in wanted.items()]

@@ -344,7 +344,7 @@ def test_prepare_lists_a_folder_of_the_repository(
     code, out, err = end(capsys, *command, "dyneval:2b")
     assert not code, err
     rows = [line.split() for line in out.splitlines() if "DynEval-Evaluator" in line]
-    assert rows[0] == [REPO, "judge", "dyneval:2b", "4,300", "unknown", "NOTHING", "no"]
+    assert rows[0] == [REPO, "judge", "dyneval:2b", "4,300.00", "unknown", "NOTHING", "no"]
     with pytest.raises(GapbenchError, match=r"DynEval-2B cannot be downloaded \(offline\)"):
         DynEvalJudge("2b", "cpu")
     made = DynEvalJudge(None, "cpu")
