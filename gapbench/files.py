@@ -274,12 +274,16 @@ def inside(root: Path, path: str, place: str) -> Path:
     cache, links may lead to its own blobs."""
     pure, base = PurePosixPath(path), root.resolve()
     fits = path and not pure.is_absolute() and ".." not in pure.parts and "\0" not in path
-    target = (base / pure).resolve() if fits else None
+    try:
+        target = (base / pure).resolve() if fits else None
+        there = target is not None and target.is_file()
+    except OSError as error:
+        raise GapbenchError(f"{place}: {path[:40]!r}: {error.strerror}") from error
     if target is None or not (target == base / pure or target.parent in _hub_blobs(base)):
         raise GapbenchError(
             f"{place}: {path!r} must be a path inside {root}, with no '..' and through no link"
         )
-    if not target.is_file():
+    if not there:
         raise GapbenchError(f"{place}: {root / pure} is missing or is not a file")
     return root / pure
 

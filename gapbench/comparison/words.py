@@ -270,7 +270,10 @@ def _again(c: Comparison, table: Table) -> list[str]:
         ]
         for way in c.again
     ]
-    about = "What training brings, and what drawing again (--reflect) brings, in points:"
+    about = (
+        "What training brings, and what drawing again (--reflect) brings, in points; all changes "
+        "are from BEFORE's first image:"
+    )
     heads = ["image of a prompt", "% right", "change", "images a prompt"]
     return [about, table(heads, rows)] if rows else []
 

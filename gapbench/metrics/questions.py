@@ -77,7 +77,8 @@ class Skill:
 
     def _by_references(self, sight: Agreement) -> str:
         if self.draws is None or sight.kappa is None:
-            return "not known, since all answers are alike" if self.draws else "not known"
+            alike = "not known, since all of the judge's answers about references are alike"
+            return alike if self.draws else "not known"
         # Of a model whose answers are all alike, kappa is 0 whatever it is shown.
         if sight.kappa_low is None and (sight.kappa != 0 or sight.n_prompts == 1):
             return "not known from so few prompts"
@@ -102,12 +103,15 @@ class Single:
 class Questions:
     """A run's answers: all questions, each skill, the commonest first, and, where the run has both,
     its verdicts of one question against those by questions. `mass` is the median over images of
-    the probability of all answers that may be; None where the model was heard instead."""
+    the probability of all answers that may be; None where the model was heard instead.
+    `shown` is the share of the questions about prompts' own reference images that the outside judge
+    answers as the prompts want; None where it answers none."""
 
     overall: Skill
     skills: list[Skill]
     single: Single | None
     mass: float | None
+    shown: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +164,7 @@ def figures(
         ],
         single=None if single is None else _single(single, by_questions),
         mass=median(masses) if masses else None,
+        shown=_mean(seen.loc[seen["sample"] == 0, "outside"]),
     )
 
 
@@ -222,6 +227,11 @@ def _skill(name: str, rows: pd.DataFrame, references: pd.DataFrame) -> Skill:
         abstained=int((rows["own_asked"] & rows["outside_asked"]).sum()) - len(known),
         draws=draws, agrees=agrees, both=both, more=more, references=_sight(references),
     )  # fmt: skip
+
+
+def _mean(values: pd.Series[float]) -> float | None:
+    known = values.dropna()
+    return float(known.mean()) if len(known) else None
 
 
 def _sight(rows: pd.DataFrame) -> Agreement | None:

@@ -104,9 +104,14 @@ def prediction(worth: Verification | None) -> str:
     """What a fix can gain by these verdicts, in a sentence; empty where they do not say."""
     if worth is None or worth.gain is None:
         return ""
+    told = f"Choosing by its own verdict adds {points(worth.gain)} points."
+    if worth.gain.high <= 0:
+        return f"{told} It chooses the wrong images: do not fix the model by these verdicts."
+    if worth.gain.low <= 0:
+        return f"{told} No gain is shown, so a fix by these verdicts may bring none."
     return (
-        f"Choosing by its own verdict adds {points(worth.gain)} points. A fix teaches the model to "
-        "draw what it would choose, so expect generation to rise by up to about that."
+        f"{told} A fix teaches the model to draw what it would choose, so expect generation to "
+        "rise by up to about that."
     )
 
 

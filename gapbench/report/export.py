@@ -30,7 +30,7 @@ class Figure:
     """A section of the page: a question, how to read the answer, a plot and its table.
 
     `points` are what the plot shows, and `columns` what their place, series and value are; there is
-    no plot without points.
+    no plot without points. `warned` is what stands out.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Figure:
     columns: tuple[str, str, str]
     points: Sequence[Point]
     plot: Plot | None
+    warned: Sequence[str] = ()
 
 
 def write_figures(

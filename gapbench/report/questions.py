@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 HEADS: Final = ("draws", "sees", "sees less draws", "kappa", "both right", "questions")
 REFERENCES: Final = ("sees references", "kappa on references", "questions on references")
+SHOWN: Final = 0.5
+"""Share of the answers about prompts' own reference images that show what the prompts ask for."""
 ABOUT: Final = (
     "draws: the judge's answer about the image is the right one. sees: the model's answer is the "
     "judge's. kappa: the same beyond chance, which is what both would reach at their own rates of "
@@ -42,7 +44,7 @@ def show(asked: Questions | None, judge: str, screen: Console) -> None:
     heads = _heads([asked])
     rows = [(skill.name, _row(skill, heads)) for skill in (asked.overall, *asked.skills)]
     print_by_threes("skill", heads, rows, screen)
-    if warned := warning(asked):
+    for warned in warnings(asked):
         screen.print(warned, style="bold red")
     for finding in dict.fromkeys(skill.finding for skill in asked.skills):
         skills = ", ".join(skill.name for skill in asked.skills if skill.finding == finding)
@@ -92,7 +94,7 @@ def figures(names: Sequence[str], several: Sequence[Questions | None]) -> list[F
         for skill in (asked.overall, *asked.skills)
     ]
     about = ABOUT_REFERENCES * (len(heads) > len(HEADS))
-    warned = [f" {name}: {told}" for name, asked in there if (told := warning(asked))]
+    warned = [f"{name}: {told}" for name, asked in there for told in warnings(asked)]
     single = [
         f" Of {name}, verdicts of one question and by questions {agreement(asked.single.agrees)}; "
         f"by questions in place of one, in points: {_changes(asked)}."
@@ -104,7 +106,8 @@ def figures(names: Sequence[str], several: Sequence[Questions | None]) -> list[F
             name="skills",
             title="Which skills does the model draw, and which does it see?",
             about="Answers to questions about each image, in percent, with 95 % intervals over "
-            f"prompts. {ABOUT}{about}{''.join(warned + single)}",
+            f"prompts. {ABOUT}{about}{''.join(single)}",
+            warned=warned,
             table=(["skill", "run", *heads, "in words"], rows),
             columns=("skill", "series", "questions (%)"),
             points=shown,
@@ -117,6 +120,18 @@ def warning(asked: Questions) -> str:
     """What to say of a model that would mostly have said something else."""
     rare = asked.mass is not None and asked.mass < LEAST_MASS
     return (mass_note([asked.mass]) or "") if rare else ""
+
+
+def warnings(asked: Questions) -> list[str]:
+    """The same, and what to say where the judge does not find what reference images should show."""
+    told = [made] if (made := warning(asked)) else []
+    if asked.shown is not None and asked.shown < SHOWN:
+        told.append(
+            f"WARNING: of the outside judge's answers about prompts' own reference images, only "
+            f"{100 * asked.shown:.1f} % are those that the prompts ask for: check these images, or "
+            "take another judge."
+        )
+    return told
 
 
 def _heads(several: Sequence[Questions]) -> tuple[str, ...]:

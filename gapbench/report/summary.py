@@ -10,7 +10,7 @@ from gapbench.judges.own import NAMES
 from gapbench.report import questions, reflection, tables
 from gapbench.report import verification as worth
 from gapbench.runs.frame import ByJudge, undecided_in_words
-from gapbench.runs.questions import of_run, scores
+from gapbench.runs.questions import in_mode, of_run, scores
 from gapbench.types import counted
 from gapbench.verdict import mass_note
 
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 ABOUT: Final = ("Mismatched pairs: ", "Own verdicts: ")
 """How notes start that explain a table and warn of nothing; they stand below the whole one."""
+
+
+ADD: Final = (
+    "`gapbench judge RUN --judge vlm-list` adds answers to lists of questions (docs/questions.md "
+    "says who answers which)."
+)
 
 
 def show_run(run: Run, named: Sequence[str], screen: Console, verbose: bool = False) -> None:
@@ -53,7 +59,10 @@ def show_run(run: Run, named: Sequence[str], screen: Console, verbose: bool = Fa
         people = next(iter(run.people_judges()), "")
         tables.show_corrected(corrected[name], run.called(name), people, screen)
         questions.show_scores(scores(run, name), run.called(name), screen)
-        questions.show(of_run(run, name), run.called(name), screen)
+        asked = of_run(run, name)
+        questions.show(asked, run.called(name), screen)
+        if asked is None and in_mode(run, "questions"):
+            screen.print(f"No table of questions: no outside judge answered them. {ADD}\n")
         reflection.show(run.reflection(name), run.called(name), screen)
     if any(corrected.values()):
         screen.print(tables.ABOUT_CORRECTED)

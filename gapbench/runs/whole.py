@@ -64,7 +64,10 @@ class Whole(Plan):
 
 def joined(earlier: Plan | None, new: Plan) -> Plan:
     """What a folder keeps once a command asked for `new`: it and the plans of earlier commands, of
-    which those that ask for nothing else are dropped."""
+    which those that ask for nothing else are dropped. The reference images of `new` take the place
+    of others of its prompts."""
+    if earlier:
+        earlier = _referring(earlier, new)
     parts = parts_of(earlier) if earlier else []
     if earlier and new in parts:
         return earlier
@@ -76,6 +79,23 @@ def joined(earlier: Plan | None, new: Plan) -> Plan:
     kept = [part for part, drop in zip(parts, covered, strict=True) if not drop]
     kept.insert(place, new)
     return replace(kept[-1], earlier=kept[:-1])
+
+
+def _referring(earlier: Plan, new: Plan) -> Plan:
+    """A folder's plan with the reference images that its prompts have now; itself where nothing
+    changed."""
+    if new.own != NAMES["questions"]:
+        return earlier
+    now = {(prompt.task, prompt.id): "" for prompt in new.prompts} | new.referenced()
+    parts = []
+    for part in (old := parts_of(earlier)):
+        every = [*part.prompts, *part.others][: len(part.references)]
+        shown = [
+            now.get((prompt.task, prompt.id), sha256)
+            for prompt, sha256 in zip(every, part.references, strict=True)
+        ]
+        parts.append(replace(part, references=shown if any(shown) else []))
+    return earlier if parts == old else replace(parts[-1], earlier=parts[:-1])
 
 
 def parts_of(plan: Plan) -> list[Plan]:

@@ -64,20 +64,23 @@ def partners(
     `far` shares as few content words with it as possible, `near` differs in as few; `seed` chooses
     among equals. Content words are those of the text and the values of the requirement. No prompt
     is a partner whose content contains, or is part of, that of the other in any order or relation,
-    since one image may show both.
+    or is of its cluster, since one image may show both.
     """
     # By text, so that neither the order of the file nor the ids change a choice.
     listed = sorted(category, key=lambda other: other.text)
-    known = [(other, _asked(other), _facts(other)) for other in listed]
+    known = [(other, _asked(other), _facts(other), cluster(other)) for other in listed]
     of = {id(each[0]): each for each in known}
     chosen: list[Prompt | None] = []
     for prompt in prompts:
-        _, asked, facts = of.get(id(prompt)) or (prompt, _asked(prompt), _facts(prompt))
+        _, asked, facts, mine = of.get(id(prompt)) or (
+            prompt, _asked(prompt), _facts(prompt), cluster(prompt),
+        )  # fmt: skip
         stream = Random(f"{seed} {prompt.task} {prompt.text}")  # noqa: S311 (no secret)
         best, least = None, float("inf")
-        for other, theirs, their_facts in _sampled(stream, known, min(len(known), MOST)):
+        for other, theirs, their_facts, its in _sampled(stream, known, min(len(known), MOST)):
             apart = facts & their_facts if difficulty == "far" else facts ^ their_facts
-            if len(apart) < least and not (asked <= theirs or asked >= theirs):
+            one_image = asked <= theirs or asked >= theirs or mine == its
+            if len(apart) < least and not one_image:
                 best, least = other, len(apart)
             if not least:
                 break

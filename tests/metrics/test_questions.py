@@ -206,5 +206,5 @@ def test_who_says_yes_to_everything_sees_nothing() -> None:
     assert of_references([1.0] * 100, outside, drawn).finding == "draws, does not see"
     # Where nothing is to be told apart nothing is known, and of one prompt neither.
     alike = of_references(outside, [1.0] * 100, drawn)
-    assert alike.finding == "not known, since all answers are alike"
+    assert alike.finding == "not known, since all of the judge's answers about references are alike"
     assert of_references(outside, outside, drawn, 1).finding == "not known from so few prompts"

@@ -143,6 +143,10 @@ def test_a_judge_that_knows_chooses_as_the_outside_judge_does() -> None:
     assert (made.random.value, made.own.value, made.own) == (0.25, 1, made.judge)
     assert made.gain.low > 0.5
     assert "adds +75.0 [" in prediction(made)
+    assert "expect generation to rise" in prediction(made)
+    fooled = worth([row | {"p_yes": 1 - row["p_yes"], "own": 1 - row["own"]} for row in rows])
+    assert "adds -25.0 [" in prediction(fooled)
+    assert "do not fix the model by these verdicts" in prediction(fooled)
 
 
 def test_a_judge_that_says_the_same_of_all_images_chooses_by_lot() -> None:
@@ -153,6 +157,7 @@ def test_a_judge_that_says_the_same_of_all_images_chooses_by_lot() -> None:
     assert made.gain is not None
     assert made.gain.value == 0
     assert made.gain.low < 0 < made.gain.high
+    assert "No gain is shown" in prediction(made)
 
 
 def test_verdicts_in_words_choose_by_lot_among_the_accepted() -> None:

@@ -135,10 +135,14 @@ def test_what_it_sees_decides_what_is_said(seen: Run, tmp_path: Path) -> None:
     assert skills["shape"].finding == "does not see"
 
 
-def test_show_report_results_and_compare_tell_it(seen: Run, tmp_path: Path) -> None:
+def shown(run: Run) -> str:
     screen = Console(width=80, record=True, file=io.StringIO())
-    show_run(open_run(seen.path), (), screen)
-    said = screen.export_text()
+    show_run(open_run(run.path), (), screen)
+    return " ".join(screen.export_text().split())
+
+
+def test_show_report_results_and_compare_tell_it(seen: Run, tmp_path: Path) -> None:
+    said = shown(seen)
     assert "sees references" in said
     assert "Sees, does not draw: " in said
     write_report([seen], tmp_path / "report.html", figures=tmp_path / "figures")
@@ -295,6 +299,22 @@ def test_a_folder_names_files_and_a_judge_of_lists_answers(
     Image.new("RGB", (9, 9), (0, 9, 0)).save(folder / "red.png")
     later = about_references(open_run(run("runs").path)).set_index(["prompt", "sample"])["outside"]
     assert later.to_dict() == dict.fromkeys(asked, 0)
+    assert "only 0.0 % are those that the prompts ask for" in shown(first)
+    Image.new("RGB", (9, 9), (255, 0, 0)).save(folder / "red.png")
+    assert (
+        about_references(run("runs")).set_index(["prompt", "sample"])["outside"].to_dict() == asked
+    )
+    back = about_references(open_run(first.path)).set_index(["prompt", "sample"])["outside"]
+    assert back.to_dict() == asked
+    prompts = folder / "prompts.jsonl"
+    kept = [json.loads(line) for line in prompts.read_text().splitlines()]
+    without = [{k: v for k, v in record.items() if k != "reference"} for record in kept]
+    prompts.write_text("".join(f"{json.dumps(record)}\n" for record in without))
+    run("runs")
+    assert not len(about_references(open_run(first.path)))
+    prompts.write_text("".join(f"{json.dumps(record)}\n" for record in kept))
+    alone = measured(Nods(), tmp_path / "alone", tasks=str(folder), judges=[])
+    assert "No table of questions: no outside judge answered them. `gapbench judge" in shown(alone)
     assert len([*first.folder.each(Generation)]) == 2
 
 
@@ -311,6 +331,4 @@ def test_what_the_judge_cannot_read_is_counted(
     assert made.overall.references is not None
     assert (made.overall.references.n, made.overall.references.abstained) == (0, 1)
     assert made.overall.finding != "not known"  # its own images tell
-    screen = Console(width=80, record=True, file=io.StringIO())
-    show_run(run, (), screen)
-    assert "0 (1 abstained)" in screen.export_text()
+    assert "0 (1 abstained)" in shown(run)

@@ -69,6 +69,9 @@ def test_what_may_match_is_no_partner(difficulty: Difficulty) -> None:
     turned = ["a boy on the bottom of a bee", "a bee on the top of a boy", "a bee next to a boy"]
     assert set(chosen(places, difficulty).values()) == {None}
     assert set(chosen(turned, difficulty).values()) == {None}
+    asked = {"vqa_list": [["Is there an apple?", "Yes"]]}
+    alike = [prompt("a red apple", asked), prompt("one crimson fruit", asked)]
+    assert partners(alike, alike, difficulty, 0) == [None, None]
     assert chosen(["!", "?"], difficulty) == {"!": "?", "?": "!"}
 
 

@@ -71,6 +71,7 @@ def test_what_no_scene_shows_is_told() -> None:
         ("../secret.png", "'../secret.png' must be a path inside"),
         ("link.png", "'link.png' must be a path inside"),
         ("", "'' must be a path inside"),
+        ("a" * 5000, "File name too long"),
         ("images", "images is missing or is not a file"),
         ("images/gone.png", "gone.png is missing or is not a file"),
         (7, "the reference 7 is not a text"),
