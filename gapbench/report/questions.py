@@ -89,7 +89,7 @@ def figures(names: Sequence[str], several: Sequence[Questions | None]) -> list[F
     ]
     heads = _heads([asked for _, asked in there])
     rows: list[list[Cell]] = [
-        [skill.name, name, *_row(skill, heads), skill.finding]
+        [skill.name, name, skill.finding, *_row(skill, heads)]
         for name, asked in there
         for skill in (asked.overall, *asked.skills)
     ]
@@ -108,7 +108,7 @@ def figures(names: Sequence[str], several: Sequence[Questions | None]) -> list[F
             about="Answers to questions about each image, in percent, with 95 % intervals over "
             f"prompts. {ABOUT}{about}{''.join(single)}",
             warned=warned,
-            table=(["skill", "run", *heads, "in words"], rows),
+            table=(["skill", "run", "in words", *heads], rows),
             columns=("skill", "series", "questions (%)"),
             points=shown,
             plot=intervals(shown, "questions (%)") if shown else None,

@@ -351,7 +351,7 @@ def test_a_comparison_tells_training_and_drawing_again_apart(
     assert told[1]["change"]["value"] == once.overall.gain.value  # type: ignore[union-attr]
     shown = render([made], "text", 80)
     assert "AFTER, drawn again" in shown
-    assert max(len(line) for line in shown.splitlines() if "first image" in line) <= 80
+    assert max(len(line) for line in shown.splitlines() if ", first image" in line) <= 80
 
     plain = draw(tmp_path / "plain", odd, Trained(), reflect=None)
     alone = stored(reflected, plain)
