@@ -81,7 +81,8 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file of one's own with a module beside it, in the current folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.delitem(sys.modules, "helper", raising=False)
+    for name in ("helper", "my"):  # of a test before
+        monkeypatch.delitem(sys.modules, name, raising=False)
     (tmp_path / "helper.py").write_text("SHADE = 200")
     (tmp_path / "my.py").write_text(OWN)
     importlib.invalidate_caches()
