@@ -127,6 +127,7 @@ def test_what_it_sees_decides_what_is_said(seen: Run, tmp_path: Path) -> None:
     assert sight is not None
     assert (sight.raw, sight.kappa, sight.kappa_high) == (1.0, 1.0, 1.0)
     assert made.overall.finding == "sees, does not draw"
+    assert made.shown == 1.0  # of the prompts' own alone
     blind = of_run(measured(Nods(), tmp_path))
     assert blind is not None
     skills = {skill.name: skill for skill in blind.skills}
