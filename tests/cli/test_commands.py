@@ -12,6 +12,7 @@ import io
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from http.server import HTTPServer
 from itertools import groupby, islice
@@ -87,6 +88,7 @@ class Hosted(Server):
 @pytest.fixture
 def server(tmp_path: Path, tiny_janus: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosted]:
     """An empty folder, with all stubbed that comes over a network; gives the server's stub."""
+    monkeypatch.setattr(sys, "path", [*sys.path])  # a command puts its folder there
     monkeypatch.setenv("GAPBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setenv("GAPBENCH_ALLOW_HTTP", "")  # a command's --allow-http ends with the test
