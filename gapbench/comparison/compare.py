@@ -366,9 +366,9 @@ def _comparison(
     before, after = pair.before, pair.after
     notes = [f"WARNING: {run.path}: {what} failed the check: {why}"
              for run in (before, after) for what, why in run.checks().items()]  # fmt: skip
-    tried = {"BEFORE": before.plan.reflect, "AFTER": after.plan.reflect}
-    if sum(map(bool, tried.values())) == 1:
-        notes.append(f"Only {max(tried, key=lambda side: tried[side] or 0)} drew again (--reflect)")
+    again = [side for side, run in (("BEFORE", before), ("AFTER", after)) if run.plan.reflect]
+    if len(again) == 1:
+        notes.append(f"Only {again[0]} drew again (--reflect)")
     return Comparison(
         before=str(before.path),
         after=str(after.path),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
@@ -22,6 +21,7 @@ from gapbench.leaderboard.submission import (
     Card,
     Submission,
     records,
+    same,
     sha256,
 )
 from gapbench.runs.questions import in_mode
@@ -231,12 +231,6 @@ def _text(verdict: int | None, text: str, asks: Asked) -> Iterator[str]:
         yield f"its text is not as it is written, but {text[:200]!r}"
     if made.verdict != verdict:
         yield f"verdict {verdict} with {text[:200]}"
-
-
-def same(new: Any, old: Any) -> bool:
-    """Whether a figure is the one that the rows give."""
-    numbers = isinstance(new, int | float) and isinstance(old, int | float)
-    return math.isclose(new, old, rel_tol=1e-6, abs_tol=1e-9) if numbers else new == old
 
 
 def _differing(made: Any, given: Any, where: str) -> Iterator[str]:

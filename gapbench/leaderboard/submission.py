@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -306,6 +307,12 @@ def _bytes(file: Path) -> bytes:
     if file.stat().st_size > LARGEST[file.name]:
         raise GapbenchError(f"{file}: larger than {LARGEST[file.name]:,} bytes")
     return file.read_bytes()
+
+
+def same(new: Any, old: Any) -> bool:
+    """Whether a figure is the one that the rows give."""
+    numbers = isinstance(new, int | float) and isinstance(old, int | float)
+    return math.isclose(new, old, rel_tol=1e-6, abs_tol=1e-9) if numbers else new == old
 
 
 def records(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:

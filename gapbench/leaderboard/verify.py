@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gapbench.judges.own import NAMES
 from gapbench.leaderboard import answers
-from gapbench.leaderboard.answers import same
 from gapbench.leaderboard.expected import Installed, Key, Wanted
 from gapbench.leaderboard.parquet import MOST_ROWS
 from gapbench.leaderboard.submission import (
@@ -26,6 +25,7 @@ from gapbench.leaderboard.submission import (
     name_of,
     read,
     records,
+    same,
 )
 from gapbench.models import load_model
 from gapbench.models.base import PAIR
